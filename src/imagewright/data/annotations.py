@@ -1,0 +1,148 @@
+"""What is known of each picture: from `dataset.json`, or from the class folders it lies in.
+
+Source: the labels of NVlabs/edm's data sets, {"labels": [[file, class], ...] or null}, and our further keys (`edm_zip`).
+A file whose label is missing or senseless is a finding with a reason; a `dataset.json` of another shape is a UserError.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from imagewright.data.archive import Archive
+from imagewright.data.pixels import BadPicture
+from imagewright.types import UserError
+
+LARGEST_LABEL = 999_999
+_TEXTS = ("name", "subgroup", "split")
+
+
+@dataclass(kw_only=True)
+class Annotations:
+    """labels: class of each usable picture by name, or None when the source has no classes.
+
+    bad: (name, reason). texts: caption, subgroup and split by name, under "name", "subgroup" and "split".
+    """
+
+    labels: dict[str, int] | None = None
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    texts: dict[str, dict[str, str]] = field(default_factory=lambda: {key: {} for key in _TEXTS})
+
+
+def annotate(archive: Archive, *, labels: bool) -> Annotations:
+    """Read `dataset.json` if there is one, else take the folders' names in sorted order as classes.
+
+    labels: False ignores every class. Raises UserError when `dataset.json` is damaged or of another shape.
+    """
+    base = _home(archive)
+    if base is None:
+        return _from_folders(archive) if labels else Annotations()
+    name = f"{base}dataset.json"
+    where = f"{archive.path}: {name}"
+    try:
+        meta = json.loads(archive.read(name).decode("utf-8-sig"))
+    except (BadPicture, ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not readable as JSON: {error}") from None
+    if not isinstance(meta, dict) or "labels" not in meta:
+        raise UserError(f'{where} must be an object with the key "labels"')
+    out = Annotations()
+    if labels and meta["labels"] is not None:
+        _read_labels(out, archive, base, meta["labels"], where)
+        _read_classes(out, meta.get("classes"), where)
+    _read_texts(out, base, meta.get("pictures"), where)
+    return out
+
+
+def _home(archive: Archive) -> str | None:
+    """The folder of the `dataset.json` that counts ("" or "a/b/"): the topmost one above all pictures."""
+    shared = _common_folder(archive.pictures)
+    for depth in range(len(shared) + 1):
+        base = "".join(f"{part}/" for part in shared[:depth])
+        if f"{base}dataset.json" in archive.others:
+            return base
+    return None
+
+
+def _common_folder(names: Iterable[str]) -> tuple[str, ...]:
+    """The folders that all names start with: ("a", "b") for a/b/1.png and a/b/c/2.png."""
+    parents = [PurePosixPath(n).parent.parts for n in names]
+    shared = []
+    for level in zip(*parents, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return tuple(shared)
+
+
+def _from_folders(archive: Archive) -> Annotations:
+    depth = len(_common_folder(archive.pictures))
+    folder = {n: p[depth] if len(p := PurePosixPath(n).parts) > depth + 1 else None for n in archive.pictures}
+    classes = sorted({f for f in folder.values() if f is not None})
+    if not classes:
+        return Annotations()
+    index = {c: i for i, c in enumerate(classes)}
+    return Annotations(
+        labels={n: index[f] for n, f in folder.items() if f is not None},
+        num_classes=len(classes),
+        class_names=tuple(classes),
+        bad=[(n, "lies outside the class folders") for n, f in folder.items() if f is None],
+    )
+
+
+def _read_labels(out: Annotations, archive: Archive, base: str, entries: Any, where: str) -> None:
+    if not isinstance(entries, list):
+        raise UserError(f'{where}: "labels" must be a list of [file, class], or null')
+    out.labels = {}
+    present = frozenset(archive.pictures)
+    seen: set[str] = set()
+    for i, entry in enumerate(entries):
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+            raise UserError(f"{where}: entry {i} of labels is {_short(entry)}; it must be [file, class]")
+        name, label = base + entry[0].replace("\\", "/"), entry[1]
+        if name in seen:
+            out.labels.pop(name, None)
+            out.bad.append((name, "labelled more than once in dataset.json"))
+        elif name not in present:
+            out.bad.append((name, "labelled in dataset.json, but there is no such picture"))
+        elif type(label) is not int or not 0 <= label <= LARGEST_LABEL:  # bool is an int to isinstance
+            reason = f"its label in dataset.json is {_short(label)}; it must be a whole number"
+            out.bad.append((name, f"{reason} from 0 to {LARGEST_LABEL}"))
+        else:
+            out.labels[name] = label
+        seen.add(name)
+    out.bad += [(n, "has no label in dataset.json") for n in archive.pictures if n not in seen]
+    out.num_classes = max(out.labels.values(), default=-1) + 1
+
+
+def _read_classes(out: Annotations, classes: Any, where: str) -> None:
+    if classes is None or out.labels is None:
+        return
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise UserError(f'{where}: "classes" must be a list of names')
+    for name in [n for n, label in out.labels.items() if label >= len(classes)]:
+        reason = f"its label in dataset.json is {out.labels.pop(name)}; there are {len(classes)} classes"
+        out.bad.append((name, reason))
+    out.num_classes, out.class_names = len(classes), tuple(classes)
+
+
+def _read_texts(out: Annotations, base: str, pictures: Any, where: str) -> None:
+    if pictures is None:
+        return
+    if not isinstance(pictures, Mapping) or not all(isinstance(p, Mapping) for p in pictures.values()):
+        raise UserError(f'{where}: "pictures" must be an object of objects, one a file')
+    for name, known in pictures.items():
+        for key in _TEXTS:
+            if key in known:
+                if not isinstance(known[key], str):
+                    raise UserError(f"{where}: {key} of {name} is {_short(known[key])}; it must be text")
+                out.texts[key][base + name] = known[key]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

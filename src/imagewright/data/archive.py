@@ -1,0 +1,119 @@
+"""The files of a folder or a zip, by name, without unpacking anything.
+
+Contract: names use "/" and are relative to the folder or the zip; pictures are told by their extension; hidden files,
+`__MACOSX` and other files (.txt, Thumbs.db) are ignored; what cannot be read is a finding (BadPicture), not a crash.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from imagewright.data.pixels import BadPicture
+from imagewright.types import UserError
+
+EXTENSIONS = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm".split()
+)
+LARGEST_FILE = 1 << 28
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """Names of pictures in sorted order, names of all files, and how to read one.
+
+    bad: (name, reason) of entries that were found unusable by their name alone.
+    """
+
+    path: Path
+    pictures: tuple[str, ...]
+    others: frozenset[str]
+    bad: tuple[tuple[str, str], ...]
+    read: Callable[[str], bytes]
+
+
+def open_archive(path: Path) -> Archive:
+    """List a folder or a zip. Raises UserError when there is neither, or the zip's directory is damaged."""
+    try:
+        if path.is_dir():
+            return _open_folder(path)
+        if not path.exists():
+            raise UserError(f"{path} does not exist; a data set is a folder, a zip, or one of: digits, emoji64")
+        return _open_zip(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _open_folder(path: Path) -> Archive:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    names: list[str] = []
+    for folder, subfolders, files in os.walk(path, onerror=refuse):
+        subfolders[:] = [s for s in subfolders if not _hidden(s)]
+        names += [(Path(folder) / f).relative_to(path).as_posix() for f in files]
+
+    def read(name: str) -> bytes:
+        try:
+            if (path / name).stat().st_size > LARGEST_FILE:
+                raise BadPicture(f"larger than {LARGEST_FILE} bytes")
+            return (path / name).read_bytes()
+        except OSError as error:
+            raise BadPicture(f"cannot be read: {error.strerror or error}") from None
+
+    return _sorted_out(path, names, [], read)
+
+
+def _open_zip(path: Path) -> Archive:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{path} is not a folder and not a readable zip: {error}") from None
+    entries: dict[str, zipfile.ZipInfo] = {}
+    bad: list[tuple[str, str]] = []
+    for entry in archive.infolist():
+        name = entry.filename.replace("\\", "/")  # some Windows programs write backslashes
+        if entry.is_dir() or name.endswith("/"):
+            continue
+        if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
+            bad.append((name, "its name leads out of the archive"))
+        elif name in entries:
+            bad.append((name, "the archive holds this name more than once; only the first is usable"))
+        else:
+            entries[name] = entry
+
+    def read(name: str) -> bytes:
+        entry = entries[name]
+        if entry.file_size > LARGEST_FILE:
+            raise BadPicture(f"larger than {LARGEST_FILE} bytes")
+        if entry.flag_bits & 1:
+            raise BadPicture("encrypted")
+        try:
+            return archive.read(entry)
+        except Exception as error:  # zlib, lzma, struct and zipfile errors: a damaged entry raises any of them
+            raise BadPicture(f"damaged in the zip: {error}") from None
+
+    return _sorted_out(path, list(entries), bad, read)
+
+
+def _sorted_out(
+    path: Path, names: list[str], bad: list[tuple[str, str]], read: Callable[[str], bytes]
+) -> Archive:
+    def is_picture(name: str) -> bool:
+        return PurePosixPath(name).suffix.lower() in EXTENSIONS and not any(map(_hidden, name.split("/")))
+
+    return Archive(
+        path=path,
+        pictures=tuple(sorted(filter(is_picture, names))),
+        others=frozenset(n for n in names if not is_picture(n)),
+        bad=tuple((n, reason) for n, reason in bad if is_picture(n.replace("..", ""))),
+        read=read,
+    )
+
+
+def _hidden(part: str) -> bool:
+    return part == "__MACOSX" or part.startswith(".")

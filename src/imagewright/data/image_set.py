@@ -1,0 +1,103 @@
+"""A set of labelled pictures, in memory or decoded when asked for.
+
+Contract: `images(indices)` gives uint8 [n, H, W, C]; every other attribute describes the same N pictures in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from imagewright.data.pixels import Pixels, with_channels
+from imagewright.types import DataSpec
+
+Labels = npt.NDArray[np.int64]
+Split = Literal["train", "test", "all"]
+Read = Callable[[npt.NDArray[np.int64]], Pixels]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSet:
+    """N pictures of one size, what is known of each, and where they came from.
+
+    labels:      int64 [N], class index, -1 where there is none.
+    names:       file name (or index, as text) of each picture.
+    captions, subgroups, splits: one text a picture, or None where the source has none.
+    skipped:     (name, reason) of the files that were left out because `skip_bad` was asked for.
+    source:      where the pictures came from, in words.
+    fingerprint: sha256 over pixels and labels (hex): equal for equal content, whatever the container.
+    """
+
+    spec: DataSpec
+    pixels: Pixels | Read
+    labels: Labels
+    names: tuple[str, ...]
+    source: str
+    digests: tuple[bytes, ...]
+    captions: tuple[str, ...] | None = None
+    subgroups: tuple[str, ...] | None = None
+    splits: tuple[str, ...] | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def in_memory(self) -> bool:
+        """False when every `images` call decodes files."""
+        return isinstance(self.pixels, np.ndarray)
+
+    def images(self, indices: Sequence[int] | npt.NDArray[np.int64] | slice | None = None) -> Pixels:
+        """Pictures by index (None: all), uint8 [n, H, W, C], a fresh array. Raises IndexError out of range."""
+        rows = np.arange(len(self))
+        if indices is not None:
+            rows = rows[indices if isinstance(indices, slice) else np.asarray(indices, dtype=np.int64)]
+        return self.pixels[rows] if isinstance(self.pixels, np.ndarray) else self.pixels(rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of shape, labels and pixels, in order."""
+        return fingerprint(self.spec, self.labels, self.digests)
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> ImageSet:
+        """The pictures at `indices`, in that order, as a set of its own."""
+        rows = np.asarray(indices, dtype=np.int64)
+        parent = self.pixels
+
+        def pick(texts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+            return None if texts is None else tuple(texts[i] for i in rows)
+
+        return replace(
+            self,
+            pixels=parent[rows] if isinstance(parent, np.ndarray) else lambda i: parent(rows[i]),
+            labels=self.labels[rows],
+            names=tuple(self.names[i] for i in rows),
+            digests=tuple(self.digests[i] for i in rows),
+            captions=pick(self.captions),
+            subgroups=pick(self.subgroups),
+            splits=pick(self.splits),
+        )
+
+
+def digest(pixels: Pixels) -> bytes:
+    """sha256 of one picture's pixels [H, W, C] as RGB, so that a grey file and its RGB copy agree."""
+    return hashlib.sha256(np.ascontiguousarray(with_channels(pixels, 3))).digest()
+
+
+def fingerprint(spec: DataSpec, labels: Labels, digests: Iterable[bytes]) -> str:
+    """sha256 (hex) over the shape of the set, its labels and the pictures' own digests, in order."""
+    total = hashlib.sha256(f"{len(labels)}x{'x'.join(map(str, spec.shape))}".encode())
+    total.update(labels.astype("<i8").tobytes())
+    for each in digests:
+        total.update(each)
+    return total.hexdigest()
+
+
+def held_out(key: str) -> bool:
+    """Whether the picture known by `key` belongs to the test split: a tenth of all keys, fixed by their sha256."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()) % 10 == 0

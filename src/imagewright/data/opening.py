@@ -1,0 +1,250 @@
+"""Opening a set by name or path: list, annotate, decode and check every file, complain once.
+
+Contract: what cannot be used is named with its reason, in one UserError for all of them or, with `skip_bad`, in
+`ImageSet.skipped`. Nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from imagewright.data.annotations import Annotations, annotate
+from imagewright.data.archive import Archive, open_archive
+from imagewright.data.embedded import EMOJI64, open_digits
+from imagewright.data.image_set import ImageSet, Split, digest
+from imagewright.data.pixels import BadPicture, Pixels, box_reduce, decode, with_channels
+from imagewright.types import DataSpec, UserError
+
+KEEP_DECODED = 1 << 30
+"""Sets of fewer bytes than this stay decoded in memory; larger ones are decoded when asked for."""
+
+Progress = Callable[[int, int], None]
+R = TypeVar("R")
+_CHUNK = 512
+_NAMED = 10
+
+
+def open_images(
+    source: str | Path,
+    *,
+    resolution: int | None = None,
+    channels: int | None = None,
+    split: Split = "train",
+    skip_bad: bool = False,
+    labels: bool = True,
+    on_progress: Progress | None = None,
+) -> ImageSet:
+    """Open "digits", "emoji64", or a folder or zip of pictures; every file is decoded and checked.
+
+    resolution:  reduce by exact box means to this many pixels a side, which has to divide the set's; None = as it is.
+    channels:    1 or 3; None = 3 if any file has colour, else 1.
+    split:       of the embedded sets and those whose dataset.json names splits; elsewhere "train" and "all" are everything.
+    skip_bad:    leave out unusable files (listed in `skipped`) instead of refusing the set.
+    labels:      False makes the set unconditional.
+    on_progress: called with (files checked, files in all).
+
+    Classes are those of dataset.json, else the sub-folders in sorted order, else none. The size of the set is the most
+    common one (the first met of equals); a file of another size or not square is unusable.
+    Raises UserError: no such source, no pictures, unusable files, an impossible resolution, no such split.
+    """
+    if resolution is not None and resolution < 1:
+        raise UserError(f"resolution is {resolution}; it must be >= 1")
+    if channels not in (None, 1, 3):
+        raise UserError(f"channels is {channels}; it must be 1 or 3")
+    if split not in ("train", "test", "all"):
+        raise UserError(f"split is {split!r}; it must be train, test or all")
+    if str(source) == "digits":
+        return _choose(open_digits(resolution=resolution, channels=channels or 1, labels=labels), split)
+    name, path = ("emoji64", EMOJI64) if str(source) == "emoji64" else (Path(source).stem, Path(source))
+    archive = open_archive(path)
+    if not archive.pictures and not archive.bad:
+        raise UserError(f"{path} holds no pictures (png, jpeg, webp, gif, bmp, tiff, ppm)")
+    known = annotate(archive, labels=labels)
+    bad = [*archive.bad, *known.bad]
+    checked = _check(archive, bad, resolution, channels, on_progress)
+    size = _common_size(checked)
+    bad += checked.bad
+    bad += [(n, _wrong_size(s, size)) for n, s in zip(checked.names, checked.sizes, strict=True) if s != (size, size)]
+    if bad and not skip_bad:
+        raise UserError(_complaint(path, bad))
+    if not any(s == (size, size) for s in checked.sizes):
+        raise UserError(f"{path} holds no usable picture; {_complaint(path, bad)}")
+    if resolution is not None and size % resolution:
+        raise UserError(f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide")
+    return _choose(_assemble(archive, known, checked, size, name, resolution or size, channels, tuple(bad)), split)
+
+
+@dataclass(kw_only=True)
+class _Checked:
+    """Every file that decodes: its name, (width, height) as stored, channels, digest and, while they fit, pixels."""
+
+    names: list[str]
+    sizes: list[tuple[int, int]]
+    channels: list[int]
+    digests: list[bytes]
+    pixels: list[Pixels] | None
+    bad: list[tuple[str, str]]
+
+
+def _fit(pixels: Pixels, resolution: int | None, channels: int | None) -> Pixels:
+    """Grey first and reduce then, wherever this happens; a size that does not fit is left for the complaint."""
+    height, width = pixels.shape[:2]
+    pixels = with_channels(pixels, 1) if channels == 1 else pixels
+    fits = height == width and resolution is not None and height % resolution == 0
+    return box_reduce(pixels, resolution) if fits and resolution is not None else pixels
+
+
+def _check(
+    archive: Archive,
+    bad: Sequence[tuple[str, str]],
+    resolution: int | None,
+    channels: int | None,
+    on_progress: Progress | None,
+) -> _Checked:
+    """Decode every file that is not known to be bad, in order, on all cores."""
+    known_bad = {name for name, _ in bad}
+    names = [n for n in archive.pictures if n not in known_bad]
+    out = _Checked(names=[], sizes=[], channels=[], digests=[], pixels=[], bad=[])
+    held = 0
+
+    def examine(name: str) -> tuple[tuple[int, int], Pixels, bytes] | BadPicture:
+        try:
+            whole = decode(archive.read(name))
+        except BadPicture as finding:
+            return finding
+        pixels = _fit(whole, resolution, channels)
+        return (whole.shape[1], whole.shape[0]), pixels, digest(pixels)
+
+    for done, (name, found) in enumerate(_in_parallel(examine, names), start=1):
+        if isinstance(found, BadPicture):
+            out.bad.append((name, str(found)))
+        else:
+            size, pixels, its_digest = found
+            out.names.append(name)
+            out.sizes.append(size)
+            out.channels.append(pixels.shape[-1])
+            out.digests.append(its_digest)
+            held += pixels.size * (3 // pixels.shape[-1])
+            if held > KEEP_DECODED:
+                out.pixels = None
+            if out.pixels is not None:
+                out.pixels.append(pixels)
+        if on_progress is not None:
+            on_progress(done, len(names))
+    return out
+
+
+def _in_parallel(function: Callable[[str], R], names: Sequence[str]) -> Iterator[tuple[str, R]]:
+    """Map over names with threads (decoders release the lock), a chunk at a time so that results do not pile up."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        warnings.simplefilter("ignore")  # remarks about a file's metadata; what matters is whether it decodes
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for first in range(0, len(names), _CHUNK):
+            chunk = names[first : first + _CHUNK]
+            yield from zip(chunk, pool.map(function, chunk), strict=True)
+
+
+def _common_size(checked: _Checked) -> int:
+    """Side of the most common square size, the first met of equals; 0 when there is none."""
+    squares = Counter(w for w, h in checked.sizes if w == h)
+    return squares.most_common(1)[0][0] if squares else 0
+
+
+def _wrong_size(size: tuple[int, int], common: int) -> str:
+    if size[0] != size[1]:
+        return f"is {size[0]}x{size[1]}; pictures have to be square"
+    return f"is {size[0]}x{size[1]}; most of the set is {common}x{common}"
+
+
+def _complaint(path: Path, bad: Sequence[tuple[str, str]]) -> str:
+    listed = "; ".join(f"{name}: {reason}" for name, reason in bad[:_NAMED])
+    more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+    return f"{path} has {len(bad)} unusable file{'s' if len(bad) > 1 else ''}: {listed}{more}"
+
+
+def _assemble(
+    archive: Archive,
+    known: Annotations,
+    checked: _Checked,
+    size: int,
+    name: str,
+    resolution: int,
+    channels: int | None,
+    skipped: tuple[tuple[str, str], ...],
+) -> ImageSet:
+    rows = [i for i, s in enumerate(checked.sizes) if s == (size, size)]
+    names = tuple(checked.names[i] for i in rows)
+    c = channels or max(checked.channels[i] for i in rows)
+    reading: Pixels | _Reader = _Reader(archive, names, resolution, c)
+    if checked.pixels is not None:
+        reading = np.stack([with_channels(checked.pixels[i], c) for i in rows])
+
+    def texts(key: str) -> tuple[str, ...] | None:
+        of = known.texts[key]
+        return tuple(of[n] for n in names) if all(n in of for n in names) else None
+
+    return ImageSet(
+        spec=DataSpec(
+            name=name,
+            resolution=resolution,
+            channels=c,
+            num_classes=known.num_classes,
+            class_names=known.class_names,
+        ),
+        pixels=reading,
+        labels=np.array([-1 if known.labels is None else known.labels[n] for n in names], dtype=np.int64),
+        names=names,
+        source=str(archive.path) if name != "emoji64" else "emoji64 (embedded; Noto emoji, Apache-2.0)",
+        digests=tuple(checked.digests[i] for i in rows),
+        captions=texts("name"),
+        subgroups=texts("subgroup"),
+        splits=texts("split"),
+        skipped=skipped,
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Decodes pictures of a set that does not fit in memory."""
+
+    archive: Archive
+    names: tuple[str, ...]
+    resolution: int
+    channels: int
+
+    def __call__(self, indices: npt.NDArray[np.int64]) -> Pixels:
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            return np.stack(list(pool.map(self._one, indices)))
+
+    def _one(self, index: np.int64) -> Pixels:
+        name = self.names[index]
+        try:
+            pixels = _fit(decode(self.archive.read(name)), self.resolution, self.channels)
+        except BadPicture as finding:
+            raise UserError(f"{self.archive.path}: {name} was usable when opened and no longer is: {finding}") from None
+        return with_channels(pixels, self.channels)
+
+
+def _choose(images: ImageSet, split: Split) -> ImageSet:
+    """The pictures of one split; a set without splits is all training."""
+    if split == "all":
+        return images
+    if images.splits is None:
+        if split == "test":
+            raise UserError(f"{images.source} has no test split; its dataset.json names none")
+        return images
+    rows = [i for i, s in enumerate(images.splits) if s == split]
+    if not rows:
+        raise UserError(f"{images.source} has no pictures in split {split!r}; it names {sorted(set(images.splits))}")
+    return images.subset(rows)

@@ -1,0 +1,141 @@
+"""Bytes of a picture to uint8 pixels and back, box reduction, and the two ends of the [-1, 1] range.
+
+Inside one decoded picture is uint8 [H, W, C] with C = 1 (grey) or 3 (RGB); transparency is composited on white.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from imagewright.types import UserError
+
+Pixels = npt.NDArray[np.uint8]
+
+_WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_GREY_MODES = ("1", "L", "LA", "La", *_WIDE_MODES)
+_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+
+
+class BadPicture(Exception):  # noqa: N818 - not an error of the program, but a finding about a file
+    """A file is no usable picture; the message is the reason, made for a list of `file: reason`."""
+
+
+def _formats() -> tuple[str, ...]:
+    """The formats we let Pillow try; EPS and its kind would start other programs, so never all of them."""
+    Image.init()
+    return tuple(f for f in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM") if f in Image.OPEN)
+
+
+FORMATS = _formats()
+
+
+def decode(content: bytes) -> Pixels:
+    """Decode one picture: first frame, EXIF orientation applied, alpha on white, 16-bit grey scaled to 8.
+
+    Returns uint8 [H, W, C], C = 1 for grey files and 3 for all others (palette, CMYK, ...).
+    Raises BadPicture with the reason, whatever is wrong with the bytes.
+    """
+    if not content:
+        raise BadPicture("the file is empty")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            image.load()
+            return _to_pixels(image)
+    except BadPicture:
+        raise
+    except UnidentifiedImageError:
+        raise BadPicture("not a picture") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadPicture(f"more than {Image.MAX_IMAGE_PIXELS} pixels (decompression bomb?)") from None
+    except Exception as error:  # decoders answer damaged bytes with any exception there is
+        raise BadPicture(f"damaged: {error}" if str(error) else "damaged") from None
+
+
+def _to_pixels(image: Image.Image) -> Pixels:
+    upright = ImageOps.exif_transpose(image)
+    mode, transparency = upright.mode, upright.info.get("transparency")
+    if mode == "F":
+        raise BadPicture("floating-point pixels, whose range is not known")
+    if mode in _WIDE_MODES:
+        return _from_wide(np.asarray(upright), transparency)
+    grey = mode in _GREY_MODES
+    if mode in _ALPHA_MODES or transparency is not None:
+        return _on_white(np.asarray(upright.convert("RGBA")))[..., : 1 if grey else 3]
+    pixels = np.asarray(upright.convert("L" if grey else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _from_wide(values: npt.NDArray[Any], transparency: Any) -> Pixels:
+    """16-bit grey to 8: v / 257, rounded, so that 65535 -> 255. Pillow's own conversion clips instead."""
+    wide = values.astype(np.int64)
+    if wide.min() < 0 or wide.max() > 65535:
+        raise BadPicture(f"grey values from {wide.min()} to {wide.max()}; at most 16 bits are understood")
+    out = (2 * wide + 257) // 514
+    if isinstance(transparency, int):
+        out = np.where(wide == transparency, 255, out)
+    return out.astype(np.uint8)[..., None]
+
+
+def _on_white(rgba: Pixels) -> Pixels:
+    """Composite uint8 [H, W, 4] with straight alpha on white, rounded half up; [H, W, 3]."""
+    color, alpha = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
+    return ((2 * (color * alpha + 255 * (255 - alpha)) + 255) // 510).astype(np.uint8)
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """uint8 [H, W, C] (C = 1 or 3) as an optimised PNG; the same pixels give the same bytes with one Pillow build."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    out = io.BytesIO()
+    image.save(out, format="PNG", optimize=True)
+    return out.getvalue()
+
+
+def box_reduce(pixels: Pixels, resolution: int) -> Pixels:
+    """Exact mean over square blocks, rounded half up: uint8 [..., H, H, C] -> [..., resolution, resolution, C].
+
+    Raises ValueError unless `resolution` divides H.
+    """
+    size = pixels.shape[-2]
+    if resolution < 1 or size % resolution:
+        raise ValueError(f"{size} pixels cannot be reduced to {resolution} by whole blocks")
+    k = size // resolution
+    if k == 1:
+        return pixels
+    blocks = pixels.reshape(*pixels.shape[:-3], resolution, k, resolution, k, pixels.shape[-1])
+    total = blocks.sum(axis=(-4, -2), dtype=np.int64)
+    return ((2 * total + k * k) // (2 * k * k)).astype(np.uint8)
+
+
+def with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """[..., C] to 1 or 3 channels: grey is repeated; RGB becomes luma, 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601)."""
+    if pixels.shape[-1] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=-1)
+    luma = pixels.astype(np.int64) @ np.array([299, 587, 114])
+    return ((luma + 500) // 1000).astype(np.uint8)[..., None]
+
+
+def from_uint8(images: Pixels) -> Tensor:
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [-1, 1]: v / 127.5 - 1."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Pixels:
+    """[N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C]; values outside are clamped, halves round up.
+
+    Inverse of `from_uint8` on its range. Raises UserError when there is a NaN (a model that diverged).
+    """
+    bad = int(images.isnan().flatten(1).any(1).sum())
+    if bad:
+        raise UserError(f"{bad} of {len(images)} images contain NaN; the model has diverged")
+    scaled = ((images.detach().float() + 1) * 127.5).clamp(0, 255)
+    out: Pixels = (scaled + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return out

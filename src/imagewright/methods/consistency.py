@@ -1,0 +1,179 @@
+"""Consistency distillation and consistency training (Song et al. 2023, arXiv 2303.01469), algorithms 2 and 3.
+
+Networks   student (trained), target (average of the student), teacher (frozen; distillation only).
+Time       the paper's t is our sigma; the grid is EDM's (rho = 7), n runs over its N - 1 intervals uniformly.
+Pair       distillation: one Heun step of the teacher from (x_t, t) to t'. Training: the same z at both levels.
+Kept       boundary condition in the scalings (`models.consistency`); the same dropout mask for both evaluations, both
+           networks in training mode; target average (mu) apart from the evaluation average (the trainer's EMA);
+           N(k) and mu(k) schedules for training; RAdam, no clipping, no decay (recipes).
+Departs    The continuous-time variants and progressive distillation (the paper's baseline) are not in this file.
+           c_noise is EDM's ln(sigma) / 4 so that a teacher's weights mean the same to the student.
+Checked    f(x, sigma_min) = x; shared z; the exact flow of Gaussian data has a loss that vanishes as N grows.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from imagewright.methods.distances import Distance, Features
+from imagewright.models.consistency import ConsistencyModel
+from imagewright.models.preconditioning import EDMPrecond
+from imagewright.noise import StepNoise
+from imagewright.paths.schedules import karras_sigmas
+from imagewright.types import (
+    Average,
+    Batch,
+    Clock,
+    Condition,
+    DataSpec,
+    Denoiser,
+    Event,
+    Follow,
+    Frozen,
+    Parts,
+    Trained,
+    Update,
+    UserError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyDistillation:
+    """Algorithm 2: adjacent points of a teacher's trajectory must lead to the same image."""
+
+    product: ClassVar[str] = "student"
+
+    grid_points: int = 18
+    """N of the paper: points of the noise grid (18 on CIFAR-10, 40 on ImageNet-64)."""
+    rho: float = 7.0
+    target_decay: float = 0.0
+    """mu of the paper; 0 = the target is the student itself under stop-gradient (the CIFAR-10 setting)."""
+    distance: Distance = Distance()
+
+    def __post_init__(self) -> None:
+        _check_grid(self.grid_points)
+        if not 0 <= self.target_decay < 1:
+            raise UserError(f"method.target_decay is {self.target_decay}; it must lie in [0, 1)")
+
+    def parts(self, *, teacher: Denoiser, spec: DataSpec, features: Features | None = None) -> Parts:
+        """teacher: an EDM-preconditioned denoiser; student and target start from its weights."""
+        if not isinstance(teacher, EDMPrecond):
+            raise UserError(f"the teacher is a {type(teacher).__name__}; distillation needs an EDMPrecond denoiser")
+        student = ConsistencyModel.from_denoiser(teacher)
+        return _consistency_parts(student, features, self.distance, teacher=Frozen(module=teacher))
+
+    def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
+        """One update of the student, then of the target."""
+        t, t_next = _random_interval(self.grid_points, self.rho, parts.student, batch.images, noise)
+        x = batch.images + _column(t) * noise.normal(batch.images)
+        with torch.no_grad():
+            x_next = heun_step(parts.teacher, x, t, t_next, batch.cond)
+        yield from _match(parts, (x, t), (x_next, t_next), batch.cond, noise, self.distance, self.target_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyTraining:
+    """Algorithm 3: no teacher; the pair is one image under one noise at two adjacent levels of a growing grid."""
+
+    product: ClassVar[str] = "student"
+
+    s0: int = 2
+    """Intervals of the grid at the start of training."""
+    s1: int = 150
+    """Intervals at the end (150 on CIFAR-10, 200 on ImageNet-64)."""
+    mu0: float = 0.9
+    """Target decay at the start (0.9 on CIFAR-10, 0.95 on ImageNet-64)."""
+    rho: float = 7.0
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    distance: Distance = Distance()
+
+    def __post_init__(self) -> None:
+        _check_grid(self.s0)
+        if self.s1 < self.s0 or not 0 < self.mu0 < 1:
+            raise UserError(
+                f"method.s1 is {self.s1} and mu0 is {self.mu0}; s1 must be at least s0 ({self.s0}), mu0 in (0, 1)"
+            )
+
+    def grid_points(self, fraction: float) -> int:
+        """N(k) as points of the grid, at a fraction k / K of training in [0, 1]: s0 + ... to s1 + 1."""
+        return math.ceil(math.sqrt(fraction * ((self.s1 + 1) ** 2 - self.s0**2) + self.s0**2) - 1) + 1
+
+    def target_decay(self, fraction: float) -> float:
+        """mu(k) = exp(s0 ln(mu0) / (N(k) - 1)): rises to 1 as the grid gets finer."""
+        return math.exp(self.s0 * math.log(self.mu0) / max(self.grid_points(fraction) - 1, 1))
+
+    def parts(self, *, network: nn.Module, spec: DataSpec, features: Features | None = None) -> Parts:
+        """network: F(x, noise_label, cond) of `networks`, untrained or trained."""
+        student = ConsistencyModel(network, self.sigma_min, self.sigma_max, self.sigma_data)
+        return _consistency_parts(student, features, self.distance)
+
+    def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
+        """One update of the student, then of the target."""
+        points = self.grid_points(clock.fraction)
+        t, t_next = _random_interval(points, self.rho, parts.student, batch.images, noise)
+        z = noise.normal(batch.images)
+        pair = (batch.images + _column(t) * z, t), (batch.images + _column(t_next) * z, t_next)
+        yield from _match(parts, *pair, batch.cond, noise, self.distance, self.target_decay(clock.fraction))
+
+
+def heun_step(denoiser: Denoiser, x: Tensor, t: Tensor, t_next: Tensor, cond: Condition) -> Tensor:
+    """One second-order step of the probability-flow ODE dx/dt = (x - D(x; t)) / t; t, t_next: [N], > 0; two calls."""
+    slope = (x - denoiser(x, t, cond)) / _column(t)
+    step = _column(t_next - t)
+    euler = x + step * slope
+    return x + step * (slope + (euler - denoiser(euler, t_next, cond)) / _column(t_next)) / 2
+
+
+def _consistency_parts(
+    student: ConsistencyModel, features: Features | None, distance: Distance, **more: Frozen
+) -> Parts:
+    if distance.kind == "perceptual":
+        if not isinstance(features, nn.Module):
+            raise UserError("method.distance.kind is 'perceptual'; it needs a feature network (give `features`)")
+        more["features"] = Frozen(module=features)
+    target = copy.deepcopy(student).requires_grad_(False)
+    return Parts(student=Trained(module=student), target=Average(module=target), **more)
+
+
+def _random_interval(
+    points: int, rho: float, model: ConsistencyModel, images: Tensor, noise: StepNoise
+) -> tuple[Tensor, Tensor]:
+    """Upper and lower noise level, each [N], of intervals drawn uniformly from the grid."""
+    grid = karras_sigmas(points, model.sigma_min, model.sigma_max, rho).to(images)
+    upper = noise.integers(points - 1, images[:, 0, 0, 0])
+    return grid[upper], grid[upper + 1]
+
+
+def _match(
+    parts: Any,
+    upper: tuple[Tensor, Tensor],
+    lower: tuple[Tensor, Tensor],
+    cond: Condition,
+    noise: StepNoise,
+    distance: Distance,
+    target_decay: float,
+) -> Iterator[Event]:
+    """d(f(x_t, t), stopgrad f-(x_t', t')), lambda = 1: equations 7 and 10; then the target follows."""
+    with noise.same_dropout(), torch.no_grad():
+        aim = parts.target.start(*lower, cond)
+    loss = distance(parts.student.start(*upper, cond), aim, getattr(parts, "features", None))
+    yield Update("student", loss, at=upper[1])
+    yield Follow("target", "student", target_decay)
+
+
+def _check_grid(points: int) -> None:
+    if points < 2:
+        raise UserError(f"the noise grid has {points} points; it needs at least 2")
+
+
+def _column(per_image: Tensor) -> Tensor:
+    return per_image[:, None, None, None]

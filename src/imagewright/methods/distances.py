@@ -1,0 +1,47 @@
+"""Distances between two batches of images that consistency-like losses minimise; each returns one number per image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Features = Callable[[Tensor], Sequence[Tensor]]
+"""Images [N, C, H, W] in [-1, 1] to feature maps [N, C_i, H_i, W_i], differentiable: the slot for LPIPS and its like."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """A distance d(a, b) >= 0, zero where a = b, averaged (l1, l2) or summed over the pixels of each image.
+
+    l1, l2:       mean absolute, mean squared difference.
+    pseudo_huber: sqrt(|a - b|^2 + c^2) - c over the whole image, c = huber_c * sqrt(C H W); huber_c = 0.00054 is that
+                  of Song & Dhariwal 2023 (2310.14189), section 3.3.
+    perceptual:   squared difference of channel-normalised feature maps, as LPIPS without learned weights (Zhang et al.
+                  2018, 1801.03924, eq. 1); needs `features`, which the trainer never updates.
+    """
+
+    kind: Literal["l1", "l2", "pseudo_huber", "perceptual"] = "l2"
+    huber_c: float = 0.00054
+
+    def __call__(self, a: Tensor, b: Tensor, features: Features | None = None) -> Tensor:
+        """a, b: [N, C, H, W]. Returns [N], float32 or wider."""
+        if self.kind == "perceptual":
+            if features is None:
+                raise ValueError("the perceptual distance needs feature maps to compare")
+            return torch.stack([_normalised_l2(u, v) for u, v in zip(features(a), features(b), strict=True)]).sum(0)
+        difference = (a - b).flatten(1)
+        if self.kind == "l1":
+            return difference.abs().mean(1)
+        if self.kind == "l2":
+            return difference.square().mean(1)
+        c = self.huber_c * difference.shape[1] ** 0.5
+        return (difference.square().sum(1) + c**2).sqrt() - c
+
+
+def _normalised_l2(a: Tensor, b: Tensor) -> Tensor:
+    return (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).flatten(1).mean(1)

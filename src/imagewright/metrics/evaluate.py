@@ -1,0 +1,267 @@
+"""Scores of generated images against real ones, in a report that carries everything the scores depend on.
+
+Names      fd_<extractor> Frechet distance, kd_<extractor> kernel distance, is_<extractor> classifier score;
+           with the official Inception weights, and only then, they are called fid, kid and is. Precision,
+           recall, density and coverage keep their names (see `neighbours` for which way round they go).
+Memory     the Frechet distance and the classifier score are streamed; features are kept only for the other
+           two.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+
+from imagewright.metrics.features import FeatureExtractor, Images, ImageSource
+from imagewright.metrics.frechet import frechet_distance
+from imagewright.metrics.inception import WEIGHTS_SHA256
+from imagewright.metrics.inception_score import SPLITS, InceptionScoreStatistics
+from imagewright.metrics.kernel import SUBSET_SIZE, SUBSETS, kernel_distance
+from imagewright.metrics.neighbours import neighbourhood
+from imagewright.metrics.reference import OnProgress, Reference, embed
+from imagewright.metrics.statistics import FeatureStatistics, Moments, moments_of
+from imagewright.metrics.yardsticks import Distance, Features, Yardstick, measure_yardsticks
+from imagewright.types import UserError
+
+METRICS = ("fd", "kid", "is", "prdc")
+USUAL_FID_COUNT = 50_000
+CHUNK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Scores and what they depend on. Two reports compare when all but scores, yardsticks and versions agree.
+
+    scores:    by name; kid also with _std and _stderr over subsets, is with _std over splits.
+    settings:  of each measure (subsets, k, splits).      notes: what to mind when quoting a score.
+    """
+
+    scores: Mapping[str, float]
+    yardsticks: Mapping[str, Yardstick] = field(default_factory=dict)
+    num_images: int
+    image_shape: tuple[int, int, int]
+    seed: int
+    extractor: str
+    extractor_sha256: str
+    reference: str
+    num_reference: int | None
+    settings: Mapping[str, Any]
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def evaluate(
+    images: Iterable[Images] | Images,
+    reference: ImageSource | Reference | Moments,
+    extractor: FeatureExtractor,
+    *,
+    metrics: Iterable[str] = METRICS,
+    seed: int = 0,
+    yardsticks: bool = True,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Compare generated with real images.
+
+    images:     uint8 [n, H, W, C], or batches of such, of the reference's H, W and C.
+    reference:  real images; or `Reference` (from `embed`) to embed them once for many evaluations; or
+                `Moments` from a file, which allow "fd" and "is" only and no yardsticks.
+    metrics:    of "fd", "kid", "is", "prdc".   seed: of subsets, splits and yardsticks.
+    on_progress: called with the number of generated images seen.
+    Raises UserError when a measure is impossible (no images; 1 image for a covariance; n <= k for
+    neighbours).
+    """
+    wanted = _check_metrics(metrics, reference)
+    if not isinstance(reference, Reference | Moments):
+        reference = embed(reference, extractor)
+    if isinstance(reference, Reference) and reference.extractor_sha256 != extractor.sha256:
+        raise UserError("the reference was embedded with another feature extractor than the one given")
+    seen = _look(images, reference, extractor, wanted, seed, on_progress)
+    scores, settings = _scores(seen, reference, extractor, wanted, seed)
+    sticks: dict[str, Yardstick] = {}
+    distances = {_label(m, extractor): _distance(m, settings, seed) for m in ("fd", "kid") if m in wanted}
+    if yardsticks and distances and isinstance(reference, Reference) and len(reference) >= 4:
+        sticks = measure_yardsticks(reference, extractor, seen.count, distances, seed=seed)
+    return Report(
+        scores=scores,
+        yardsticks=sticks,
+        num_images=seen.count,
+        image_shape=seen.shape,
+        seed=seed,
+        extractor=extractor.name,
+        extractor_sha256=extractor.sha256,
+        reference=_fingerprint(reference),
+        num_reference=len(reference) if isinstance(reference, Reference) else reference.count,
+        settings=settings,
+        notes=_notes(seen.count, extractor, wanted),
+        versions=versions(),
+    )
+
+
+# --- one pass over the images -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Seen:
+    statistics: FeatureStatistics
+    score: InceptionScoreStatistics
+    features: list[Features]
+    shape: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def count(self) -> int:
+        return self.statistics.count
+
+
+def _look(
+    images: Iterable[Images] | Images,
+    reference: Reference | Moments,
+    extractor: FeatureExtractor,
+    wanted: tuple[str, ...],
+    seed: int,
+    on_progress: OnProgress | None,
+) -> _Seen:
+    keep = "kid" in wanted or "prdc" in wanted
+    score = InceptionScoreStatistics(extractor.num_classes, splits=SPLITS, seed=seed)
+    seen = _Seen(FeatureStatistics(extractor.dim), score, [])
+    for batch in _batches(images):
+        shape = (batch.shape[1], batch.shape[2], batch.shape[3])
+        expected = (
+            reference.image_shape if isinstance(reference, Reference) else seen.shape if seen.count else shape
+        )
+        if shape != expected:
+            raise UserError(f"images are {list(shape)} (height, width, channels), expected {list(expected)}")
+        features, logits = extractor(batch)
+        seen.shape = shape
+        seen.statistics.update(features)
+        seen.score.update(logits)
+        if keep:
+            seen.features.append(features)
+        if on_progress is not None:
+            on_progress(seen.count)
+    if not seen.count:
+        raise UserError("there are no images to evaluate")
+    return seen
+
+
+def _batches(images: Iterable[Images] | Images) -> Iterator[Images]:
+    if isinstance(images, np.ndarray):
+        images = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    for batch in images:
+        if batch.dtype != np.uint8 or batch.ndim != 4:
+            raise UserError(f"images must be uint8 [n, H, W, C], got {batch.dtype} {list(batch.shape)}")
+        if len(batch):
+            yield batch
+
+
+# --- scores -------------------------------------------------------------------------------------------------
+
+
+def _scores(
+    seen: _Seen,
+    reference: Reference | Moments,
+    extractor: FeatureExtractor,
+    wanted: tuple[str, ...],
+    seed: int,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    scores: dict[str, float] = {}
+    settings: dict[str, Any] = {}
+    features = (
+        np.concatenate(seen.features) if seen.features else np.empty((0, extractor.dim), dtype=np.float32)
+    )
+    if "fd" in wanted:
+        moments = reference.moments if isinstance(reference, Reference) else reference
+        scores[_label("fd", extractor)] = frechet_distance(seen.statistics, moments)
+    if "kid" in wanted and isinstance(reference, Reference):
+        size = min(SUBSET_SIZE, seen.count, len(reference))
+        kernel = kernel_distance(features, reference.features, subset_size=size, seed=seed)
+        name = _label("kid", extractor)
+        scores |= {name: kernel.value, f"{name}_std": kernel.std, f"{name}_stderr": kernel.stderr}
+        settings["kid"] = {"subsets": SUBSETS, "subset_size": size}
+    if "is" in wanted:
+        score = seen.score.result()
+        name = _label("is", extractor)
+        scores |= {name: score.value, f"{name}_std": score.std}
+        settings["is"] = {"splits": score.splits}
+    if "prdc" in wanted and isinstance(reference, Reference):
+        found = asdict(neighbourhood(reference.features, features))
+        settings["prdc"] = {name: found.pop(name) for name in ("k_precision_recall", "k_density_coverage")}
+        scores |= found
+    return scores, settings
+
+
+def _distance(metric: str, settings: Mapping[str, Any], seed: int) -> Distance:
+    """The distance between two sets of features, for the yardsticks; subsets shrink to the smaller set."""
+    if metric == "fd":
+        return lambda a, b: frechet_distance(moments_of(a), moments_of(b))
+    size = settings["kid"]["subset_size"]
+    return lambda a, b: kernel_distance(a, b, subset_size=min(size, len(a), len(b)), seed=seed).value
+
+
+def _label(metric: str, extractor: FeatureExtractor) -> str:
+    if extractor.sha256 == WEIGHTS_SHA256:
+        return {"fd": "fid"}.get(metric, metric)
+    return f"{ {'kid': 'kd'}.get(metric, metric) }_{extractor.name}"
+
+
+# --- what a score depends on --------------------------------------------------------------------------------
+
+
+def _check_metrics(metrics: Iterable[str], reference: object) -> tuple[str, ...]:
+    wanted = tuple(metrics)
+    possible = ("fd", "is") if isinstance(reference, Moments) else METRICS
+    for metric in wanted:
+        if metric not in METRICS:
+            raise UserError(f"metrics has no {metric!r}; there are {', '.join(METRICS)}")
+        if metric not in possible:
+            raise UserError(
+                f"the metric {metric!r} needs the real images, and the reference holds only their moments"
+            )
+    if not wanted:
+        raise UserError(f"metrics is empty; there are {', '.join(METRICS)}")
+    return wanted
+
+
+def _fingerprint(reference: Reference | Moments) -> str:
+    if isinstance(reference, Reference):
+        return f"images:{reference.fingerprint}"
+    return f"moments:{reference.provenance.get('fingerprint', 'unknown')}"
+
+
+def _notes(count: int, extractor: FeatureExtractor, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    notes = []
+    if "fd" in wanted and count <= extractor.dim:
+        notes.append(
+            f"{_label('fd', extractor)} of {count} images in {extractor.dim} dimensions has a rank-deficient "
+            "covariance and is biased upwards; compare it only with scores of equally many images"
+        )
+    elif _label("fd", extractor) == "fid" and "fd" in wanted and count != USUAL_FID_COUNT:
+        notes.append(
+            f"fid is published for {USUAL_FID_COUNT} images; this one is of {count} and not comparable"
+        )
+    if "is" in wanted and count < SPLITS * extractor.num_classes:
+        notes.append(f"{_label('is', extractor)} of {count} images in {SPLITS} splits is biased downwards")
+    return tuple(notes)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed a score."""
+    try:
+        ours = metadata.version("imagewright")
+    except metadata.PackageNotFoundError:
+        ours = "not installed"
+    return {
+        "imagewright": ours,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,60 @@
+"""A data set seen through a feature extractor: what generated images are compared with, embedded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from imagewright.metrics.features import FeatureExtractor, ImageSource, in_batches
+from imagewright.metrics.statistics import Moments, moments_of
+from imagewright.types import UserError
+
+OnProgress = Callable[[int], None]
+"""Called with the number of images done so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Real images with their features, in order.
+
+    features: float32 [N, d], all in memory (N d 4 bytes).   image_shape: (H, W, C).
+    fingerprint: the source's own.
+    """
+
+    source: ImageSource
+    features: npt.NDArray[np.float32]
+    moments: Moments
+    image_shape: tuple[int, int, int]
+    fingerprint: str
+    extractor_sha256: str
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+def embed(
+    source: ImageSource, extractor: FeatureExtractor, on_progress: OnProgress | None = None
+) -> Reference:
+    """Pass a whole data set through an extractor; raises UserError with fewer than 2 images."""
+    if len(source) < 2:
+        raise UserError(f"a reference needs at least 2 images, got {len(source)}")
+    features: list[npt.NDArray[np.float32]] = []
+    done = 0
+    for batch in in_batches(source):
+        features.append(extractor(batch)[0])
+        done += len(batch)
+        if on_progress is not None:
+            on_progress(done)
+    everything = np.concatenate(features)
+    height, width, channels = batch.shape[1:]
+    return Reference(
+        source=source,
+        features=everything,
+        moments=moments_of(everything),
+        image_shape=(height, width, channels),
+        fingerprint=source.fingerprint,
+        extractor_sha256=extractor.sha256,
+    )

@@ -1,0 +1,146 @@
+"""The residual block of the EDM family's U-Nets, with optional resampling and self-attention.
+
+Source   Song et al. 2021 (2011.13456) for DDPM++ and NCSN++; Dhariwal and Nichol 2021 (2105.05233) for ADM;
+         unified in Karras et al. 2022 (arXiv 2206.00364). What differs between them is a `BlockStyle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from imagewright.networks.layers import DownConv, Init, Resample, UpConv, conv, group_norm, linear
+from imagewright.types import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockStyle:
+    """What all blocks of one network share."""
+
+    emb_channels: int
+    dropout: float
+    eps: float
+    """Of the group normalisations."""
+    skip_scale: float
+    """Factor on the sum of a residual branch and its input; sqrt(1/2) keeps the variance."""
+    adaptive_scale: bool
+    """The embedding scales and shifts after the second norm (ADM), or is added before it (DDPM++)."""
+    project_skip: bool
+    """A resampled skip branch always has a 1x1 convolution, even when the channels agree."""
+    channels_per_head: int | None
+    """None: one head. Otherwise as many heads as fit, and no attention where not even one does (ADM)."""
+    init: Init
+    init_zero: Init
+    """Of the last convolution of each residual branch."""
+    init_attn: Init
+    resample_filter: Sequence[float] = (1, 1)
+
+    def num_heads(self, channels: int) -> int:
+        """Heads of an attention layer. Raises UserError where they cannot share the channels equally."""
+        if self.channels_per_head is None:
+            return 1
+        heads = channels // self.channels_per_head
+        if heads and channels % heads:
+            raise UserError(
+                f"model_channels and channel_mult give an attention layer of {channels} channels, "
+                f"which its {heads} heads cannot share equally; use multiples of {self.channels_per_head}"
+            )
+        return heads
+
+
+class UNetBlock(nn.Module):
+    """norm, silu, resampling, conv, embedding, norm, silu, dropout, conv, plus a skip branch; then attention.
+
+    forward: x [N, in_channels, H, W], emb [N, emb_channels] -> [N, out_channels, H', W'].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        style: BlockStyle,
+        *,
+        resample: Literal["up", "down"] | None = None,
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.style = style
+        self.num_heads = style.num_heads(out_channels) if attention else 0
+
+        self.norm0 = group_norm(in_channels, eps=style.eps)
+        self.conv0 = _convolution(in_channels, out_channels, 3, style, resample)
+        self.affine = linear(
+            style.emb_channels, out_channels * (2 if style.adaptive_scale else 1), style.init
+        )
+        self.norm1 = group_norm(out_channels, eps=style.eps)
+        self.conv1 = conv(out_channels, out_channels, 3, style.init_zero)
+
+        self.skip: nn.Module | None = None
+        if in_channels != out_channels or (resample and style.project_skip):
+            self.skip = _convolution(in_channels, out_channels, 1, style, resample)
+        elif resample:
+            self.skip = Resample(resample, style.resample_filter)
+
+        if self.num_heads:
+            self.norm2 = group_norm(out_channels, eps=style.eps)
+            self.qkv = conv(out_channels, out_channels * 3, 1, style.init_attn)
+            self.proj = conv(out_channels, out_channels, 1, style.init_zero)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        style = self.style
+        h = self.conv0(F.silu(self.norm0(x)))
+        params = self.affine(emb).to(h.dtype)[:, :, None, None]
+        if style.adaptive_scale:
+            scale, shift = params.chunk(2, dim=1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = F.silu(self.norm1(h + params))
+        h = self.conv1(F.dropout(h, style.dropout, self.training))
+        x = self._add(x if self.skip is None else self.skip(x), h)
+        return self._add(x, self._attend(x)) if self.num_heads else x
+
+    def _add(self, x: Tensor, branch: Tensor) -> Tensor:
+        x = x + branch
+        return x if self.style.skip_scale == 1 else x * self.style.skip_scale
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Self-attention over all pixels of [N, C, H, W]; q, k, v alternate along the channels of a head."""
+        q, k, v = rearrange(self.qkv(self.norm2(x)), "n (h c s) y x -> s n h (y x) c", h=self.num_heads, s=3)
+        attended = rearrange(attention(q, k, v), "n h (y x) c -> n (h c) y x", y=x.shape[2])
+        projected: Tensor = self.proj(attended)
+        return projected
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v on [N, heads, T, C].
+
+    PyTorch's fused kernels have no forward-mode derivative, so a Jacobian-vector product takes the plain one.
+    """
+    if forward_ad.unpack_dual(q).tangent is None:  # type: ignore[no-untyped-call]
+        return F.scaled_dot_product_attention(q, k, v)
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def _convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    style: BlockStyle,
+    resample: Literal["up", "down"] | None,
+) -> nn.Conv2d:
+    match resample:
+        case "up":
+            return UpConv(in_channels, out_channels, kernel, style.init, style.resample_filter)
+        case "down":
+            return DownConv(in_channels, out_channels, kernel, style.init, style.resample_filter)
+        case None:
+            return conv(in_channels, out_channels, kernel, style.init)

@@ -1,0 +1,141 @@
+"""The plan and the skeleton that SongUNet and DhariwalUNet share: which layers there are, in which order.
+
+A network is laid out as data first (`Layer`), then built and run from it. Names of layers are those of the
+published checkpoints: `enc.<name>` and `dec.<name>`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from imagewright.networks.block import BlockStyle, UNetBlock
+from imagewright.networks.config import UNetConfig
+from imagewright.networks.layers import one_hot
+from imagewright.types import UNCONDITIONAL, Condition
+
+
+class Role(Enum):
+    """What a layer does in the forward pass."""
+
+    CONV = "input convolution"
+    BLOCK = "residual block"
+    MERGE = "residual block on the concatenation with the last unused skip connection"
+    AUX_RESAMPLE = "resamples the image pyramid beside the network"
+    AUX_SKIP = "adds the image pyramid to the features"
+    AUX_RESIDUAL = "averages the features with a pyramid that learns"
+    AUX_NORM = "first half of an image output"
+    AUX_CONV = "second half of an image output, added to the pyramid"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One entry of the encoder or decoder."""
+
+    role: Role
+    resolution: int
+    suffix: str
+    in_channels: int
+    out_channels: int
+    resample: Literal["up", "down"] | None = None
+    attention: bool = False
+
+    @property
+    def name(self) -> str:
+        """Key in the module dictionary, hence in the state dict."""
+        return f"{self.resolution}x{self.resolution}_{self.suffix}"
+
+
+def encoder_plan(config: UNetConfig, *, stem_channels: int) -> Iterator[Layer]:
+    """A convolution to `stem_channels`, a halving block per further level, `num_blocks` blocks per level."""
+    channels = stem_channels
+    for level, mult in enumerate(config.channel_mult):
+        res = config.img_resolution >> level
+        if level == 0:
+            yield Layer(Role.CONV, res, "conv", config.in_channels, channels)
+        else:
+            yield Layer(Role.BLOCK, res, "down", channels, channels, resample="down")
+        for index in range(config.num_blocks):
+            width = config.model_channels * mult
+            attention = res in config.attn_resolutions
+            yield Layer(Role.BLOCK, res, f"block{index}", channels, width, attention=attention)
+            channels = width
+
+
+def decoder_plan(
+    config: UNetConfig, encoder: Sequence[Layer], *, attention_in_every_block: bool
+) -> Iterator[Layer]:
+    """From the lowest level up: two blocks or a doubling one, then `num_blocks + 1` blocks that merge skips.
+
+    attention_in_every_block: at `attn_resolutions`; otherwise only in the last block of a level.
+    """
+    skips = [layer.out_channels for layer in encoder]
+    channels = skips[-1]
+    lowest = len(config.channel_mult) - 1
+    for level, mult in reversed(list(enumerate(config.channel_mult))):
+        res = config.img_resolution >> level
+        if level == lowest:
+            yield Layer(Role.BLOCK, res, "in0", channels, channels, attention=True)
+            yield Layer(Role.BLOCK, res, "in1", channels, channels)
+        else:
+            yield Layer(Role.BLOCK, res, "up", channels, channels, resample="up")
+        for index in range(config.num_blocks + 1):
+            width = config.model_channels * mult
+            here = attention_in_every_block or index == config.num_blocks
+            attention = here and res in config.attn_resolutions
+            yield Layer(Role.MERGE, res, f"block{index}", channels + skips.pop(), width, attention=attention)
+            channels = width
+
+
+def build_block(layer: Layer, style: BlockStyle) -> UNetBlock:
+    """The module of a layer whose role is BLOCK or MERGE."""
+    return UNetBlock(
+        layer.in_channels, layer.out_channels, style, resample=layer.resample, attention=layer.attention
+    )
+
+
+class UNet(nn.Module, ABC):
+    """A network F(x; noise_label, cond): an embedding, an encoder and a decoder joined by skip connections.
+
+    The three stages are public, for methods that look at or change what passes between them.
+    """
+
+    config_class: ClassVar[type[UNetConfig]]
+    config: UNetConfig
+
+    def forward(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """x: [N, in_channels, H, W]; noise_label: [N] (c_noise). Returns [N, out_channels, H, W]."""
+        emb = self.embed(noise_label, cond)
+        hidden, skips = self.encode(x, emb)
+        return self.decode(hidden, skips, emb)
+
+    @abstractmethod
+    def embed(self, noise_label: Tensor, cond: Condition) -> Tensor:
+        """The vector [N, emb_channels] that every block is told."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The lowest-resolution features and the skip connections, in the order in which they were made."""
+
+    @abstractmethod
+    def decode(self, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
+        """The output image from the lowest-resolution features; takes the skips from the end of the list."""
+
+    def describe(self) -> dict[str, Any]:
+        """JSON from which `models.description.build` makes the same architecture again."""
+        return {"class": type(self).__name__, "config": self.config.to_json()}
+
+    def _label_rows(self, cond: Condition, like: Tensor) -> Tensor:
+        """One-hot labels [N or 1, label_dim]; zeros where there is none, or where dropout hides it."""
+        if cond.label is None:
+            return like.new_zeros(1, self.config.label_dim)
+        rows = one_hot(cond.label, self.config.label_dim, like.dtype)
+        if self.training and self.config.label_dropout:
+            rows = rows * (torch.rand(len(rows), 1, device=rows.device) >= self.config.label_dropout)
+        return rows

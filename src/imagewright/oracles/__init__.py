@@ -1,0 +1,1 @@
+"""Distributions whose denoiser, score, density and flow are exact: the truth for methods."""

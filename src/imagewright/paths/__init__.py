@@ -1,0 +1,1 @@
+"""Gaussian paths: processes, conversions between them, time grids and training noise levels."""

@@ -1,0 +1,140 @@
+"""Consistency distillation and training (Song et al. 2023, 2303.01469; hyper-parameters: appendix C, table 3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from imagewright.methods.consistency import ConsistencyDistillation, ConsistencyTraining
+from imagewright.methods.distances import Distance
+from imagewright.networks import DhariwalUNetConfig, SongUNetConfig
+from imagewright.recipes.edm import FROM_DATA
+from imagewright.recipes.edm import digits as edm_digits
+from imagewright.samplers import MultistepConsistency
+from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
+from imagewright.training.experiment import DataConfig, Experiment
+
+
+def cd_digits() -> Experiment:
+    """One-step digits from the run `runs/edm-digits`: about two minutes on two cores."""
+    return Experiment(
+        data=DataConfig(source="digits"),
+        method=ConsistencyDistillation(grid_points=18, distance=Distance(kind="pseudo_huber", huber_c=0.03)),
+        teacher="runs/edm-digits",
+        sampler=MultistepConsistency(),
+        training=TrainingConfig(
+            total_images=100_000,
+            batch=128,
+            optimizer=OptimizerConfig(kind="radam", lr=1e-3, lr_decay_images=40_000),
+            ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.1),
+            log_images=5_000,
+            snapshot_images=50_000,
+            checkpoint_images=50_000,
+        ),
+    )
+
+
+def cd_emoji64_32() -> Experiment:
+    """One-step emoji at 32x32 from the shipped denoiser."""
+    return Experiment(
+        data=DataConfig(source="emoji64", resolution=32),
+        method=ConsistencyDistillation(grid_points=18, distance=Distance(kind="pseudo_huber", huber_c=0.03)),
+        teacher="emoji64-32",
+        sampler=MultistepConsistency(),
+        training=TrainingConfig(
+            total_images=100_000,
+            batch=32,
+            optimizer=OptimizerConfig(kind="radam", lr=4e-4, lr_decay_images=40_000),
+            ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.1),
+            log_images=3_200,
+            snapshot_images=16_000,
+            checkpoint_images=16_000,
+        ),
+    )
+
+
+def ct_digits() -> Experiment:
+    """One-step digits without a teacher."""
+    teacher = edm_digits()
+    assert teacher.network is not None
+    return replace(
+        cd_digits(),
+        method=ConsistencyTraining(s1=40, distance=Distance(kind="pseudo_huber", huber_c=0.03)),
+        network=replace(teacher.network, dropout=0.0),
+        teacher=None,
+    )
+
+
+def _published(source: str, batch: int, steps: int, lr: float, lr_ramp_images: int, ema_decay: float) -> Experiment:
+    """What the published runs share: RAdam, no decay of the rate, no clipping; `ema_decay` per step."""
+    halflife = batch * 0.6931471805599453 / (1 - ema_decay)
+    return Experiment(
+        data=DataConfig(source=source),
+        method=ConsistencyDistillation(),
+        sampler=MultistepConsistency(),
+        training=TrainingConfig(
+            total_images=batch * steps,
+            batch=batch,
+            optimizer=OptimizerConfig(kind="radam", lr=lr, lr_ramp_images=lr_ramp_images),
+            ema=EmaConfig(halflife_images=halflife, rampup_ratio=None),
+            log_images=100 * batch,
+            snapshot_images=10_000 * batch,
+            checkpoint_images=10_000 * batch,
+        ),
+    )
+
+
+def cd_cifar10() -> Experiment:
+    """CIFAR-10 distillation as published, except l2 for LPIPS, whose weights are not shipped."""
+    run = _published("cifar10-32x32.zip", 512, 800_000, 4e-4, 10_000_000, 0.9999)
+    return replace(
+        run,
+        data=replace(run.data, labels=False),
+        teacher="edm-cifar10",
+        method=ConsistencyDistillation(grid_points=18, target_decay=0.0),
+    )
+
+
+def cd_imagenet64() -> Experiment:
+    """ImageNet-64 distillation as published, except l2 for LPIPS, whose weights are not shipped."""
+    run = _published("imagenet-64x64.zip", 2048, 600_000, 8e-6, 0, 0.999943)
+    return replace(
+        run,
+        training=replace(run.training, precision="fp16", micro_batch=64),
+        teacher="edm-imagenet64",
+        method=ConsistencyDistillation(grid_points=40, target_decay=0.95),
+    )
+
+
+def ct_cifar10() -> Experiment:
+    """CIFAR-10 training without a teacher as published (NCSN++), except l2 for LPIPS."""
+    run = _published("cifar10-32x32.zip", 512, 800_000, 4e-4, 10_000_000, 0.9999)
+    network = SongUNetConfig(
+        **FROM_DATA,
+        model_channels=128,
+        channel_mult=(2, 2, 2),
+        num_blocks=4,
+        dropout=0.0,
+        embedding_type="fourier",
+        channel_mult_noise=2,
+        encoder_type="residual",
+        resample_filter=(1, 3, 3, 1),
+    )
+    method = ConsistencyTraining(s0=2, s1=150, mu0=0.9)
+    return replace(run, data=replace(run.data, labels=False), network=network, method=method)
+
+
+def ct_imagenet64() -> Experiment:
+    """ImageNet-64 training without a teacher as published (ADM), except l2 for LPIPS."""
+    run = _published("imagenet-64x64.zip", 2048, 800_000, 1e-4, 0, 0.999943)
+    network = DhariwalUNetConfig(
+        **FROM_DATA,
+        model_channels=192,
+        channel_mult=(1, 2, 3, 4),
+        num_blocks=3,
+        attn_resolutions=(32, 16, 8),
+        dropout=0.0,
+    )
+    method = ConsistencyTraining(s0=2, s1=200, mu0=0.95)
+    return replace(
+        run, training=replace(run.training, precision="fp16", micro_batch=64), network=network, method=method
+    )

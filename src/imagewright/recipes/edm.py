@@ -1,0 +1,112 @@
+"""EDM denoisers (Karras et al. 2022, 2206.00364). CIFAR-10 and ImageNet-64: appendix F.1, table 7."""
+
+from __future__ import annotations
+
+from imagewright.data.augment import Augment
+from imagewright.methods.edm import EDM
+from imagewright.networks import DhariwalUNetConfig, SongUNetConfig
+from imagewright.samplers import Heun
+from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
+from imagewright.training.experiment import DataConfig, Experiment
+
+FROM_DATA = {"img_resolution": 64, "in_channels": 3, "out_channels": 3}
+"""Sizes that `training.experiment.assemble` replaces by those of the data set."""
+
+
+def digits() -> Experiment:
+    """8x8 handwritten digits, class-conditional, 0.7 M parameters: about two minutes on two cores."""
+    return Experiment(
+        data=DataConfig(source="digits"),
+        method=EDM(),
+        network=SongUNetConfig(
+            **FROM_DATA, model_channels=32, channel_mult=(1, 2), num_blocks=2, attn_resolutions=(4,), dropout=0.05
+        ),
+        sampler=Heun(num_steps=18),
+        training=TrainingConfig(
+            total_images=200_000,
+            batch=128,
+            optimizer=OptimizerConfig(lr=2e-3, lr_ramp_images=5_000, lr_decay_images=80_000),
+            ema=EmaConfig(halflife_images=20_000, rampup_ratio=0.1),
+            log_images=5_000,
+            snapshot_images=100_000,
+            checkpoint_images=50_000,
+        ),
+    )
+
+
+def emoji64_16() -> Experiment:
+    """Emoji at 16x16, for claims that need many trainings."""
+    return _emoji(16, total_images=150_000)
+
+
+def emoji64_32() -> Experiment:
+    """Emoji at 32x32, class-conditional, 3 M parameters: the recipe of the shipped model (hours on two cores)."""
+    return _emoji(32, total_images=400_000)
+
+
+def _emoji(resolution: int, total_images: int) -> Experiment:
+    return Experiment(
+        data=DataConfig(source="emoji64", resolution=resolution),
+        method=EDM(),
+        network=SongUNetConfig(
+            **FROM_DATA, model_channels=32, channel_mult=(1, 2, 4), num_blocks=1, attn_resolutions=(8,), dropout=0.0
+        ),
+        sampler=Heun(num_steps=18),
+        training=TrainingConfig(
+            total_images=total_images,
+            batch=32,
+            channels_last=True,
+            optimizer=OptimizerConfig(lr=1e-3, lr_ramp_images=5_000, lr_decay_images=60_000),
+            ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.05),
+            log_images=3_200,
+            snapshot_images=32_000,
+            checkpoint_images=16_000,
+        ),
+    )
+
+
+def cifar10() -> Experiment:
+    """CIFAR-10, class-conditional DDPM++, as published (8 GPUs; give the data as an EDM-format zip)."""
+    return Experiment(
+        data=DataConfig(source="cifar10-32x32.zip"),
+        method=EDM(augment=Augment(p=0.12)),
+        network=SongUNetConfig(**FROM_DATA, model_channels=128, channel_mult=(2, 2, 2), num_blocks=4, dropout=0.13),
+        sampler=Heun(num_steps=18),
+        training=TrainingConfig(
+            total_images=200_000_000,
+            batch=512,
+            optimizer=OptimizerConfig(lr=1e-3, lr_ramp_images=10_000_000),
+            ema=EmaConfig(halflife_images=500_000, rampup_ratio=0.05),
+            log_images=50_000,
+            snapshot_images=2_500_000,
+            checkpoint_images=2_500_000,
+        ),
+    )
+
+
+def imagenet64() -> Experiment:
+    """ImageNet-64, class-conditional ADM, as published (32 GPUs; give the data as an EDM-format zip)."""
+    return Experiment(
+        data=DataConfig(source="imagenet-64x64.zip"),
+        method=EDM(),
+        network=DhariwalUNetConfig(
+            **FROM_DATA,
+            model_channels=192,
+            channel_mult=(1, 2, 3, 4),
+            num_blocks=3,
+            attn_resolutions=(32, 16, 8),
+            dropout=0.10,
+        ),
+        sampler=Heun(num_steps=256, S_churn=40, S_min=0.05, S_max=50, S_noise=1.003),
+        training=TrainingConfig(
+            total_images=2_500_000_000,
+            batch=4096,
+            micro_batch=64,
+            precision="fp16",
+            optimizer=OptimizerConfig(lr=1e-4, lr_ramp_images=10_000_000),
+            ema=EmaConfig(halflife_images=50_000_000, rampup_ratio=0.05),
+            log_images=50_000,
+            snapshot_images=10_000_000,
+            checkpoint_images=10_000_000,
+        ),
+    )

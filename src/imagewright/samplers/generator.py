@@ -1,0 +1,151 @@
+"""The one face that the command line, the evaluator and the report see: n images of a seed, as uint8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from imagewright.data import to_uint8
+from imagewright.models.files import ModelFile, load_model
+from imagewright.noise import ImageNoise
+from imagewright.samplers import SAMPLERS, Heun, MultistepConsistency
+from imagewright.types import Condition, DataSpec, OnStep, Sampler, UserError
+
+Images = npt.NDArray[np.uint8]
+Labels = Sequence[int] | npt.NDArray[np.int64]
+
+
+class ImageGenerator:
+    """A model, a sampler and what the images are. Image i of seed s depends on (s, i) alone.
+
+    Raises UserError when the sampler is made for another kind of model.
+    """
+
+    def __init__(
+        self, model: nn.Module, spec: DataSpec, sampler: Sampler | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        kind = "flow_map" if getattr(model, "is_flow_map", False) else "denoiser"
+        default: Sampler = MultistepConsistency() if kind == "flow_map" else Heun()
+        self.sampler = sampler or default
+        if self.sampler.model_kind != kind:
+            raise UserError(
+                f"sampler {type(self.sampler).__name__} draws from a {self.sampler.model_kind.replace('_', ' ')}; "
+                f"this model is a {kind.replace('_', ' ')}"
+            )
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device)
+        self.spec = spec
+
+    def labels(self, n: int, seed: int, first: int = 0) -> npt.NDArray[np.int64] | None:
+        """Classes of images first .. first + n - 1 when none are asked for: uniform, from (seed, i) alone."""
+        if not self.spec.num_classes:
+            return None
+        draw = ImageNoise(seed, range(first, first + n), stream=1).uniform(torch.empty(n, 1, dtype=torch.float64))
+        return np.minimum((draw[:, 0] * self.spec.num_classes).long().numpy(), self.spec.num_classes - 1)
+
+    def batches(
+        self,
+        n: int,
+        *,
+        labels: Labels | int | None = None,
+        seed: int = 0,
+        first: int = 0,
+        batch_size: int = 64,
+        on_step: OnStep | None = None,
+    ) -> Iterator[Images]:
+        """The images of `generate`, batch by batch, so that scoring many need not hold them all."""
+        if n < 1 or batch_size < 1 or seed < 0 or first < 0:
+            raise UserError(
+                f"n is {n}, batch_size {batch_size}, seed {seed}, first {first}; "
+                "n and batch_size must be at least 1, seed and first at least 0"
+            )
+        wanted = self._checked_labels(n, labels, seed, first)
+        for start in range(0, n, batch_size):
+            rows = slice(start, min(start + batch_size, n))
+            yield self._batch(range(first + rows.start, first + rows.stop), seed, wanted, rows, on_step)
+
+    def generate(
+        self,
+        n: int,
+        *,
+        labels: Labels | int | None = None,
+        seed: int = 0,
+        first: int = 0,
+        batch_size: int = 64,
+        on_step: OnStep | None = None,
+    ) -> Images:
+        """Images first .. first + n - 1 of a seed, uint8 [n, H, W, C].
+
+        labels: one class for all, or n of them; -1 = unconditional; None = drawn uniformly per image.
+        on_step: called after every sampler step of every batch with (x, estimate of x0, sigma).
+        Raises UserError for a label the model does not know.
+        """
+        options = {"labels": labels, "seed": seed, "first": first, "batch_size": batch_size, "on_step": on_step}
+        return np.concatenate(list(self.batches(n, **options)))  # type: ignore[arg-type]
+
+    def _batch(
+        self,
+        indices: range,
+        seed: int,
+        labels: npt.NDArray[np.int64] | None,
+        rows: slice,
+        on_step: OnStep | None,
+    ) -> Images:
+        noise = ImageNoise(seed, indices)
+        latents = noise.normal(torch.empty(len(indices), *self.spec.shape)).to(self.device)
+        cond = Condition() if labels is None else Condition(label=torch.from_numpy(labels[rows]).to(self.device))
+        return to_uint8(self.sampler(self.model, latents, cond, noise=noise, on_step=on_step))
+
+    def _checked_labels(
+        self, n: int, labels: Labels | int | None, seed: int, first: int
+    ) -> npt.NDArray[np.int64] | None:
+        if labels is None:
+            return self.labels(n, seed, first)
+        array = np.broadcast_to(np.asarray(labels, dtype=np.int64), (n,)) if np.ndim(labels) == 0 else np.asarray(labels)
+        if array.shape != (n,):
+            raise UserError(f"{len(array)} labels were given for {n} images; give one for each, or one for all")
+        if array.min() < -1 or array.max() >= self.spec.num_classes:
+            bad = array[(array < -1) | (array >= self.spec.num_classes)][0]
+            allowed = f"0 to {self.spec.num_classes - 1}, or -1" if self.spec.num_classes else "-1 (it has no classes)"
+            raise UserError(f"label {bad} is not known to this model; allowed: {allowed}")
+        return np.array(array, dtype=np.int64)
+
+
+def sampler_to_json(sampler: Sampler) -> dict[str, Any]:
+    """A sampler's name and settings; infinity is written as a string."""
+    names = {cls: name for name, cls in SAMPLERS.items()}
+    settings = asdict(sampler)  # type: ignore[call-overload]
+    return {"class": names[type(sampler)]} | {k: str(v) if v == float("inf") else v for k, v in settings.items()}
+
+
+def sampler_from_json(value: dict[str, Any]) -> Sampler:
+    """Inverse of `sampler_to_json`; raises UserError for a name or setting this version does not know."""
+    settings = {k: tuple(v) if isinstance(v, list) else float(v) if v == "inf" else v for k, v in value.items()}
+    name = settings.pop("class", None)
+    if name not in SAMPLERS:
+        raise UserError(f"the model asks for sampler {name!r}; this version has {', '.join(SAMPLERS)}")
+    try:
+        return SAMPLERS[name](**settings)
+    except TypeError as error:
+        raise UserError(f"sampler {name!r}: {error}") from None
+
+
+def generator_from(file: ModelFile, sampler: Sampler | None = None, device: torch.device | str = "cpu") -> ImageGenerator:
+    """A model read from disk with a sampler, or with the one it was saved with."""
+    if sampler is None and file.sampler is not None:
+        sampler = sampler_from_json(dict(file.sampler))
+    return ImageGenerator(file.model, file.spec, sampler, device)
+
+
+def load_generator(
+    folder: str | Path, sampler: Sampler | None = None, device: torch.device | str = "cpu"
+) -> ImageGenerator:
+    """The generator of a run or model folder (`model.safetensors` + `model.json`)."""
+    return generator_from(load_model(Path(folder)), sampler, device)

@@ -1,0 +1,96 @@
+"""How a run trains: sizes, rates, averages, precision. Everything is in images, so batch size moves no schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from imagewright.types import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Averages of the weights, updated after every optimiser step."""
+
+    halflife_images: float = 500_000
+    """Images until a weight's share in the average has halved (EDM: 0.5 M on CIFAR-10, 50 M on ImageNet-64)."""
+    rampup_ratio: float | None = 0.05
+    """The half-life is at most this share of the images seen so far; None = no ramp-up."""
+    power_std: tuple[float, ...] = ()
+    """Relative widths of further power-function averages (EDM2, section 3), snapshotted for post-hoc use."""
+
+    def __post_init__(self) -> None:
+        if self.halflife_images < 0:
+            raise UserError(f"ema.halflife_images is {self.halflife_images}; it must be >= 0")
+        if self.rampup_ratio is not None and self.rampup_ratio <= 0:
+            raise UserError(f"ema.rampup_ratio is {self.rampup_ratio}; it must be positive, or none")
+        if any(not 0 < s < 0.29 for s in self.power_std):
+            raise UserError(f"ema.power_std is {self.power_std}; every entry must lie in (0, 0.29)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimiser of every trained part."""
+
+    kind: Literal["adam", "radam"] = "adam"
+    lr: float = 1e-3
+    lr_ramp_images: int = 0
+    """Images over which the learning rate rises linearly from zero."""
+    lr_decay_images: int | None = None
+    """EDM2's inverse-square-root decay, starting after this many images; None = constant."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    """Largest gradient norm of a part; None = no clipping (EDM and the consistency papers use none)."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise UserError(f"optimizer.lr is {self.lr}; it must be positive")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive, or none")
+
+    def lr_at(self, images: int) -> float:
+        """Learning rate after `images` images."""
+        lr = self.lr
+        if self.lr_ramp_images:
+            lr *= min(images / self.lr_ramp_images, 1.0)
+        if self.lr_decay_images:
+            lr /= max(images / self.lr_decay_images, 1.0) ** 0.5
+        return lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Size and pace of a run."""
+
+    total_images: int
+    """Images to train on, counting repeats."""
+    batch: int
+    """Images per optimiser step, over all processes and accumulation."""
+    micro_batch: int | None = None
+    """Images per forward pass; smaller than `batch` means gradient accumulation. None = batch / processes."""
+    seed: int = 0
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the networks' forward passes (autocast); weights stay float32; fp16 scales the loss."""
+    channels_last: bool = False
+    compile: bool = False
+    """Compile the trained networks with torch.compile."""
+    log_images: int = 2_000
+    """Images between two lines of the log."""
+    snapshot_images: int = 50_000
+    """Images between two sample grids."""
+    checkpoint_images: int = 50_000
+    """Images between two checkpoints of the full state."""
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("total_images", "batch", "log_images", "snapshot_images", "checkpoint_images", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
+            raise UserError(
+                f"training.micro_batch is {self.micro_batch}; it must divide training.batch ({self.batch})"
+            )

@@ -1,0 +1,250 @@
+"""A run, complete: what is trained, on what, how. Frozen, JSON-able, and enough to repeat it.
+
+`assemble` turns an `Experiment` into objects; `run_experiment` trains it in a run directory:
+
+    experiment.json                     resolved configuration, command, versions, seed
+    model.safetensors, model.json       the product's averaged weights, self-describing
+    checkpoints/                        full training state
+    log.jsonl, events.out.tfevents.*    numbers over time
+    samples/                            a grid per snapshot, from fixed seeds
+    metrics.json, report.html           written by `evaluate` and `report`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from imagewright import __version__
+from imagewright.data import ImageSet, Loader, open_images
+from imagewright.files import read_json, write_json
+from imagewright.models.files import ModelFile, save_model
+from imagewright.networks import NETWORKS
+from imagewright.noise import derive_seed
+from imagewright.pretrained import find_model
+from imagewright.samplers.generator import ImageGenerator, sampler_to_json
+from imagewright.training.config import TrainingConfig
+from imagewright.training.distributed import Processes
+from imagewright.training.log import Log
+from imagewright.training.snapshots import save_grid
+from imagewright.training.trainer import Progress, Trainer
+from imagewright.types import DataSpec, Parts, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images to learn from."""
+
+    source: str
+    """"digits", "emoji64", or the path of an EDM-format zip or image folder."""
+    resolution: int | None = None
+    """Reduce to this size by box filter; None = the set's own size."""
+    split: str = "train"
+    xflip: bool = False
+    """Mirror images at random (without telling the network)."""
+    labels: bool = True
+    """Train class-conditionally where the set has classes."""
+    skip_bad: bool = False
+    """Leave out unusable files instead of refusing the set."""
+
+    def open(self, on_progress: Callable[[int, int], None] | None = None) -> ImageSet:
+        """Open and check the images."""
+        return open_images(
+            self.source,
+            resolution=self.resolution,
+            split=self.split,  # type: ignore[arg-type]  # checked by open_images
+            labels=self.labels,
+            skip_bad=self.skip_bad,
+            on_progress=on_progress,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run. The fields typed Any hold dataclasses: a method, a network's configuration, a sampler."""
+
+    data: DataConfig
+    method: Any
+    """What is trained and how: a dataclass of `imagewright.methods`."""
+    network: Any = None
+    """Configuration of the network; resolution, channels, classes and augmentation length are taken from the data."""
+    teacher: str | None = None
+    """Run folder, model folder or shipped model that the method learns from."""
+    sampler: Any = None
+    """Sampler of the snapshots, saved with the model as its default; None = the kind's own."""
+    training: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """An experiment's objects."""
+
+    images: ImageSet
+    parts: Parts
+
+
+def assemble(experiment: Experiment, on_progress: Callable[[int, int], None] | None = None) -> Assembled:
+    """Open the data, build the networks, load the teacher. Raises UserError where they do not fit together."""
+    images = experiment.data.open(on_progress)
+    spec = images.spec
+    wanted = inspect.signature(experiment.method.parts).parameters
+    given: dict[str, Any] = {"spec": spec}
+    if "teacher" in wanted:
+        given["teacher"] = _teacher(experiment.teacher, spec)
+    if "network" in wanted:
+        given["network"] = _network(experiment, spec)
+    missing = [n for n, p in wanted.items() if n not in given and p.default is inspect.Parameter.empty]
+    if missing:
+        raise UserError(f"method {type(experiment.method).__name__} needs {', '.join(missing)}, which no field gives")
+    return Assembled(images, experiment.method.parts(**{n: v for n, v in given.items() if n in wanted}))
+
+
+def _network(experiment: Experiment, spec: DataSpec) -> nn.Module:
+    if experiment.network is None:
+        raise UserError(f"method {type(experiment.method).__name__} needs a network; give one with `network`")
+    config = dataclasses.replace(
+        experiment.network,
+        img_resolution=spec.resolution,
+        in_channels=spec.channels,
+        out_channels=spec.channels,
+        label_dim=spec.num_classes,
+        augment_dim=getattr(experiment.method, "augment_dim", 0),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(experiment.training.seed, 0))
+        return NETWORKS[type(config).__name__.removesuffix("Config")](config)
+
+
+def _teacher(name: str | None, spec: DataSpec) -> nn.Module:
+    if name is None:
+        raise UserError("this method learns from a teacher; give one with --teacher RUN")
+    file = find_model(name)
+    ours = (spec.resolution, spec.channels, spec.num_classes)
+    theirs = (file.spec.resolution, file.spec.channels, file.spec.num_classes)
+    if ours != theirs:
+        raise UserError(
+            f"teacher {name} makes images of resolution, channels and classes {theirs}; the data have {ours}"
+        )
+    return file.model
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses as dictionaries that name their class; JSON has no infinity, so it is written as a string."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        pairs = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **pairs}
+    if isinstance(value, (list, tuple)):
+        return [to_json(v) for v in value]
+    return str(value) if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
+
+
+def run_experiment(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    command: list[str] | None = None,
+    processes: Processes | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_open: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Train, and leave a run directory that explains itself. Returns the folder.
+
+    resume: go on from the newest checkpoint in the folder (from the start if there is none yet).
+    Raises UserError when the folder holds another run, or the experiment's parts do not fit.
+    """
+    processes = processes or Processes()
+    record = experiment_record(experiment, command)
+    _claim(folder, record, resume)
+    assembled = assemble(experiment, on_open)
+    if processes.is_first:
+        write_json(folder / "experiment.json", record)
+    loader = Loader(assembled.images, experiment.training.batch, experiment.training.seed, experiment.data.xflip)
+    trainer = Trainer(
+        experiment.method,
+        assembled.parts,
+        loader,
+        experiment.training,
+        folder / "checkpoints",
+        log=Log(folder if processes.is_first else None),
+        device=device,
+        processes=processes,
+        on_snapshot=lambda images: snapshot(),
+        on_progress=on_progress,
+    )
+
+    def snapshot() -> None:
+        if processes.is_first:
+            export(experiment, trainer, assembled.images.spec, folder, torch.device(device))
+
+    if resume:
+        trainer.resume()
+    trainer.train()
+    snapshot()
+    return folder
+
+
+def experiment_record(experiment: Experiment, command: list[str] | None = None) -> dict[str, Any]:
+    """What experiment.json holds."""
+    return {
+        "format": "imagewright-experiment/1",
+        "command": command,
+        "experiment": to_json(experiment),
+        "versions": {
+            "imagewright": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": sys.platform,
+        },
+    }
+
+
+def _claim(folder: Path, record: dict[str, Any], resume: bool) -> None:
+    """Refuse to mix two runs in one folder."""
+    if not (folder / "experiment.json").exists():
+        return
+    before = read_json(folder / "experiment.json")
+    if not resume:
+        raise UserError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
+    changed = _differences(before["experiment"], record["experiment"])
+    changed = [name for name in changed if name not in ("training.total_images", "training.keep_checkpoints")]
+    if changed:
+        raise UserError(f"{folder} holds a run with another {', '.join(changed)}; resume it with its own settings")
+
+
+def _differences(a: Any, b: Any, path: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(k for k in b if k not in a)]
+        return [d for k in keys for d in _differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)]
+    return [] if a == b else [path]
+
+
+def export(experiment: Experiment, trainer: Trainer, spec: DataSpec, folder: Path, device: torch.device) -> None:
+    """Write the product's averaged weights as a model and draw the snapshot grid with them."""
+    import copy
+
+    model = copy.deepcopy(trainer.learners[experiment.method.product].module)
+    model.load_state_dict(trainer.product_state())
+    generator = ImageGenerator(model, spec, experiment.sampler, device)
+    origin = {
+        "method": type(experiment.method).__name__,
+        "images_seen": trainer.images,
+        "weights": "average" if trainer.learners[experiment.method.product].averages else "raw",
+        "teacher": experiment.teacher,
+        "seed": experiment.training.seed,
+        "imagewright": __version__,
+    }
+    save_model(
+        folder, ModelFile(model=model, spec=spec, sampler=sampler_to_json(generator.sampler), origin=origin)
+    )
+    save_grid(folder / "samples" / f"{trainer.images:012d}.png", generator)

@@ -1,0 +1,84 @@
+"""A part that learns: one network with its optimiser, averages and loss scale, and what one step of it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imagewright.training.checkpoint import State, load_optimizer_state, optimizer_state
+from imagewright.training.config import TrainingConfig
+from imagewright.training.distributed import Processes
+from imagewright.training.ema import Ema, averages
+from imagewright.types import Trained, UserError
+
+
+class Learner:
+    """Backward, gradient exchange, clipping, optimiser step and averages of one `Trained` part."""
+
+    def __init__(self, role: Trained, config: TrainingConfig, device: torch.device) -> None:
+        self.module: nn.Module = role.module
+        self.config = config
+        named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
+        self.names = [n for n, _ in named]
+        self.parameters = [p for _, p in named]
+        self.optimizer = _make_optimizer(self.parameters, config)
+        self.averages: list[Ema] = averages(self.module, config.ema) if role.ema else []
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this loss's gradients; only this part's parameters receive any."""
+        self.scaler.scale(loss).backward(inputs=self.parameters)
+
+    def step(self, images: int, processes: Processes) -> dict[str, float]:
+        """One optimiser step at `images` images seen (this batch counted). Returns numbers to log."""
+        batch = self.config.batch
+        processes.average_([p.grad for p in self.parameters if p.grad is not None])
+        rate = self.config.optimizer.lr_at(images)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.optimizer.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.parameters, float("inf") if limit is None else limit)
+        if not torch.isfinite(norm) and not self.scaler.is_enabled():
+            raise FloatingPointError("gradient")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        for average in self.averages:
+            average.update(self.module, images, batch)
+        return {"grad_norm": float(norm), "lr": rate}
+
+    def state(self) -> State:
+        """Everything that a resumed run needs, as nested tensors and numbers."""
+        return {
+            "module": dict(self.module.state_dict()),
+            "optimizer": optimizer_state(self.optimizer, self.names),
+            "averages": {a.profile.name: a.state for a in self.averages},
+            "scaler": dict(self.scaler.state_dict()),
+        }
+
+    def load_state(self, state: State) -> None:
+        """Inverse of `state`. Raises UserError when the averages are not the configured ones."""
+        self.module.load_state_dict(state["module"])
+        load_optimizer_state(self.optimizer, self.names, state["optimizer"])
+        if state["averages"].keys() != {a.profile.name for a in self.averages}:
+            raise UserError(
+                f"the checkpoint holds the averages {sorted(state['averages'])}; this run has "
+                f"{sorted(a.profile.name for a in self.averages)}"
+            )
+        for average in self.averages:
+            for name, value in state["averages"][average.profile.name].items():
+                average.state[name].copy_(value)
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def _make_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    o = config.optimizer
+    settings: dict[str, Any] = {"lr": o.lr, "betas": o.betas, "eps": o.eps, "weight_decay": o.weight_decay}
+    kinds: dict[str, Any] = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
+    optimizer = kinds[o.kind](parameters, **settings)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer

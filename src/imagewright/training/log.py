@@ -1,0 +1,80 @@
+"""Numbers of a run: one JSON line per interval in `log.jsonl`, the same as TensorBoard scalars."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imagewright.files import write_text
+from imagewright.types import Update
+
+SIGMA_EDGES = (0.1, 0.5, 2.0)
+"""Borders of the noise-level bins in which losses are also reported."""
+
+
+class Log:
+    """Means since the last line, per part. With folder None it only forgets."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = folder / "log.jsonl" if folder else None
+        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._board: Any = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(folder)  # type: ignore[no-untyped-call]
+
+    def add(self, part: str, updates: Sequence[Update], loss: float, numbers: Mapping[str, float]) -> None:
+        """Note one optimiser step of a part."""
+        if self._path is None:
+            return
+        self._sums[f"{part}/loss"].append(loss)
+        for name, value in numbers.items():
+            self._sums[f"{part}/{name}"].append(value)
+        for update in updates:
+            for name, tensor in update.parts.items():
+                self._sums[f"{part}/{name}"].append(float(tensor.detach().float().mean()))
+            if update.at is not None:
+                for sigma, value in zip(update.at.tolist(), update.loss.detach().tolist(), strict=True):
+                    self._sums[f"{part}/loss_{_bin(sigma)}"].append(value)
+
+    def write(self, step: int, images: int, numbers: Mapping[str, float]) -> None:
+        """One line: means of all that was noted since the last one."""
+        if self._path is None or not self._sums:
+            return
+        means = {name: math.fsum(v) / len(v) for name, v in self._sums.items()} | dict(numbers)
+        self._sums.clear()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "images": images, **means}) + "\n")
+        for name, value in means.items():
+            self._board.add_scalar(name, value, images)
+        self._board.flush()
+
+    def truncate(self, step: int) -> None:
+        """Drop what was written after a step: a resumed run writes it again."""
+        if self._path is not None and self._path.exists():
+            kept = [line for line in read_log(self._path) if line["step"] <= step]
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Lines of a log; a last line cut off by a crash is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _bin(sigma: float) -> str:
+    edges = [0.0, *SIGMA_EDGES, math.inf]
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        if low <= sigma < high:
+            return f"sigma_{low:g}_to_{high:g}"
+    return "sigma_other"

@@ -1,0 +1,46 @@
+"""Grids of pictures: the snapshot that a run leaves at intervals, and the general sheet other commands use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from imagewright.files import replacing
+from imagewright.samplers.generator import ImageGenerator
+
+Images = npt.NDArray[np.uint8]
+
+
+def grid(images: Images, columns: int, gap: int = 1) -> Images:
+    """Arrange uint8 [N, H, W, C] row by row on white, `gap` pixels apart: uint8 [H', W', C]."""
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, c), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
+        sheet[top : top + h, left : left + w] = image
+    return sheet
+
+
+def save_image(path: Path, image: Images, scale: int = 1) -> None:
+    """Write one uint8 [H, W, C] picture as PNG, atomically; `scale` enlarges every pixel to a square of that size."""
+    enlarged = image.repeat(scale, 0).repeat(scale, 1)
+    with replacing(path) as aside:
+        Image.fromarray(enlarged[:, :, 0] if enlarged.shape[2] == 1 else enlarged).save(aside, format="PNG")
+
+
+def class_grid_labels(num_classes: int, columns: int) -> npt.NDArray[np.int64] | None:
+    """Labels of a sheet with one class per row (at most ten rows), or None for a model without classes."""
+    if not num_classes:
+        return None
+    return np.repeat(np.arange(min(num_classes, 10), dtype=np.int64), columns)
+
+
+def save_grid(path: Path, generator: ImageGenerator, columns: int = 10, seed: int = 0) -> None:
+    """A sheet of samples from fixed seeds: one class per row, or ten rows of whatever comes."""
+    labels = class_grid_labels(generator.spec.num_classes, columns)
+    images = generator.generate(10 * columns if labels is None else len(labels), labels=labels, seed=seed)
+    save_image(path, grid(images, columns), scale=max(1, 64 // generator.spec.resolution))

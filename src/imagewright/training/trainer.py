@@ -1,0 +1,289 @@
+"""The training loop: it drives a method's generator, one optimiser step per yielded `Update`, and knows no paper."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from imagewright.data import Loader
+from imagewright.noise import StepNoise, derive_seed
+from imagewright.training.checkpoint import (
+    State,
+    checkpoint_path,
+    checkpoints,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+)
+from imagewright.training.config import TrainingConfig
+from imagewright.training.distributed import Processes
+from imagewright.training.learners import Learner
+from imagewright.training.log import Log
+from imagewright.types import Average, Batch, Clock, Event, Follow, Frozen, Method, Parts, Trained, Update, UserError
+
+
+class Interrupted(Exception):  # noqa: N818, not an error: the user asked for it
+    """Ctrl-C (or SIGTERM) was honoured after a whole step; the state is saved at `checkpoint`."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(str(checkpoint))
+        self.checkpoint = checkpoint
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress bar shows: images done, of how many, images per second since the start, newest mean loss."""
+
+    images: int
+    total_images: int
+    rate: float
+    loss: float
+
+
+class Trainer:
+    """One run in memory. `train()` goes on from where the clock stands until total_images.
+
+    folder: where checkpoints go. on_snapshot: called at every snapshot and at the end with the images seen.
+    on_progress: called after every step.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        parts: Parts,
+        loader: Loader,
+        config: TrainingConfig,
+        folder: Path,
+        *,
+        log: Log | None = None,
+        device: torch.device | str = "cpu",
+        processes: Processes | None = None,
+        on_snapshot: Callable[[int], None] = lambda images: None,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        self.method, self.parts, self.loader, self.config, self.folder = method, parts, loader, config, folder
+        self.device = torch.device(device)
+        self.processes = processes or Processes()
+        self.log = log or Log(None)
+        self.on_snapshot, self.on_progress = on_snapshot, on_progress
+        self.micro = config.micro_batch or max(config.batch // self.processes.world, 1)
+        if config.batch % (self.micro * self.processes.world):
+            raise UserError(
+                f"training.batch is {config.batch}; it must be a multiple of micro_batch x processes "
+                f"({self.micro} x {self.processes.world})"
+            )
+        self.step_index, self.images = 0, 0
+        self.learners = self._prepare()
+
+    # --- set-up -------------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> dict[str, Learner]:
+        learners = {}
+        for name, role in self.parts.roles.items():
+            role.module.to(self.device)
+            if self.config.channels_last:
+                role.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if isinstance(role, Frozen):
+                role.module.eval().requires_grad_(False)
+            elif isinstance(role, Average):
+                role.module.train().requires_grad_(False)
+            else:
+                role.module.train()
+                learners[name] = Learner(role, self.config, self.device)
+            if self.config.compile and not isinstance(role, Average):
+                role.module.compile()
+        if self.method.product not in learners:
+            raise ValueError(f"the method's product {self.method.product!r} is not among its trained parts")
+        return learners
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """All that a run needs to go on as if it had never stopped."""
+        averages = {n: r for n, r in self.parts.roles.items() if isinstance(r, Average)}
+        return {
+            "step": self.step_index,
+            "images": self.images,
+            "learners": {name: learner.state() for name, learner in self.learners.items()},
+            "targets": {name: dict(role.module.state_dict()) for name, role in averages.items()},
+        }
+
+    def load_state(self, state: State) -> None:
+        """Inverse of `state`."""
+        self.step_index, self.images = state["step"], state["images"]
+        for name, learner in self.learners.items():
+            learner.load_state(state["learners"][name])
+        for name, target in state["targets"].items():
+            self.parts.roles[name].module.load_state_dict(target)
+
+    def save(self) -> Path:
+        """Write a checkpoint (first process only) and remove old ones."""
+        path = checkpoint_path(self.folder, self.images)
+        if self.processes.is_first:
+            save_checkpoint(path, self.state())
+            prune(self.folder, self.config.keep_checkpoints)
+        self.processes.wait()
+        return path
+
+    def resume(self) -> bool:
+        """Load the newest checkpoint of the folder; False if there is none."""
+        found = checkpoints(self.folder)
+        if found:
+            self.load_state(load_checkpoint(found[-1]))
+            self.log.truncate(self.step_index)
+        return bool(found)
+
+    def product_state(self) -> dict[str, torch.Tensor]:
+        """Averaged weights of the method's product (raw ones where it has no average)."""
+        learner = self.learners[self.method.product]
+        return learner.averages[0].state if learner.averages else dict(learner.module.state_dict())
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train until `total_images`, with checkpoints and snapshots on the way.
+
+        Raises Interrupted after Ctrl-C (state saved), UserError when a loss stops being finite.
+        """
+        started, first_images = time.monotonic(), self.images
+        with _interrupts() as interrupted:
+            while self.images < self.config.total_images:
+                loss = self.train_step()
+                rate = (self.images - first_images) / (time.monotonic() - started)
+                self.on_progress(Progress(self.images, self.config.total_images, rate, loss))
+                if self._passed(self.config.log_images):
+                    self.log.write(self.step_index, self.images, {"images_per_second": rate})
+                if self.processes.any(bool(interrupted), self.device) and self.images < self.config.total_images:
+                    raise Interrupted(self.save())
+                if self._passed(self.config.checkpoint_images):
+                    self.save()
+                if self._passed(self.config.snapshot_images):
+                    self.on_snapshot(self.images)
+        self.log.write(self.step_index, self.images, {})
+        self.save()
+
+    def _passed(self, interval: int) -> bool:
+        """Whether the last step crossed a multiple of `interval` images."""
+        return self.images // interval > (self.images - self.config.batch) // interval
+
+    def train_step(self) -> float:
+        """One step of the method on one batch. Returns the mean loss of the product's last update."""
+        clock = Clock(self.step_index, self.images, self.config.total_images)
+        mine = self._micro_batches()
+        steps = [self.method.step(self.parts, *self._inputs(j, clock), clock) for j in mine]
+        loss, phase = math.nan, 0
+        while True:
+            events: list[Event | None] = []
+            for j, generator in zip(mine, steps, strict=True):
+                # The networks' own randomness (dropout) is a function of where we are, as all other randomness is.
+                torch.manual_seed(derive_seed(self.config.seed, self.step_index, j, phase, 1))
+                with self._precision():
+                    event = next(generator, None)
+                if isinstance(event, Update):
+                    self._backward(event)
+                events.append(event)
+            if any(_kind(e) != _kind(events[0]) for e in events):
+                raise ValueError(f"micro-batches of one step yielded different events: {[_kind(e) for e in events]}")
+            if events[0] is None:
+                break
+            if isinstance(events[0], Update):
+                loss = self._step([e for e in events if isinstance(e, Update)], loss)
+            else:
+                self._follow(events[0])
+            phase += 1
+        self.step_index += 1
+        self.images += self.config.batch
+        return loss
+
+    def _micro_batches(self) -> range:
+        share = self.config.batch // self.micro // self.processes.world
+        return range(self.processes.rank * share, (self.processes.rank + 1) * share)
+
+    def _inputs(self, j: int, clock: Clock) -> tuple[Batch, StepNoise]:
+        batch = self.loader.batch(clock.images + j * self.micro, self.micro)
+        images = batch.images.to(self.device, non_blocking=True)
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        noise = StepNoise(self.config.seed, clock.step, j, device=self.device)
+        return Batch(images, batch.cond.map(lambda t: t.to(self.device))), noise
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def _backward(self, update: Update) -> None:
+        # Dividing the sum by the whole batch makes accumulation, and more processes, add up to one mean.
+        self.learners[update.part].backward(update.loss.sum() / (self.config.batch * update.loss[0].numel()))
+
+    def _step(self, updates: Sequence[Update], previous_loss: float) -> float:
+        part = updates[0].part
+        total = sum((u.loss.detach().sum() for u in updates), torch.zeros((), device=self.device))
+        loss = float(self.processes.total(total)) / self.config.batch
+        if not math.isfinite(loss):
+            raise self._not_finite(part, f"loss {loss}")
+        try:
+            numbers = self.learners[part].step(self.images + self.config.batch, self.processes)
+        except FloatingPointError:
+            raise self._not_finite(part, "gradient") from None
+        self.log.add(part, updates, loss, numbers)
+        return loss if part == self.method.product else previous_loss
+
+    def _not_finite(self, part: str, what: str) -> UserError:
+        found = checkpoints(self.folder)
+        last = found[-1] if found else "none yet"
+        return UserError(
+            f"training stopped at step {self.step_index} ({self.images} images): the {what} of part {part!r} is not "
+            f"finite; last good checkpoint: {last}"
+        )
+
+    @torch.no_grad()
+    def _follow(self, event: Follow) -> None:
+        target, source = (self.parts.roles[n].module.state_dict() for n in (event.part, event.of))
+        for name, value in target.items():
+            if value.is_floating_point():
+                value.lerp_(source[name], 1 - event.decay)
+            else:
+                value.copy_(source[name])
+
+
+def _kind(event: Event | None) -> tuple[str, ...]:
+    if event is None:
+        return ("end",)
+    return (type(event).__name__, event.part)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying in mid-step; a second one kills as usual."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[signal.Signals(number)] or signal.SIG_DFL)
+
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+__all__ = ["Interrupted", "Progress", "Trained", "Trainer"]

@@ -1,0 +1,258 @@
+"""The words every part of the library shares: conditions, data specifications, model protocols, updates.
+
+Nothing here knows a network, a paper or a file; everything else may import this module.
+
+Conventions   images are float32 NCHW in [-1, 1]; sigma is the noise's standard deviation in data units, one number per
+              image, shape [N]; labels are int64 [N], -1 meaning "no class".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class UserError(ValueError):
+    """Bad input that the user can mend: one sentence naming the file or option, the value and the allowed range.
+
+    The command line prints the sentence alone and exits with code 2.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What a model is told besides the noisy image. Every entry has one row per image, or is None.
+
+    label:   int64 [N], class index, -1 = unconditional.
+    augment: float32 [N, A], parameters of the training augmentation; None (= zeros) when sampling.
+    """
+
+    label: Tensor | None = None
+    augment: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        """Apply a function to every entry that is present: `cond.map(lambda t: t.to(device))`."""
+        present = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(t) for name, t in present.items() if t is not None})
+
+    def __getitem__(self, rows: slice | Tensor) -> Condition:
+        return self.map(lambda t: t[rows])
+
+
+UNCONDITIONAL = Condition()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What kind of images a data set holds and a model makes: the part of both that has to agree."""
+
+    name: str
+    resolution: int
+    channels: int
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of one image."""
+        return (self.channels, self.resolution, self.resolution)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training images, float32 [N, C, H, W] in [-1, 1], and what is known about them."""
+
+    images: Tensor
+    cond: Condition = UNCONDITIONAL
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """E[x0 | x] for x = x0 + sigma * eps; score and velocity follow from it (see `paths`).
+
+    sigma_min, sigma_max: the noise levels for which it was made (what a sampler may ask for).
+    """
+
+    sigma_min: float
+    sigma_max: float
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """x: [N, C, H, W]; sigma: [N], > 0. Returns the estimate of x0, shape and dtype of x."""
+        ...
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The nearest noise level the denoiser knows; the identity unless it was trained on a table (iDDPM)."""
+        ...
+
+
+@runtime_checkable
+class FlowMap(Protocol):
+    """A jump along the probability-flow ODE: the point at `sigma_to` of the trajectory through x at `sigma`.
+
+    A consistency model answers for sigma_to = 0 only and raises ValueError otherwise.
+    """
+
+    sigma_min: float
+    sigma_max: float
+
+    def __call__(self, x: Tensor, sigma: Tensor, sigma_to: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """x: [N, C, H, W]; sigma, sigma_to: [N]. Returns [N, C, H, W], dtype of x."""
+        ...
+
+
+class Noise(Protocol):
+    """A source of randomness that is handed in, so that no module draws from a hidden global one."""
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal of `like`'s shape, dtype and device; the leading axis counts images."""
+        ...
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform on [0, 1) of `like`'s shape, dtype and device."""
+        ...
+
+
+OnStep = Callable[[Tensor, Tensor, float], None]
+"""Called by a sampler after each step with (x, x0 estimate, sigma of x)."""
+
+
+class Sampler(Protocol):
+    """A way to draw: a frozen dataclass of settings with `__call__`. It knows the protocols only.
+
+    `model_kind` says which protocol the first argument must meet: "denoiser" or "flow_map".
+    """
+
+    model_kind: ClassVar[str]
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per image, exactly."""
+        ...
+
+    def __call__(
+        self,
+        model: Any,
+        latents: Tensor,
+        cond: Condition = UNCONDITIONAL,
+        *,
+        noise: Noise | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """latents: standard normal [N, C, H, W], scaled to the first noise level inside.
+
+        noise: source of every further draw; required by stochastic settings. Returns x0, [N, C, H, W].
+        """
+        ...
+
+
+class Generator(Protocol):
+    """The one face that the command line, the evaluator and the report see, whatever the model is."""
+
+    spec: DataSpec
+
+    def generate(
+        self, n: int, *, labels: np.ndarray | None = None, seed: int = 0, first: int = 0, batch_size: int = 64
+    ) -> np.ndarray:
+        """Images `first` .. `first + n - 1` of a seed, uint8 [n, H, W, C]; image i depends on (seed, i) alone."""
+        ...
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where a run stands. The unit of training is the image seen, so a batch-size change moves no schedule."""
+
+    step: int
+    images: int
+    total_images: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done, in [0, 1)."""
+        return self.images / self.total_images
+
+
+@dataclass(frozen=True)
+class Update:
+    """"Take one optimiser step of `part` along this loss": what a method yields to the trainer.
+
+    loss:  [N], one number per image, before any reduction; the trainer averages.
+    parts: further numbers to log, each [N] or a scalar, detached by the trainer.
+    at:    sigma [N] of each image, so that the log can show the loss by noise level.
+    """
+
+    part: str
+    loss: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    at: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Follow:
+    """"Move `part` towards `of`": part <- decay * part + (1 - decay) * of, for targets that are averages."""
+
+    part: str
+    of: str
+    decay: float
+
+
+Event = Update | Follow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A network that learns: it gets an optimiser, and averages (EMA) when `ema` is set."""
+
+    module: torch.nn.Module
+    ema: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A network that only answers: eval mode, no gradients, not saved in checkpoints."""
+
+    module: torch.nn.Module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """A network without gradients that a method moves by yielding `Follow`; saved in checkpoints."""
+
+    module: torch.nn.Module
+
+
+class Parts:
+    """The networks of a method by role: `Parts(student=Trained(...), teacher=Frozen(...))`, then `parts.student`."""
+
+    def __init__(self, **roles: Trained | Frozen | Average) -> None:
+        self.roles = roles
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["roles"][name].module
+        except KeyError:
+            raise AttributeError(f"no part {name!r}; there are {sorted(self.__dict__.get('roles', {}))}") from None
+
+
+class Method(Protocol):
+    """A way to train: which networks there are, and what one training step does.
+
+    `product` names the part that is the result of training (its average is what gets exported).
+    """
+
+    product: ClassVar[str]
+
+    def step(self, parts: Any, batch: Batch, noise: Any, clock: Clock) -> Iterator[Event]:
+        """One training step on one micro-batch; each yielded `Update` is one optimiser step.
+
+        With gradient accumulation the trainer advances the generators of all micro-batches in lockstep, so each has to
+        yield the same sequence of events.
+        """
+        ...
