@@ -1,7 +1,7 @@
 """Randomness that is handed in: every draw is a function of what it is for, never of what was drawn before.
 
 `ImageNoise` serves sampling: image i of seed s sees its own streams, whatever the batch or the machine around it.
-`StepNoise` serves training: a draw depends on (seed, step, micro-batch), so that a resumed run needs no saved generator.
+`StepNoise` serves training: a draw depends on (seed, step, micro-batch): a resumed run needs no saved generator.
 """
 
 from __future__ import annotations

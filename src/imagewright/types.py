@@ -137,6 +137,7 @@ class Sampler(Protocol):
     def __call__(
         self,
         model: Any,
+        /,
         latents: Tensor,
         cond: Condition = UNCONDITIONAL,
         *,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from imagewright.data import open_images
+from imagewright.data import ImageSet, open_images
 from imagewright.metrics import evaluate
 from imagewright.metrics import train_features as training
 from imagewright.metrics.features import (
@@ -49,8 +49,7 @@ def test_fit_refuses_what_it_cannot_bring_to_size() -> None:
         fit(np.zeros((1, 8, 8, 1)), 8, 1)
 
 
-def accuracy(extractor: ClassifierFeatures, dataset: str) -> float:
-    test = open_images(dataset, split="test")
+def accuracy(extractor: ClassifierFeatures, test: ImageSet) -> float:
     classes = extractor.header["classes"]
     truth = test.labels if test.subgroups is None else np.array([classes.index(s) for s in test.subgroups])
     return float((extractor(test.images())[1].argmax(axis=1) == truth).mean())
@@ -60,7 +59,7 @@ def accuracy(extractor: ClassifierFeatures, dataset: str) -> float:
     ("load", "name", "dataset", "dim", "classes", "at_least"),
     [
         (digits_features, "digits", "digits", 64, 10, 0.97),
-        (emoji_features, "emoji", "emoji64", 96, 99, 0.4),
+        (emoji_features, "emoji", "emoji64", 96, 98, 0.4),
     ],
 )
 def test_shipped_classifier(load, name: str, dataset: str, dim: int, classes: int, at_least: float) -> None:
@@ -71,12 +70,11 @@ def test_shipped_classifier(load, name: str, dataset: str, dim: int, classes: in
     assert path.stat().st_size < 2_000_000
     record = extractor.header["training"]
     assert record["command"].startswith(f"python -m imagewright.metrics.train_features {name} ")
-    for split in ("train", "test"):
-        resolution = training.TRAININGS[name].resolution
-        assert record["data"][split] == open_images(dataset, split=split, resolution=resolution).fingerprint
-    # emoji64 is opened at 64 here and averaged to 32 in float, not in bytes: a picture or two may flip.
-    assert accuracy(extractor, dataset) == pytest.approx(record["accuracy"]["test"]["class"], abs=0.02)
-    assert accuracy(extractor, dataset) > at_least
+    test = open_images(dataset, split="test", resolution=training.TRAININGS[name].resolution)
+    assert record["data"]["test"] == test.fingerprint
+    measured = accuracy(extractor, test)
+    assert measured == pytest.approx(record["accuracy"]["test"]["class"], abs=0.005)  # one picture may flip
+    assert measured > at_least
 
 
 def test_batch_size_changes_no_feature() -> None:
@@ -119,7 +117,9 @@ def test_augmentation_without_limits_is_the_identity_and_moves_background_in() -
 def test_training_repeats_bit_for_bit_and_leaves_the_global_generator_alone(
     tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setitem(training.TRAININGS, "digits", replace(training.TRAININGS["digits"], epochs=1))
+    short = replace(training.TRAININGS["digits"], epochs=1, widths=(4, 8), batch_size=32)
+    monkeypatch.setitem(training.TRAININGS, "digits", short)
+    monkeypatch.setattr(training, "open_images", lambda *a, **k: open_images(*a, **k).subset(range(128)))
     state = torch.random.get_rng_state()
     for folder, seed in [("a", 0), ("b", 0), ("c", 1)]:
         (tmp_path / folder).mkdir()

@@ -1,7 +1,8 @@
 """What is known of each picture: from `dataset.json`, or from the class folders it lies in.
 
-Source: the labels of NVlabs/edm's data sets, {"labels": [[file, class], ...] or null}, and our further keys (`edm_zip`).
-A file whose label is missing or senseless is a finding with a reason; a `dataset.json` of another shape is a UserError.
+Source: the labels of NVlabs/edm's data sets, {"labels": [[file, class], ...] or null}, and our further keys
+(`edm_zip`). A file whose label is missing or senseless is a finding with a reason; a `dataset.json` of
+another shape is a UserError.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from imagewright.data.archive import Archive
+from imagewright.data.archive import Archive, plain_name
 from imagewright.data.pixels import BadPicture
 from imagewright.types import UserError
 
@@ -90,7 +91,11 @@ def _from_folders(archive: Archive) -> Annotations:
         labels={n: index[f] for n, f in folder.items() if f is not None},
         num_classes=len(classes),
         class_names=tuple(classes),
-        bad=[(n, "lies outside the class folders") for n, f in folder.items() if f is None],
+        bad=[
+            (n, "lies outside the class folders (open without labels to use it)")
+            for n, f in folder.items()
+            if f is None
+        ],
     )
 
 
@@ -103,7 +108,7 @@ def _read_labels(out: Annotations, archive: Archive, base: str, entries: Any, wh
     for i, entry in enumerate(entries):
         if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
             raise UserError(f"{where}: entry {i} of labels is {_short(entry)}; it must be [file, class]")
-        name, label = base + entry[0].replace("\\", "/"), entry[1]
+        name, label = base + plain_name(entry[0]), entry[1]
         if name in seen:
             out.labels.pop(name, None)
             out.bad.append((name, "labelled more than once in dataset.json"))
@@ -140,7 +145,7 @@ def _read_texts(out: Annotations, base: str, pictures: Any, where: str) -> None:
             if key in known:
                 if not isinstance(known[key], str):
                     raise UserError(f"{where}: {key} of {name} is {_short(known[key])}; it must be text")
-                out.texts[key][base + name] = known[key]
+                out.texts[key][base + plain_name(name)] = known[key]
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,8 @@
 """The files of a folder or a zip, by name, without unpacking anything.
 
-Contract: names use "/" and are relative to the folder or the zip; pictures are told by their extension; hidden files,
-`__MACOSX` and other files (.txt, Thumbs.db) are ignored; what cannot be read is a finding (BadPicture), not a crash.
+Contract: names use "/" and are relative to the folder or the zip; pictures are told by their extension;
+hidden files, `__MACOSX` and other files (.txt, Thumbs.db) are ignored; what cannot be read is a finding
+(BadPicture), not a crash.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from imagewright.data.pixels import BadPicture
 from imagewright.types import UserError
 
 EXTENSIONS = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm".split()
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib"}
+    | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 LARGEST_FILE = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """Names of pictures in sorted order, names of all files, and how to read one.
+    """What a folder or a zip holds.
 
-    bad: (name, reason) of entries that were found unusable by their name alone.
+    pictures: names in sorted order. others: names of the other files.
+    bad:      (name, reason) of pictures whose name alone makes them unusable; they are not among `pictures`.
+    read:     the bytes of a file; raises BadPicture when they cannot be had.
     """
 
     path: Path
@@ -42,7 +46,9 @@ def open_archive(path: Path) -> Archive:
         if path.is_dir():
             return _open_folder(path)
         if not path.exists():
-            raise UserError(f"{path} does not exist; a data set is a folder, a zip, or one of: digits, emoji64")
+            raise UserError(
+                f"{path} does not exist; a data set is a folder, a zip, or one of: digits, emoji64"
+            )
         return _open_zip(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -65,55 +71,61 @@ def _open_folder(path: Path) -> Archive:
         except OSError as error:
             raise BadPicture(f"cannot be read: {error.strerror or error}") from None
 
-    return _sorted_out(path, names, [], read)
+    return _sorted_out(path, names, read)
 
 
 def _open_zip(path: Path) -> Archive:
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged directory raises BadZipFile, but also struct and value errors
         raise UserError(f"{path} is not a folder and not a readable zip: {error}") from None
-    entries: dict[str, zipfile.ZipInfo] = {}
-    bad: list[tuple[str, str]] = []
+    entries: dict[str, list[zipfile.ZipInfo]] = {}
     for entry in archive.infolist():
-        name = entry.filename.replace("\\", "/")  # some Windows programs write backslashes
-        if entry.is_dir() or name.endswith("/"):
-            continue
-        if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
-            bad.append((name, "its name leads out of the archive"))
-        elif name in entries:
-            bad.append((name, "the archive holds this name more than once; only the first is usable"))
-        else:
-            entries[name] = entry
+        name = plain_name(entry.filename)
+        if not name.endswith("/"):
+            entries.setdefault(name, []).append(entry)
 
     def read(name: str) -> bytes:
-        entry = entries[name]
+        entry, *doubles = entries[name]
+        if doubles:
+            raise BadPicture(f"the zip holds {1 + len(doubles)} files of this name")
         if entry.file_size > LARGEST_FILE:
             raise BadPicture(f"larger than {LARGEST_FILE} bytes")
         if entry.flag_bits & 1:
             raise BadPicture("encrypted")
         try:
             return archive.read(entry)
-        except Exception as error:  # zlib, lzma, struct and zipfile errors: a damaged entry raises any of them
+        except Exception as error:  # zlib, lzma, struct, zipfile: a damaged entry raises any of theirs
             raise BadPicture(f"damaged in the zip: {error}") from None
 
-    return _sorted_out(path, list(entries), bad, read)
+    return _sorted_out(path, list(entries), read)
 
 
-def _sorted_out(
-    path: Path, names: list[str], bad: list[tuple[str, str]], read: Callable[[str], bytes]
-) -> Archive:
-    def is_picture(name: str) -> bool:
-        return PurePosixPath(name).suffix.lower() in EXTENSIONS and not any(map(_hidden, name.split("/")))
-
+def _sorted_out(path: Path, names: list[str], read: Callable[[str], bytes]) -> Archive:
+    pictures = sorted(filter(_is_picture, names))
     return Archive(
         path=path,
-        pictures=tuple(sorted(filter(is_picture, names))),
-        others=frozenset(n for n in names if not is_picture(n)),
-        bad=tuple((n, reason) for n, reason in bad if is_picture(n.replace("..", ""))),
+        pictures=tuple(n for n in pictures if not _leads_out(n)),
+        others=frozenset(n for n in names if not _is_picture(n)),
+        bad=tuple((n, "its name leads out of the archive") for n in pictures if _leads_out(n)),
         read=read,
     )
 
 
+def plain_name(name: str) -> str:
+    """A name as it is compared: "/" for the backslashes that some Windows programs write, no "./" parts."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part != ".")
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS and not any(map(_hidden, name.split("/")))
+
+
+def _leads_out(name: str) -> bool:
+    return name.startswith("/") or re.match("[A-Za-z]:", name) is not None or ".." in name.split("/")
+
+
 def _hidden(part: str) -> bool:
-    return part == "__MACOSX" or part.startswith(".")
+    return part == "__MACOSX" or (part.startswith(".") and part != "..")

@@ -1,4 +1,6 @@
-"""Build the embedded set `emoji64` from the npm package emoji-datasource-google 16.0.0 (Noto emoji pictures, Apache-2.0).
+"""Build the embedded set `emoji64` from the npm package emoji-datasource-google 16.0.0.
+
+Source: Google's Noto emoji pictures, Apache-2.0; what the set holds is told in docs/data/emoji64.md.
 
     npm pack emoji-datasource-google@16.0.0
     python -m imagewright.data.build_emoji64 emoji-datasource-google-16.0.0.tgz emoji64.zip [--skin-tones]
@@ -25,6 +27,7 @@ from imagewright.files import replacing
 from imagewright.types import UserError
 
 PACKAGE_SHA256 = "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
+LICENCE = "Apache-2.0 (Noto emoji, Google), from npm emoji-datasource-google 16.0.0, composited on white"
 
 # Unicode's groups in Unicode's order. "Component" (five skin-tone swatches) is no class.
 CLASSES = (
@@ -55,13 +58,15 @@ class Emoji:
 def build(package: Path, out: Path, *, skin_tones: bool = False) -> int:
     """Write the set and return the number of pictures.
 
-    Order: by code points. Of pictures with identical pixels (France and Saint Martin fly one flag) only the first is
-    kept, so that the held-out split holds nothing that was trained on.
+    Order: by code points. Of pictures with identical pixels (France and Saint Martin fly one flag) only the
+    first is kept, so that the held-out split holds nothing that was trained on.
     Raises UserError when the package is missing or is not the one whose checksum is known.
     """
     _verify(package)
     kept: dict[bytes, Emoji] = {}
-    for emoji in sorted(_read(package, skin_tones), key=lambda e: [int(c, 16) for c in e.codepoints.split("-")]):
+    for emoji in sorted(
+        _read(package, skin_tones), key=lambda e: [int(c, 16) for c in e.codepoints.split("-")]
+    ):
         kept.setdefault(emoji.pixels.tobytes(), emoji)
     emojis = list(kept.values())
     meta = {
@@ -77,7 +82,7 @@ def build(package: Path, out: Path, *, skin_tones: bool = False) -> int:
             }
             for i, e in enumerate(emojis)
         },
-        "licence": "Apache-2.0 (Noto emoji, Google), from npm emoji-datasource-google 16.0.0, composited on white",
+        "licence": LICENCE,
     }
     with replacing(out) as aside:
         return write_entries(aside, (e.pixels for e in emojis), meta)
@@ -128,7 +133,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m imagewright.data.build_emoji64", description=__doc__)
     parser.add_argument("package", type=Path, help="emoji-datasource-google-16.0.0.tgz")
     parser.add_argument("out", type=Path, help="zip to write")
-    parser.add_argument("--skin-tones", action="store_true", help="also the skin-tone variants (near-duplicates)")
+    parser.add_argument(
+        "--skin-tones", action="store_true", help="also the skin-tone variants (near-duplicates)"
+    )
     args = parser.parse_args()
     try:
         count = build(args.package, args.out, skin_tones=args.skin_tones)

@@ -1,7 +1,9 @@
 """Writing EDM's data-set format: an uncompressed zip of PNGs, 00000/img00000000.png ..., and a dataset.json.
 
-Source: the format that `dataset_tool.py` of NVlabs/edm writes, {"labels": [[file, class], ...] or null}. We add keys that
-other readers ignore: "classes" (names), "subgroups" (names), "pictures" ({file: {"name", "subgroup", "split", ...}}).
+Source: the format that `dataset_tool.py` of NVlabs/edm writes, {"labels": [[file, class], ...] or null}. We
+add keys that
+other readers ignore: "classes" (names), "subgroups" (names), "pictures" ({file: {"name", "subgroup", "split",
+...}}).
 The bytes are a function of the pixels and what is known about them: fixed time stamps, fixed order.
 """
 
@@ -32,11 +34,14 @@ def write_edm_zip(
 ) -> Path:
     """Write pictures as an EDM zip, atomically; the same pictures give the same bytes.
 
-    images: a set, whose labels, class names, captions, subgroups and splits are kept; or arrays uint8 [H, W, C] of one
-    square size, with `labels` (one >= 0 for each, or None) and class names.
-    Raises UserError when there is nothing to write, sizes differ, or the labels do not fit.
+    images: a set, whose labels, class names, captions, subgroups and splits are kept; or arrays uint8 [H, W,
+    C] of one square size, with `labels` (one >= 0 for each, or None) and class names.
+    Raises UserError when `out` is no .zip or cannot be written, there is nothing to write, sizes differ, or
+    the labels do not fit.
     """
     target = Path(out)
+    if target.suffix.lower() != ".zip":
+        raise UserError(f"{target} has to end in .zip, by which readers know the format")
     pictures: dict[str, dict[str, str]] = {}
     if isinstance(images, ImageSet):
         labels = None if (images.labels < 0).all() else images.labels.tolist()
@@ -47,8 +52,9 @@ def write_edm_zip(
         arrays = images
     meta: dict[str, Any] = {"labels": None}
     if labels is not None:
-        if any(label < 0 for label in labels):
-            raise UserError(f"{target}: labels to write must all be >= 0, or all be absent")
+        if any(label < 0 or (classes and label >= len(classes)) for label in labels):
+            top = f" and < {len(classes)}" if classes else ""
+            raise UserError(f"{target}: labels to write must all be >= 0{top}, or all be absent")
         meta["labels"] = [[file_name(i), int(label)] for i, label in enumerate(labels)]
     if classes:
         meta["classes"] = list(classes)
@@ -57,12 +63,15 @@ def write_edm_zip(
     names = sorted({p["subgroup"] for p in pictures.values() if "subgroup" in p})
     if names:
         meta["subgroups"] = names
-    with replacing(target) as aside:
-        count = write_entries(aside, _checked(arrays, target), meta)
-        if count == 0:
-            raise UserError(f"{target}: there are no pictures to write")
-        if labels is not None and len(labels) != count:
-            raise UserError(f"{target}: {len(labels)} labels for {count} pictures")
+    try:
+        with replacing(target) as aside:
+            count = write_entries(aside, _checked(arrays, target), meta)
+            if count == 0:
+                raise UserError(f"{target}: there are no pictures to write")
+            if labels is not None and len(labels) != count:
+                raise UserError(f"{target}: {len(labels)} labels for {count} pictures")
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
     return target
 
 
@@ -106,7 +115,11 @@ def _checked(arrays: Iterable[Pixels], target: Path) -> Iterable[Pixels]:
     for i, pixels in enumerate(arrays):
         shape = shape or pixels.shape
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-            raise UserError(f"{target}: picture {i} is {pixels.dtype} {pixels.shape}; it must be uint8 [H, W, 1 or 3]")
+            raise UserError(
+                f"{target}: picture {i} is {pixels.dtype} {pixels.shape}; it must be uint8 [H, W, 1 or 3]"
+            )
         if pixels.shape != shape or shape[0] != shape[1]:
-            raise UserError(f"{target}: picture {i} is {pixels.shape}; all must be square and of one size, {shape}")
+            raise UserError(
+                f"{target}: picture {i} is {pixels.shape}; all must be square and of one size, {shape}"
+            )
         yield pixels

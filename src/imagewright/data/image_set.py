@@ -1,6 +1,7 @@
 """A set of labelled pictures, in memory or decoded when asked for.
 
-Contract: `images(indices)` gives uint8 [n, H, W, C]; every other attribute describes the same N pictures in order.
+Contract: `images(indices)` gives uint8 [n, H, W, C]; every other attribute describes the same N pictures in
+order.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imagewright.data.pixels import Pixels, with_channels
-from imagewright.types import DataSpec
+from imagewright.types import DataSpec, UserError
 
 Labels = npt.NDArray[np.int64]
 Split = Literal["train", "test", "all"]
@@ -30,7 +31,7 @@ class ImageSet:
     captions, subgroups, splits: one text a picture, or None where the source has none.
     skipped:     (name, reason) of the files that were left out because `skip_bad` was asked for.
     source:      where the pictures came from, in words.
-    fingerprint: sha256 over pixels and labels (hex): equal for equal content, whatever the container.
+    digests:     sha256 of each picture's pixels, from which `fingerprint` is made.
     """
 
     spec: DataSpec
@@ -44,6 +45,45 @@ class ImageSet:
     splits: tuple[str, ...] | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        pixels: Pixels,
+        labels: Sequence[int] | Labels | None = None,
+        *,
+        name: str = "memory",
+        class_names: Sequence[str] = (),
+    ) -> ImageSet:
+        """A set of an array uint8 [N, H, H, C], C = 1 or 3, with labels >= 0 or none at all.
+
+        class_names: names of all classes; () = as many nameless classes as the labels need.
+        Raises UserError when shapes, types or labels are others.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2]:
+            raise UserError(
+                f"{name}: pictures are {pixels.dtype} {pixels.shape}; they must be uint8 [N, H, H, C]"
+            )
+        if pixels.shape[3] not in (1, 3):
+            raise UserError(f"{name}: pictures have {pixels.shape[3]} channels; they must have 1 or 3")
+        index = np.full(len(pixels), -1) if labels is None else np.asarray(labels)
+        if index.shape != (len(pixels),) or (labels is not None and (index < 0).any()):
+            raise UserError(f"{name}: labels must be {len(pixels)} whole numbers >= 0")
+        spec = DataSpec(
+            name=name,
+            resolution=pixels.shape[1],
+            channels=pixels.shape[3],
+            num_classes=len(class_names) or int(index.max(initial=-1)) + 1,
+            class_names=tuple(class_names),
+        )
+        return cls(
+            spec=spec,
+            pixels=pixels,
+            labels=index.astype(np.int64),
+            names=tuple(map(str, range(len(pixels)))),
+            source=name,
+            digests=tuple(map(digest, pixels)),
+        )
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -53,15 +93,15 @@ class ImageSet:
         return isinstance(self.pixels, np.ndarray)
 
     def images(self, indices: Sequence[int] | npt.NDArray[np.int64] | slice | None = None) -> Pixels:
-        """Pictures by index (None: all), uint8 [n, H, W, C], a fresh array. Raises IndexError out of range."""
+        """Pictures by index (None: all), uint8 [n, H, W, C], a fresh array; IndexError out of range."""
         rows = np.arange(len(self))
         if indices is not None:
-            rows = rows[indices if isinstance(indices, slice) else np.asarray(indices, dtype=np.int64)]
+            rows = rows[indices if isinstance(indices, slice) or len(indices) else slice(0)]
         return self.pixels[rows] if isinstance(self.pixels, np.ndarray) else self.pixels(rows)
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of shape, labels and pixels, in order."""
+        """sha256 (hex) of shape, labels and pixels, in order: equal for equal content in any container."""
         return fingerprint(self.spec, self.labels, self.digests)
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> ImageSet:
@@ -86,7 +126,7 @@ class ImageSet:
 
 def digest(pixels: Pixels) -> bytes:
     """sha256 of one picture's pixels [H, W, C] as RGB, so that a grey file and its RGB copy agree."""
-    return hashlib.sha256(np.ascontiguousarray(with_channels(pixels, 3))).digest()
+    return hashlib.sha256(with_channels(pixels, 3).tobytes()).digest()
 
 
 def fingerprint(spec: DataSpec, labels: Labels, digests: Iterable[bytes]) -> str:
@@ -99,5 +139,5 @@ def fingerprint(spec: DataSpec, labels: Labels, digests: Iterable[bytes]) -> str
 
 
 def held_out(key: str) -> bool:
-    """Whether the picture known by `key` belongs to the test split: a tenth of all keys, fixed by their sha256."""
+    """Whether the picture known by `key` is in the test split: a tenth of all keys, by their sha256."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()) % 10 == 0

@@ -1,4 +1,4 @@
-"""Training batches whose order depends on the seed and the position alone, so that a resumed run needs no saved state.
+"""Training batches whose order depends on seed and position alone: a resumed run needs no saved state.
 
 Contract: position = images seen so far; `batch(p, n)` gives images p .. p + n - 1 of one endless sequence.
 """
@@ -18,10 +18,11 @@ from imagewright.types import Batch, Condition, UserError
 
 
 class Loader:
-    """An endless shuffled sequence over a set: epoch e is a permutation drawn from (seed, e) (PCG64, SeedSequence).
+    """An endless shuffled sequence: epoch e is a permutation drawn from (seed, e) (PCG64, SeedSequence).
 
-    batch_size: size of a batch when `batch` is not told another. seed: >= 0. xflip: mirror each picture left to right
-    with probability 1/2, decided by (seed, position). Raises UserError on an empty set or sizes out of range.
+    batch_size: size of a batch when `batch` is not told another. seed: >= 0. xflip: mirror each picture left
+    to right with probability 1/2, decided by (seed, position). Raises UserError on an empty set or sizes out
+    of range.
     """
 
     def __init__(self, image_set: ImageSet, batch_size: int, seed: int, xflip: bool = False) -> None:
@@ -36,7 +37,8 @@ class Loader:
         self.seed = seed
         self.xflip = xflip
         self._epoch = lru_cache(maxsize=4)(self._draw_epoch)
-        # Sets that are decoded on demand: the batch that will probably be asked for next is decoded meanwhile.
+        # Sets that are decoded on demand: the batch that will probably be asked for next is decoded
+        # meanwhile.
         self._pool = None if image_set.in_memory else ThreadPoolExecutor(max_workers=1)
         self._last: int | None = None
         self._ahead: tuple[tuple[int, int], Future[Pixels]] | None = None
@@ -57,7 +59,9 @@ class Loader:
 
     def _draw_epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         n = len(self.image_set)
-        order = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch, 0)))).permutation(n)
+        order = np.random.Generator(
+            np.random.PCG64(np.random.SeedSequence((self.seed, epoch, 0)))
+        ).permutation(n)
         if not self.xflip:
             return order, np.zeros(n, dtype=np.bool_)
         bits = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch, 1)))).random(n)

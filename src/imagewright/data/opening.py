@@ -1,7 +1,7 @@
 """Opening a set by name or path: list, annotate, decode and check every file, complain once.
 
-Contract: what cannot be used is named with its reason, in one UserError for all of them or, with `skip_bad`, in
-`ImageSet.skipped`. Nothing is left out silently.
+Contract: what cannot be used is named with its reason, in one UserError for all of them or, with `skip_bad`,
+in `ImageSet.skipped`. Nothing is left out silently.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,7 +32,8 @@ KEEP_DECODED = 1 << 30
 
 Progress = Callable[[int, int], None]
 R = TypeVar("R")
-_CHUNK = 512
+_WORKERS = os.cpu_count() or 1
+_CHUNK = 16 * _WORKERS
 _NAMED = 10
 
 
@@ -47,15 +49,19 @@ def open_images(
 ) -> ImageSet:
     """Open "digits", "emoji64", or a folder or zip of pictures; every file is decoded and checked.
 
-    resolution:  reduce by exact box means to this many pixels a side, which has to divide the set's; None = as it is.
+    source:      a str that is one of the two names is the embedded set; any other str, and every Path, is a
+                 path.
+    resolution:  reduce by exact box means to this many pixels a side, which has to divide the set's; None =
+                 as it is.
     channels:    1 or 3; None = 3 if any file has colour, else 1.
-    split:       of the embedded sets and those whose dataset.json names splits; elsewhere "train" and "all" are everything.
+    split:       of the embedded sets and those whose dataset.json names splits; elsewhere "train" and "all"
+                 are everything.
     skip_bad:    leave out unusable files (listed in `skipped`) instead of refusing the set.
     labels:      False makes the set unconditional.
     on_progress: called with (files checked, files in all).
 
-    Classes are those of dataset.json, else the sub-folders in sorted order, else none. The size of the set is the most
-    common one (the first met of equals); a file of another size or not square is unusable.
+    Classes are those of dataset.json, else the sub-folders in sorted order, else none. The size of the set is
+    the most common one (the first met of equals); a file of another size or not square is unusable.
     Raises UserError: no such source, no pictures, unusable files, an impossible resolution, no such split.
     """
     if resolution is not None and resolution < 1:
@@ -64,41 +70,48 @@ def open_images(
         raise UserError(f"channels is {channels}; it must be 1 or 3")
     if split not in ("train", "test", "all"):
         raise UserError(f"split is {split!r}; it must be train, test or all")
-    if str(source) == "digits":
+    if source == "digits":
         return _choose(open_digits(resolution=resolution, channels=channels or 1, labels=labels), split)
-    name, path = ("emoji64", EMOJI64) if str(source) == "emoji64" else (Path(source).stem, Path(source))
+    path = EMOJI64 if source == "emoji64" else Path(source)
     archive = open_archive(path)
     if not archive.pictures and not archive.bad:
         raise UserError(f"{path} holds no pictures (png, jpeg, webp, gif, bmp, tiff, ppm)")
     known = annotate(archive, labels=labels)
-    bad = [*archive.bad, *known.bad]
+    bad: dict[str, str] = {}  # a file may fail in several ways; the first reason stands
+    for file, reason in (*archive.bad, *known.bad):
+        bad.setdefault(file, reason)
     checked = _check(archive, bad, resolution, channels, on_progress)
     size = _common_size(checked)
-    bad += checked.bad
-    bad += [(n, _wrong_size(s, size)) for n, s in zip(checked.names, checked.sizes, strict=True) if s != (size, size)]
+    sized = zip(checked.names, checked.sizes, strict=True)
+    bad |= checked.bad | {n: _wrong_size(s, size) for n, s in sized if s != (size, size)}
     if bad and not skip_bad:
         raise UserError(_complaint(path, bad))
-    if not any(s == (size, size) for s in checked.sizes):
+    if (size, size) not in checked.sizes:
         raise UserError(f"{path} holds no usable picture; {_complaint(path, bad)}")
     if resolution is not None and size % resolution:
-        raise UserError(f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide")
-    return _choose(_assemble(archive, known, checked, size, name, resolution or size, channels, tuple(bad)), split)
+        raise UserError(
+            f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide"
+        )
+    images = _assemble(archive, known, checked, size, resolution or size, channels, bad)
+    if source == "emoji64":
+        images = replace(images, source="emoji64 (embedded; Noto emoji, Apache-2.0)")
+    return _choose(images, split)
 
 
 @dataclass(kw_only=True)
 class _Checked:
-    """Every file that decodes: its name, (width, height) as stored, channels, digest and, while they fit, pixels."""
+    """Every file that decodes: name, (width, height) upright, channels, digest, pixels while they fit."""
 
     names: list[str]
     sizes: list[tuple[int, int]]
     channels: list[int]
     digests: list[bytes]
     pixels: list[Pixels] | None
-    bad: list[tuple[str, str]]
+    bad: dict[str, str]
 
 
 def _fit(pixels: Pixels, resolution: int | None, channels: int | None) -> Pixels:
-    """Grey first and reduce then, wherever this happens; a size that does not fit is left for the complaint."""
+    """Grey first, reduced then; a size that does not fit is left as it is for the complaint."""
     height, width = pixels.shape[:2]
     pixels = with_channels(pixels, 1) if channels == 1 else pixels
     fits = height == width and resolution is not None and height % resolution == 0
@@ -107,15 +120,14 @@ def _fit(pixels: Pixels, resolution: int | None, channels: int | None) -> Pixels
 
 def _check(
     archive: Archive,
-    bad: Sequence[tuple[str, str]],
+    bad: Mapping[str, str],
     resolution: int | None,
     channels: int | None,
     on_progress: Progress | None,
 ) -> _Checked:
     """Decode every file that is not known to be bad, in order, on all cores."""
-    known_bad = {name for name, _ in bad}
-    names = [n for n in archive.pictures if n not in known_bad]
-    out = _Checked(names=[], sizes=[], channels=[], digests=[], pixels=[], bad=[])
+    names = [n for n in archive.pictures if n not in bad]
+    out = _Checked(names=[], sizes=[], channels=[], digests=[], pixels=[], bad={})
     held = 0
 
     def examine(name: str) -> tuple[tuple[int, int], Pixels, bytes] | BadPicture:
@@ -128,7 +140,7 @@ def _check(
 
     for done, (name, found) in enumerate(_in_parallel(examine, names), start=1):
         if isinstance(found, BadPicture):
-            out.bad.append((name, str(found)))
+            out.bad[name] = str(found)
         else:
             size, pixels, its_digest = found
             out.names.append(name)
@@ -146,8 +158,8 @@ def _check(
 
 
 def _in_parallel(function: Callable[[str], R], names: Sequence[str]) -> Iterator[tuple[str, R]]:
-    """Map over names with threads (decoders release the lock), a chunk at a time so that results do not pile up."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    """Map over names with threads (decoders release the lock), by chunks so that results do not pile up."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=_WORKERS) as pool:
         warnings.simplefilter("ignore")  # remarks about a file's metadata; what matters is whether it decodes
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for first in range(0, len(names), _CHUNK):
@@ -167,10 +179,15 @@ def _wrong_size(size: tuple[int, int], common: int) -> str:
     return f"is {size[0]}x{size[1]}; most of the set is {common}x{common}"
 
 
-def _complaint(path: Path, bad: Sequence[tuple[str, str]]) -> str:
-    listed = "; ".join(f"{name}: {reason}" for name, reason in bad[:_NAMED])
+def _complaint(path: Path, bad: Mapping[str, str]) -> str:
+    listed = "; ".join(f"{_printable(name)}: {reason}" for name, reason in islice(bad.items(), _NAMED))
     more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     return f"{path} has {len(bad)} unusable file{'s' if len(bad) > 1 else ''}: {listed}{more}"
+
+
+def _printable(name: str) -> str:
+    """A file's name without what could upset a terminal or an encoder: line ends, escapes, stray bytes."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def _assemble(
@@ -178,10 +195,9 @@ def _assemble(
     known: Annotations,
     checked: _Checked,
     size: int,
-    name: str,
     resolution: int,
     channels: int | None,
-    skipped: tuple[tuple[str, str], ...],
+    bad: Mapping[str, str],
 ) -> ImageSet:
     rows = [i for i, s in enumerate(checked.sizes) if s == (size, size)]
     names = tuple(checked.names[i] for i in rows)
@@ -196,7 +212,7 @@ def _assemble(
 
     return ImageSet(
         spec=DataSpec(
-            name=name,
+            name=archive.path.resolve().stem,
             resolution=resolution,
             channels=c,
             num_classes=known.num_classes,
@@ -205,12 +221,12 @@ def _assemble(
         pixels=reading,
         labels=np.array([-1 if known.labels is None else known.labels[n] for n in names], dtype=np.int64),
         names=names,
-        source=str(archive.path) if name != "emoji64" else "emoji64 (embedded; Noto emoji, Apache-2.0)",
+        source=str(archive.path),
         digests=tuple(checked.digests[i] for i in rows),
         captions=texts("name"),
         subgroups=texts("subgroup"),
         splits=texts("split"),
-        skipped=skipped,
+        skipped=tuple(bad.items()),
     )
 
 
@@ -224,7 +240,7 @@ class _Reader:
     channels: int
 
     def __call__(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
             return np.stack(list(pool.map(self._one, indices)))
 
     def _one(self, index: np.int64) -> Pixels:
@@ -232,7 +248,9 @@ class _Reader:
         try:
             pixels = _fit(decode(self.archive.read(name)), self.resolution, self.channels)
         except BadPicture as finding:
-            raise UserError(f"{self.archive.path}: {name} was usable when opened and no longer is: {finding}") from None
+            raise UserError(
+                f"{self.archive.path}: {name} was usable when opened and no longer is: {finding}"
+            ) from None
         return with_channels(pixels, self.channels)
 
 
@@ -246,5 +264,7 @@ def _choose(images: ImageSet, split: Split) -> ImageSet:
         return images
     rows = [i for i, s in enumerate(images.splits) if s == split]
     if not rows:
-        raise UserError(f"{images.source} has no pictures in split {split!r}; it names {sorted(set(images.splits))}")
+        raise UserError(
+            f"{images.source} has no pictures in split {split!r}; it names {sorted(set(images.splits))}"
+        )
     return images.subset(rows)

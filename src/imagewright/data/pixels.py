@@ -1,6 +1,7 @@
 """Bytes of a picture to uint8 pixels and back, box reduction, and the two ends of the [-1, 1] range.
 
-Inside one decoded picture is uint8 [H, W, C] with C = 1 (grey) or 3 (RGB); transparency is composited on white.
+Inside one decoded picture is uint8 [H, W, C] with C = 1 (grey) or 3 (RGB); transparency is composited on
+white.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from imagewright.types import UserError
 Pixels = npt.NDArray[np.uint8]
 
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-_GREY_MODES = ("1", "L", "LA", "La", *_WIDE_MODES)
-_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+_GREY_MODES = ("1", "L", "LA", *_WIDE_MODES)
+_ALPHA_MODES = ("LA", "PA", "RGBA")
 
 
 class BadPicture(Exception):  # noqa: N818 - not an error of the program, but a finding about a file
@@ -39,13 +40,17 @@ FORMATS = _formats()
 def decode(content: bytes) -> Pixels:
     """Decode one picture: first frame, EXIF orientation applied, alpha on white, 16-bit grey scaled to 8.
 
-    Returns uint8 [H, W, C], C = 1 for grey files and 3 for all others (palette, CMYK, ...).
+    Returns uint8 [H, W, C], C = 1 for grey files and 3 for all others (palette, CMYK, ...). Of 16-bit colour
+    the upper byte is kept, as Pillow has no such mode.
     Raises BadPicture with the reason, whatever is wrong with the bytes.
     """
     if not content:
         raise BadPicture("the file is empty")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.format == "PNG":  # loading alone does not look at the checksums
+                with Image.open(io.BytesIO(content), formats=("PNG",)) as twin:
+                    twin.verify()
             image.load()
             return _to_pixels(image)
     except BadPicture:
@@ -90,7 +95,7 @@ def _on_white(rgba: Pixels) -> Pixels:
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """uint8 [H, W, C] (C = 1 or 3) as an optimised PNG; the same pixels give the same bytes with one Pillow build."""
+    """uint8 [H, W, C], C = 1 or 3, as an optimised PNG; one build of Pillow gives the same bytes."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     out = io.BytesIO()
     image.save(out, format="PNG", optimize=True)
@@ -98,7 +103,7 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def box_reduce(pixels: Pixels, resolution: int) -> Pixels:
-    """Exact mean over square blocks, rounded half up: uint8 [..., H, H, C] -> [..., resolution, resolution, C].
+    """Exact block means, rounded half up: uint8 [..., H, H, C] -> [..., resolution, resolution, C].
 
     Raises ValueError unless `resolution` divides H.
     """
@@ -110,17 +115,19 @@ def box_reduce(pixels: Pixels, resolution: int) -> Pixels:
         return pixels
     blocks = pixels.reshape(*pixels.shape[:-3], resolution, k, resolution, k, pixels.shape[-1])
     total = blocks.sum(axis=(-4, -2), dtype=np.int64)
-    return ((2 * total + k * k) // (2 * k * k)).astype(np.uint8)
+    out: Pixels = ((2 * total + k * k) // (2 * k * k)).astype(np.uint8)
+    return out
 
 
 def with_channels(pixels: Pixels, channels: int) -> Pixels:
-    """[..., C] to 1 or 3 channels: grey is repeated; RGB becomes luma, 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601)."""
+    """[..., C] to 1 or 3 channels: grey is repeated; RGB becomes BT.601 luma, .299 R + .587 G + .114 B."""
     if pixels.shape[-1] == channels:
         return pixels
     if channels == 3:
         return np.repeat(pixels, 3, axis=-1)
     luma = pixels.astype(np.int64) @ np.array([299, 587, 114])
-    return ((luma + 500) // 1000).astype(np.uint8)[..., None]
+    out: Pixels = ((luma + 500) // 1000).astype(np.uint8)[..., None]
+    return out
 
 
 def from_uint8(images: Pixels) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Features = Callable[[Tensor], Sequence[Tensor]]
-"""Images [N, C, H, W] in [-1, 1] to feature maps [N, C_i, H_i, W_i], differentiable: the slot for LPIPS and its like."""
+"""Images [N, C, H, W] in [-1, 1] to feature maps [N, C_i, H_i, W_i], differentiable: the slot for LPIPS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,8 @@ class Distance:
         if self.kind == "l2":
             return difference.square().mean(1)
         c = self.huber_c * difference.shape[1] ** 0.5
-        return (difference.square().sum(1) + c**2).sqrt() - c
+        huber: Tensor = (difference.square().sum(1) + c**2).sqrt() - c
+        return huber
 
 
 def _normalised_l2(a: Tensor, b: Tensor) -> Tensor:

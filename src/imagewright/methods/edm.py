@@ -72,4 +72,5 @@ def denoising_loss(
     """Weighted squared error of a denoiser, equation 2 with the weight of table 1; images [N, C, H, W] -> [N]."""
     noisy = images + sigma[:, None, None, None] * noise.normal(images)
     error = (denoiser(noisy, sigma, cond) - images).square().flatten(1).mean(1)
-    return loss_weight(sigma, sigma_data) * error
+    weighted: Tensor = loss_weight(sigma, sigma_data) * error
+    return weighted

@@ -203,8 +203,14 @@ def _distance(metric: str, settings: Mapping[str, Any], seed: int) -> Distance:
     """The distance between two sets of features, for the yardsticks; subsets shrink to the smaller set."""
     if metric == "fd":
         return lambda a, b: frechet_distance(moments_of(a), moments_of(b))
-    size = settings["kid"]["subset_size"]
-    return lambda a, b: kernel_distance(a, b, subset_size=min(size, len(a), len(b)), seed=seed).value
+    most = settings["kid"]["subset_size"]
+
+    def kernel(a: Features, b: Features) -> float:
+        size = min(most, len(a), len(b))
+        subsets = 1 if size == len(a) == len(b) else SUBSETS  # subsets that are everything are all the same
+        return kernel_distance(a, b, subsets=subsets, subset_size=size, seed=seed).value
+
+    return kernel
 
 
 def _label(metric: str, extractor: FeatureExtractor) -> str:

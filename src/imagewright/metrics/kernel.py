@@ -36,8 +36,8 @@ class KernelDistance:
 
 def polynomial_kernel(x: Floats, y: Floats) -> Floats:
     """(x . y / d + 1)^3 for every pair: [n, d], [m, d] -> [n, m]."""
-    kernel: Floats = (x @ y.T / x.shape[1] + 1.0) ** 3
-    return kernel
+    base: Floats = x @ y.T / x.shape[1] + 1.0
+    return base * base * base  # several times faster than a power
 
 
 def unbiased_mmd2(x: Floats, y: Floats) -> float:

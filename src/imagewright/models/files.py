@@ -1,4 +1,4 @@
-"""A model on disk: `model.safetensors` (numbers) beside `model.json` (what they mean). No code inside, none executed."""
+"""A model on disk: `model.safetensors` (numbers) and `model.json` (what they mean). No code inside, none executed."""
 
 from __future__ import annotations
 

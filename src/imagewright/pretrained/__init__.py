@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from imagewright.models.files import ModelFile, load_model
-from imagewright.types import UserError
+from imagewright.samplers.generator import ImageGenerator, generator_from
+from imagewright.types import Sampler, UserError
 
 _FOLDER = Path(__file__).parent
 
@@ -25,3 +28,11 @@ def find_model(name: str | Path) -> ModelFile:
             f"{name} is neither a folder with a model.json nor a shipped model ({', '.join(shipped()) or 'none'})"
         )
     return load_model(folder)
+
+
+def load(name: str | Path, sampler: Sampler | None = None, device: torch.device | str = "cpu") -> ImageGenerator:
+    """The generator of a shipped model, a run folder or a model folder: `load("emoji64-32").generate(16)`.
+
+    sampler: None = the one saved with the model. Raises UserError if there is no such model.
+    """
+    return generator_from(find_model(name), sampler, device)

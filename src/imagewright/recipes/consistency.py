@@ -22,13 +22,13 @@ def cd_digits() -> Experiment:
         teacher="runs/edm-digits",
         sampler=MultistepConsistency(),
         training=TrainingConfig(
-            total_images=100_000,
+            total_images=40_000,
             batch=128,
-            optimizer=OptimizerConfig(kind="radam", lr=1e-3, lr_decay_images=40_000),
-            ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.1),
-            log_images=5_000,
-            snapshot_images=50_000,
-            checkpoint_images=50_000,
+            optimizer=OptimizerConfig(kind="radam", lr=1e-3, lr_decay_images=15_000),
+            ema=EmaConfig(halflife_images=4_000, rampup_ratio=0.1),
+            log_images=2_560,
+            snapshot_images=10_000,
+            checkpoint_images=10_000,
         ),
     )
 

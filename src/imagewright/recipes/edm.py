@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from imagewright.data.augment import Augment
 from imagewright.methods.edm import EDM
 from imagewright.networks import DhariwalUNetConfig, SongUNetConfig
@@ -9,7 +11,7 @@ from imagewright.samplers import Heun
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
 
-FROM_DATA = {"img_resolution": 64, "in_channels": 3, "out_channels": 3}
+FROM_DATA: dict[str, Any] = {"img_resolution": 64, "in_channels": 3, "out_channels": 3}
 """Sizes that `training.experiment.assemble` replaces by those of the data set."""
 
 
@@ -19,17 +21,17 @@ def digits() -> Experiment:
         data=DataConfig(source="digits"),
         method=EDM(),
         network=SongUNetConfig(
-            **FROM_DATA, model_channels=32, channel_mult=(1, 2), num_blocks=2, attn_resolutions=(4,), dropout=0.05
+            **FROM_DATA, model_channels=32, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.0
         ),
         sampler=Heun(num_steps=18),
         training=TrainingConfig(
-            total_images=200_000,
+            total_images=80_000,
             batch=128,
-            optimizer=OptimizerConfig(lr=2e-3, lr_ramp_images=5_000, lr_decay_images=80_000),
-            ema=EmaConfig(halflife_images=20_000, rampup_ratio=0.1),
-            log_images=5_000,
-            snapshot_images=100_000,
-            checkpoint_images=50_000,
+            optimizer=OptimizerConfig(lr=2e-3, lr_ramp_images=4_000, lr_decay_images=30_000),
+            ema=EmaConfig(halflife_images=8_000, rampup_ratio=0.1),
+            log_images=2_560,
+            snapshot_images=20_000,
+            checkpoint_images=20_000,
         ),
     )
 
@@ -40,7 +42,7 @@ def emoji64_16() -> Experiment:
 
 
 def emoji64_32() -> Experiment:
-    """Emoji at 32x32, class-conditional, 3 M parameters: the recipe of the shipped model (hours on two cores)."""
+    """Emoji at 32x32, class-conditional, 3.9 M parameters: the recipe of the shipped model (hours on two cores)."""
     return _emoji(32, total_images=400_000)
 
 
@@ -49,13 +51,13 @@ def _emoji(resolution: int, total_images: int) -> Experiment:
         data=DataConfig(source="emoji64", resolution=resolution),
         method=EDM(),
         network=SongUNetConfig(
-            **FROM_DATA, model_channels=32, channel_mult=(1, 2, 4), num_blocks=1, attn_resolutions=(8,), dropout=0.0
+            **FROM_DATA, model_channels=24, channel_mult=(1, 2, 4, 4), num_blocks=2, attn_resolutions=(8,), dropout=0.0
         ),
         sampler=Heun(num_steps=18),
         training=TrainingConfig(
             total_images=total_images,
             batch=32,
-            channels_last=True,
+            micro_batch=16,  # two processes of one thread each train 1.5 times as fast as one of two threads
             optimizer=OptimizerConfig(lr=1e-3, lr_ramp_images=5_000, lr_decay_images=60_000),
             ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.05),
             log_images=3_200,

@@ -1,6 +1,7 @@
-"""Euler and Heun along the probability-flow ODE, deterministic or with churn (Karras et al. 2022, 2206.00364, alg. 1, 2).
+"""Euler and Heun along the probability-flow ODE, deterministic or with churn (Karras et al. 2022, algorithms 1 and 2).
 
 Order      Heun 2 (2 N - 1 calls for N steps: the last step, to sigma = 0, is Euler's), Euler 1 (N calls).
+Source     arXiv 2206.00364.
 Precision  state and grid in float64; the network in its own.
 """
 
@@ -22,8 +23,8 @@ from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep,
 class Heun:
     """The paper's sampler: EDM's grid, then 0; second-order steps; S_churn > 0 adds noise at every step.
 
-    sigma_min, sigma_max are cut to the denoiser's own range. ImageNet-64's stochastic setting: num_steps 256, S_churn 40,
-    S_min 0.05, S_max 50, S_noise 1.003.
+    sigma_min, sigma_max are cut to the denoiser's own range. ImageNet-64's stochastic setting: num_steps 256,
+    S_churn 40, S_min 0.05, S_max 50, S_noise 1.003.
     """
 
     model_kind: ClassVar[str] = "denoiser"
@@ -76,7 +77,7 @@ class Heun:
         """As `types.Sampler`; returns float64. Raises UserError when S_churn > 0 and there is no noise source."""
         if self.S_churn > 0 and noise is None:
             raise UserError(f"sampler.S_churn is {self.S_churn}; a stochastic sampler needs a noise source")
-        sigmas = self.sigmas(denoiser).tolist()
+        sigmas: list[float] = self.sigmas(denoiser).tolist()
         x = latents.to(state_dtype(latents)) * sigmas[0]
         for sigma, sigma_next in pairwise(sigmas):
             if noise is not None and self.S_churn > 0:

@@ -48,7 +48,8 @@ class ImageGenerator:
         if not self.spec.num_classes:
             return None
         draw = ImageNoise(seed, range(first, first + n), stream=1).uniform(torch.empty(n, 1, dtype=torch.float64))
-        return np.minimum((draw[:, 0] * self.spec.num_classes).long().numpy(), self.spec.num_classes - 1)
+        drawn: npt.NDArray[np.int64] = (draw[:, 0] * self.spec.num_classes).long().numpy()
+        return drawn.clip(max=self.spec.num_classes - 1)
 
     def batches(
         self,
@@ -68,8 +69,13 @@ class ImageGenerator:
             )
         wanted = self._checked_labels(n, labels, seed, first)
         for start in range(0, n, batch_size):
-            rows = slice(start, min(start + batch_size, n))
-            yield self._batch(range(first + rows.start, first + rows.stop), seed, wanted, rows, on_step)
+            rows = range(start, min(start + batch_size, n))
+            yield self.at(
+                [first + i for i in rows],
+                labels=None if wanted is None else wanted[rows.start : rows.stop],
+                seed=seed,
+                on_step=on_step,
+            )
 
     def generate(
         self,
@@ -90,17 +96,20 @@ class ImageGenerator:
         options = {"labels": labels, "seed": seed, "first": first, "batch_size": batch_size, "on_step": on_step}
         return np.concatenate(list(self.batches(n, **options)))  # type: ignore[arg-type]
 
-    def _batch(
+    def at(
         self,
-        indices: range,
-        seed: int,
-        labels: npt.NDArray[np.int64] | None,
-        rows: slice,
-        on_step: OnStep | None,
+        indices: Sequence[int],
+        *,
+        labels: Labels | None = None,
+        seed: int = 0,
+        on_step: OnStep | None = None,
     ) -> Images:
+        """Given images of a seed in one batch, uint8 [n, H, W, C]; labels: one for each, or None = no condition."""
         noise = ImageNoise(seed, indices)
         latents = noise.normal(torch.empty(len(indices), *self.spec.shape)).to(self.device)
-        cond = Condition() if labels is None else Condition(label=torch.from_numpy(labels[rows]).to(self.device))
+        cond = Condition()
+        if labels is not None:
+            cond = Condition(label=torch.as_tensor(np.asarray(labels, dtype=np.int64), device=self.device))
         return to_uint8(self.sampler(self.model, latents, cond, noise=noise, on_step=on_step))
 
     def _checked_labels(
@@ -108,14 +117,15 @@ class ImageGenerator:
     ) -> npt.NDArray[np.int64] | None:
         if labels is None:
             return self.labels(n, seed, first)
-        array = np.broadcast_to(np.asarray(labels, dtype=np.int64), (n,)) if np.ndim(labels) == 0 else np.asarray(labels)
+        array = np.asarray(labels, dtype=np.int64)
+        array = np.full(n, array) if array.ndim == 0 else array
         if array.shape != (n,):
             raise UserError(f"{len(array)} labels were given for {n} images; give one for each, or one for all")
         if array.min() < -1 or array.max() >= self.spec.num_classes:
             bad = array[(array < -1) | (array >= self.spec.num_classes)][0]
             allowed = f"0 to {self.spec.num_classes - 1}, or -1" if self.spec.num_classes else "-1 (it has no classes)"
             raise UserError(f"label {bad} is not known to this model; allowed: {allowed}")
-        return np.array(array, dtype=np.int64)
+        return array
 
 
 def sampler_to_json(sampler: Sampler) -> dict[str, Any]:
@@ -132,12 +142,15 @@ def sampler_from_json(value: dict[str, Any]) -> Sampler:
     if name not in SAMPLERS:
         raise UserError(f"the model asks for sampler {name!r}; this version has {', '.join(SAMPLERS)}")
     try:
-        return SAMPLERS[name](**settings)
+        sampler: Sampler = SAMPLERS[name](**settings)
     except TypeError as error:
         raise UserError(f"sampler {name!r}: {error}") from None
+    return sampler
 
 
-def generator_from(file: ModelFile, sampler: Sampler | None = None, device: torch.device | str = "cpu") -> ImageGenerator:
+def generator_from(
+    file: ModelFile, sampler: Sampler | None = None, device: torch.device | str = "cpu"
+) -> ImageGenerator:
     """A model read from disk with a sampler, or with the one it was saved with."""
     if sampler is None and file.sampler is not None:
         sampler = sampler_from_json(dict(file.sampler))

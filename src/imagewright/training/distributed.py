@@ -30,12 +30,10 @@ class Processes:
     def average_(self, gradients: list[Tensor]) -> None:
         """Sum tensors over all processes, in place. (Losses are divided by the global count beforehand.)"""
         if self.world > 1 and gradients:
-            flat = torch._utils._flatten_dense_tensors(gradients)
+            flat = torch.cat([g.flatten() for g in gradients])
             dist.all_reduce(flat)
-            for gradient, summed in zip(
-                gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True
-            ):
-                gradient.copy_(summed)
+            for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
 
     def total(self, value: Tensor) -> Tensor:
         """Sum of a tensor over all processes."""

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from imagewright import __version__
 from imagewright.data import ImageSet, Loader, open_images
 from imagewright.files import read_json, write_json
 from imagewright.models.files import ModelFile, save_model
@@ -38,6 +37,7 @@ from imagewright.training.log import Log
 from imagewright.training.snapshots import save_grid
 from imagewright.training.trainer import Progress, Trainer
 from imagewright.types import DataSpec, Parts, UserError
+from imagewright.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ class Learner:
 
     def backward(self, loss: Tensor) -> None:
         """Add this loss's gradients; only this part's parameters receive any."""
-        self.scaler.scale(loss).backward(inputs=self.parameters)
+        torch.autograd.backward(self.scaler.scale(loss), inputs=self.parameters)
 
     def step(self, images: int, processes: Processes) -> dict[str, float]:
         """One optimiser step at `images` images seen (this batch counted). Returns numbers to log."""

@@ -6,6 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Log:
         if folder is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(folder)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(folder)
 
     def add(self, part: str, updates: Sequence[Update], loss: float, numbers: Mapping[str, float]) -> None:
         """Note one optimiser step of a part."""
@@ -73,8 +74,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 def _bin(sigma: float) -> str:
-    edges = [0.0, *SIGMA_EDGES, math.inf]
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise([0.0, *SIGMA_EDGES, math.inf]):
         if low <= sigma < high:
             return f"sigma_{low:g}_to_{high:g}"
     return "sigma_other"

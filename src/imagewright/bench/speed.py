@@ -1,0 +1,131 @@
+"""Speed as ratios within one process: ours and a peer take turns, so that the machine's drift falls on both."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from imagewright.models.consistency import ConsistencyModel
+from imagewright.networks import SongUNet, SongUNetConfig
+from imagewright.samplers import MultistepConsistency
+from imagewright.samplers.generator import ImageGenerator
+from imagewright.types import UNCONDITIONAL, Condition, DataSpec
+
+BATCH = 64
+RESOLUTION = 32
+WIDTHS = (32, 64, 128)
+"""Channels per level of both networks."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Images per second of ours and of the peer (medians), and the median, least and largest paired ratio."""
+
+    what: str
+    ours: float
+    peer: str
+    theirs: float | None
+    ratio: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_sampling(device: torch.device, rounds: int) -> Ratio:
+    """`ImageGenerator.generate` with one network call against calling the bare network on ready latents."""
+    spec = DataSpec(name="speed", resolution=RESOLUTION, channels=3, num_classes=10)
+    model = ConsistencyModel(_network(10), 0.002, 80.0, 0.5).eval().to(device)
+    generator = ImageGenerator(model, spec, MultistepConsistency(), device)
+    labels = [i % 10 for i in range(BATCH)]
+    x = torch.randn(BATCH, *spec.shape, device=device)
+    noise_label = torch.zeros(BATCH, device=device)
+    cond = Condition(label=torch.tensor(labels, device=device))
+
+    @torch.no_grad()
+    def bare() -> None:
+        model.network(x, noise_label, cond)
+
+    ours, theirs, ratios = _alternate(
+        lambda: generator.generate(BATCH, labels=labels, batch_size=BATCH), bare, device, rounds
+    )
+    return Ratio("one-step sampling", ours, "bare network in a loop", theirs, *ratios)
+
+
+def measure_training(device: torch.device, rounds: int) -> list[Ratio]:
+    """Forward, backward and Adam on SongUNet against diffusers' UNet2DModel of the same widths, attention at 8."""
+    ours = _training_step(_network(0).to(device), device, lambda net, x, t: net(x, t, UNCONDITIONAL))
+    try:
+        from diffusers import UNet2DModel
+    except ImportError:
+        rate = BATCH / statistics.median(_seconds(ours, device) for _ in range(rounds))
+        return [Ratio("training step", rate, "diffusers.UNet2DModel", None, 0.0, 0.0, 0.0)]
+    peer = UNet2DModel(
+        sample_size=RESOLUTION,
+        block_out_channels=WIDTHS,
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    ).to(device)
+    theirs = _training_step(peer, device, lambda net, x, t: net(x, t).sample)
+    mine, other, ratios = _alternate(ours, theirs, device, rounds)
+    return [Ratio("training step", mine, "diffusers.UNet2DModel", other, *ratios)]
+
+
+def _network(classes: int) -> SongUNet:
+    return SongUNet(
+        SongUNetConfig(
+            img_resolution=RESOLUTION,
+            in_channels=3,
+            out_channels=3,
+            label_dim=classes,
+            model_channels=WIDTHS[0],
+            channel_mult=tuple(w // WIDTHS[0] for w in WIDTHS),
+            num_blocks=2,
+            attn_resolutions=(8,),
+            dropout=0.0,
+        )
+    )
+
+
+def _training_step(
+    network: torch.nn.Module, device: torch.device, call: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
+) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(network.parameters())
+    x = torch.randn(BATCH, 3, RESOLUTION, RESOLUTION, device=device)
+    t = torch.linspace(0, 1, BATCH, device=device)
+
+    def step() -> None:
+        torch.autograd.backward(call(network, x, t).square().mean())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _alternate(
+    a: Callable[[], object], b: Callable[[], object], device: torch.device, rounds: int
+) -> tuple[float, float, tuple[float, float, float]]:
+    """Median images/s of a and b, and median, least and largest ratio of their speeds, pair by pair."""
+    a(), b()
+    pairs = [(_seconds(a, device), _seconds(b, device)) for _ in range(rounds)]
+    ratios = [theirs / ours for ours, theirs in pairs]
+    return (
+        BATCH / statistics.median(p[0] for p in pairs),
+        BATCH / statistics.median(p[1] for p in pairs),
+        (statistics.median(ratios), min(ratios), max(ratios)),
+    )
+
+
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

@@ -1,0 +1,106 @@
+"""`imagewright data info|convert`"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+from rich.table import Table
+
+from imagewright.cli.console import OUT, bar, say
+from imagewright.data import Info, convert, info
+from imagewright.types import UserError
+
+T = TypeVar("T")
+HELP = """imagewright data info SOURCE        what a set holds, and whether every file is usable
+imagewright data convert SOURCE OUT.zip   one EDM-format zip of PNGs from any set
+
+SOURCE is digits, emoji64, an EDM-format zip, or a folder (with dataset.json, or one
+sub-folder per class, or flat).
+
+examples:
+  imagewright data info emoji64
+  imagewright data info photos/ --skip-bad
+  imagewright data convert photos/ photos-32.zip --resolution 32
+"""
+
+
+def info_command(
+    source: Annotated[str, tyro.conf.Positional],
+    resolution: int | None = None,
+    skip_bad: bool = False,
+) -> None:
+    """Show size, classes, splits and pixel statistics of an image set; every file is opened.
+
+    Args:
+        source: digits, emoji64, a zip or a folder.
+        resolution: look at it reduced to this size.
+        skip_bad: count unusable files; otherwise they are an error that names the first ten.
+    """
+    found = _with_bar("checking", lambda show: info(source, resolution=resolution, on_progress=show))
+    if found.skipped and not skip_bad:
+        named = "; ".join(f"{name} ({reason})" for name, reason in found.skipped[:10])
+        more = f" and {len(found.skipped) - 10} more" if len(found.skipped) > 10 else ""
+        raise UserError(f"{source}: {len(found.skipped)} unusable files: {named}{more}; --skip-bad leaves them out")
+    _show(found)
+
+
+def convert_command(
+    source: Annotated[str, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    resolution: int | None = None,
+    channels: int | None = None,
+    skip_bad: bool = False,
+) -> None:
+    """Write any image set as one EDM-format zip (stored PNGs and dataset.json).
+
+    Args:
+        source: digits, emoji64, a zip or a folder.
+        out: the .zip to write.
+        resolution: reduce to this size by exact box means; it must divide the set's.
+        channels: 1 or 3; default 3 if any picture has colour.
+        skip_bad: leave out unusable files; otherwise they are an error that names the first ten.
+    """
+    written = _with_bar(
+        "converting",
+        lambda show: convert(
+            source, out, resolution=resolution, channels=channels, skip_bad=skip_bad, on_progress=show
+        ),
+    )
+    say(f"{len(written)} images written to {out}; {len(written.skipped)} left out")
+
+
+def _with_bar(what: str, work: Callable[[Callable[[int, int], None]], T]) -> T:
+    """Run work that reports (done, total), whose total is not known beforehand."""
+    with bar(what, 1, "files") as advance_to:
+        return work(lambda done, total: advance_to(done, total=total))
+
+
+def _show(found: Info) -> None:
+    spec = found.spec
+    size = f"{found.count} images, {spec.resolution}x{spec.resolution}, {spec.channels} channels"
+    say(f"{found.source}\n{size}")
+    say("splits: " + ", ".join(f"{name} {count}" for name, count in found.per_split.items()))
+    say(f"pixels in [-1, 1]: mean {found.mean:.3f}, standard deviation {found.std:.3f} (sigma_data)")
+    say(f"fingerprint: {found.fingerprint}")
+    if found.per_class:
+        table = Table("class", "name", "images")
+        for index, count in enumerate(found.per_class):
+            name = spec.class_names[index] if index < len(spec.class_names) else ""
+            table.add_row(str(index), name, str(count))
+        OUT.print(table)
+    for name, reason in found.skipped:
+        say(f"left out: {name}: {reason}")
+
+
+def main(args: Sequence[str]) -> None:
+    """Dispatch to info or convert."""
+    if not args or args[0] in ("-h", "--help"):
+        say(HELP)
+        return
+    actions: dict[str, Callable[..., None]] = {"info": info_command, "convert": convert_command}
+    if args[0] not in actions:
+        raise UserError(f"there is no `imagewright data {args[0]}`; allowed: {', '.join(actions)}")
+    tyro.cli(actions[args[0]], args=args[1:], prog=f"imagewright data {args[0]}")

@@ -1,0 +1,206 @@
+"""`imagewright evaluate MODEL | FOLDER | ZIP`: distances with yardsticks, precision and recall, and what they cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import tyro
+from rich.table import Table
+
+from imagewright.cli.console import OUT, bar, say
+from imagewright.cli.sampling import make_generator
+from imagewright.data import ImageSet, open_images
+from imagewright.files import read_json, write_json
+from imagewright.metrics.evaluate import METRICS, Report, evaluate
+from imagewright.metrics.features import FeatureExtractor, digits_features, emoji_features
+from imagewright.metrics.inception import InceptionFeatures
+from imagewright.metrics.reference import embed
+from imagewright.pretrained import find_model, shipped
+from imagewright.samplers.generator import sampler_to_json
+from imagewright.types import DataSpec, UserError
+
+FORMAT = "imagewright-metrics/1"
+EXTRACTORS = {"digits": digits_features, "emoji64": emoji_features}
+EPILOG = """examples:
+  imagewright evaluate runs/edm-digits
+  imagewright evaluate runs/edm-digits --steps 3 5 9 18    # one row per number of steps
+  imagewright evaluate emoji64-32 --n 1000 --metrics fd prdc
+  imagewright evaluate my-images.zip --data emoji64
+  imagewright evaluate MODEL --data imagenet-64x64.zip --inception pt_inception-2015-12-05-6726825d.pth --n 50000
+"""
+
+
+def evaluate_command(
+    target: Annotated[str, tyro.conf.Positional],
+    data: str | None = None,
+    split: str = "all",
+    n: int | None = None,
+    seed: int = 1,
+    metrics: tuple[str, ...] = METRICS,
+    sampler: str | None = None,
+    steps: tuple[int, ...] = (),
+    set: tuple[str, ...] = (),  # the option's name
+    inception: str | None = None,
+    yardsticks: bool = True,
+    out: Path | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Measure images against real ones.
+
+    Every distance comes with yardsticks at the same number of images: real against real (floor), a Gaussian fit with
+    full covariance and noise (ceilings).
+
+    Args:
+        target: a run folder, a model folder, a shipped model; or a folder or zip of images.
+        data: real images: digits, emoji64, a zip or a folder; default what the model was trained on.
+        split: of the real images (train, test, all).
+        n: images to draw; default as many as there are real ones (50,000 at most).
+        seed: of the images drawn.
+        metrics: of fd, kid, is, prdc.
+        sampler: as for `imagewright sample`.
+        steps: one measurement for each number of sampler steps.
+        set: further sampler settings, name=value.
+        inception: the public Inception weight file (path or URL), for FID; default our classifier of the data set.
+        yardsticks: measure them too.
+        out: where the result goes; default metrics.json in the run folder. Earlier entries are kept.
+        batch_size: images per network call.
+        device: auto, cpu, cuda, mps.
+    """
+    is_model = target in shipped() or (Path(target) / "model.json").exists()
+    if not is_model:
+        _evaluate_images(target, data, split, seed, metrics, inception, yardsticks, out)
+        return
+    file = find_model(target)
+    reference = _reference(data or _training_data(target, file.spec), file.spec, split)
+    extractor = _extractor(reference.spec.name if data is None else data, inception)
+    embedded = embed(reference, extractor)
+    count = n or min(len(reference), 50_000)
+    entries = []
+    for number in steps or (None,):
+        generator = make_generator(file, sampler, number, set, device)
+        with bar(f"evaluating {target} at {generator.sampler.nfe} calls", count) as advance_to:
+            clock = _Stopwatch(generator.batches(count, seed=seed, batch_size=batch_size))
+            report = evaluate(
+                clock, embedded, extractor, metrics=metrics, seed=seed, yardsticks=yardsticks, on_progress=advance_to
+            )
+        entries.append(_entry(target, sampler_to_json(generator.sampler), generator.sampler.nfe, clock.seconds, report))
+    path = out or (Path(target) / "metrics.json" if Path(target).is_dir() else None)
+    _finish(entries, path)
+
+
+def _evaluate_images(
+    target: str,
+    data: str | None,
+    split: str,
+    seed: int,
+    metrics: tuple[str, ...],
+    inception: str | None,
+    yardsticks: bool,
+    out: Path | None,
+) -> None:
+    if not Path(target).exists():
+        raise UserError(f"{target} is neither a model ({', '.join(shipped())}, or a run folder) nor a set of images")
+    if data is None:
+        raise UserError(f"{target} is a set of images; say with --data which real images to compare it with")
+    images = open_images(target, split="all", labels=False)
+    reference = _reference(data, images.spec, split)
+    extractor = _extractor(data, inception)
+    batches = (images.images(range(i, min(i + 256, len(images)))) for i in range(0, len(images), 256))
+    with bar(f"evaluating {target}", len(images)) as advance_to:
+        report = evaluate(
+            batches, reference, extractor, metrics=metrics, seed=seed, yardsticks=yardsticks, on_progress=advance_to
+        )
+    _finish([_entry(target, None, 0, 0.0, report)], out)
+
+
+class _Stopwatch:
+    """Batches of images, and the seconds that drawing them took (not those of scoring)."""
+
+    def __init__(self, batches: Iterator[npt.NDArray[np.uint8]]) -> None:
+        self._batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
+        while True:
+            started = time.monotonic()
+            batch = next(self._batches, None)
+            self.seconds += time.monotonic() - started
+            if batch is None:
+                return
+            yield batch
+
+
+def _training_data(target: str, spec: DataSpec) -> str:
+    record = Path(target) / "experiment.json"
+    if record.exists():
+        return str(read_json(record)["experiment"]["data"]["source"])
+    if spec.name in EXTRACTORS:
+        return spec.name
+    raise UserError(f"{target} does not say which images it was trained on; name them with --data")
+
+
+def _reference(source: str, spec: DataSpec, split: str) -> ImageSet:
+    return open_images(source, resolution=spec.resolution, channels=spec.channels, split=split)  # type: ignore[arg-type]
+
+
+def _extractor(data: str, inception: str | None) -> FeatureExtractor:
+    if inception is not None:
+        return InceptionFeatures(inception)
+    if data not in EXTRACTORS:
+        raise UserError(
+            f"there is no feature extractor of our own for {data}; give the Inception weights with --inception"
+        )
+    return EXTRACTORS[data]()
+
+
+def _entry(target: str, sampler: dict[str, Any] | None, nfe: int, seconds: float, report: Report) -> dict[str, Any]:
+    return {"target": target, "sampler": sampler, "nfe": nfe, "seconds": seconds, "report": report.as_dict()}
+
+
+def _finish(entries: list[dict[str, Any]], path: Path | None) -> None:
+    _table(entries)
+    if path is None:
+        return
+    earlier = read_json(path)["reports"] if path.exists() else []
+    kept = [e for e in earlier if all(_identity(e) != _identity(new) for new in entries)]
+    write_json(path, {"format": FORMAT, "reports": sorted([*kept, *entries], key=lambda e: e["nfe"])})
+    say(f"written to {path}")
+
+
+def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
+    report = entry["report"]
+    return (entry["target"], str(entry["sampler"]), report["num_images"], report["seed"], report["extractor_sha256"])
+
+
+def _table(entries: list[dict[str, Any]]) -> None:
+    names = [s for s in entries[0]["report"]["scores"] if not s.endswith(("_std", "_stderr"))]
+    table = Table("", "calls", *names)
+    for entry in entries:
+        scores = entry["report"]["scores"]
+        table.add_row(entry["target"], str(entry["nfe"]), *(f"{scores[s]:.4g}" for s in names))
+    for kind, row in _yardstick_rows(entries[-1]["report"]["yardsticks"]).items():
+        table.add_row(kind, "", *(row.get(s, "") for s in names), style="dim")
+    OUT.print(table)
+    for note in entries[-1]["report"]["notes"]:
+        say(f"note: {note}")
+
+
+def _yardstick_rows(yardsticks: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Yardsticks by row: floor, Gaussian fit, noise."""
+    kinds = {"real against real": "floor", "Gaussian fit": "gaussian", "noise": "noise"}
+    return {
+        f"({title})": {score: f"{stick[kind]:.4g}" for score, stick in yardsticks.items()}
+        for title, kind in kinds.items()
+        if yardsticks
+    }
+
+
+def main(args: Sequence[str]) -> None:
+    """Parse and evaluate."""
+    description = (evaluate_command.__doc__ or "").split("Args:")[0] + "\n" + EPILOG
+    tyro.cli(evaluate_command, args=args, prog="imagewright evaluate", description=description)

@@ -1,0 +1,69 @@
+"""`imagewright import WEIGHTS`: official weights into a model folder, without running their code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from imagewright.cli.console import say
+from imagewright.files import read_json
+from imagewright.interop import from_official
+from imagewright.metrics.torch_file import read_state_dict
+from imagewright.models.files import ModelFile, read_tensors, save_model
+from imagewright.types import DataSpec, UserError
+
+EPILOG = """examples:
+  imagewright import edm-cifar10.safetensors --config edm-cifar10.json --out models/edm-cifar10
+
+config.json holds the official constructor's arguments, for example
+  {"precond_class": "EDMPrecond", "img_resolution": 32, "img_channels": 3, "label_dim": 10,
+   "model_type": "SongUNet", "model_channels": 128, "channel_mult": [2, 2, 2], "augment_dim": 9}
+"""
+
+
+def import_command(
+    weights: Annotated[Path, tyro.conf.Positional],
+    config: Path,
+    out: Path,
+    kind: str = "edm",
+    name: str | None = None,
+) -> None:
+    """Convert a state dict of official weights into a model folder that `sample` and `evaluate` take.
+
+    Args:
+        weights: .safetensors, or a .pt/.pth of plain tensors (read without executing anything in it).
+        config: JSON file with the official constructor's arguments and "precond_class".
+        out: the model folder to write.
+        kind: family of the weights; edm.
+        name: name of the data set the model was trained on; default the file's.
+    """
+    if weights.suffix == ".safetensors":
+        state = read_tensors(weights)
+    elif weights.suffix in (".pt", ".pth"):
+        state = read_state_dict(weights)
+    else:
+        raise UserError(
+            f"{weights} is not read: only .safetensors, .pt and .pth state dicts are. A pickle of a whole network "
+            "(.pkl) runs code when opened; save its state_dict() as .safetensors where you trust it, once"
+        )
+    arguments = read_json(config)
+    if not isinstance(arguments, dict):
+        raise UserError(f"{config} must hold a JSON object of constructor arguments")
+    model = from_official(state, kind=kind, config=arguments)
+    spec = DataSpec(
+        name=name or weights.stem,
+        resolution=int(arguments["img_resolution"]),
+        channels=int(arguments["img_channels"]),
+        num_classes=int(arguments.get("label_dim", 0)),
+    )
+    save_model(out, ModelFile(model=model, spec=spec, origin={"imported_from": weights.name, "kind": kind}))
+    say(f"written to {out}")
+
+
+def main(args: Sequence[str]) -> None:
+    """Parse and convert."""
+    description = (import_command.__doc__ or "").split("Args:")[0] + "\n" + EPILOG
+    tyro.cli(import_command, args=args, prog="imagewright import", description=description)

@@ -1,0 +1,62 @@
+"""`imagewright COMMAND ...`: finds the command's file, runs it, and tells mistakes in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from imagewright.cli.console import say, told_errors
+from imagewright.types import UserError
+from imagewright.version import __version__
+
+COMMANDS = {
+    "train": ("imagewright.cli.train", "train a model by a recipe or a Python file"),
+    "sample": ("imagewright.cli.sample", "draw images from a trained or shipped model"),
+    "evaluate": ("imagewright.cli.evaluate", "measure a model, or a folder of images, against real images"),
+    "report": ("imagewright.cli.report", "write one HTML page about one or more runs"),
+    "data": ("imagewright.cli.data", "inspect or convert image sets"),
+    "import": ("imagewright.cli.import_", "turn official weights into a model folder, once"),
+    "bench": ("imagewright.cli.bench", "measure speed as ratios in one process"),
+    "completion": ("imagewright.cli.completion", "print a completion script for bash or zsh"),
+}
+"""Every command: its file and what it is for."""
+
+EXAMPLES = """
+examples:
+  imagewright sample emoji64-32 --n 64
+  imagewright train edm-digits --out runs/edm-digits
+  imagewright train cd-digits --teacher runs/edm-digits --out runs/cd-digits
+  imagewright evaluate runs/edm-digits --steps 5 9 18
+  imagewright report runs/edm-digits runs/cd-digits --out report.html
+
+`imagewright COMMAND --help` explains a command.
+"""
+
+
+def help_text() -> str:
+    """What `imagewright --help` prints."""
+    lines = [f"imagewright {__version__}: train, distil, accelerate and measure image generators", "", "commands:"]
+    lines += [f"  {name:<11} {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(lines) + "\n" + EXAMPLES
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Exits with 0, 2 for a mistake in the input, 130 after Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    with told_errors():
+        if not args or args[0] in ("-h", "--help", "help"):
+            say(help_text())
+        elif args[0] == "--version":
+            say(__version__)
+        elif args[0] in COMMANDS:
+            importlib.import_module(COMMANDS[args[0]][0]).main(args[1:])
+        else:
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
+            raise UserError(f"there is no command {args[0]!r}; {hint}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""`imagewright sample MODEL`: images, a grid, an archive, a trajectory picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from imagewright.cli.console import bar, say
+from imagewright.cli.sampling import make_generator
+from imagewright.files import read_json, replacing, write_json
+from imagewright.models.files import weights_hash
+from imagewright.pretrained import find_model, shipped
+from imagewright.report.figures import trajectory_picture
+from imagewright.samplers.generator import ImageGenerator, sampler_to_json
+from imagewright.training.snapshots import grid, save_image
+from imagewright.types import UserError
+
+EPILOG = """examples:
+  imagewright sample emoji64-32 --n 64
+  imagewright sample emoji64-32 --n 9 --label 5 --trajectory
+  imagewright sample runs/edm-digits --steps 9 --set S_churn=10 --seed 7
+  imagewright sample runs/cd-digits --set sigmas=[0.8] --npz --out two-steps
+"""
+
+
+def sample(
+    model: Annotated[str, tyro.conf.Positional],
+    n: int = 64,
+    seed: int = 0,
+    first: int = 0,
+    label: tuple[int, ...] = (),
+    class_name: str | None = None,
+    sampler: str | None = None,
+    steps: int | None = None,
+    set: tuple[str, ...] = (),  # the option's name
+    out: Path = Path("samples"),
+    npz: bool = False,
+    trajectory: bool = False,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Draw images. Image i of a seed is the same whatever the batch size, the device count or an interruption.
+
+    Writes 000000.png ... and grid.png into --out; the same command again goes on where it was interrupted.
+
+    Args:
+        model: a run folder, a model folder, or a shipped model.
+        n: how many images.
+        seed: of the whole set; image i depends on (seed, i) alone.
+        first: index of the first image: `--n 100 --first 100` draws images 100 to 199 of the seed.
+        label: class indices, one for all images or one for each; default drawn uniformly per image. -1 = none.
+        class_name: one class for all images, by name.
+        sampler: euler, heun, ablation, multistep-consistency; default the one saved with the model.
+        steps: number of sampler steps.
+        set: further sampler settings, name=value.
+        out: folder for the pictures.
+        npz: also write samples.npz (images uint8 [n, H, W, C], labels).
+        trajectory: also write trajectory.png, the way from noise to image.
+        batch_size: images per network call.
+        device: auto, cpu, cuda, mps.
+    """
+    file = find_model(model)
+    generator = make_generator(file, sampler, steps, set, device)
+    labels = _labels(generator, n, seed, first, label, class_name)
+    record = {
+        "model": model,
+        "weights_sha256": weights_hash(file.model.state_dict()),
+        "sampler": sampler_to_json(generator.sampler),
+        "seed": seed,
+        "label": class_name or list(label),
+    }
+    _claim(out, record)
+    images = _draw(generator, n, first, seed, labels, out, batch_size)
+    save_image(out / "grid.png", grid(images, _columns(n)), scale=max(1, 64 // generator.spec.resolution))
+    if npz:
+        with replacing(out / "samples.npz") as aside, aside.open("wb") as stream:
+            np.savez_compressed(stream, images=images, labels=np.asarray(labels or [-1] * n))
+    if trajectory:
+        save_image(out / "trajectory.png", trajectory_picture(generator, seed=seed, labels=labels), scale=1)
+    say(f"{n} images in {out} ({generator.sampler.nfe} network calls each); grid: {out / 'grid.png'}")
+
+
+def _draw(
+    generator: ImageGenerator,
+    n: int,
+    first: int,
+    seed: int,
+    labels: list[int] | None,
+    out: Path,
+    batch_size: int,
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    images = np.zeros((n, generator.spec.resolution, generator.spec.resolution, generator.spec.channels), np.uint8)
+    paths = [out / f"{first + i:06d}.png" for i in range(n)]
+    missing = [i for i in range(n) if not paths[i].exists()]
+    for i in sorted({*range(n)} - {*missing}):
+        images[i] = np.asarray(Image.open(paths[i])).reshape(images[i].shape)
+    with bar("sampling", n) as advance_to:
+        advance_to(n - len(missing))
+        for start in range(0, len(missing), batch_size):
+            rows = missing[start : start + batch_size]
+            wanted = None if labels is None else [labels[i] for i in rows]
+            drawn = generator.at([first + i for i in rows], labels=wanted, seed=seed)
+            for i, image in zip(rows, drawn, strict=True):
+                images[i] = image
+                save_image(paths[i], image)
+            advance_to(n - len(missing) + start + len(rows))
+    return images
+
+
+def _labels(
+    generator: ImageGenerator, n: int, seed: int, first: int, label: tuple[int, ...], class_name: str | None
+) -> list[int] | None:
+    spec = generator.spec
+    if class_name is not None:
+        if class_name not in spec.class_names:
+            names = ", ".join(spec.class_names) or "none"
+            raise UserError(f"this model has no class {class_name!r}; its classes are {names}")
+        label = (spec.class_names.index(class_name),)
+    if n < 1 or first < 0 or seed < 0:
+        raise UserError(f"--n is {n}, --first {first}, --seed {seed}; n must be at least 1, the others at least 0")
+    if not label:
+        drawn = generator.labels(n, seed, first)
+        return None if drawn is None else [int(v) for v in drawn]
+    if len(label) not in (1, n):
+        raise UserError(f"--label has {len(label)} entries for --n {n}; give one, or one for each image")
+    bad = [v for v in label if not -1 <= v < spec.num_classes]
+    if bad:
+        allowed = f"-1 to {spec.num_classes - 1}" if spec.num_classes else "-1 (the model has no classes)"
+        raise UserError(f"--label {bad[0]} is not a class of this model; allowed: {allowed}")
+    return list(label) * n if len(label) == 1 else list(label)
+
+
+def _claim(out: Path, record: dict[str, Any]) -> None:
+    """Go on with the same samples; refuse to mix two sets in one folder."""
+    path = out / "samples.json"
+    if path.exists():
+        before = read_json(path)
+        changed = [k for k in record if before.get(k) != json.loads(json.dumps(record[k]))]
+        if changed:
+            raise UserError(f"{out} holds samples with another {', '.join(changed)}; choose another --out")
+    write_json(path, record)
+
+
+def _columns(n: int) -> int:
+    return math.ceil(math.sqrt(n))
+
+
+def main(args: Sequence[str]) -> None:
+    """Parse and sample."""
+    description = (sample.__doc__ or "").split("Args:")[0] + "\nShipped models: " + (", ".join(shipped()) or "none")
+    tyro.cli(sample, args=args, prog="imagewright sample", description=description + "\n\n" + EPILOG)

@@ -1,0 +1,88 @@
+"""HTML in pieces: `el("td", "a < b", class_="score")`; every text is escaped, only `Html` passes as it is."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import shlex
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Images = npt.NDArray[np.uint8]
+
+_VOID = frozenset({"br", "col", "hr", "img", "meta"})
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+Child = str | Html | None
+
+
+def el(name: str, /, *children: Child, **attributes: str | int | None) -> Html:
+    """One element. In attribute names a last underscore is cut, others become dashes; None is left out."""
+    pairs = ((k.rstrip("_").replace("_", "-"), v) for k, v in attributes.items() if v is not None)
+    start = name + "".join(f' {k}="{html.escape(str(v))}"' for k, v in pairs)
+    return Html(f"<{start}>" if name in _VOID else f"<{start}>{join(*children)}</{name}>")
+
+
+def join(*children: Child) -> Html:
+    """Children one after another; None is left out."""
+    return Html("".join(c if isinstance(c, Html) else html.escape(c) for c in children if c is not None))
+
+
+def picture(image: Images, alt: str, *, scale: int = 1, **attributes: str | int | None) -> Html:
+    """An <img> that carries uint8 [H, W, C] as PNG; `scale` enlarges every pixel to a square of that size."""
+    enlarged = image.repeat(scale, 0).repeat(scale, 1)
+    buffer = io.BytesIO()
+    flat = enlarged[:, :, 0] if enlarged.shape[2] == 1 else enlarged
+    Image.fromarray(flat).save(buffer, format="PNG", optimize=True)
+    return png(buffer.getvalue(), alt, width=enlarged.shape[1], height=enlarged.shape[0], **attributes)
+
+
+def png(data: bytes, alt: str, **attributes: str | int | None) -> Html:
+    """An <img> that carries a PNG file's bytes."""
+    source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    return el("img", src=source, alt=alt, **attributes)
+
+
+def table(
+    head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: Child, class_: str = "numbers"
+) -> Html:
+    """A table whose first row and first column are headers, in a region that scrolls sideways by itself."""
+    top = el("tr", *(el("th", cell, scope="col") for cell in head))
+    body = (
+        el("tr", el("th", first, scope="row"), *(el("td", cell) for cell in rest)) for first, *rest in rows
+    )
+    whole = el("table", el("caption", caption), el("thead", top), el("tbody", *body), class_=class_)
+    return el("div", whole, class_="scroll", tabindex=0, role="region", aria_label="table, scrolls sideways")
+
+
+def command(words: Sequence[str]) -> Html:
+    """A command line of the program, quoted for a shell."""
+    line = words if words and words[0] == "imagewright" else ["imagewright", *words]
+    return el("code", shlex.join(line), class_="command")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number in a table, of that many significant digits; a dash where there is none."""
+    if value is None:
+        return "–"
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:#.{digits}g}".rstrip(".") if value else "0"
+
+
+def count(value: float) -> str:
+    """A large number in short: 1.5 M, 20 k, 412."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,333 @@
+"""One run on the page: samples, trajectory, training, measures, neighbours, and how to repeat it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from imagewright.report.collect import Measure, Missing, Neighbours, RunSection
+from imagewright.report.figures import (
+    enlargement,
+    loss_curves,
+    loss_figure,
+    quality_curves,
+    quality_figure,
+    sampler_words,
+    trajectory_sheets,
+)
+from imagewright.report.markup import Child, Html, command, count, el, join, number, picture, png, table
+from imagewright.training.snapshots import grid
+
+YARDSTICKS = (("noise", "noise"), ("gaussian", "Gaussian fit"), ("floor", "floor (real images)"))
+"""Fields of `metrics.Yardstick` and their names on the page."""
+
+
+def run_section(run: RunSection, anchor: str) -> Html:
+    """A run in full. anchor: the id of its <section>, also the start of all ids inside."""
+    return el(
+        "section",
+        el("h2", run.name, id=f"{anchor}-title"),
+        el("p", _summary(run), class_="quiet"),
+        _facts(run),
+        _samples(run),
+        _trajectory(run),
+        _training(run, anchor),
+        _quality(run, anchor),
+        _neighbours(run),
+        _repeat(run),
+        id=anchor,
+        aria_labelledby=f"{anchor}-title",
+    )
+
+
+def best(measures: Sequence[Measure]) -> Measure | None:
+    """The measurement with the lowest distance."""
+    scored = [m for m in measures if m.distance]
+    return min(scored, key=lambda m: m.distance[1] if m.distance else 0.0, default=None)
+
+
+def missing(reason: Missing) -> Html:
+    """One sentence on what is not there, and the command that makes it."""
+    return el("p", reason.reason, command(reason.command) if reason.command else None, class_="missing")
+
+
+def card(title: str, *children: Child) -> Html:
+    """A titled block."""
+    return el("div", el("h3", title), *children, class_="card")
+
+
+# --- head ---------------------------------------------------------------------------------------------------
+
+
+def _summary(run: RunSection) -> str:
+    data, origin = run.data, run.model.get("origin", {})
+    words = [f"Method {run.method}"]
+    if data:
+        size = f"{data['resolution']}×{data['resolution']}, {'grey' if data['channels'] == 1 else 'colour'}"
+        classes = f", {data['num_classes']} classes" if data["num_classes"] else ", no classes"
+        words.append(f"data {data['name']} ({size}{classes})")
+    if origin.get("teacher"):
+        words.append(f"teacher {origin['teacher']}")
+    if run.model.get("sampler"):
+        words.append(f"default sampler {sampler_words(run.model['sampler'])}")
+    return "; ".join(words) + "."
+
+
+def _facts(run: RunSection) -> Html | None:
+    """The numbers one looks for first."""
+    facts: list[tuple[str, str]] = []
+    measure = best(run.measures)
+    if measure is not None and measure.distance is not None:
+        facts += [(f"best {measure.distance[0]}", number(measure.distance[1])), ("at NFE", str(measure.nfe))]
+    elif run.sampler_nfe is not None:
+        facts.append(("NFE per image", str(run.sampler_nfe)))
+    if run.parameters is not None:
+        facts.append(("parameters", count(run.parameters)))
+    seen = run.model.get("origin", {}).get("images_seen") or (run.log[-1]["images"] if run.log else None)
+    if seen is not None:
+        facts.append(("images seen", count(seen)))
+    if run.log and run.log[-1].get("images_per_second"):
+        facts.append(("images/s, training", count(run.log[-1]["images_per_second"])))
+    if measure is not None and measure.images_per_second is not None:
+        facts.append(("images/s, sampling", count(measure.images_per_second)))
+    entries = (el("div", el("dt", name), el("dd", value)) for name, value in facts)
+    return el("dl", *entries, class_="facts") if facts else None
+
+
+# --- what it draws ------------------------------------------------------------------------------------------
+
+
+def _samples(run: RunSection) -> Html:
+    if not run.classes:
+        return card("Samples", missing(run.missing["model"]))
+    scale = enlargement(run.data["resolution"], 80)
+    conditional = bool(run.data["num_classes"])
+    rows = []
+    for row in run.classes:
+        alt = f"{len(row.images)} samples" + (f" of class {row.name}" if conditional else f", row {row.name}")
+        strip = picture(grid(row.images, len(row.images)), alt, scale=scale)
+        rows.append(el("tr", el("th", row.name, scope="row"), el("td", strip)))
+    head = el(
+        "tr", el("th", "class" if conditional else "row", scope="col"), el("th", "samples", scope="col")
+    )
+    all_classes = len(run.classes) == run.data["num_classes"]
+    some = (
+        "" if all_classes or not conditional else f" {len(run.classes)} of {run.data['num_classes']} classes."
+    )
+    caption = el(
+        "caption", f"Not chosen: the first images of seed {run.seed}, {run.sampler_nfe} NFE each.{some}"
+    )
+    return card("Samples", el("table", caption, el("thead", head), el("tbody", *rows), class_="strips"))
+
+
+def _trajectory(run: RunSection) -> Html | None:
+    if run.trajectory is None:
+        return None
+    path = run.trajectory.thinned()
+    scale = enlargement(run.data["resolution"], 64)
+    sheets = trajectory_sheets(path)
+    n = path.x.shape[1]
+    if len(path.sigmas) == 1:
+        alt = f"{n} images: noise on the left, the image that the model jumps to on the right"
+        jump = el("div", _ticks(["noise", "image"]), picture(sheets[0], alt, scale=scale), class_="narrow")
+        text = f"One jump from noise (σ = {number(path.sigmas[0])}) to the image: the whole of the way."
+        return card("From noise to image", el("p", text, class_="quiet"), jump)
+    ticks = _ticks([_sigma(s) for s in path.sigmas])
+    kinds = ("x, clipped to the range of pixels", "estimate of the clean image in that step")
+    figures = []
+    for sheet, kind in zip(sheets, kinds, strict=True):
+        alt = f"{n} images (rows) over {len(path.sigmas)} steps (columns): {kind}"
+        wide = el("div", ticks, picture(sheet, alt, scale=scale), class_="wide")
+        scroll = el("div", wide, class_="scroll", tabindex=0, role="region", aria_label=f"trajectory, {kind}")
+        figures.append(el("figure", el("figcaption", kind[0].upper() + kind[1:]), scroll))
+    steps = len(run.trajectory.sigmas)
+    shown = f"{steps} steps" if steps == len(path.sigmas) else f"{len(path.sigmas)} of {steps} steps"
+    text = f"{shown}, left to right; the number above a column is the noise level σ of x."
+    return card("From noise to image", el("p", text, class_="quiet"), *figures)
+
+
+def _ticks(labels: Sequence[str]) -> Html:
+    return el("div", *(el("span", label) for label in labels), class_="ticks")
+
+
+def _sigma(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 or value == 0 else f"{value:.1g}" if value < 0.1 else f"{value:.2g}"
+
+
+# --- how it was trained -------------------------------------------------------------------------------------
+
+
+def _training(run: RunSection, anchor: str) -> Html:
+    curves = loss_curves(run.log)
+    figures = [
+        card(
+            f"Loss of the {part}",
+            el("figure", loss_figure(part, lines, f"{anchor}-loss{i}")),
+        )
+        for i, (part, lines) in enumerate(curves.items())
+    ]
+    if not figures:
+        figures = [
+            card("Loss", missing(run.missing.get("log") or Missing(reason="The log holds no losses.")))
+        ]
+    return join(el("div", *figures, class_="pair"), _snapshots(run))
+
+
+def _snapshots(run: RunSection) -> Html:
+    if not run.snapshots:
+        return card("Snapshots", missing(run.missing["snapshots"]))
+    thumbs = []
+    for shot in run.snapshots:
+        when = f"after {count(shot.images_seen)} images"
+        thumbs.append(el("figure", png(shot.png, f"grid of samples {when}"), el("figcaption", when)))
+    text = "The same noise and classes at every snapshot, drawn with the averaged weights."
+    return card(
+        "Snapshots during training", el("p", text, class_="quiet"), el("div", *thumbs, class_="thumbs")
+    )
+
+
+# --- how good it is -----------------------------------------------------------------------------------------
+
+
+def _quality(run: RunSection, anchor: str) -> Html:
+    if not run.measures:
+        return card("Measures", missing(run.missing["measures"]))
+    figures = [
+        card(
+            f"{score} against cost",
+            el("figure", quality_figure(score, curves, sticks, f"{anchor}-quality{i}")),
+        )
+        for i, (score, curves) in enumerate(quality_curves([(run.name, run.measures)]).items())
+        for sticks in [yardsticks(run.measures, score)]
+    ]
+    notes = dict.fromkeys(note for m in run.measures for note in m.report.get("notes", ()))
+    listed = el("ul", *(el("li", note) for note in notes), class_="quiet") if notes else None
+    measured = card("Measures", _measures_table(run.measures), listed)
+    return join(el("div", *figures, class_="pair") if figures else None, measured)
+
+
+def yardsticks(measures: Sequence[Measure], score: str) -> dict[str, float]:
+    """The yardsticks of a score by their name on the page, from the first report that has them."""
+    for measure in measures:
+        stick = measure.report.get("yardsticks", {}).get(score)
+        if stick:
+            return {name: float(stick[field]) for field, name in YARDSTICKS}
+    return {}
+
+
+def _measures_table(measures: Sequence[Measure]) -> Html:
+    names = list(dict.fromkeys(s for m in measures for s in m.report["scores"] if not _is_spread(s)))
+    rows: list[list[Child]] = [
+        [
+            sampler_words(m.sampler),
+            str(m.nfe),
+            f"{m.report['num_images']:,}",
+            *(_score(m.report["scores"], name) for name in names),
+            number(m.images_per_second),
+        ]
+        for m in measures
+    ]
+    for stick in dict(YARDSTICKS).values():
+        values = [yardsticks(measures, name).get(stick) for name in names]
+        if any(v is not None for v in values):
+            rows.append(
+                [f"yardstick: {stick}", "", "", *(number(v) if v is not None else "" for v in values), ""]
+            )
+    reference = sorted({f"{m.report['num_reference']:,}" for m in measures if m.report.get("num_reference")})
+    against = f" Against {' / '.join(reference)} real images." if reference else ""
+    caption = (
+        "Distances (fd, kd, fid, kid): lower is better; all others: higher is better."
+        " The number after ± is the standard error of a kernel distance, the deviation over splits of is."
+        f"{against}"
+    )
+    return table(["sampler", "NFE", "images", *names, "images/s"], rows, caption)
+
+
+def _is_spread(score: str) -> bool:
+    return score.endswith(("_std", "_stderr"))
+
+
+def _score(scores: Mapping[str, float], name: str) -> str:
+    spread = scores.get(f"{name}_stderr", scores.get(f"{name}_std"))
+    value = number(scores.get(name))
+    return value if spread is None else f"{value} ± {number(spread, 2)}"
+
+
+# --- whether it copies --------------------------------------------------------------------------------------
+
+
+def _neighbours(run: RunSection) -> Html | None:
+    if not run.neighbours or run.first_images is None:
+        reason = run.missing.get("neighbours")
+        return card("Nearest training images", missing(reason)) if reason else None
+    scale = enlargement(run.data["resolution"], 64)
+    head = el(
+        "tr", el("th", "sample", scope="col"), *(el("th", n.space, scope="col") for n in run.neighbours)
+    )
+    rows = []
+    for i in range(len(run.neighbours[0].real)):
+        label = f", class {run.first_labels[i]}" if run.first_labels else ""
+        sample = picture(run.first_images[i], f"sample {i}{label}", scale=scale)
+        cells = (el("td", _nearest(near, i, scale)) for near in run.neighbours)
+        rows.append(el("tr", el("th", sample, scope="row"), *cells))
+    text = (
+        f"The first samples of seed {run.seed} and, nearest first, the training images closest to them among"
+        f" {run.num_real:,}, with Euclidean distances. A model that copies shows pairs far closer than unseen"
+        " real images are."
+    )
+    typical = el("ul", *(el("li", _typical(n)) for n in run.neighbours), class_="quiet")
+    whole = el("table", el("caption", text), el("thead", head), el("tbody", *rows), class_="strips near")
+    return card("Nearest training images", whole, typical)
+
+
+def _nearest(near: Neighbours, i: int, scale: int) -> Html:
+    distances = [number(float(d)) for d in near.distances[i]]
+    which = ", ".join(f"{index} at {d}" for index, d in zip(near.indices[i], distances, strict=True))
+    strip = picture(
+        grid(near.real[i], near.real.shape[1]),
+        f"nearest in {near.space}: training images {which}",
+        scale=scale,
+    )
+    return join(strip, el("div", *(el("span", d) for d in distances), class_="far"))
+
+
+def _typical(near: Neighbours) -> str:
+    held_out = "" if near.held_out is None else f", of unseen real images {number(near.held_out)}"
+    return f"Median distance to the nearest in {near.space}: of samples {number(near.typical)}{held_out}."
+
+
+# --- how to do it again -------------------------------------------------------------------------------------
+
+
+def _repeat(run: RunSection) -> Html:
+    recorded = run.experiment.get("command")
+    commands: list[Child] = [command(recorded)] if recorded else []
+    commands += [command(c) for c in dict.fromkeys(m.command for m in run.measures if m.command)]
+    if not commands:
+        commands = [el("p", "No command was recorded: the run was started from a program.", class_="missing")]
+    versions: dict[str, str] = dict(run.experiment.get("versions", {}))
+    rows: list[list[Child]] = [[name, value] for name, value in versions.items()]
+    sheets = [("Configuration", run.experiment.get("experiment")), ("Model", dict(run.model))]
+    details: list[Child] = [
+        el(
+            "details",
+            el("summary", title),
+            el("pre", el("code", json.dumps(content, indent=2, ensure_ascii=False))),
+        )
+        for title, content in sheets
+        if content
+    ]
+    if rows:
+        shown = table(["component", "version"], rows, "Versions that trained the model.")
+        details.append(el("details", el("summary", "Versions"), shown))
+    absent = missing(run.missing["experiment"]) if "experiment" in run.missing else None
+    return card("How to repeat it", absent, *commands, *details)
+
+
+def same_noise_strip(run: RunSection) -> Html:
+    """The first images of the seed in one row."""
+    images = run.first_images if run.first_images is not None else np.zeros((0, 1, 1, 1), dtype=np.uint8)
+    alt = f"{len(images)} samples of {run.name} from the common noise"
+    return picture(grid(images, len(images)), alt, scale=enlargement(images.shape[1], 80))

@@ -1,0 +1,190 @@
+"""The commands end to end on digits, with a tiny network: what they write, and how they tell mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagewright.cli.main import COMMANDS, main
+from imagewright.recipes import RECIPES
+
+TINY = """
+import dataclasses
+from imagewright.networks import SongUNetConfig
+from imagewright.recipes import RECIPES
+
+run = RECIPES["edm-digits"]()
+experiment = dataclasses.replace(
+    run,
+    network=SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
+                           num_blocks=1, attn_resolutions=(), dropout=0.1),
+    training=dataclasses.replace(run.training, total_images=64, batch=16, log_images=16, snapshot_images=32,
+                                 checkpoint_images=32),
+)
+"""
+
+
+def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Run a command that must fail as a user's mistake; returns the sentence."""
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher run and its one-step student, both trained through the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.py").write_text(TINY)
+    main(["train", str(folder / "tiny.py"), "--out", str(folder / "teacher"), "--device", "cpu"])
+    sizes = ["--training.total-images", "32", "--training.batch", "16", "--training.log-images", "16"]
+    main(["train", "cd-digits", "--teacher", str(folder / "teacher"), "--out", str(folder / "student"), *sizes])
+    return folder
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        try:
+            main([command, "--help"])
+        except SystemExit as stop:
+            assert stop.code == 0
+        assert "imagewright" in capsys.readouterr().out, command
+
+
+def test_a_run_directory_explains_itself(home: Path) -> None:
+    run = home / "teacher"
+    record = json.loads((run / "experiment.json").read_text())
+    assert record["experiment"]["training"]["batch"] == 16
+    assert record["command"][0].endswith("tiny.py")
+    model = json.loads((run / "model.json").read_text())
+    assert model["kind"] == "denoiser"
+    assert model["data"]["resolution"] == 8
+    assert [p.name for p in sorted((run / "samples").iterdir())] == ["000000000032.png", "000000000064.png"]
+    assert len((run / "log.jsonl").read_text().splitlines()) == 4
+    assert json.loads((home / "student" / "model.json").read_text())["kind"] == "flow_map"
+
+
+def test_sample_writes_pictures_and_goes_on(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "samples"
+    args = ["sample", str(home / "student"), "--n", "5", "--label", "3", "--out", str(out), "--npz", "--trajectory"]
+    main(args)
+    stored = np.load(out / "samples.npz", allow_pickle=False)
+    assert stored["images"].shape == (5, 8, 8, 1)
+    assert stored["labels"].tolist() == [3] * 5
+    first = np.asarray(Image.open(out / "000002.png"))
+    assert np.array_equal(first, stored["images"][2, :, :, 0])
+    assert Image.open(out / "grid.png").width > 64
+    assert (out / "trajectory.png").exists()
+    (out / "000002.png").unlink()
+    main([*args, "--batch-size", "1"])
+    assert np.array_equal(np.asarray(Image.open(out / "000002.png")), first)
+
+
+def test_samples_of_another_kind_are_not_mixed(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "samples")
+    main(["sample", str(home / "student"), "--n", "1", "--out", out])
+    assert "seed" in fails(capsys, "sample", str(home / "student"), "--n", "1", "--seed", "1", "--out", out)
+
+
+def test_evaluate_and_report(home: Path) -> None:
+    main(["evaluate", str(home / "teacher"), "--n", "40", "--steps", "2", "3", "--metrics", "fd", "prdc"])
+    main(["evaluate", str(home / "student"), "--n", "40", "--metrics", "fd"])
+    found = json.loads((home / "teacher" / "metrics.json").read_text())
+    assert [entry["nfe"] for entry in found["reports"]] == [3, 5]
+    report = found["reports"][0]["report"]
+    assert report["num_images"] == 40
+    assert set(report["yardsticks"]["fd_digits"]) >= {"floor", "gaussian", "noise"}
+    main(["report", str(home / "teacher"), str(home / "student"), "--out", str(home / "report.html")])
+    assert "<html" in (home / "report.html").read_text()
+
+
+def test_data_convert_then_train_on_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "convert", "digits", str(tmp_path / "digits.zip")])
+    capsys.readouterr()
+    main(["data", "info", str(tmp_path / "digits.zip")])
+    assert "1797 images, 8x8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "edm-digit"], "edm-digits"),
+        (["train", "none.py"], "none.py does not exist"),
+        (["train", "cd-digits", "--teacher", "nowhere"], "nowhere"),
+        (["train", "edm-digits", "--training.batch", "0"], "training.batch is 0; it must be at least 1"),
+        (["train", "edm-digits", "--data.source", "no.zip", "--dry-run"], "no.zip"),
+        (["train", "--resume", "nowhere"], "experiment.json does not exist"),
+        (["sample", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["data", "info", "nowhere"], "nowhere"),
+        (["data", "merge"], "allowed: info, convert"),
+        (["bench", "memory"], "allowed: speed"),
+        (["completion", "fish"], "allowed: bash, zsh"),
+    ],
+)
+def test_mistakes_are_one_sentence(args: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = fails(capsys, *args)
+    assert told in error.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--label", "10"], "--label 10 is not a class"),
+        (["--class-name", "ten"], "no class 'ten'"),
+        (["--sampler", "huen"], "did you mean 'heun'"),
+        (["--set", "stepz=3"], "no setting 'stepz'"),
+        (["--sampler", "multistep-consistency"], "draws from a flow map"),
+        (["--steps", "0"], "num_steps is 0; it must be at least 1"),
+        (["--n", "0"], "--n is 0"),
+    ],
+)
+def test_bad_sampling_options(
+    home: Path, args: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in fails(capsys, "sample", str(home / "teacher"), "--out", str(tmp_path), *args).replace("\n", " ")
+
+
+def test_a_run_is_not_overwritten(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = fails(capsys, "train", "edm-digits", "--out", str(home / "teacher"))
+    assert "already holds a run" in error
+
+
+def test_resume_with_other_settings_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = fails(capsys, "train", "--resume", str(home / "teacher"), "--training.seed", "5")
+    assert "training.seed" in error
+
+
+def test_resume_replays_the_recorded_command(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--resume", str(home / "teacher")])
+    assert "done" in capsys.readouterr().out
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "imagewright", "sample", "nowhere"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "nowhere" in done.stderr
+
+
+def test_completion_names_what_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["completion", "bash"])
+    script = capsys.readouterr().out
+    assert all(name in script for name in (*RECIPES, *COMMANDS))
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, check=False)
+    assert checked.returncode == 0

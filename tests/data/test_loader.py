@@ -1,0 +1,143 @@
+"""The order of training images: a function of the seed and the position, whatever the batches."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagewright.data import ImageSet, Loader, from_uint8, opening, to_uint8, write_edm_zip
+from imagewright.data.opening import open_images
+from imagewright.types import UserError
+
+N = 7
+
+
+def numbered(n: int = N, labels: bool = True) -> ImageSet:
+    """Pictures whose upper left pixel is their index and whose upper right one is 255."""
+    pixels = np.zeros((n, 4, 4, 1), dtype=np.uint8)
+    pixels[:, 0, 0, 0], pixels[:, 0, -1, 0] = np.arange(n), 255
+    return ImageSet.of(pixels, np.arange(n) % 3 if labels else None)
+
+
+def drawn(loader: Loader, position: int, size: int) -> tuple[list[int], list[bool]]:
+    row = to_uint8(loader.batch(position, size).images)[:, 0, :, 0].astype(int)
+    flipped = row[:, 0] == 255
+    return np.where(flipped, row[:, -1], row[:, 0]).tolist(), flipped.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 9),
+    position=st.integers(0, 50),
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+)
+def test_any_cutting_into_batches_gives_one_sequence(seed, position, sizes):
+    images = numbered()
+    whole = drawn(Loader(images, 1, seed, xflip=True), position, sum(sizes))
+    parts: tuple[list[int], list[bool]] = ([], [])
+    for size in sizes:
+        fresh = drawn(Loader(images, 5, seed, xflip=True), position + len(parts[0]), size)
+        parts = (parts[0] + fresh[0], parts[1] + fresh[1])
+    assert parts == whole
+
+
+def test_every_epoch_is_a_permutation_and_no_two_are_alike():
+    images = numbered(50)
+    order = np.array(drawn(Loader(images, 50, 0), 0, 150)[0]).reshape(3, 50)
+    assert (np.sort(order) == np.arange(50)).all()
+    assert len({tuple(epoch) for epoch in order}) == 3
+    assert drawn(Loader(images, 50, 1), 0, 50)[0] != order[0].tolist()
+
+
+def test_the_first_order_is_numpys_permutation_of_seed_and_epoch():
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((3, 2, 0))))
+    assert drawn(Loader(numbered(), N, 3), 2 * N, N)[0] == generator.permutation(N).tolist()
+
+
+def test_half_of_the_pictures_are_mirrored_and_only_when_asked():
+    images = numbered(200)
+    flips = np.array(drawn(Loader(images, 8, 0, xflip=True), 0, 4000)[1])
+    assert abs(flips.mean() - 0.5) < 0.05
+    per_picture = flips.reshape(20, 200)
+    assert (per_picture[0] != per_picture[1]).any()
+    assert not any(drawn(Loader(images, 8, 0), 0, 400)[1])
+
+
+def test_a_mirrored_picture_is_turned_in_whole():
+    rng = np.random.default_rng(0)
+    images = ImageSet.of(rng.integers(0, 256, (N, 4, 4, 3), dtype=np.uint8))
+    plain, flipped = (Loader(images, N, 5, xflip=x).batch(0).images for x in (False, True))
+    turned = [not torch.equal(a, b) for a, b in zip(plain, flipped, strict=True)]
+    assert any(turned) and not all(turned)
+    for a, b, turn in zip(plain, flipped, turned, strict=True):
+        assert torch.equal(b, a.flip(-1) if turn else a)
+
+
+def test_a_batch_is_float32_nchw_with_the_pictures_own_labels():
+    images = numbered()
+    batch = Loader(images, 6, 0).batch(4)
+    assert batch.images.shape == (6, 1, 4, 4)
+    assert batch.images.dtype == torch.float32
+    assert batch.cond.label is not None and batch.cond.label.dtype == torch.int64
+    index = to_uint8(batch.images)[:, 0, 0, 0].astype(int)
+    assert batch.cond.label.tolist() == [images.labels[i] for i in index]
+    assert Loader(numbered(labels=False), 6, 0).batch(0).cond.label is None
+
+
+def test_loading_does_not_change_the_set():
+    images = numbered()
+    before = images.images()
+    Loader(images, 64, 0, xflip=True).batch(0)
+    np.testing.assert_array_equal(images.images(), before)
+
+
+def test_a_set_decoded_on_demand_gives_the_same_batches(tmp_path, monkeypatch):
+    path = write_edm_zip(numbered(), tmp_path / "set.zip")
+    kept = open_images(path)
+    monkeypatch.setattr(opening, "KEEP_DECODED", 0)
+    lazy = open_images(path)
+    assert kept.in_memory and not lazy.in_memory
+    assert kept.fingerprint == lazy.fingerprint
+    a, b = (Loader(s, 4, 0, xflip=True) for s in (kept, lazy))
+    for position in (
+        0,
+        4,
+        8,
+        12,
+        3,
+        3,
+        20,
+    ):  # in stride, then jumping, so that guesses ahead are right and wrong
+        assert torch.equal(a.batch(position).images, b.batch(position).images)
+    half = lazy.subset([5, 1])
+    np.testing.assert_array_equal(half.images(), kept.images([5, 1]))
+    np.testing.assert_array_equal(half.images([1]), kept.images([1]))
+
+
+def test_senseless_requests_are_refused():
+    images = numbered()
+    with pytest.raises(UserError, match="batch size is 0"):
+        Loader(images, 0, 0)
+    with pytest.raises(UserError, match="data seed is -1"):
+        Loader(images, 1, -1)
+    with pytest.raises(UserError, match="no pictures"):
+        Loader(images.subset([]), 1, 0)
+    with pytest.raises(ValueError, match="position is -1"):
+        Loader(images, 1, 0).batch(-1)
+
+
+def test_bytes_survive_the_way_to_minus_one_and_one():
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    scaled = from_uint8(every)
+    assert (scaled.min(), scaled.max()) == (-1, 1)
+    torch.testing.assert_close(scaled.ravel(), torch.arange(256) / 127.5 - 1, rtol=0, atol=0)
+    np.testing.assert_array_equal(to_uint8(scaled), every)
+
+
+def test_to_uint8_clamps_rounds_half_up_and_refuses_nan():
+    values = torch.tensor([-torch.inf, -3.0, 0.0, 1.001, torch.inf]).view(1, 1, 1, -1)
+    assert to_uint8(values).ravel().tolist() == [0, 0, 128, 255, 255]
+    assert to_uint8(values.to(torch.bfloat16)).dtype == np.uint8
+    with pytest.raises(UserError, match="1 of 2 images contain NaN"):
+        to_uint8(torch.tensor([0.0, torch.nan]).view(2, 1, 1, 1))
