@@ -22,14 +22,12 @@ def same(a: ImageSet, b: ImageSet) -> None:
     assert (a.captions, a.subgroups, a.splits) == (b.captions, b.subgroups, b.splits)
 
 
-@pytest.mark.parametrize(("source", "resolution"), [("digits", None), ("emoji64", 16)])
-def test_converting_keeps_pixels_labels_and_what_is_known(tmp_path, source, resolution):
-    written = convert(source, tmp_path / "out.zip", resolution=resolution)
-    same(open_images(tmp_path / "out.zip", split="all"), written)
-    same(
-        open_images(tmp_path / "out.zip", split="test"),
-        open_images(source, resolution=resolution, split="test"),
-    )
+def test_converting_keeps_pixels_labels_and_what_is_known(tmp_path):
+    written = convert("emoji64", tmp_path / "out.zip", resolution=16)
+    back = open_images(tmp_path / "out.zip", split="all")
+    same(back, written)
+    test = open_images(tmp_path / "out.zip", split="test")
+    same(test, back.subset([i for i, split in enumerate(written.splits) if split == "test"]))
 
 
 def test_the_same_set_gives_the_same_bytes_from_memory_and_from_files(tmp_path, monkeypatch):

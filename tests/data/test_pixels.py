@@ -63,7 +63,7 @@ def test_palettes_with_and_without_transparency():
 
 
 def test_a_transparent_grey_value_or_colour_becomes_white():
-    grey = np.where(GREY == GREY[0, 0], 255, GREY)
+    grey = np.where(GREY[0, 0] == GREY, 255, GREY)
     out = decode(encoded(Image.fromarray(GREY), transparency=int(GREY[0, 0])))
     np.testing.assert_array_equal(out[..., 0], grey)
     out = decode(encoded(Image.fromarray(RGB), transparency=tuple(map(int, RGB[0, 0]))))
@@ -158,12 +158,11 @@ def test_no_flipped_byte_of_a_png_passes_unnoticed():
 def test_arbitrary_bytes_are_a_picture_or_a_reason(content):
     try:
         out = decode(content)
-    except BadPicture as finding:
-        assert str(finding)
-    else:
-        assert out.dtype == np.uint8
-        assert out.ndim == 3
-        assert out.shape[2] in (1, 3)
+    except BadPicture:
+        return
+    assert out.dtype == np.uint8
+    assert out.ndim == 3
+    assert out.shape[2] in (1, 3)
 
 
 def test_a_decompression_bomb_is_not_inflated():

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from imagewright.report.collect import Measure, Trajectory, draw_trajectory
+from imagewright.report.collect import MOST_STEPS, TRAJECTORIES, Measure, Trajectory, draw_trajectory
 from imagewright.report.markup import Html
 from imagewright.samplers import SAMPLERS
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
@@ -142,7 +142,8 @@ def quality_figure(score: str, curves: Sequence[Curve], yardsticks: Mapping[str,
         figure, axes = _canvas("network evaluations per image (NFE)", f"{score} (lower is better)")
         styles = zip(cycle(COLOURS), cycle(MARKERS), curves, strict=False)
         for colour, marker, curve in styles:
-            axes.plot(curve.x, curve.y, label=curve.label, color=colour, marker=marker, ms=5, lw=1.8)
+            label = f" {curve.label}"  # matplotlib hides a label that starts with an underscore
+            axes.plot(curve.x, curve.y, label=label, color=colour, marker=marker, ms=5, lw=1.8)
         axes.set_xscale("log")
         axes.set_yscale("log")
         ticks = sorted({int(x) for curve in curves for x in curve.x})
@@ -186,21 +187,15 @@ def _listed(value: Any) -> Any:
 # --- pictures of many images --------------------------------------------------------------------------------
 
 
-def trajectory_sheets(trajectory: Trajectory) -> tuple[Images, Images]:
-    """x and the estimate of x0, each one sheet uint8 [H', W', C]: a row an image, a column a step.
+def trajectory_sheets(trajectory: Trajectory) -> list[Images]:
+    """x, and the estimates of x0: images uint8 [n S, H, W, C] of sheets of S columns, a row for each of n images.
 
-    A single jump makes one sheet of two columns, noise and image, given twice.
+    A single jump makes one sheet of two columns, noise and image.
     """
+    stacks = [trajectory.x, trajectory.estimate]
     if len(trajectory.sigmas) == 1:
-        both = np.stack([trajectory.x[0], trajectory.estimate[0]])
-        return _sheet(both), _sheet(both)
-    return _sheet(trajectory.x), _sheet(trajectory.estimate)
-
-
-def _sheet(images: Images) -> Images:
-    """uint8 [S, n, H, W, C] -> n rows of S columns."""
-    steps = len(images)
-    return grid(images.swapaxes(0, 1).reshape(-1, *images.shape[2:]), steps)
+        stacks = [np.concatenate(stacks)]
+    return [stack.swapaxes(0, 1).reshape(-1, *stack.shape[2:]) for stack in stacks]
 
 
 def trajectory_picture(
@@ -208,27 +203,23 @@ def trajectory_picture(
     *,
     seed: int = 0,
     labels: Sequence[int] | None = None,
-    n: int = 4,
-    most_steps: int = 12,
+    n: int = TRAJECTORIES,
+    most_steps: int = MOST_STEPS,
 ) -> Images:
     """The way of the first images of a seed: x (clipped) above, the estimate of x0 below, uint8 [H', W', C].
 
     labels: classes of these images, more are ignored; None = drawn as `generate` does.
-    A single jump gives two columns.
+    n: images, at most `collect.TRAJECTORIES`. A single jump gives two columns.
     """
     n = n if labels is None else min(n, len(labels))
     classes = None if labels is None else np.asarray(labels[:n], dtype=np.int64)
     _, trajectory = draw_trajectory(generator, n, labels=classes, seed=seed)
-    x, estimate = trajectory_sheets(trajectory.thinned(most_steps))
-    gap = np.full((max(4, generator.spec.resolution // 4), *x.shape[1:]), 255, dtype=np.uint8)
-    whole = x if len(trajectory.sigmas) == 1 else np.concatenate([x, gap, estimate])
-    scale = enlargement(generator.spec.resolution, 64)
+    thin = trajectory.thinned(most_steps)
+    sheets = [grid(images, max(2, len(thin.sigmas))) for images in trajectory_sheets(thin)]
+    gap = np.full((max(4, generator.spec.resolution // 4), *sheets[0].shape[1:]), 255, dtype=np.uint8)
+    whole = np.concatenate([part for sheet in sheets for part in (gap, sheet)][1:])
+    scale = max(1, 64 // generator.spec.resolution)
     return whole.repeat(scale, 0).repeat(scale, 1)
-
-
-def enlargement(resolution: int, to: int) -> int:
-    """The whole factor that brings a resolution near to `to` pixels, at least 1."""
-    return max(1, to // resolution)
 
 
 # --- matplotlib without its global state --------------------------------------------------------------------

@@ -14,6 +14,9 @@ from PIL import Image
 
 Images = npt.NDArray[np.uint8]
 
+GAP = 6
+"""Pixels between the images of a sheet."""
+
 _VOID = frozenset({"br", "col", "hr", "img", "meta"})
 
 
@@ -38,13 +41,21 @@ def join(*children: Child) -> Html:
     return Html("".join(c if isinstance(c, Html) else html.escape(c) for c in children if c is not None))
 
 
-def picture(image: Images, alt: str, *, scale: int = 1, **attributes: str | int | None) -> Html:
-    """An <img> that carries uint8 [H, W, C] as PNG; `scale` enlarges every pixel to a square of that size."""
-    enlarged = image.repeat(scale, 0).repeat(scale, 1)
+def picture(images: Images, columns: int, alt: str, *, side: int) -> Html:
+    """An <img> of uint8 [N, H, W, C], C = 1 or 3, row by row; every image is enlarged to about `side` pixels.
+
+    Pixels become whole squares, and the gaps are transparent, so that the sheet stands on light and on dark.
+    """
+    n, height, width, channels = images.shape
+    scale = max(1, side // width)
+    opaque = np.full((n, height, width, 1), 255, dtype=np.uint8)
+    large = np.concatenate([images, opaque], axis=3).repeat(scale, 1).repeat(scale, 2)
+    padded = np.pad(large, ((0, -n % columns), (0, GAP), (0, GAP), (0, 0)))
+    rows = padded.reshape(-1, columns, *padded.shape[1:]).swapaxes(1, 2)
+    sheet = rows.reshape(-1, columns * padded.shape[2], channels + 1)[:-GAP, :-GAP]
     buffer = io.BytesIO()
-    flat = enlarged[:, :, 0] if enlarged.shape[2] == 1 else enlarged
-    Image.fromarray(flat).save(buffer, format="PNG", optimize=True)
-    return png(buffer.getvalue(), alt, width=enlarged.shape[1], height=enlarged.shape[0], **attributes)
+    Image.fromarray(sheet).save(buffer, format="PNG", optimize=True)
+    return png(buffer.getvalue(), alt, width=sheet.shape[1], height=sheet.shape[0])
 
 
 def png(data: bytes, alt: str, **attributes: str | int | None) -> Html:

@@ -15,9 +15,8 @@ from pathlib import Path
 from imagewright import __version__
 from imagewright.files import write_text
 from imagewright.report.collect import Measure, RunSection
-from imagewright.report.figures import quality_curves, quality_figure
-from imagewright.report.markup import Child, Html, count, el, join, number, table
-from imagewright.report.section import best, card, run_section, same_noise_strip, yardsticks
+from imagewright.report.markup import Child, Html, count, el, join, number, picture, table
+from imagewright.report.section import best, card, quality_cards, run_section, strips
 from imagewright.types import UserError
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -58,7 +57,7 @@ def build_report(inputs: ReportInputs) -> str:
     main = el(
         "main",
         _comparison(runs) if len(runs) > 1 else None,
-        *(run_section(run, anchor) for run, anchor in zip(runs, anchors, strict=True)),
+        *(run_section(run, anchor, _heading(run, runs)) for run, anchor in zip(runs, anchors, strict=True)),
     )
     header = el(
         "header", el("p", f"imagewright report, {day}", class_="kicker"), el("h1", title), _nav(runs, anchors)
@@ -72,6 +71,11 @@ def _with_unique_names(runs: Sequence[RunSection]) -> list[RunSection]:
     """Runs whose folders have the same name are told apart by their paths."""
     times = Counter(run.name for run in runs)
     return [replace(run, name=str(run.folder)) if times[run.name] > 1 else run for run in runs]
+
+
+def _heading(run: RunSection, runs: Sequence[RunSection]) -> str:
+    """The run's name; a single run's name is the page's title already."""
+    return run.name if len(runs) > 1 else f"{run.method} on {run.data.get('name', 'its data')}"
 
 
 def _nav(runs: Sequence[RunSection], anchors: Sequence[str]) -> Html | None:
@@ -91,7 +95,11 @@ def _comparison(runs: Sequence[RunSection]) -> Html:
         el("h2", "Comparison", id="comparison-title"),
         card("Measures at each run's lowest distance", _comparison_table(runs), _comparability(runs)),
         _same_noise(runs),
-        _common_curves(runs),
+        el(
+            "div",
+            *quality_cards([(run.name, run.measures) for run in runs], "comparison-quality"),
+            class_="pair",
+        ),
         id="comparison",
         aria_labelledby="comparison-title",
     )
@@ -164,41 +172,14 @@ def _same_noise(runs: Sequence[RunSection]) -> Html | None:
             "The models are of different data, so their images do not start from the same noise and classes."
         )
         return card("The same noise", el("p", text))
-    rows = (
-        el(
-            "tr",
-            el(
-                "th",
-                join(run.name, el("br"), el("span", f"{run.sampler_nfe} NFE", class_="quiet")),
-                scope="row",
-            ),
-            el("td", same_noise_strip(run)),
-        )
-        for run in drawn
-    )
+    rows = []
+    for run in drawn:
+        assert run.first_images is not None
+        name = join(run.name, el("br"), el("span", f"{run.sampler_nfe} NFE", class_="quiet"))
+        n = len(run.first_images)
+        alt = f"{n} samples of {run.name} from the common noise"
+        rows.append((name, picture(run.first_images, n, alt, side=96)))
     labels = drawn[0].first_labels
     classes = f" Classes, left to right: {', '.join(labels)}." if labels else ""
-    caption = f"Images 0 to 9 of seed {drawn[0].seed}: equal noise and equal classes in each column.{classes}"
-    head = el("tr", el("th", "run", scope="col"), el("th", "samples", scope="col"))
-    return card(
-        "The same noise",
-        el("table", el("caption", caption), el("thead", head), el("tbody", *rows), class_="strips"),
-    )
-
-
-def _common_curves(runs: Sequence[RunSection]) -> Html | None:
-    measured = [(run.name, run.measures) for run in runs if run.measures]
-    if not measured:
-        return None
-    everything = [m for _, measures in measured for m in measures]
-    cards = [
-        card(
-            f"{score} against cost",
-            el(
-                "figure",
-                quality_figure(score, curves, yardsticks(everything, score), f"comparison-quality{i}"),
-            ),
-        )
-        for i, (score, curves) in enumerate(quality_curves(measured).items())
-    ]
-    return el("div", *cards, class_="pair")
+    caption = f"Images 0 to 9 of seed {drawn[0].seed}: equal noise and equal class in each column.{classes}"
+    return card("The same noise", strips(("run", "samples"), rows, caption))

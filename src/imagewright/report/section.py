@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
 
 from imagewright.report.collect import Measure, Missing, Neighbours, RunSection
 from imagewright.report.figures import (
-    enlargement,
     loss_curves,
     loss_figure,
     quality_curves,
@@ -18,23 +15,24 @@ from imagewright.report.figures import (
     trajectory_sheets,
 )
 from imagewright.report.markup import Child, Html, command, count, el, join, number, picture, png, table
-from imagewright.training.snapshots import grid
 
 YARDSTICKS = (("noise", "noise"), ("gaussian", "Gaussian fit"), ("floor", "floor (real images)"))
 """Fields of `metrics.Yardstick` and their names on the page."""
 
 
-def run_section(run: RunSection, anchor: str) -> Html:
+def run_section(run: RunSection, anchor: str, title: str) -> Html:
     """A run in full. anchor: the id of its <section>, also the start of all ids inside."""
+    losses, qualities = _loss_cards(run, anchor), _quality_cards(run, anchor)
     return el(
         "section",
-        el("h2", run.name, id=f"{anchor}-title"),
+        el("h2", title, id=f"{anchor}-title"),
         el("p", _summary(run), class_="quiet"),
         _facts(run),
         _samples(run),
         _trajectory(run),
-        _training(run, anchor),
-        _quality(run, anchor),
+        el("div", *losses, *qualities, class_="pair"),
+        _snapshots(run),
+        _measures(run),
         _neighbours(run),
         _repeat(run),
         id=anchor,
@@ -102,48 +100,46 @@ def _facts(run: RunSection) -> Html | None:
 def _samples(run: RunSection) -> Html:
     if not run.classes:
         return card("Samples", missing(run.missing["model"]))
-    scale = enlargement(run.data["resolution"], 80)
-    conditional = bool(run.data["num_classes"])
+    known = run.data["num_classes"]
     rows = []
     for row in run.classes:
-        alt = f"{len(row.images)} samples" + (f" of class {row.name}" if conditional else f", row {row.name}")
-        strip = picture(grid(row.images, len(row.images)), alt, scale=scale)
-        rows.append(el("tr", el("th", row.name, scope="row"), el("td", strip)))
-    head = el(
-        "tr", el("th", "class" if conditional else "row", scope="col"), el("th", "samples", scope="col")
+        alt = f"{len(row.images)} samples" + (f" of class {row.name}" if known else f", row {row.name}")
+        rows.append((row.name, picture(row.images, len(row.images), alt, side=96)))
+    some = f" {len(run.classes)} of {known} classes." if known > len(run.classes) else ""
+    caption = f"Not chosen: the first images of seed {run.seed}, {run.sampler_nfe} NFE each.{some}"
+    return card("Samples", strips(("class" if known else "row", "samples"), rows, caption))
+
+
+def strips(head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: str, class_: str = "") -> Html:
+    """A table of pictures whose first column says what they are."""
+    top = el("tr", *(el("th", cell, scope="col") for cell in head))
+    body = (
+        el("tr", el("th", first, scope="row"), *(el("td", cell) for cell in rest)) for first, *rest in rows
     )
-    all_classes = len(run.classes) == run.data["num_classes"]
-    some = (
-        "" if all_classes or not conditional else f" {len(run.classes)} of {run.data['num_classes']} classes."
-    )
-    caption = el(
-        "caption", f"Not chosen: the first images of seed {run.seed}, {run.sampler_nfe} NFE each.{some}"
-    )
-    return card("Samples", el("table", caption, el("thead", head), el("tbody", *rows), class_="strips"))
+    parts = (el("caption", caption), el("thead", top), el("tbody", *body))
+    return el("table", *parts, class_=f"strips {class_}".strip())
 
 
 def _trajectory(run: RunSection) -> Html | None:
     if run.trajectory is None:
         return None
     path = run.trajectory.thinned()
-    scale = enlargement(run.data["resolution"], 64)
+    n, columns = path.x.shape[1], len(path.sigmas)
     sheets = trajectory_sheets(path)
-    n = path.x.shape[1]
-    if len(path.sigmas) == 1:
+    if columns == 1:
         alt = f"{n} images: noise on the left, the image that the model jumps to on the right"
-        jump = el("div", _ticks(["noise", "image"]), picture(sheets[0], alt, scale=scale), class_="narrow")
-        text = f"One jump from noise (σ = {number(path.sigmas[0])}) to the image: the whole of the way."
+        jump = el("div", _ticks(["noise", "image"]), picture(sheets[0], 2, alt, side=96), class_="narrow")
+        text = f"One jump from noise (σ = {_sigma(path.sigmas[0])}) to the image: the whole of the way."
         return card("From noise to image", el("p", text, class_="quiet"), jump)
     ticks = _ticks([_sigma(s) for s in path.sigmas])
-    kinds = ("x, clipped to the range of pixels", "estimate of the clean image in that step")
     figures = []
-    for sheet, kind in zip(sheets, kinds, strict=True):
-        alt = f"{n} images (rows) over {len(path.sigmas)} steps (columns): {kind}"
-        wide = el("div", ticks, picture(sheet, alt, scale=scale), class_="wide")
-        scroll = el("div", wide, class_="scroll", tabindex=0, role="region", aria_label=f"trajectory, {kind}")
-        figures.append(el("figure", el("figcaption", kind[0].upper() + kind[1:]), scroll))
+    for sheet, kind in zip(sheets, ("State x, clipped", "Estimate of the clean image"), strict=True):
+        alt = f"{n} images (rows) over {columns} steps (columns): {kind}"
+        wide = el("div", ticks, picture(sheet, columns, alt, side=96), class_="wide")
+        scroll = el("div", wide, class_="scroll", tabindex=0, role="region", aria_label=f"Trajectory: {kind}")
+        figures.append(el("figure", el("figcaption", kind), scroll))
     steps = len(run.trajectory.sigmas)
-    shown = f"{steps} steps" if steps == len(path.sigmas) else f"{len(path.sigmas)} of {steps} steps"
+    shown = f"{steps} steps" if steps == columns else f"{columns} of {steps} steps"
     text = f"{shown}, left to right; the number above a column is the noise level σ of x."
     return card("From noise to image", el("p", text, class_="quiet"), *figures)
 
@@ -159,20 +155,14 @@ def _sigma(value: float) -> str:
 # --- how it was trained -------------------------------------------------------------------------------------
 
 
-def _training(run: RunSection, anchor: str) -> Html:
+def _loss_cards(run: RunSection, anchor: str) -> list[Html]:
     curves = loss_curves(run.log)
-    figures = [
-        card(
-            f"Loss of the {part}",
-            el("figure", loss_figure(part, lines, f"{anchor}-loss{i}")),
-        )
+    if not curves:
+        return [card("Loss", missing(run.missing.get("log") or Missing(reason="The log holds no losses.")))]
+    return [
+        card(f"Loss of the {part}", el("figure", loss_figure(part, lines, f"{anchor}-loss{i}")))
         for i, (part, lines) in enumerate(curves.items())
     ]
-    if not figures:
-        figures = [
-            card("Loss", missing(run.missing.get("log") or Missing(reason="The log holds no losses.")))
-        ]
-    return join(el("div", *figures, class_="pair"), _snapshots(run))
 
 
 def _snapshots(run: RunSection) -> Html:
@@ -191,21 +181,30 @@ def _snapshots(run: RunSection) -> Html:
 # --- how good it is -----------------------------------------------------------------------------------------
 
 
-def _quality(run: RunSection, anchor: str) -> Html:
+def _quality_cards(run: RunSection, anchor: str) -> list[Html]:
     if not run.measures:
-        return card("Measures", missing(run.missing["measures"]))
-    figures = [
+        return [card("Quality against cost", missing(run.missing["measures"]))]
+    return quality_cards([(run.name, run.measures)], f"{anchor}-quality")
+
+
+def quality_cards(named: Sequence[tuple[str, Sequence[Measure]]], prefix: str) -> list[Html]:
+    """A figure for each distance: curves of the named runs, with yardsticks. prefix: of ids in the figures."""
+    everything = [m for _, measures in named for m in measures]
+    return [
         card(
             f"{score} against cost",
-            el("figure", quality_figure(score, curves, sticks, f"{anchor}-quality{i}")),
+            el("figure", quality_figure(score, curves, yardsticks(everything, score), f"{prefix}{i}")),
         )
-        for i, (score, curves) in enumerate(quality_curves([(run.name, run.measures)]).items())
-        for sticks in [yardsticks(run.measures, score)]
+        for i, (score, curves) in enumerate(quality_curves(named).items())
     ]
+
+
+def _measures(run: RunSection) -> Html | None:
+    if not run.measures:
+        return None
     notes = dict.fromkeys(note for m in run.measures for note in m.report.get("notes", ()))
     listed = el("ul", *(el("li", note) for note in notes), class_="quiet") if notes else None
-    measured = card("Measures", _measures_table(run.measures), listed)
-    return join(el("div", *figures, class_="pair") if figures else None, measured)
+    return card("Measures", _measures_table(run.measures), listed)
 
 
 def yardsticks(measures: Sequence[Measure], score: str) -> dict[str, float]:
@@ -262,35 +261,27 @@ def _neighbours(run: RunSection) -> Html | None:
     if not run.neighbours or run.first_images is None:
         reason = run.missing.get("neighbours")
         return card("Nearest training images", missing(reason)) if reason else None
-    scale = enlargement(run.data["resolution"], 64)
-    head = el(
-        "tr", el("th", "sample", scope="col"), *(el("th", n.space, scope="col") for n in run.neighbours)
-    )
     rows = []
     for i in range(len(run.neighbours[0].real)):
         label = f", class {run.first_labels[i]}" if run.first_labels else ""
-        sample = picture(run.first_images[i], f"sample {i}{label}", scale=scale)
-        cells = (el("td", _nearest(near, i, scale)) for near in run.neighbours)
-        rows.append(el("tr", el("th", sample, scope="row"), *cells))
-    text = (
+        sample = picture(run.first_images[i : i + 1], 1, f"sample {i}{label}", side=96)
+        rows.append((sample, *(_nearest(near, i) for near in run.neighbours)))
+    caption = (
         f"The first samples of seed {run.seed} and, nearest first, the training images closest to them among"
         f" {run.num_real:,}, with Euclidean distances. A model that copies shows pairs far closer than unseen"
         " real images are."
     )
     typical = el("ul", *(el("li", _typical(n)) for n in run.neighbours), class_="quiet")
-    whole = el("table", el("caption", text), el("thead", head), el("tbody", *rows), class_="strips near")
-    return card("Nearest training images", whole, typical)
+    head = ("sample", *(f"nearest in {n.space}" for n in run.neighbours))
+    return card("Nearest training images", strips(head, rows, caption, "near"), typical)
 
 
-def _nearest(near: Neighbours, i: int, scale: int) -> Html:
+def _nearest(near: Neighbours, i: int) -> Html:
     distances = [number(float(d)) for d in near.distances[i]]
     which = ", ".join(f"{index} at {d}" for index, d in zip(near.indices[i], distances, strict=True))
-    strip = picture(
-        grid(near.real[i], near.real.shape[1]),
-        f"nearest in {near.space}: training images {which}",
-        scale=scale,
-    )
-    return join(strip, el("div", *(el("span", d) for d in distances), class_="far"))
+    alt = f"nearest in {near.space}: training images {which}"
+    strip = picture(near.real[i], len(distances), alt, side=96)
+    return join(strip, el("div", *(el("span", d) for d in distances), class_="ticks"))
 
 
 def _typical(near: Neighbours) -> str:
@@ -324,10 +315,3 @@ def _repeat(run: RunSection) -> Html:
         details.append(el("details", el("summary", "Versions"), shown))
     absent = missing(run.missing["experiment"]) if "experiment" in run.missing else None
     return card("How to repeat it", absent, *commands, *details)
-
-
-def same_noise_strip(run: RunSection) -> Html:
-    """The first images of the seed in one row."""
-    images = run.first_images if run.first_images is not None else np.zeros((0, 1, 1, 1), dtype=np.uint8)
-    alt = f"{len(images)} samples of {run.name} from the common noise"
-    return picture(grid(images, len(images)), alt, scale=enlargement(images.shape[1], 80))

@@ -101,7 +101,8 @@ class Trainer:
                 role.module.train()
                 learners[name] = Learner(role, self.config, self.device)
             if self.config.compile and not isinstance(role, Average):
-                role.module.compile()
+                # The network, not the wrapper: methods also call a model by other names than forward.
+                getattr(role.module, "network", role.module).compile()
         if self.method.product not in learners:
             raise ValueError(f"the method's product {self.method.product!r} is not among its trained parts")
         return learners
