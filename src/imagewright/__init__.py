@@ -1,7 +1,7 @@
 """imagewright: train, distil, accelerate and measure image generators.
 
-    import imagewright
-    images = imagewright.load("emoji64-32").generate(16, labels=5, seed=0)     # uint8 [16, 32, 32, 3]
+import imagewright
+images = imagewright.load("emoji64-32").generate(16, labels=5, seed=0)     # uint8 [16, 32, 32, 3]
 """
 
 from imagewright.data import open_images

@@ -182,7 +182,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Update:
-    """"Take one optimiser step of `part` along this loss": what a method yields to the trainer.
+    """ "Take one optimiser step of `part` along this loss": what a method yields to the trainer.
 
     loss:  [N], one number per image, before any reduction; the trainer averages.
     parts: further numbers to log, each [N] or a scalar, detached by the trainer.
@@ -197,7 +197,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Follow:
-    """"Move `part` towards `of`": part <- decay * part + (1 - decay) * of, for targets that are averages."""
+    """ "Move `part` towards `of`": part <- decay * part + (1 - decay) * of, for targets that are averages."""
 
     part: str
     of: str

@@ -175,9 +175,7 @@ def test_anisotropic_scaling_along_its_direction():
     torch.testing.assert_close(labels, torch.tensor([[1.0, 0.0]]))
     want = render(lambda x, y: smooth(x / 2**0.3, y * 2**0.3), 32)
     assert (out - want)[..., 6:-6, 6:-6].abs().max() < 0.03
-    out, labels = only(aniso=1.0, aniso_std=0.3)(
-        render(smooth, 32), Fixed(1.0, 0.75, 0.0, 0.1)
-    )  # straight up
+    out, labels = only(aniso=1.0, aniso_std=0.3)(render(smooth, 32), Fixed(1.0, 0.75, 0.0, 0.1))  # straight up
     torch.testing.assert_close(labels, torch.tensor([[0.0, 1.0]]), rtol=0, atol=1e-6)
     want = render(lambda x, y: smooth(x * 2**0.3, y / 2**0.3), 32)
     assert (out - want)[..., 6:-6, 6:-6].abs().max() < 0.03

@@ -113,9 +113,7 @@ def test_emoji_reduce_by_exact_block_means(emoji, resolution):
     np.testing.assert_array_equal(small.images(slice(0, 40)), np.floor(blocks.mean(axis=(2, 4)) + 0.5))
 
 
-@pytest.mark.parametrize(
-    ("source", "resolution"), [("digits", 16), ("digits", 3), ("emoji64", 128), ("emoji64", 24)]
-)
+@pytest.mark.parametrize(("source", "resolution"), [("digits", 16), ("digits", 3), ("emoji64", 128), ("emoji64", 24)])
 def test_enlarging_and_broken_blocks_are_refused(source, resolution):
     with pytest.raises(UserError, match=f"resolution is {resolution}"):
         open_images(source, resolution=resolution)

@@ -57,9 +57,7 @@ def labels_json(labels: object, **more: object) -> bytes:
 
 @MAKERS
 def test_flat_pictures_have_no_classes(tmp_path, make):
-    images = open_images(
-        make(tmp_path, {"b.png": picture(2), "a.PNG": picture(1), "c.Jpg": picture(3)} | JUNK)
-    )
+    images = open_images(make(tmp_path, {"b.png": picture(2), "a.PNG": picture(1), "c.Jpg": picture(3)} | JUNK))
     assert images.names == ("a.PNG", "b.png", "c.Jpg")
     assert images.images()[:, 0, 0, 0].tolist() == [1, 2, 3]
     assert images.labels.tolist() == [-1, -1, -1]
@@ -113,15 +111,10 @@ def test_backslashes_and_dots_in_zip_names_are_folders(tmp_path):
 
 
 def test_names_captions_and_splits_of_our_own_keys(tmp_path):
-    known = {
-        f"{i}.png": {"name": f"no {i}", "subgroup": "s", "split": "test" if i == 2 else "train"}
-        for i in range(3)
-    }
+    known = {f"{i}.png": {"name": f"no {i}", "subgroup": "s", "split": "test" if i == 2 else "train"} for i in range(3)}
     labels = [[name, i] for i, name in enumerate(known)]
     files = {name: picture(i) for i, name in enumerate(known)}
-    path = zipped(
-        tmp_path, files | {"dataset.json": labels_json(labels, classes=["x", "y", "z", "w"], pictures=known)}
-    )
+    path = zipped(tmp_path, files | {"dataset.json": labels_json(labels, classes=["x", "y", "z", "w"], pictures=known)})
     train, test = open_images(path), open_images(path, split="test")
     assert train.captions == ("no 0", "no 1")
     assert test.labels.tolist() == [2]
@@ -159,9 +152,7 @@ def test_reduction_from_any_multiple(tmp_path):
 
 def test_progress_reaches_the_end(tmp_path):
     seen = []
-    open_images(
-        zipped(tmp_path, {f"{i}.png": picture(i) for i in range(5)}), on_progress=lambda *at: seen.append(at)
-    )
+    open_images(zipped(tmp_path, {f"{i}.png": picture(i) for i in range(5)}), on_progress=lambda *at: seen.append(at))
     assert seen == [(i, 5) for i in range(1, 6)]
 
 
@@ -307,9 +298,7 @@ def test_classes_do_not_shift_when_all_pictures_of_one_are_skipped(tmp_path):
     assert images.labels.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png"]
-)
+@pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png"])
 def test_names_that_lead_out_of_a_zip_are_unusable(tmp_path, name):
     path = zipped(tmp_path, GOOD | {name: picture()})
     refused(path, "evil.png: its name leads out of the archive")

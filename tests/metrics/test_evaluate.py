@@ -63,9 +63,7 @@ FAKE = pictures(200, 1, middle=140)
 def test_scores_are_those_of_their_modules() -> None:
     report = evaluate(FAKE, REAL, Pixels(), seed=5, yardsticks=False)
     real, fake = Pixels()(REAL.array)[0], Pixels()(FAKE)[0]
-    assert report.scores["fd_pixels"] == pytest.approx(
-        frechet_distance(moments_of(fake), moments_of(real)), rel=1e-9
-    )
+    assert report.scores["fd_pixels"] == pytest.approx(frechet_distance(moments_of(fake), moments_of(real)), rel=1e-9)
     assert report.scores["kd_pixels"] == kernel_distance(fake, real, subset_size=200, seed=5).value
     found = neighbourhood(real, fake)
     for name in ("precision", "recall", "density", "coverage"):

@@ -114,19 +114,14 @@ def test_augmentation_without_limits_is_the_identity_and_moves_background_in() -
     torch.testing.assert_close(training.augment(blank, training.TRAININGS["emoji"]), blank)
 
 
-def test_training_repeats_bit_for_bit_and_leaves_the_global_generator_alone(
-    tmp_path: Path, monkeypatch
-) -> None:
+def test_training_repeats_bit_for_bit_and_leaves_the_global_generator_alone(tmp_path: Path, monkeypatch) -> None:
     short = replace(training.TRAININGS["digits"], epochs=1, widths=(4, 8), batch_size=32)
     monkeypatch.setitem(training.TRAININGS, "digits", short)
     monkeypatch.setattr(training, "open_images", lambda *a, **k: open_images(*a, **k).subset(range(128)))
     state = torch.random.get_rng_state()
     for folder, seed in [("a", 0), ("b", 0), ("c", 1)]:
         (tmp_path / folder).mkdir()
-        assert (
-            training.main(["digits", "--out", str(tmp_path / folder / "x.safetensors"), "--seed", str(seed)])
-            == 0
-        )
+        assert training.main(["digits", "--out", str(tmp_path / folder / "x.safetensors"), "--seed", str(seed)]) == 0
     a, b, c = ((tmp_path / folder / "x.safetensors").read_bytes() for folder in "abc")
     assert a == b
     assert a != c

@@ -54,9 +54,7 @@ def test_rank_one_covariances() -> None:
 
 def test_a_point_against_a_gaussian() -> None:
     cov = np.diag([1.0, 4.0])
-    assert frechet_distance(
-        gaussian(np.zeros(2), np.zeros((2, 2))), gaussian(np.ones(2), cov)
-    ) == pytest.approx(7)
+    assert frechet_distance(gaussian(np.zeros(2), np.zeros((2, 2))), gaussian(np.ones(2), cov)) == pytest.approx(7)
 
 
 def test_agrees_with_the_published_formula() -> None:

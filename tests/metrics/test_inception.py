@@ -63,9 +63,7 @@ def test_average_pooling_leaves_out_the_padding_and_the_last_block_takes_the_max
     assert _pool(corner, "avg")[0, 0, 0, 0] == 2  # over the 4 pixels that exist
     assert _pool(corner, "max")[0, 0, 1, 1] == 8
     network = shaped()
-    pools = [
-        branch.pool for name in ("Mixed_7b", "Mixed_7c") for branch in network.get_submodule(name).branches
-    ]
+    pools = [branch.pool for name in ("Mixed_7b", "Mixed_7c") for branch in network.get_submodule(name).branches]
     assert pools == ["", "", "", "avg", "", "", "", "max"]
 
 

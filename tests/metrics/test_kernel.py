@@ -26,9 +26,7 @@ def test_mmd_is_the_sum_over_distinct_pairs() -> None:
 
 def test_one_dimension_by_hand() -> None:
     # x = {0, 1}, y = {0, 2}: k(0, .) = 1, k(1, 2) = 27.
-    assert unbiased_mmd2(np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]])) == pytest.approx(
-        1 + 1 - 2 * 30 / 4
-    )
+    assert unbiased_mmd2(np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]])) == pytest.approx(1 + 1 - 2 * 30 / 4)
 
 
 def test_is_unbiased_for_equal_distributions() -> None:

@@ -16,9 +16,7 @@ def line(*values: float) -> np.ndarray:
 def test_by_hand_on_a_line() -> None:
     # Real 0 1 3 with k = 1: radii 1 1 2. Generated 2 10 11: radii 8 1 1.
     got = neighbourhood(line(0, 1, 3), line(2, 10, 11), k_precision_recall=1, k_density_coverage=1)
-    assert got.precision == pytest.approx(
-        1 / 3
-    )  # 2 lies in the balls of 1 (on the border) and 3; 10, 11 in none
+    assert got.precision == pytest.approx(1 / 3)  # 2 lies in the balls of 1 (on the border) and 3; 10, 11 in none
     assert got.recall == pytest.approx(1)  # the ball of 2 reaches from -6 to 10
     assert got.density == pytest.approx(1 / 3)  # open balls: 2 is inside that of 3 alone
     assert got.coverage == pytest.approx(1 / 3)  # only the ball of 3 holds a generated point

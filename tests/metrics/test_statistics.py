@@ -56,9 +56,7 @@ def test_too_few_and_damaged_features() -> None:
 
 def test_file_goes_round(tmp_path) -> None:
     path = tmp_path / "ref.npz"
-    moments = Moments(
-        mean=np.arange(3.0), cov=np.diag([1.0, 2.0, 3.0]), count=7, provenance={"extractor": "e"}
-    )
+    moments = Moments(mean=np.arange(3.0), cov=np.diag([1.0, 2.0, 3.0]), count=7, provenance={"extractor": "e"})
     save_moments(path, moments)
     back = load_moments(path)
     np.testing.assert_array_equal(back.mean, moments.mean)

@@ -73,9 +73,7 @@ def test_pointwise_convolution_stays_behind_a_filter_with_a_border():
 def test_conv_down_is_one_strided_convolution_with_the_combined_kernel():
     layer = ConvDown(2, 3, 3, INIT, (1, 3, 3, 1)).double()
     x = torch.randn(1, 2, 8, 8, dtype=torch.float64)
-    combined = F.conv_transpose2d(
-        layer.weight.flatten(0, 1)[:, None], layer.resample.kernel.double().flip(2, 3)
-    )
+    combined = F.conv_transpose2d(layer.weight.flatten(0, 1)[:, None], layer.resample.kernel.double().flip(2, 3))
     combined = combined.unflatten(0, layer.weight.shape[:2]).squeeze(2)
     torch.testing.assert_close(layer(x), F.conv2d(x, combined, layer.bias, stride=2, padding=2))
 
@@ -87,9 +85,7 @@ def test_positional_embedding_spans_its_frequencies():
     torch.testing.assert_close(endpoint[1], torch.cat([(2.5 * omega).cos(), (2.5 * omega).sin()]))
     torch.testing.assert_close(endpoint[0], torch.tensor([1.0, 1, 1, 0, 0, 0]))
     omega = torch.tensor([1.0, 1e4 ** (-1 / 3), 1e4 ** (-2 / 3)])
-    torch.testing.assert_close(
-        PositionalEmbedding(6)(t)[1], torch.cat([(2.5 * omega).cos(), (2.5 * omega).sin()])
-    )
+    torch.testing.assert_close(PositionalEmbedding(6)(t)[1], torch.cat([(2.5 * omega).cos(), (2.5 * omega).sin()]))
 
 
 def test_fourier_embedding_has_unit_period_in_its_frequencies():
@@ -125,8 +121,6 @@ def test_uniform_initial_weights_are_bounded():
     assert 0.99 * bound < largest <= bound
 
 
-@pytest.mark.parametrize(
-    ("channels", "groups"), [(16, 4), (128, 32), (192, 32), (144, 24), (6, 1), (14, 2), (2, 1)]
-)
+@pytest.mark.parametrize(("channels", "groups"), [(16, 4), (128, 32), (192, 32), (144, 24), (6, 1), (14, 2), (2, 1)])
 def test_group_norm_has_at_most_32_groups_that_divide_the_channels(channels, groups):
     assert group_norm(channels, eps=1e-5).num_groups == groups

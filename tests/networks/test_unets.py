@@ -51,9 +51,7 @@ def inputs(n: int = 2, channels: int = 3, resolution: int = 8) -> tuple[torch.Te
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize(("resolution", "mult"), [(8, (1, 2)), (12, (2, 1, 1)), (28, (1, 1)), (6, (1,))])
 def test_any_channels_and_resolution(network, channels, resolution, mult):
-    net = tiny(
-        network, img_resolution=resolution, in_channels=channels, out_channels=channels + 1, channel_mult=mult
-    )
+    net = tiny(network, img_resolution=resolution, in_channels=channels, out_channels=channels + 1, channel_mult=mult)
     x, t = inputs(2, channels, resolution)
     assert net(x, t).shape == (2, channels + 1, resolution, resolution)
 
@@ -62,9 +60,7 @@ def test_any_channels_and_resolution(network, channels, resolution, mult):
 @pytest.mark.parametrize("decoder", ["standard", "skip"])
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1)])
 def test_every_song_variant_uses_all_its_parameters(encoder, decoder, taps):
-    net = tiny(
-        SongUNet, encoder_type=encoder, decoder_type=decoder, resample_filter=taps, channel_mult=(1, 2, 1)
-    )
+    net = tiny(SongUNet, encoder_type=encoder, decoder_type=decoder, resample_filter=taps, channel_mult=(1, 2, 1))
     x, t = inputs()
     (net(x, t) * torch.randn_like(x)).sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []

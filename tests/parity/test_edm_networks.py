@@ -43,9 +43,7 @@ def case_inputs(case: dict) -> tuple[torch.Tensor, torch.Tensor, Condition]:
     factors = np.asarray(x["mul"], np.float32)[:, None, None, None]
     cond = Condition(
         label=torch.tensor(given["class_labels"]["index"]) if case["class_labels"] else None,
-        augment=torch.from_numpy(normal(augment["key"], augment["shape"]))
-        if case["augment_labels"]
-        else None,
+        augment=torch.from_numpy(normal(augment["key"], augment["shape"])) if case["augment_labels"] else None,
     )
     return (
         torch.from_numpy(normal(x["key"], x["shape"]) * factors),
@@ -57,9 +55,7 @@ def case_inputs(case: dict) -> tuple[torch.Tensor, torch.Tensor, Condition]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_weights_are_the_ones_that_were_used(name):
     state = official_state(name)
-    assert (
-        sha256(b"".join(v.tobytes() for v in state.values())).hexdigest() == CONFIGS[name]["weights_sha256"]
-    )
+    assert sha256(b"".join(v.tobytes() for v in state.values())).hexdigest() == CONFIGS[name]["weights_sha256"]
     model = from_official(state, kind="edm", config=CONFIGS[name]["config"])
     assert sum(p.numel() for p in model.parameters()) == CONFIGS[name]["num_parameters"]
     assert not model.training
@@ -131,17 +127,13 @@ def test_misfits_are_named():
         read(**{weight: np.zeros((2, 2))})
     with pytest.raises(UserError, match=r"surplus: 'u'$"):
         read(u=np.zeros(1001))
-    with pytest.raises(
-        UserError, match=r"'model\.map_layer0\.weight' is a list; it must be a tensor or an array"
-    ):
+    with pytest.raises(UserError, match=r"'model\.map_layer0\.weight' is a list; it must be a tensor or an array"):
         read(**{weight: [1.0]})
 
 
 def test_at_most_ten_misfits_are_listed():
     with pytest.raises(UserError, match="and 135 more; surplus: ") as error:
-        from_official(
-            {f"extra.{i}": np.zeros(1) for i in range(31)}, kind="edm", config=CONFIGS[NAME]["config"]
-        )
+        from_official({f"extra.{i}": np.zeros(1) for i in range(31)}, kind="edm", config=CONFIGS[NAME]["config"])
     missing, surplus = str(error.value).split("surplus")
     assert missing.count("'model.") == 10
     assert surplus.count("'extra.") == 10

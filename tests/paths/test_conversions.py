@@ -81,9 +81,7 @@ def test_v_and_velocity_are_named_apart():
     _, _, truth = case(Linear())
     torch.testing.assert_close(truth["velocity"], truth["eps"] - truth["x0"])
     x_t, t, truth = case(TrigFlow(sigma_data=1.0))
-    torch.testing.assert_close(
-        convert(truth["v"], x_t, t, TrigFlow(sigma_data=1.0), "v", "velocity"), truth["v"]
-    )
+    torch.testing.assert_close(convert(truth["v"], x_t, t, TrigFlow(sigma_data=1.0), "v", "velocity"), truth["v"])
     _, _, truth = case(TrigFlow(sigma_data=0.5))
     assert (truth["v"] - truth["velocity"]).abs().max() > 0.1
 

@@ -122,9 +122,7 @@ def test_iddpm_table_obeys_its_recursion():
 
 
 def test_iddpm_table_has_published_ends():
-    u = (
-        IDDPMGrid().table()
-    )  # EDM, table 1 footnote and C.3.4: largest level 20291, the sampler starts at u_8, near 80
+    u = IDDPMGrid().table()  # EDM, table 1 footnote and C.3.4: largest level 20291, the sampler starts at u_8, near 80
     assert float(u[0]) == pytest.approx(20291, rel=1e-4)
     assert float(u[8]) == pytest.approx(80, rel=0.02)
 

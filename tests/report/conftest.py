@@ -78,9 +78,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             dropout=0.0,
         ),
         sampler=Heun(num_steps=14),
-        training=TrainingConfig(
-            total_images=32, batch=8, log_images=8, snapshot_images=16, checkpoint_images=32
-        ),
+        training=TrainingConfig(total_images=32, batch=8, log_images=8, snapshot_images=16, checkpoint_images=32),
     )
     return run_experiment(experiment, folder, command=["train", "tiny.py", "--out", "a b"])
 

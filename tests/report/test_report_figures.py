@@ -72,9 +72,7 @@ def test_one_jump_is_noise_and_image() -> None:
     generator = ImageGenerator(Jump(), SPEC, MultistepConsistency())
     small = trajectory_picture(generator, labels=[2])[::16, ::16]
     assert small.shape == (6, 11, 1)
-    np.testing.assert_array_equal(
-        small[1:5, 1:5], small[1:5, 6:10]
-    )  # noise at sigma 80 is clipped to its sign
+    np.testing.assert_array_equal(small[1:5, 1:5], small[1:5, 6:10])  # noise at sigma 80 is clipped to its sign
 
 
 def test_two_jumps_are_two_columns_twice() -> None:

@@ -46,9 +46,7 @@ def open_archive(path: Path) -> Archive:
         if path.is_dir():
             return _open_folder(path)
         if not path.exists():
-            raise UserError(
-                f"{path} does not exist; a data set is a folder, a zip, or one of: digits, emoji64"
-            )
+            raise UserError(f"{path} does not exist; a data set is a folder, a zip, or one of: digits, emoji64")
         return _open_zip(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None

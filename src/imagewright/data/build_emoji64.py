@@ -64,9 +64,7 @@ def build(package: Path, out: Path, *, skin_tones: bool = False) -> int:
     """
     _verify(package)
     kept: dict[bytes, Emoji] = {}
-    for emoji in sorted(
-        _read(package, skin_tones), key=lambda e: [int(c, 16) for c in e.codepoints.split("-")]
-    ):
+    for emoji in sorted(_read(package, skin_tones), key=lambda e: [int(c, 16) for c in e.codepoints.split("-")]):
         kept.setdefault(emoji.pixels.tobytes(), emoji)
     emojis = list(kept.values())
     meta = {
@@ -133,9 +131,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m imagewright.data.build_emoji64", description=__doc__)
     parser.add_argument("package", type=Path, help="emoji-datasource-google-16.0.0.tgz")
     parser.add_argument("out", type=Path, help="zip to write")
-    parser.add_argument(
-        "--skin-tones", action="store_true", help="also the skin-tone variants (near-duplicates)"
-    )
+    parser.add_argument("--skin-tones", action="store_true", help="also the skin-tone variants (near-duplicates)")
     args = parser.parse_args()
     try:
         count = build(args.package, args.out, skin_tones=args.skin_tones)

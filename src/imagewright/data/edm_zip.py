@@ -115,11 +115,7 @@ def _checked(arrays: Iterable[Pixels], target: Path) -> Iterable[Pixels]:
     for i, pixels in enumerate(arrays):
         shape = shape or pixels.shape
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-            raise UserError(
-                f"{target}: picture {i} is {pixels.dtype} {pixels.shape}; it must be uint8 [H, W, 1 or 3]"
-            )
+            raise UserError(f"{target}: picture {i} is {pixels.dtype} {pixels.shape}; it must be uint8 [H, W, 1 or 3]")
         if pixels.shape != shape or shape[0] != shape[1]:
-            raise UserError(
-                f"{target}: picture {i} is {pixels.shape}; all must be square and of one size, {shape}"
-            )
+            raise UserError(f"{target}: picture {i} is {pixels.shape}; all must be square and of one size, {shape}")
         yield pixels

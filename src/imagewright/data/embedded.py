@@ -27,13 +27,9 @@ def open_digits(*, resolution: int | None = None, channels: int = 1, labels: boo
     from sklearn.datasets import load_digits  # slow to import, and the other sets do without
 
     if resolution is not None and _DIGITS_SIZE % resolution:
-        raise UserError(
-            f"resolution is {resolution}; digits are {_DIGITS_SIZE}x{_DIGITS_SIZE}, which it must divide"
-        )
+        raise UserError(f"resolution is {resolution}; digits are {_DIGITS_SIZE}x{_DIGITS_SIZE}, which it must divide")
     values, targets = load_digits(return_X_y=True)
-    grey: Pixels = (
-        np.floor(values * 255 / 16 + 0.5).astype(np.uint8).reshape(-1, _DIGITS_SIZE, _DIGITS_SIZE, 1)
-    )
+    grey: Pixels = np.floor(values * 255 / 16 + 0.5).astype(np.uint8).reshape(-1, _DIGITS_SIZE, _DIGITS_SIZE, 1)
     pixels = with_channels(box_reduce(grey, resolution or _DIGITS_SIZE), channels)
     indices = tuple(str(i) for i in range(len(pixels)))
     return ImageSet(

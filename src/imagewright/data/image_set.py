@@ -60,9 +60,7 @@ class ImageSet:
         Raises UserError when shapes, types or labels are others.
         """
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2]:
-            raise UserError(
-                f"{name}: pictures are {pixels.dtype} {pixels.shape}; they must be uint8 [N, H, H, C]"
-            )
+            raise UserError(f"{name}: pictures are {pixels.dtype} {pixels.shape}; they must be uint8 [N, H, H, C]")
         if pixels.shape[3] not in (1, 3):
             raise UserError(f"{name}: pictures have {pixels.shape[3]} channels; they must have 1 or 3")
         index = np.full(len(pixels), -1) if labels is None else np.asarray(labels)

@@ -59,9 +59,7 @@ class Loader:
 
     def _draw_epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         n = len(self.image_set)
-        order = np.random.Generator(
-            np.random.PCG64(np.random.SeedSequence((self.seed, epoch, 0)))
-        ).permutation(n)
+        order = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch, 0)))).permutation(n)
         if not self.xflip:
             return order, np.zeros(n, dtype=np.bool_)
         bits = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch, 1)))).random(n)

@@ -89,9 +89,7 @@ def open_images(
     if (size, size) not in checked.sizes:
         raise UserError(f"{path} holds no usable picture; {_complaint(path, bad)}")
     if resolution is not None and size % resolution:
-        raise UserError(
-            f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide"
-        )
+        raise UserError(f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide")
     images = _assemble(archive, known, checked, size, resolution or size, channels, bad)
     if source == "emoji64":
         images = replace(images, source="emoji64 (embedded; Noto emoji, Apache-2.0)")
@@ -248,9 +246,7 @@ class _Reader:
         try:
             pixels = _fit(decode(self.archive.read(name)), self.resolution, self.channels)
         except BadPicture as finding:
-            raise UserError(
-                f"{self.archive.path}: {name} was usable when opened and no longer is: {finding}"
-            ) from None
+            raise UserError(f"{self.archive.path}: {name} was usable when opened and no longer is: {finding}") from None
         return with_channels(pixels, self.channels)
 
 
@@ -264,7 +260,5 @@ def _choose(images: ImageSet, split: Split) -> ImageSet:
         return images
     rows = [i for i, s in enumerate(images.splits) if s == split]
     if not rows:
-        raise UserError(
-            f"{images.source} has no pictures in split {split!r}; it names {sorted(set(images.splits))}"
-        )
+        raise UserError(f"{images.source} has no pictures in split {split!r}; it names {sorted(set(images.splits))}")
     return images.subset(rows)

@@ -113,9 +113,7 @@ def box_reduce(pixels: Pixels, resolution: int) -> Pixels:
     k = size // resolution
     if k == 1:
         return pixels
-    rows = pixels.reshape(*pixels.shape[:-3], resolution, k, size, pixels.shape[-1]).sum(
-        axis=-3, dtype=np.int64
-    )
+    rows = pixels.reshape(*pixels.shape[:-3], resolution, k, size, pixels.shape[-1]).sum(axis=-3, dtype=np.int64)
     total = rows.reshape(*rows.shape[:-2], resolution, k, pixels.shape[-1]).sum(axis=-2)
     out: Pixels = ((2 * total + k * k) // (2 * k * k)).astype(np.uint8)
     return out

@@ -146,9 +146,7 @@ def _tensor(key: str, value: Tensor | np.ndarray[Any, Any]) -> Tensor:
         return torch.tensor(value, dtype=torch.float32)
     if isinstance(value, Tensor):
         return value.detach().to("cpu", torch.float32)
-    raise UserError(
-        f"the state dict's {key!r} is a {type(value).__name__}; it must be a tensor or an array of numbers"
-    )
+    raise UserError(f"the state dict's {key!r} is a {type(value).__name__}; it must be a tensor or an array of numbers")
 
 
 KINDS: dict[str, Callable[[StateDict, Mapping[str, Any]], Preconditioned]] = {"edm": _from_edm}

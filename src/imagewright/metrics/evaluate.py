@@ -135,9 +135,7 @@ def _look(
     seen = _Seen(FeatureStatistics(extractor.dim), score, [])
     for batch in _batches(images):
         shape = (batch.shape[1], batch.shape[2], batch.shape[3])
-        expected = (
-            reference.image_shape if isinstance(reference, Reference) else seen.shape if seen.count else shape
-        )
+        expected = reference.image_shape if isinstance(reference, Reference) else seen.shape if seen.count else shape
         if shape != expected:
             raise UserError(f"images are {list(shape)} (height, width, channels), expected {list(expected)}")
         features, logits = extractor(batch)
@@ -175,9 +173,7 @@ def _scores(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     scores: dict[str, float] = {}
     settings: dict[str, Any] = {}
-    features = (
-        np.concatenate(seen.features) if seen.features else np.empty((0, extractor.dim), dtype=np.float32)
-    )
+    features = np.concatenate(seen.features) if seen.features else np.empty((0, extractor.dim), dtype=np.float32)
     if "fd" in wanted:
         moments = reference.moments if isinstance(reference, Reference) else reference
         scores[_label("fd", extractor)] = frechet_distance(seen.statistics, moments)
@@ -229,9 +225,7 @@ def _check_metrics(metrics: Iterable[str], reference: object) -> tuple[str, ...]
         if metric not in METRICS:
             raise UserError(f"metrics has no {metric!r}; there are {', '.join(METRICS)}")
         if metric not in possible:
-            raise UserError(
-                f"the metric {metric!r} needs the real images, and the reference holds only their moments"
-            )
+            raise UserError(f"the metric {metric!r} needs the real images, and the reference holds only their moments")
     if not wanted:
         raise UserError(f"metrics is empty; there are {', '.join(METRICS)}")
     return wanted
@@ -251,9 +245,7 @@ def _notes(count: int, extractor: FeatureExtractor, wanted: tuple[str, ...]) -> 
             "covariance and is biased upwards; compare it only with scores of equally many images"
         )
     elif _label("fd", extractor) == "fid" and "fd" in wanted and count != USUAL_FID_COUNT:
-        notes.append(
-            f"fid is published for {USUAL_FID_COUNT} images; this one is of {count} and not comparable"
-        )
+        notes.append(f"fid is published for {USUAL_FID_COUNT} images; this one is of {count} and not comparable")
     if "is" in wanted and count < SPLITS * extractor.num_classes:
         notes.append(f"{_label('is', extractor)} of {count} images in {SPLITS} splits is biased downwards")
     return tuple(notes)

@@ -128,9 +128,7 @@ def fit(images: Images, resolution: int, channels: int) -> Tensor:
     elif resolution % size == 0:
         x = x.repeat_interleave(resolution // size, dim=2).repeat_interleave(resolution // size, dim=3)
     else:
-        raise UserError(
-            f"this extractor takes sizes that divide or are divided by {resolution}, got {size}x{size}"
-        )
+        raise UserError(f"this extractor takes sizes that divide or are divided by {resolution}, got {size}x{size}")
     return x.expand(-1, channels, -1, -1)
 
 

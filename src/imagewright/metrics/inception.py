@@ -33,8 +33,7 @@ from imagewright.metrics.torch_file import read_state_dict
 from imagewright.types import UserError
 
 WEIGHTS_URL = (
-    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-    "pt_inception-2015-12-05-6726825d.pth"
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 )
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INPUT_SIZE = 299
@@ -302,9 +301,7 @@ def load_network(path: Path) -> InceptionV3:
     state = _load_safetensors(path) if path.suffix == ".safetensors" else read_state_dict(path)
     network = InceptionV3()
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    needed = {
-        name for name in wanted if not name.endswith("num_batches_tracked")
-    }  # eval mode never reads those
+    needed = {name for name in wanted if not name.endswith("num_batches_tracked")}  # eval mode never reads those
     wrong = sorted((needed - set(state)) | (set(state) - set(wanted)))
     wrong += sorted(name for name in needed & set(state) if state[name].shape != wanted[name])
     if wrong:
@@ -322,9 +319,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is no readable safetensors file: {error}") from None
 
 
-def locate_weights(
-    source: str | Path, *, cache: Path | None = None, expected_sha256: str | None = None
-) -> Path:
+def locate_weights(source: str | Path, *, cache: Path | None = None, expected_sha256: str | None = None) -> Path:
     """The local file of a path or of an http(s) URL, its checksum verified.
 
     A URL is fetched once into `cache` (default: torch.hub's checkpoint folder); a path is never fetched. The

@@ -51,9 +51,7 @@ class InceptionScoreStatistics:
         """Add logits [n, k]; `split` [n] overrides the dealing."""
         batch = np.asarray(logits, dtype=np.float64)
         if batch.ndim != 2 or batch.shape[1] != self._probability.shape[1]:
-            raise UserError(
-                f"logits must have shape [n, {self._probability.shape[1]}], got {list(batch.shape)}"
-            )
+            raise UserError(f"logits must have shape [n, {self._probability.shape[1]}], got {list(batch.shape)}")
         split = self._dealt(len(batch)) if split is None else split
         log_p: Floats = batch - logsumexp(batch, axis=1, keepdims=True)
         p = np.exp(log_p)

@@ -78,6 +78,4 @@ def kernel_distance(
         values[i] = unbiased_mmd2(x, y)
     std = float(values.std())
     stderr = float(values.std(ddof=1) / np.sqrt(subsets)) if subsets > 1 else float("nan")
-    return KernelDistance(
-        value=float(values.mean()), std=std, stderr=stderr, subsets=subsets, subset_size=subset_size
-    )
+    return KernelDistance(value=float(values.mean()), std=std, stderr=stderr, subsets=subsets, subset_size=subset_size)

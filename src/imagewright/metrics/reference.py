@@ -35,9 +35,7 @@ class Reference:
         return len(self.features)
 
 
-def embed(
-    source: ImageSource, extractor: FeatureExtractor, on_progress: OnProgress | None = None
-) -> Reference:
+def embed(source: ImageSource, extractor: FeatureExtractor, on_progress: OnProgress | None = None) -> Reference:
     """Pass a whole data set through an extractor; raises UserError with fewer than 2 images."""
     if len(source) < 2:
         raise UserError(f"a reference needs at least 2 images, got {len(source)}")

@@ -61,9 +61,7 @@ class FeatureStatistics:
         if batch.ndim != 2 or batch.shape[1] != self.dim:
             raise UserError(f"features must have shape [n, {self.dim}], got {list(batch.shape)}")
         if not np.isfinite(batch).all():
-            raise UserError(
-                "features hold values that are not finite; the images or the extractor are damaged"
-            )
+            raise UserError("features hold values that are not finite; the images or the extractor are damaged")
         if len(batch):
             mean = batch.mean(axis=0)
             centred = batch - mean
@@ -134,9 +132,7 @@ def load_moments(path: Path) -> Moments:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except KeyError as error:
-        raise UserError(
-            f"{path} lacks the array {error}; a reference file has mu [d] and sigma [d, d]"
-        ) from None
+        raise UserError(f"{path} lacks the array {error}; a reference file has mu [d] and sigma [d, d]") from None
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is no readable npz of mu and sigma: {error}") from None
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):

@@ -80,9 +80,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        state, storage = (
-            _open_zip(content) if zipfile.is_zipfile(io.BytesIO(content)) else _open_legacy(content)
-        )
+        state, storage = _open_zip(content) if zipfile.is_zipfile(io.BytesIO(content)) else _open_legacy(content)
         if not isinstance(state, dict):
             raise _Refused(f"its content is no dictionary of tensors but {_describe(state)}")
         return {_name(key): _tensor(key, value, storage) for key, value in state.items()}
@@ -150,10 +148,7 @@ def _tensor(key: str, value: Any, read: Callable[[_Storage], bytes]) -> Tensor:
     raw = read(storage)
     if len(raw) != storage.numel * storage.dtype.itemsize:
         raise _Refused(f"the data of {key} has {len(raw)} bytes, expected {storage.numel} x {storage.dtype}")
-    if (
-        len(value.shape) != len(value.stride)
-        or min((*value.shape, *value.stride, value.offset), default=0) < 0
-    ):
+    if len(value.shape) != len(value.stride) or min((*value.shape, *value.stride, value.offset), default=0) < 0:
         raise _Refused(f"the entry {key} has shape {value.shape} with strides {value.stride}")
     last = value.offset + sum((n - 1) * step for n, step in zip(value.shape, value.stride, strict=True))
     if 0 in value.shape:
@@ -162,9 +157,7 @@ def _tensor(key: str, value: Any, read: Callable[[_Storage], bytes]) -> Tensor:
         raise _Refused(f"the entry {key} reaches beyond its storage of {storage.numel} elements")
     assert sys.byteorder == "little"
     flat = torch.frombuffer(bytearray(raw), dtype=storage.dtype)
-    return flat.as_strided(value.shape, value.stride, value.offset).clone(
-        memory_format=torch.contiguous_format
-    )
+    return flat.as_strided(value.shape, value.stride, value.offset).clone(memory_format=torch.contiguous_format)
 
 
 def _describe(value: Any) -> str:
@@ -238,9 +231,7 @@ def _evaluate(file: io.BytesIO, storages: dict[str, _Storage] | None = None) -> 
             stack.pop()  # a state dict's attributes (_metadata); the tensors do not need them
             _expect(stack[-1], dict, name)
         else:
-            raise _Refused(
-                f"it uses the pickle operation {name}, which a dictionary of tensors does not need"
-            )
+            raise _Refused(f"it uses the pickle operation {name}, which a dictionary of tensors does not need")
     raise _Refused("its pickle has no end")
 
 
@@ -275,9 +266,7 @@ def _reduce(function: Any, arguments: Any) -> Any:
     if function == _Global(_DICT) and arguments in ((), ([],)):
         return {}
     if function == _Global(_TENSOR):
-        storage, offset, shape, stride, *_ = (
-            arguments  # then requires_grad and hooks, which reading does not need
-        )
+        storage, offset, shape, stride, *_ = arguments  # then requires_grad and hooks, which reading does not need
         if isinstance(storage, _Storage) and all(isinstance(n, int) for n in (offset, *shape, *stride)):
             return _View(storage, offset, tuple(shape), tuple(stride))
     if function == _Global(_PARAMETER) and isinstance(arguments[0], _View):

@@ -132,9 +132,7 @@ def train(name: str, out: Path, seed: int = 0) -> dict[str, Any]:
         training=record,
     )
     with replacing(out) as aside:
-        save_file(
-            {key: value.contiguous() for key, value in network.state_dict().items()}, aside, metadata=header
-        )
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, aside, metadata=header)
     return record
 
 
@@ -144,9 +142,7 @@ def _target(data: ImageSet) -> Target:
         return Target(classes=names, group_of=torch.arange(len(names)), num_groups=len(names))
     group = dict(zip(data.subgroups, data.labels.tolist(), strict=True))
     classes = tuple(sorted(group))
-    return Target(
-        classes=classes, group_of=torch.tensor([group[c] for c in classes]), num_groups=data.spec.num_classes
-    )
+    return Target(classes=classes, group_of=torch.tensor([group[c] for c in classes]), num_groups=data.spec.num_classes)
 
 
 def _classes_of(data: ImageSet, target: Target) -> Tensor:
@@ -157,9 +153,7 @@ def _classes_of(data: ImageSet, target: Target) -> Tensor:
     return torch.tensor([index.get(name, -1) for name in data.subgroups])
 
 
-def _fit_network(
-    settings: Training, config: ClassifierConfig, data: ImageSet, target: Target, seed: int
-) -> Classifier:
+def _fit_network(settings: Training, config: ClassifierConfig, data: ImageSet, target: Target, seed: int) -> Classifier:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
@@ -178,9 +172,7 @@ def _descend(settings: Training, config: ClassifierConfig, data: ImageSet, targe
     classes = _classes_of(data, target)
     network = Classifier(config).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     steps = settings.epochs * (len(images) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=steps, pct_start=0.15, cycle_momentum=False
@@ -190,12 +182,8 @@ def _descend(settings: Training, config: ClassifierConfig, data: ImageSet, targe
         for start in range(0, len(images) - settings.batch_size + 1, settings.batch_size):
             rows = order[start : start + settings.batch_size]
             _, logits = network(augment(images[rows], settings))
-            fine = nn.functional.cross_entropy(
-                logits, classes[rows], label_smoothing=settings.label_smoothing
-            )
-            coarse = nn.functional.nll_loss(
-                target.group_log_probability(logits), target.group_of[classes[rows]]
-            )
+            fine = nn.functional.cross_entropy(logits, classes[rows], label_smoothing=settings.label_smoothing)
+            coarse = nn.functional.nll_loss(target.group_log_probability(logits), target.group_of[classes[rows]])
             optimizer.zero_grad()
             (fine + coarse).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

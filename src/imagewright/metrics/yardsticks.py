@@ -59,9 +59,7 @@ def measure_yardsticks(
     """
     half = min(n, len(reference) // 2)
     if half < 2:
-        raise UserError(
-            f"a floor needs halves of at least 2 images; there are {len(reference)} real ones, n is {n}"
-        )
+        raise UserError(f"a floor needs halves of at least 2 images; there are {len(reference)} real ones, n is {n}")
     random = np.random.default_rng(seed)
     floors: dict[str, list[float]] = {name: [] for name in distances}
     for _ in range(repeats):

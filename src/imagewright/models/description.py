@@ -58,9 +58,7 @@ def build(description: Mapping[str, Any]) -> nn.Module:
 
 def _build_network(network: type[UNet], arguments: Mapping[str, Any]) -> nn.Module:
     if list(arguments) != ["config"] or not isinstance(arguments["config"], Mapping):
-        raise UserError(
-            f'{network.__name__} is described by a "config" object alone, not by {dict(arguments)!r}'
-        )
+        raise UserError(f'{network.__name__} is described by a "config" object alone, not by {dict(arguments)!r}')
     return network(network.config_class.from_json(arguments["config"]))
 
 

@@ -140,9 +140,7 @@ class VPPrecond(Preconditioned):
 
     def sigma_inv(self, sigma: Tensor) -> Tensor:
         """Time of a noise level, the inverse of `sigma`."""
-        return (
-            (self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()).sqrt() - self.beta_min
-        ) / self.beta_d
+        return ((self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()).sqrt() - self.beta_min) / self.beta_d
 
     def scalings(self, sigma: Tensor) -> Scalings:
         return Scalings(
@@ -215,9 +213,7 @@ class iDDPMPrecond(Preconditioned):
 
 def _per_image(sigma: Tensor, n: int) -> Tensor:
     if sigma.shape not in ((), (1,), (n,)):
-        raise ValueError(
-            f"sigma has shape {tuple(sigma.shape)}; it must be [{n}], one per image, or a single number"
-        )
+        raise ValueError(f"sigma has shape {tuple(sigma.shape)}; it must be [{n}], one per image, or a single number")
     return sigma.expand(n)
 
 
@@ -228,9 +224,7 @@ def _column(per_image: Tensor) -> Tensor:
 def _checked_range(sigma_min: float, sigma_max: float) -> tuple[float, float]:
     low, high = _number("sigma_min", sigma_min), _number("sigma_max", sigma_max)
     if not 0 <= low < high:
-        raise UserError(
-            f"sigma_min is {low} and sigma_max is {high}; they must satisfy 0 <= sigma_min < sigma_max"
-        )
+        raise UserError(f"sigma_min is {low} and sigma_max is {high}; they must satisfy 0 <= sigma_min < sigma_max")
     return low, high
 
 

@@ -77,9 +77,7 @@ class UNetBlock(nn.Module):
 
         self.norm0 = group_norm(in_channels, eps=style.eps)
         self.conv0 = _convolution(in_channels, out_channels, 3, style, resample)
-        self.affine = linear(
-            style.emb_channels, out_channels * (2 if style.adaptive_scale else 1), style.init
-        )
+        self.affine = linear(style.emb_channels, out_channels * (2 if style.adaptive_scale else 1), style.init)
         self.norm1 = group_norm(out_channels, eps=style.eps)
         self.conv1 = conv(out_channels, out_channels, 3, style.init_zero)
 

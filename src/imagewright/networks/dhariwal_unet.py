@@ -43,15 +43,11 @@ class DhariwalUNet(UNet):
         emb_channels = channels * config.channel_mult_emb
 
         self.map_noise = PositionalEmbedding(channels)
-        self.map_augment = (
-            linear(config.augment_dim, channels, INIT_ZERO, bias=False) if config.augment_dim else None
-        )
+        self.map_augment = linear(config.augment_dim, channels, INIT_ZERO, bias=False) if config.augment_dim else None
         self.map_layer0 = linear(channels, emb_channels, INIT)
         self.map_layer1 = linear(emb_channels, emb_channels, INIT)
         init_label = Init("kaiming_normal", weight=math.sqrt(config.label_dim))
-        self.map_label = (
-            linear(config.label_dim, emb_channels, init_label, bias=False) if config.label_dim else None
-        )
+        self.map_label = linear(config.label_dim, emb_channels, init_label, bias=False) if config.label_dim else None
 
         style = BlockStyle(
             emb_channels=emb_channels,

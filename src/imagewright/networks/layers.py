@@ -81,9 +81,7 @@ def group_norm(channels: int, *, eps: float) -> nn.GroupNorm:
 def fir_kernel(taps: Sequence[float]) -> Tensor:
     """The separable kernel [1, 1, K, K] of sum 1. Raises UserError on an odd number of taps or a zero sum."""
     if len(taps) % 2 or sum(taps) == 0:
-        raise UserError(
-            f"resample_filter is {list(taps)}; it must be an even number of taps with a nonzero sum"
-        )
+        raise UserError(f"resample_filter is {list(taps)}; it must be an even number of taps with a nonzero sum")
     t = torch.tensor(taps, dtype=torch.float32)
     return torch.outer(t, t)[None, None] / t.sum().square()
 
@@ -97,9 +95,7 @@ class Resample(nn.Module):
 
     kernel: Tensor
 
-    def __init__(
-        self, direction: Literal["up", "down"], taps: Sequence[float], *, padded: bool = True
-    ) -> None:
+    def __init__(self, direction: Literal["up", "down"], taps: Sequence[float], *, padded: bool = True) -> None:
         super().__init__()
         self.direction = direction
         self.is_box = len(taps) == 2 and taps[0] == taps[1]
@@ -108,11 +104,7 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_box:
-            return (
-                F.avg_pool2d(x, 2)
-                if self.direction == "down"
-                else F.interpolate(x, scale_factor=2, mode="nearest")
-            )
+            return F.avg_pool2d(x, 2) if self.direction == "down" else F.interpolate(x, scale_factor=2, mode="nearest")
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, -1, -1, -1)
         if self.direction == "down":
@@ -123,9 +115,7 @@ class Resample(nn.Module):
 class UpConv(nn.Conv2d):
     """Doubles the resolution, then convolves."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, init: Init, taps: Sequence[float]
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init, taps: Sequence[float]) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
         init.fill(self)
         self.resample = Resample("up", taps)
@@ -141,9 +131,7 @@ class UpConv(nn.Conv2d):
 class DownConv(nn.Conv2d):
     """Halves the resolution, then convolves."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, init: Init, taps: Sequence[float]
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init, taps: Sequence[float]) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
         init.fill(self)
         self.resample = Resample("down", taps)
@@ -155,9 +143,7 @@ class DownConv(nn.Conv2d):
 class ConvDown(nn.Conv2d):
     """Convolves, padded for both operations, then halves the resolution (residual pyramid of NCSN++)."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, init: Init, taps: Sequence[float]
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init, taps: Sequence[float]) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2 + (len(taps) - 1) // 2)
         init.fill(self)
         self.resample = Resample("down", taps, padded=False)

@@ -84,9 +84,7 @@ class SongUNet(UNet):
             else FourierEmbedding(noise_channels)
         )
         self.map_label = linear(config.label_dim, noise_channels, INIT) if config.label_dim else None
-        self.map_augment = (
-            linear(config.augment_dim, noise_channels, INIT, bias=False) if config.augment_dim else None
-        )
+        self.map_augment = linear(config.augment_dim, noise_channels, INIT, bias=False) if config.augment_dim else None
         self.map_layer0 = linear(noise_channels, emb_channels, INIT)
         self.map_layer1 = linear(emb_channels, emb_channels, INIT)
 

@@ -68,9 +68,7 @@ def encoder_plan(config: UNetConfig, *, stem_channels: int) -> Iterator[Layer]:
             channels = width
 
 
-def decoder_plan(
-    config: UNetConfig, encoder: Sequence[Layer], *, attention_in_every_block: bool
-) -> Iterator[Layer]:
+def decoder_plan(config: UNetConfig, encoder: Sequence[Layer], *, attention_in_every_block: bool) -> Iterator[Layer]:
     """From the lowest level up: two blocks or a doubling one, then `num_blocks + 1` blocks that merge skips.
 
     attention_in_every_block: at `attn_resolutions`; otherwise only in the last block of a level.
@@ -95,9 +93,7 @@ def decoder_plan(
 
 def build_block(layer: Layer, style: BlockStyle) -> UNetBlock:
     """The module of a layer whose role is BLOCK or MERGE."""
-    return UNetBlock(
-        layer.in_channels, layer.out_channels, style, resample=layer.resample, attention=layer.attention
-    )
+    return UNetBlock(layer.in_channels, layer.out_channels, style, resample=layer.resample, attention=layer.attention)
 
 
 class UNet(nn.Module, ABC):

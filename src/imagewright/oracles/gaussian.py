@@ -40,9 +40,7 @@ class GaussianOracle:
                 )
             variances, self.basis = torch.linalg.eigh(cov)
             if variances.min() < -1e-6 * variances.max():
-                raise UserError(
-                    f"GaussianOracle.cov must be positive semidefinite, got eigenvalue {variances.min():g}"
-                )
+                raise UserError(f"GaussianOracle.cov must be positive semidefinite, got eigenvalue {variances.min():g}")
             self.variances = variances.clamp(min=0)
         else:
             spread = torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
@@ -179,9 +177,7 @@ class GaussianMixture:
         """log P(component) + log p(x | component; sigma), [N, K]."""
         variances = self.stds.to(x)[None] ** 2 + _column(sigma, x) ** 2
         flat, means = x.flatten(1), self.means.to(x).flatten(1)
-        squares = torch.stack(
-            [((flat - mean) ** 2).sum(1) for mean in means], dim=1
-        )  # no cancellation, no [N, K, D]
+        squares = torch.stack([((flat - mean) ** 2).sum(1) for mean in means], dim=1)  # no cancellation, no [N, K, D]
         log_normal = -0.5 * (squares / variances + flat.shape[1] * torch.log(2 * math.pi * variances))
         return self._log_weights(x, cond) + log_normal
 
@@ -193,9 +189,7 @@ class GaussianMixture:
         label = cond.label.to(x.device)[:, None]
         allowed = (label < 0) | (label == self.classes.to(x.device))
         if not allowed.any(1).all():
-            raise ValueError(
-                f"no component has class {int(cond.label[~allowed.any(1).to(cond.label.device)][0])}"
-            )
+            raise ValueError(f"no component has class {int(cond.label[~allowed.any(1).to(cond.label.device)][0])}")
         return torch.log_softmax(log_weights.masked_fill(~allowed, -math.inf), dim=1)
 
 

@@ -63,9 +63,7 @@ def to_bounded(x_t: Tensor, t: Tensor, path: GaussianPath, sigma_data: float = 0
     return x_t / per_image(torch.hypot(noise, signal), x_t), torch.atan2(noise, signal)
 
 
-def from_bounded(
-    y: Tensor, angle: Tensor, path: GaussianPath, sigma_data: float = 0.5
-) -> tuple[Tensor, Tensor]:
+def from_bounded(y: Tensor, angle: Tensor, path: GaussianPath, sigma_data: float = 0.5) -> tuple[Tensor, Tensor]:
     """(x_t, t) on `path` of bounded coordinates; at angle pi/2 it is the path's pure noise, if it has one."""
     cos = torch.sin(math.pi / 2 - angle)  # exactly zero at the float nearest to pi / 2, where cos is not
     t = path.time_of(sigma_data * torch.sin(angle) / cos)
@@ -151,8 +149,7 @@ class PathDenoiser:
             raise UserError(f"no prediction {self.prediction!r}; there are {', '.join(PREDICTIONS)}")
         if not 0 <= self.sigma_min < self.sigma_max:
             raise UserError(
-                "noise levels must satisfy 0 <= sigma_min < sigma_max, "
-                f"got {self.sigma_min} and {self.sigma_max}"
+                f"noise levels must satisfy 0 <= sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
             )
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:

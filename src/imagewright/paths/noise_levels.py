@@ -108,9 +108,7 @@ class Uniform(NoiseLevels):
         _require_increasing(self, self.sigma_min, self.sigma_max)
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
-        return (self.sigma_min + (self.sigma_max - self.sigma_min) * noise.uniform(like).double()).to(
-            like.dtype
-        )
+        return (self.sigma_min + (self.sigma_max - self.sigma_min) * noise.uniform(like).double()).to(like.dtype)
 
     def log_prob(self, sigma: Tensor) -> Tensor:
         inside = torch.full_like(sigma, -math.log(self.sigma_max - self.sigma_min))
@@ -220,9 +218,7 @@ def _require_positive(owner: NoiseLevels, **values: float) -> None:
 
 def _require_increasing(owner: NoiseLevels, sigma_min: float, sigma_max: float) -> None:
     if sigma_min >= sigma_max:
-        raise UserError(
-            f"{type(owner).__name__}.sigma_min must be below sigma_max, got {sigma_min} and {sigma_max}"
-        )
+        raise UserError(f"{type(owner).__name__}.sigma_min must be below sigma_max, got {sigma_min} and {sigma_max}")
 
 
 def _require_margin(owner: NoiseLevels, margin: float) -> None:

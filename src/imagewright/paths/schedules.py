@@ -294,9 +294,7 @@ def _require_range(n: int, sigma_min: float, sigma_max: float) -> None:
     if n < 1:
         raise UserError(f"the number of steps must be at least 1, got {n}")
     if not (math.isfinite(sigma_max) and 0 < sigma_min <= sigma_max):
-        raise UserError(
-            f"noise levels must satisfy 0 < sigma_min <= sigma_max < inf, got {sigma_min} and {sigma_max}"
-        )
+        raise UserError(f"noise levels must satisfy 0 < sigma_min <= sigma_max < inf, got {sigma_min} and {sigma_max}")
 
 
 def _require_epsilon_s(epsilon_s: float) -> None:

@@ -57,6 +57,7 @@ def _emoji(resolution: int, total_images: int) -> Experiment:
         training=TrainingConfig(
             total_images=total_images,
             batch=32,
+            channels_last=True,  # 14% faster on CPU
             micro_batch=16,  # two processes of one thread each train 1.5 times as fast as one of two threads
             optimizer=OptimizerConfig(lr=1e-3, lr_ramp_images=5_000, lr_decay_images=60_000),
             ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.05),

@@ -107,9 +107,7 @@ class Trajectory:
     def thinned(self, most: int = MOST_STEPS) -> Trajectory:
         """At most that many steps, evenly chosen, first and last among them."""
         keep = evenly(len(self.sigmas), most)
-        return Trajectory(
-            x=self.x[keep], estimate=self.estimate[keep], sigmas=tuple(self.sigmas[i] for i in keep)
-        )
+        return Trajectory(x=self.x[keep], estimate=self.estimate[keep], sigmas=tuple(self.sigmas[i] for i in keep))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,9 +202,7 @@ def _read(folder: Path, missing: dict[str, Missing]) -> dict[str, Any]:
     snapshots = _snapshots(folder / "samples")
     go_on = ("train", "--resume", str(folder))
     if not experiment:
-        missing["experiment"] = Missing(
-            reason="This folder has no experiment.json: the model was trained elsewhere."
-        )
+        missing["experiment"] = Missing(reason="This folder has no experiment.json: the model was trained elsewhere.")
     if not model:
         reason = "There is no model yet: the run has not reached its first snapshot. To go on with it:"
         missing["model"] = Missing(reason=reason, command=go_on)
@@ -317,9 +313,7 @@ def _compare(
 ) -> dict[str, Any]:
     """Neighbours among the training images, or why there are none."""
     if not experiment:
-        missing["neighbours"] = Missing(
-            reason="The training images are not known here, so none can be compared."
-        )
+        missing["neighbours"] = Missing(reason="The training images are not known here, so none can be compared.")
         return {}
     recorded = experiment["experiment"]["data"]
     config = DataConfig(**{f.name: recorded[f.name] for f in fields(DataConfig) if f.name in recorded})

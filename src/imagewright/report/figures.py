@@ -122,16 +122,12 @@ def quality_curves(named: Sequence[tuple[str, Sequence[Measure]]]) -> dict[str, 
     for name, measures in named:
         for measure in measures:
             if measure.distance and measure.distance[1] > 0 and measure.nfe > 0:
-                words = sampler_words(
-                    {k: v for k, v in measure.sampler.items() if k not in ("num_steps", "sigmas")}
-                )
+                words = sampler_words({k: v for k, v in measure.sampler.items() if k not in ("num_steps", "sigmas")})
                 label = f"{name}: {words}" if len(named) > 1 else words
                 score, value = measure.distance
                 points.setdefault(score, {}).setdefault(label, []).append((measure.nfe, value))
     return {
-        score: [
-            Curve(label=k, x=[x for x, _ in sorted(v)], y=[y for _, y in sorted(v)]) for k, v in lines.items()
-        ]
+        score: [Curve(label=k, x=[x for x, _ in sorted(v)], y=[y for _, y in sorted(v)]) for k, v in lines.items()]
         for score, lines in points.items()
     }
 

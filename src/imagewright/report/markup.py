@@ -64,15 +64,11 @@ def png(data: bytes, alt: str, **attributes: str | int | None) -> Html:
     return el("img", src=source, alt=alt, **attributes)
 
 
-def table(
-    head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: Child, class_: str = "numbers"
-) -> Html:
+def table(head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: Child, class_: str = "numbers") -> Html:
     """A table whose first row and first column are headers, in a region that scrolls sideways by itself."""
     top = el("tr", *(el("th", cell, scope="col") for cell in head))
-    body = (
-        el("tr", el("th", first, scope="row"), *(el("td", cell) for cell in rest)) for first, *rest in rows
-    )
-    whole = el("table", el("caption", caption), el("thead", top), el("tbody", *body), class_=class_)
+    body = (el("tr", el("th", first, scope="row"), *(el("td", cell) for cell in rest)) for first, *rest in rows)
+    whole = el("table", el("caption", el("span", caption)), el("thead", top), el("tbody", *body), class_=class_)
     return el("div", whole, class_="scroll", tabindex=0, role="region", aria_label="table, scrolls sideways")
 
 

@@ -59,9 +59,7 @@ def build_report(inputs: ReportInputs) -> str:
         _comparison(runs) if len(runs) > 1 else None,
         *(run_section(run, anchor, _heading(run, runs)) for run, anchor in zip(runs, anchors, strict=True)),
     )
-    header = el(
-        "header", el("p", f"imagewright report, {day}", class_="kicker"), el("h1", title), _nav(runs, anchors)
-    )
+    header = el("header", el("p", f"imagewright report, {day}", class_="kicker"), el("h1", title), _nav(runs, anchors))
     footer = el("footer", f"Made by imagewright {__version__}. This file needs no other file and no network.")
     body = el("body", header, main, footer)
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
@@ -114,7 +112,7 @@ def _comparison_table(runs: Sequence[RunSection]) -> Html:
     one_name = names.pop() if len(names) == 1 else None
     lowest = min((m.distance[1] for m in chosen if m is not None and m.distance is not None), default=None)
     rows = [_comparison_row(run, m, one_name, lowest) for run, m in zip(runs, chosen, strict=True)]
-    head = ["run", "method", "NFE", one_name or "distance", *_SCORES, "images/s", "parameters"]
+    head = ["run and method", "NFE", one_name or "distance", *_SCORES, "images/s", "parameters"]
     absent = "" if all(chosen) else " A dash: not measured; the run's own part below says how to."
     return table(
         head,
@@ -126,10 +124,11 @@ def _comparison_table(runs: Sequence[RunSection]) -> Html:
 def _comparison_row(
     run: RunSection, measure: Measure | None, one_name: str | None, lowest: float | None
 ) -> list[Child]:
+    title = join(run.name, el("br"), el("span", run.method, class_="quiet"))
     parameters = "–" if run.parameters is None else count(run.parameters)
     if measure is None or measure.distance is None:
         nfe = "–" if run.sampler_nfe is None else str(run.sampler_nfe)
-        return [run.name, run.method, nfe, "–", *("–" for _ in _SCORES), "–", parameters]
+        return [title, nfe, "–", *("–" for _ in _SCORES), "–", parameters]
     name, value = measure.distance
     text = number(value) if one_name else f"{number(value)} ({name})"
     scores = (number(measure.report["scores"].get(score)) for score in _SCORES)
@@ -168,9 +167,7 @@ def _same_noise(runs: Sequence[RunSection]) -> Html | None:
     if len(drawn) < 2:
         return None
     if len({(str(r.data), r.seed) for r in drawn}) > 1:
-        text = (
-            "The models are of different data, so their images do not start from the same noise and classes."
-        )
+        text = "The models are of different data, so their images do not start from the same noise and classes."
         return card("The same noise", el("p", text))
     rows = []
     for run in drawn:

@@ -113,9 +113,7 @@ def _samples(run: RunSection) -> Html:
 def strips(head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: str, class_: str = "") -> Html:
     """A table of pictures whose first column says what they are."""
     top = el("tr", *(el("th", cell, scope="col") for cell in head))
-    body = (
-        el("tr", el("th", first, scope="row"), *(el("td", cell) for cell in rest)) for first, *rest in rows
-    )
+    body = (el("tr", el("th", first, scope="row"), *(el("td", cell) for cell in rest)) for first, *rest in rows)
     parts = (el("caption", caption), el("thead", top), el("tbody", *body))
     return el("table", *parts, class_=f"strips {class_}".strip())
 
@@ -173,9 +171,7 @@ def _snapshots(run: RunSection) -> Html:
         when = f"after {count(shot.images_seen)} images"
         thumbs.append(el("figure", png(shot.png, f"grid of samples {when}"), el("figcaption", when)))
     text = "The same noise and classes at every snapshot, drawn with the averaged weights."
-    return card(
-        "Snapshots during training", el("p", text, class_="quiet"), el("div", *thumbs, class_="thumbs")
-    )
+    return card("Snapshots during training", el("p", text, class_="quiet"), el("div", *thumbs, class_="thumbs"))
 
 
 # --- how good it is -----------------------------------------------------------------------------------------
@@ -231,14 +227,13 @@ def _measures_table(measures: Sequence[Measure]) -> Html:
     for stick in dict(YARDSTICKS).values():
         values = [yardsticks(measures, name).get(stick) for name in names]
         if any(v is not None for v in values):
-            rows.append(
-                [f"yardstick: {stick}", "", "", *(number(v) if v is not None else "" for v in values), ""]
-            )
+            rows.append([f"yardstick: {stick}", "", "", *(number(v) if v is not None else "" for v in values), ""])
     reference = sorted({f"{m.report['num_reference']:,}" for m in measures if m.report.get("num_reference")})
     against = f" Against {' / '.join(reference)} real images." if reference else ""
     caption = (
         "Distances (fd, kd, fid, kid): lower is better; all others: higher is better."
-        " The number after ± is the standard error of a kernel distance, the deviation over splits of is."
+        " The number after ± is the standard error of a kernel distance, the standard deviation over splits of a"
+        " classifier score (is)."
         f"{against}"
     )
     return table(["sampler", "NFE", "images", *names, "images/s"], rows, caption)

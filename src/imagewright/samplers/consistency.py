@@ -57,9 +57,7 @@ class MultistepConsistency:
             x = self._jump(flow_map, x + math.sqrt(sigma**2 - low**2) * noise.normal(x), sigma, cond, on_step)
         return x
 
-    def _jump(
-        self, flow_map: FlowMap, x: Tensor, sigma: float, cond: Condition, on_step: OnStep | None
-    ) -> Tensor:
+    def _jump(self, flow_map: FlowMap, x: Tensor, sigma: float, cond: Condition, on_step: OnStep | None) -> Tensor:
         start = flow_map(x, levels(x, sigma), x.new_zeros(len(x)), cond)
         start = start.clamp(-1, 1) if self.clip else start
         if on_step is not None:

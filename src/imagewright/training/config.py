@@ -91,6 +91,4 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
         if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
-            raise UserError(
-                f"training.micro_batch is {self.micro_batch}; it must divide training.batch ({self.batch})"
-            )
+            raise UserError(f"training.micro_batch is {self.micro_batch}; it must divide training.batch ({self.batch})")

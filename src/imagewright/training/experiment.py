@@ -244,7 +244,5 @@ def export(experiment: Experiment, trainer: Trainer, spec: DataSpec, folder: Pat
         "seed": experiment.training.seed,
         "imagewright": __version__,
     }
-    save_model(
-        folder, ModelFile(model=model, spec=spec, sampler=sampler_to_json(generator.sampler), origin=origin)
-    )
+    save_model(folder, ModelFile(model=model, spec=spec, sampler=sampler_to_json(generator.sampler), origin=origin))
     save_grid(folder / "samples" / f"{trainer.images:012d}.png", generator)
