@@ -18,6 +18,7 @@ WORDS = {
     "report": ["--out", "--seed"],
     "data": ["info", "convert"],
     "import": ["--config", "--out", "--kind"],
+    "export": ["--out", "--half"],
     "bench": ["speed"],
     "completion": ["bash", "zsh"],
 }

@@ -18,6 +18,7 @@ COMMANDS = {
     "report": ("imagewright.cli.report", "write one HTML page about one or more runs"),
     "data": ("imagewright.cli.data", "inspect or convert image sets"),
     "import": ("imagewright.cli.import_", "turn official weights into a model folder, once"),
+    "export": ("imagewright.cli.export", "copy a run's model into a folder of two files"),
     "bench": ("imagewright.cli.bench", "measure speed as ratios in one process"),
     "completion": ("imagewright.cli.completion", "print a completion script for bash or zsh"),
 }

@@ -58,7 +58,7 @@ class ConsistencyDistillation:
     distance: Distance = Distance()
 
     def __post_init__(self) -> None:
-        _check_grid(self.grid_points)
+        _check_grid("grid_points", self.grid_points, self.rho)
         if not 0 <= self.target_decay < 1:
             raise UserError(f"method.target_decay is {self.target_decay}; it must lie in [0, 1)")
 
@@ -66,6 +66,7 @@ class ConsistencyDistillation:
         """teacher: an EDM-preconditioned denoiser; student and target start from its weights."""
         if not isinstance(teacher, EDMPrecond):
             raise UserError(f"the teacher is a {type(teacher).__name__}; distillation needs an EDMPrecond denoiser")
+        _check_range(teacher.sigma_min, teacher.sigma_max, "the teacher's ")
         student = ConsistencyModel.from_denoiser(teacher)
         return _consistency_parts(student, features, self.distance, teacher=Frozen(module=teacher))
 
@@ -85,11 +86,11 @@ class ConsistencyTraining:
     product: ClassVar[str] = "student"
 
     s0: int = 2
-    """Intervals of the grid at the start of training."""
+    """Points of the noise grid at the start of training."""
     s1: int = 150
-    """Intervals at the end (150 on CIFAR-10, 200 on ImageNet-64)."""
+    """Intervals of the grid, one fewer than its points, at the end (150 on CIFAR-10, 200 on ImageNet-64)."""
     mu0: float = 0.9
-    """Target decay at the start (0.9 on CIFAR-10, 0.95 on ImageNet-64)."""
+    """mu_0 of the paper (0.9 on CIFAR-10, 0.95 on ImageNet-64); the target's decay starts at mu0^s0."""
     rho: float = 7.0
     sigma_data: float = 0.5
     sigma_min: float = 0.002
@@ -97,18 +98,21 @@ class ConsistencyTraining:
     distance: Distance = Distance()
 
     def __post_init__(self) -> None:
-        _check_grid(self.s0)
+        _check_grid("s0", self.s0, self.rho)
+        _check_range(self.sigma_min, self.sigma_max, "method.")
+        if not 0 < self.sigma_data < math.inf:
+            raise UserError(f"method.sigma_data is {self.sigma_data}; it must be positive and finite")
         if self.s1 < self.s0 or not 0 < self.mu0 < 1:
             raise UserError(
                 f"method.s1 is {self.s1} and mu0 is {self.mu0}; s1 must be at least s0 ({self.s0}), mu0 in (0, 1)"
             )
 
     def grid_points(self, fraction: float) -> int:
-        """N(k) as points of the grid, at a fraction k / K of training in [0, 1]: s0 + ... to s1 + 1."""
+        """N(k) at a fraction k / K of training in [0, 1], as points of the grid: from s0 to s1 + 1."""
         return math.ceil(math.sqrt(fraction * ((self.s1 + 1) ** 2 - self.s0**2) + self.s0**2) - 1) + 1
 
     def target_decay(self, fraction: float) -> float:
-        """mu(k) = exp(s0 ln(mu0) / (N(k) - 1)): rises to 1 as the grid gets finer."""
+        """mu(k) = exp(s0 ln(mu0) / (N(k) - 1)), as the paper's code counts: rises to 1 as the grid gets finer."""
         return math.exp(self.s0 * math.log(self.mu0) / max(self.grid_points(fraction) - 1, 1))
 
     def parts(self, *, network: nn.Module, spec: DataSpec, features: Features | None = None) -> Parts:
@@ -170,9 +174,19 @@ def _match(
     yield Follow("target", "student", target_decay)
 
 
-def _check_grid(points: int) -> None:
+def _check_grid(name: str, points: int, rho: float) -> None:
     if points < 2:
-        raise UserError(f"the noise grid has {points} points; it needs at least 2")
+        raise UserError(f"method.{name} is {points}; the noise grid needs at least 2 points")
+    if not 0 < rho < math.inf:
+        raise UserError(f"method.rho is {rho}; it must be positive and finite")
+
+
+def _check_range(sigma_min: float, sigma_max: float, whose: str) -> None:
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise UserError(
+            f"{whose}sigma_min is {sigma_min} and sigma_max is {sigma_max}; "
+            "they must satisfy 0 < sigma_min < sigma_max, both finite"
+        )
 
 
 def _column(per_image: Tensor) -> Tensor:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imagewright.types import UserError
+
+Kind = Literal["l1", "l2", "pseudo_huber", "perceptual"]
 Features = Callable[[Tensor], Sequence[Tensor]]
 """Images [N, C, H, W] in [-1, 1] to feature maps [N, C_i, H_i, W_i], differentiable: the slot for LPIPS."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """A distance d(a, b) >= 0, zero where a = b, averaged (l1, l2) or summed over the pixels of each image.
+    """A distance d(a, b) >= 0, zero where a = b. Raises UserError for another kind, or huber_c <= 0.
 
     l1, l2:       mean absolute, mean squared difference.
     pseudo_huber: sqrt(|a - b|^2 + c^2) - c over the whole image, c = huber_c * sqrt(C H W); huber_c = 0.00054 is that
@@ -25,8 +29,14 @@ class Distance:
                   2018, 1801.03924, eq. 1); needs `features`, which the trainer never updates.
     """
 
-    kind: Literal["l1", "l2", "pseudo_huber", "perceptual"] = "l2"
+    kind: Kind = "l2"
     huber_c: float = 0.00054
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UserError(f"distance.kind is {self.kind!r}; allowed: {', '.join(get_args(Kind))}")
+        if not 0 < self.huber_c < math.inf:
+            raise UserError(f"distance.huber_c is {self.huber_c}; it must be positive and finite")
 
     def __call__(self, a: Tensor, b: Tensor, features: Features | None = None) -> Tensor:
         """a, b: [N, C, H, W]. Returns [N], float32 or wider."""

@@ -11,6 +11,7 @@ Checked    lambda c_out^2 = 1; zero loss for the exact denoiser of a point mass;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from imagewright.data.augment import Augment
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond
 from imagewright.paths.noise_levels import LogNormal, LogUniform
-from imagewright.types import Batch, Clock, Condition, DataSpec, Event, Noise, Parts, Trained, Update
+from imagewright.types import Batch, Clock, Condition, DataSpec, Event, Noise, Parts, Trained, Update, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,10 @@ class EDM:
     sigma_max: float = 80.0
     noise_levels: LogNormal | LogUniform = LogNormal(mean=-1.2, std=1.2)
     augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_data < math.inf:
+            raise UserError(f"method.sigma_data is {self.sigma_data}; it must be positive and finite")
 
     @property
     def augment_dim(self) -> int:

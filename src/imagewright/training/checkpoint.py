@@ -39,7 +39,9 @@ def load_checkpoint(path: Path) -> State:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole checkpoint: {error}") from None
+        raise UserError(
+            f"{path} is not a whole checkpoint ({error}); remove it to go on from the one before it, if there is one"
+        ) from None
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} has format {metadata.get('format')!r}; this version reads {FORMAT!r}")
     joined = _join(json.loads(metadata["state"]), tensors)

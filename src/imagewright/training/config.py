@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,9 +21,9 @@ class EmaConfig:
     """Relative widths of further power-function averages (EDM2, section 3), snapshotted for post-hoc use."""
 
     def __post_init__(self) -> None:
-        if self.halflife_images < 0:
+        if not self.halflife_images >= 0:
             raise UserError(f"ema.halflife_images is {self.halflife_images}; it must be >= 0")
-        if self.rampup_ratio is not None and self.rampup_ratio <= 0:
+        if self.rampup_ratio is not None and not self.rampup_ratio > 0:
             raise UserError(f"ema.rampup_ratio is {self.rampup_ratio}; it must be positive, or none")
         if any(not 0 < s < 0.29 for s in self.power_std):
             raise UserError(f"ema.power_std is {self.power_std}; every entry must lie in (0, 0.29)")
@@ -45,9 +46,17 @@ class OptimizerConfig:
     """Largest gradient norm of a part; None = no clipping (EDM and the consistency papers use none)."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise UserError(f"optimizer.lr is {self.lr}; it must be positive")
-        if self.clip_norm is not None and self.clip_norm <= 0:
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"optimizer.lr is {self.lr}; it must be positive and finite")
+        if self.lr_ramp_images < 0:
+            raise UserError(f"optimizer.lr_ramp_images is {self.lr_ramp_images}; it must be >= 0")
+        if self.lr_decay_images is not None and self.lr_decay_images < 1:
+            raise UserError(f"optimizer.lr_decay_images is {self.lr_decay_images}; it must be at least 1, or none")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas is {self.betas}; both must lie in [0, 1)")
+        if not (self.eps >= 0 and self.weight_decay >= 0):
+            raise UserError(f"optimizer.eps is {self.eps} and weight_decay {self.weight_decay}; both must be >= 0")
+        if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive, or none")
 
     def lr_at(self, images: int) -> float:
@@ -90,5 +99,7 @@ class TrainingConfig:
         for name in ("total_images", "batch", "log_images", "snapshot_images", "checkpoint_images", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"training.seed is {self.seed}; it must be >= 0")
         if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
             raise UserError(f"training.micro_batch is {self.micro_batch}; it must divide training.batch ({self.batch})")

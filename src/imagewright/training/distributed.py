@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from imagewright.types import UserError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -58,7 +60,8 @@ def processes() -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # Both where there are GPUs: `--device cpu` has to work there too.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
@@ -66,9 +69,21 @@ def processes() -> Iterator[Processes]:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` = the local rank's GPU, else Apple's, else the CPU; any torch device name otherwise."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """`auto` = the local rank's GPU, else Apple's, else the CPU; `cuda` = the local rank's GPU; else cpu, cuda:N, mps.
+
+    Raises UserError for another name, and for a device that this machine lacks.
+    """
+    gpus = torch.cuda.device_count()
+    apple = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if gpus else "mps" if apple else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device is {name!r}; allowed: auto, cpu, cuda, cuda:N, mps") from None
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    missing = {"cuda": (device.index or 0) >= gpus, "mps": not apple, "cpu": False}
+    if missing.get(device.type, True):
+        raise UserError(f"--device is {name!r}; this machine has {gpus} CUDA devices and {'an' if apple else 'no'} mps")
+    return device

@@ -166,6 +166,7 @@ def run_experiment(
     processes = processes or Processes()
     record = experiment_record(experiment, command)
     _claim(folder, record, resume)
+    processes.wait()  # or a slow process would find the record of this very run in the folder
     assembled = assemble(experiment, on_open)
     if processes.is_first:
         write_json(folder / "experiment.json", record)

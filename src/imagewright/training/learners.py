@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -32,7 +33,10 @@ class Learner:
         torch.autograd.backward(self.scaler.scale(loss), inputs=self.parameters)
 
     def step(self, images: int, processes: Processes) -> dict[str, float]:
-        """One optimiser step at `images` images seen (this batch counted). Returns numbers to log."""
+        """One optimiser step at `images` images seen (this batch counted). Returns numbers to log, all finite.
+
+        Raises FloatingPointError, before the weights move, when a gradient is not finite (fp16: skips the step).
+        """
         batch = self.config.batch
         processes.average_([p.grad for p in self.parameters if p.grad is not None])
         rate = self.config.optimizer.lr_at(images)
@@ -40,15 +44,18 @@ class Learner:
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)
         limit = self.config.optimizer.clip_norm
-        norm = nn.utils.clip_grad_norm_(self.parameters, float("inf") if limit is None else limit)
-        if not torch.isfinite(norm) and not self.scaler.is_enabled():
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit))
+        numbers = {"lr": rate}
+        if self.scaler.is_enabled():  # it leaves out the steps whose scaled gradients overflow; the log counts them
+            numbers["overflow"] = float(not math.isfinite(norm))
+        elif not math.isfinite(norm):
             raise FloatingPointError("gradient")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         for average in self.averages:
             average.update(self.module, images, batch)
-        return {"grad_norm": float(norm), "lr": rate}
+        return numbers | ({"grad_norm": norm} if math.isfinite(norm) else {})
 
     def state(self) -> State:
         """Everything that a resumed run needs, as nested tensors and numbers."""
@@ -78,7 +85,6 @@ class Learner:
 def _make_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     o = config.optimizer
     settings: dict[str, Any] = {"lr": o.lr, "betas": o.betas, "eps": o.eps, "weight_decay": o.weight_decay}
-    kinds: dict[str, Any] = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
-    optimizer = kinds[o.kind](parameters, **settings)
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    return optimizer
+    if o.kind == "radam":
+        return torch.optim.RAdam(parameters, foreach=True, **settings)
+    return torch.optim.Adam(parameters, fused=True, **settings)

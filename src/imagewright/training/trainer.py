@@ -137,11 +137,11 @@ class Trainer:
         return path
 
     def resume(self) -> bool:
-        """Load the newest checkpoint of the folder; False if there is none."""
+        """Load the newest checkpoint of the folder; False if there is none. Raises UserError if it is damaged."""
         found = checkpoints(self.folder)
         if found:
             self.load_state(load_checkpoint(found[-1]))
-            self.log.truncate(self.step_index)
+        self.log.truncate(self.step_index)  # without a checkpoint too: the first attempt may have left lines
         return bool(found)
 
     def product_state(self) -> dict[str, torch.Tensor]:
