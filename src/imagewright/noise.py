@@ -43,7 +43,7 @@ class ImageNoise:
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), shape, dtype and device of `like` [N, ...]."""
-        return self._draw(like, "uniform_")
+        return _below_one(self._draw(like, "uniform_"))
 
 
 class StepNoise:
@@ -59,7 +59,7 @@ class StepNoise:
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), shape, dtype and device of `like`."""
-        return torch.rand(like.shape, generator=self._generator, device=self._device).to(like)
+        return _below_one(torch.rand(like.shape, generator=self._generator, device=self._device).to(like))
 
     def integers(self, high: int, like: Tensor) -> Tensor:
         """Uniform int64 in 0 .. high - 1, shape and device of `like`."""
@@ -71,3 +71,8 @@ class StepNoise:
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             yield
+
+
+def _below_one(uniform: Tensor) -> Tensor:
+    """The half types round numbers just below 1 up to it; they become the largest number below."""
+    return uniform.clamp(max=1 - torch.finfo(uniform.dtype).eps / 2)

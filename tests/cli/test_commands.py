@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imagewright
 from imagewright.cli.main import COMMANDS, main
 from imagewright.recipes import RECIPES
+from imagewright.samplers import Heun
 
 TINY = """
 import dataclasses
@@ -188,3 +190,37 @@ def test_completion_names_what_exists(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(name in script for name in (*RECIPES, *COMMANDS))
     checked = subprocess.run(["bash", "-n"], input=script, text=True, check=False)
     assert checked.returncode == 0
+
+
+def test_export_is_a_model_on_its_own(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    main(["export", str(home / "teacher"), "--out", str(whole)])
+    main(["export", str(home / "teacher"), "--out", str(half), "--half"])
+    assert sorted(p.name for p in whole.iterdir()) == ["model.json", "model.safetensors"]
+    assert (half / "model.safetensors").stat().st_size < 0.7 * (whole / "model.safetensors").stat().st_size
+    original = imagewright.load(home / "teacher", Heun(num_steps=3)).generate(4)
+    np.testing.assert_array_equal(imagewright.load(whole, Heun(num_steps=3)).generate(4), original)
+    near = imagewright.load(half, Heun(num_steps=3)).generate(4).astype(int)
+    assert np.abs(near - original).max() <= 8
+    capsys.readouterr()
+    assert "already holds a model" in fails(capsys, "export", str(home / "teacher"), "--out", str(half))
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("claims",), "name at least one claim"),
+        (("claims", "nonsense"), "there is no claim 'nonsense'; allowed: edm"),
+        (("claims", "edm", "--seeds", "1", "1"), "must be different"),
+        (("nonsense",), "there is no benchmark 'nonsense'"),
+        (("speed", "--rounds", "1"), "--rounds is 1; it must be at least 3"),
+    ],
+)
+def test_bench_tells_mistakes(args: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sentence in fails(capsys, "bench", *args)
+
+
+def test_bench_lists_claims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["bench", "claims", "--list", "--out", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "2206.00364" in shown and "not run" in shown

@@ -1,18 +1,31 @@
-"""`imagewright bench speed`: ratios, measured in one process."""
+"""`imagewright bench speed | claims`: ratios measured in one process; the papers' claims in miniature."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.table import Table
 
+from imagewright.bench.claims import KEYS, load_claim
+from imagewright.bench.claims.ledger import write_ledger
+from imagewright.bench.claims.runner import LEAST_SEEDS, run_claim
 from imagewright.bench.speed import measure_sampling, measure_training
-from imagewright.cli.console import OUT, say
-from imagewright.files import write_json
+from imagewright.cli.console import OUT, bar, say
+from imagewright.files import read_json, write_json
 from imagewright.training.distributed import pick_device
 from imagewright.types import UserError
+from imagewright.version import versions
+
+HELP = """imagewright bench speed [--rounds 9] [--device auto] [--out speed.json]
+imagewright bench claims KEY ... [--seeds 0 1 2] [--out docs/claims]
+imagewright bench claims --list | --ledger
+
+speed   ratios within one process: one-step sampling against the bare network, training step against diffusers
+claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
+"""
 
 
 def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> None:
@@ -41,16 +54,92 @@ def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> Non
         )
     OUT.print(table)
     if out is not None:
-        record = {"format": "imagewright-speed/1", "device": str(target), "results": [r.as_dict() for r in results]}
+        record = {
+            "format": "imagewright-speed/1",
+            "command": f"imagewright bench speed --rounds {rounds} --device {device}",
+            "device": str(target),
+            "versions": versions(),
+            "results": [r.as_dict() for r in results],
+        }
         write_json(out, record)
         say(f"written to {out}")
+
+
+def claims(
+    keys: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    /,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    out: Path = Path("docs/claims"),
+    smoke: bool = False,
+    list: bool = False,
+    ledger: bool = False,
+) -> None:
+    """Measure claims and keep one JSON record each.
+
+    Args:
+        keys: which claims; --list shows them.
+        seeds: what to measure on; fewer than three decide nothing. Seeds that the record holds are not measured again.
+        out: folder of the records.
+        smoke: the same code on a fraction of the work; records nothing.
+        list: show all claims and the verdicts in --out.
+        ledger: write claims.md and its figures from the records, beside --out.
+    """
+    for key in keys:
+        if key not in KEYS:
+            raise UserError(f"there is no claim {key!r}; allowed: {', '.join(KEYS)}")
+    if len(set(seeds)) != len(seeds) or not seeds or min(seeds) < 0:
+        raise UserError(f"--seeds is {seeds}; they must be different whole numbers >= 0")
+    if not (keys or list or ledger):
+        raise UserError("name at least one claim, or give --list or --ledger")
+    for key in keys:
+        claim = load_claim(key)
+        with bar(key, len(seeds), "seeds") as advance_to:
+            record = run_claim(
+                claim,
+                seeds,
+                out / f"{key}.json",
+                budget="smoke" if smoke else "full",
+                on_seed=lambda done, total, advance_to=advance_to: advance_to(done, total=total),  # type: ignore[misc]
+            )
+        _show(record, smoke)
+    if ledger:
+        missing = write_ledger(out, out.parent / "claims.md", KEYS)
+        say(f"written to {out.parent / 'claims.md'}" + (f"; no record yet: {', '.join(missing)}" if missing else ""))
+    if list:
+        _show_all(out)
+
+
+def _show(record: dict[str, object], smoke: bool) -> None:
+    table = Table("", f"{record['measure']} ({record['better']} is better)", "spread", str(record["cost"]))
+    for row in record["summary"]:  # type: ignore[attr-defined]
+        spread = "" if row["std"] is None else f"{row['least']:.4g} to {row['most']:.4g}"
+        table.add_row(row["name"], f"{row['mean']:.4g}", spread, f"{row['cost']:g}")
+    OUT.print(table)
+    for check in record["checks"]:  # type: ignore[attr-defined]
+        say(f"{sum(check['by_seed'].values())} of {len(check['by_seed'])} seeds: {check['says']}")
+    if smoke:
+        say("smoke run: the figures show nothing")
+    elif record["verdict"] == "undecided":
+        say(f"undecided: it takes at least {LEAST_SEEDS} seeds")
+    else:
+        say(str(record["verdict"]))
+
+
+def _show_all(folder: Path) -> None:
+    table = Table("claim", "paper", "verdict", "miniature")
+    for key in KEYS:
+        path = folder / f"{key}.json"
+        claim = load_claim(key)
+        table.add_row(key, claim.paper, read_json(path)["verdict"] if path.exists() else "not run", claim.miniature)
+    OUT.print(table)
 
 
 def main(args: Sequence[str]) -> None:
     """Dispatch to the benchmark."""
     if not args or args[0] in ("-h", "--help"):
-        say("imagewright bench speed [--rounds 9] [--device auto] [--out speed.json]\n\n" + (speed.__doc__ or ""))
+        say(HELP)
         return
-    if args[0] != "speed":
-        raise UserError(f"there is no benchmark {args[0]!r}; allowed: speed")
-    tyro.cli(speed, args=args[1:], prog="imagewright bench speed")
+    commands: dict[str, Callable[..., None]] = {"speed": speed, "claims": claims}
+    if args[0] not in commands:
+        raise UserError(f"there is no benchmark {args[0]!r}; allowed: {', '.join(commands)}")
+    tyro.cli(commands[args[0]], args=args[1:], prog=f"imagewright bench {args[0]}")

@@ -19,7 +19,7 @@ WORDS = {
     "data": ["info", "convert"],
     "import": ["--config", "--out", "--kind"],
     "export": ["--out", "--half"],
-    "bench": ["speed"],
+    "bench": ["speed", "claims"],
     "completion": ["bash", "zsh"],
 }
 """What may follow each command, besides file names."""

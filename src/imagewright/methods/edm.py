@@ -36,7 +36,8 @@ class EDM:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     noise_levels: LogNormal | LogUniform = LogNormal(mean=-1.2, std=1.2)
-    augment: Augment | None = None
+    augment: Augment = Augment(p=0.0)
+    """p = 0: none, and the network takes no augmentation vector."""
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_data < math.inf:
@@ -45,7 +46,7 @@ class EDM:
     @property
     def augment_dim(self) -> int:
         """Length of the augmentation vector that the network has to take."""
-        return self.augment.augment_dim if self.augment else 0
+        return self.augment.augment_dim if self.augment.p > 0 else 0
 
     def parts(self, *, network: nn.Module, spec: DataSpec) -> Parts:
         """network: F(x, noise_label, cond) of `networks`."""
@@ -58,7 +59,7 @@ class EDM:
     def step(self, parts: Any, batch: Batch, noise: Noise, clock: Clock) -> Iterator[Event]:
         """One update of the denoiser."""
         images, cond = batch.images, batch.cond
-        if self.augment is not None:
+        if self.augment.p > 0:
             images, parameters = self.augment(images, noise)
             cond = replace(cond, augment=parameters)
         sigma = self.noise_levels.sample(noise, images[:, 0, 0, 0])

@@ -9,14 +9,11 @@ Memory     the Frechet distance and the classifier score are streamed; features 
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from typing import Any
 
 import numpy as np
-import torch
 
 from imagewright.metrics.features import FeatureExtractor, Images, ImageSource
 from imagewright.metrics.frechet import frechet_distance
@@ -28,6 +25,7 @@ from imagewright.metrics.reference import OnProgress, Reference, embed
 from imagewright.metrics.statistics import FeatureStatistics, Moments, moments_of
 from imagewright.metrics.yardsticks import Distance, Features, Yardstick, measure_yardsticks
 from imagewright.types import UserError
+from imagewright.version import versions
 
 METRICS = ("fd", "kid", "is", "prdc")
 USUAL_FID_COUNT = 50_000
@@ -249,17 +247,3 @@ def _notes(count: int, extractor: FeatureExtractor, wanted: tuple[str, ...]) -> 
     if "is" in wanted and count < SPLITS * extractor.num_classes:
         notes.append(f"{_label('is', extractor)} of {count} images in {SPLITS} splits is biased downwards")
     return tuple(notes)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed a score."""
-    try:
-        ours = metadata.version("imagewright")
-    except metadata.PackageNotFoundError:
-        ours = "not installed"
-    return {
-        "imagewright": ours,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }

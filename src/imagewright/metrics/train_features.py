@@ -13,14 +13,12 @@ Only the train split is learned from; the accuracy on the test split is recorded
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -29,6 +27,7 @@ from imagewright.data import ImageSet, open_images
 from imagewright.files import replacing
 from imagewright.metrics.features import Classifier, ClassifierConfig, classifier_header, fit
 from imagewright.types import UserError
+from imagewright.version import versions
 
 THREADS = 2
 
@@ -117,11 +116,7 @@ def train(name: str, out: Path, seed: int = 0) -> dict[str, Any]:
         "data": {"name": settings.dataset, "train": data.fingerprint, "test": test.fingerprint},
         "images": {"train": len(data), "test": len(test)},
         "accuracy": {"train": _accuracy(network, data, target), "test": _accuracy(network, test, target)},
-        "versions": {
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
     header = classifier_header(
         name,

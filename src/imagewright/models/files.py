@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from imagewright.files import read_json, replacing, write_json
+from imagewright.files import read_json, replacing
 from imagewright.models.description import build, describe
 from imagewright.types import DataSpec, UserError
 
@@ -40,13 +40,15 @@ class ModelFile:
 
 
 def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
-    """Write model.safetensors and model.json into a folder, each atomically.
+    """Write model.safetensors and model.json into a folder; neither is touched before both are written aside.
 
-    half: store floating-point weights as float16 (they are loaded back as float32).
+    half: store the floating-point parameters as float16 (they are loaded back as float32). Buffers, such as the
+    frequencies of a noise embedding, keep their precision: they are few, and an error in them shifts every output.
     """
     state = {k: v.detach().cpu().contiguous() for k, v in file.model.state_dict().items()}
     if half:
-        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        halved = {k for k, p in file.model.named_parameters() if p.is_floating_point()}
+        state = {k: v.half() if k in halved else v for k, v in state.items()}
     header = {
         "format": FORMAT,
         "kind": "flow_map" if getattr(file.model, "is_flow_map", False) else "denoiser",
@@ -58,10 +60,10 @@ def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
         "weights_sha256": weights_hash(state),
         "origin": dict(file.origin),
     }
-    with replacing(folder / "model.safetensors") as aside:
+    with replacing(folder / "model.json") as header_aside, replacing(folder / "model.safetensors") as weights_aside:
+        header_aside.write_text(json.dumps(header, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         # The header travels inside the weights too: a safetensors file on its own still says what it is.
-        save_file(state, aside, metadata={"imagewright": json.dumps(header)})
-    write_json(folder / "model.json", header)
+        save_file(state, weights_aside, metadata={"imagewright": json.dumps(header)})
 
 
 def load_model(folder: Path) -> ModelFile:
@@ -69,21 +71,27 @@ def load_model(folder: Path) -> ModelFile:
 
     Raises UserError naming the file when one is missing, damaged, of an unknown format, or does not match the other.
     """
-    header = read_json(folder / "model.json")
+    header_path, weights_path = folder / "model.json", folder / "model.safetensors"
+    header = read_json(header_path)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else type(header).__name__
-        raise UserError(f"{folder / 'model.json'} has format {found!r}; this version reads {FORMAT!r}")
-    state = read_tensors(folder / "model.safetensors")
+        raise UserError(f"{header_path} has format {found!r}; this version reads {FORMAT!r}")
+    state = read_tensors(weights_path)
     if weights_hash(state) != header.get("weights_sha256"):
-        raise UserError(f"{folder / 'model.safetensors'} does not hold the weights that model.json describes")
-    model = build(header["model"])
+        raise UserError(f"{weights_path} does not hold the weights that model.json describes")
     try:
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        model = build(header["model"])
+        spec = DataSpec(**header["data"] | {"class_names": tuple(header["data"]["class_names"])})
+        sampler, origin = header["sampler"], header["origin"]
+    except KeyError as error:
+        raise UserError(f"{header_path} lacks the entry {error}") from None
+    except (TypeError, UserError) as error:
+        raise UserError(f"{header_path} is damaged: {error}") from None
+    try:
+        model.load_state_dict(state)  # which copies into float32
     except RuntimeError as error:
-        raise UserError(f"{folder / 'model.safetensors'} does not fit model.json: {error}") from None
-    data = dict(header["data"], class_names=tuple(header["data"]["class_names"]))
-    spec = DataSpec(**data)
-    return ModelFile(model=model.eval(), spec=spec, sampler=header["sampler"], origin=header["origin"])
+        raise UserError(f"{weights_path} does not fit model.json: {' '.join(str(error).split())}") from None
+    return ModelFile(model=model.eval(), spec=spec, sampler=sampler, origin=origin)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ from torch import Tensor
 from imagewright.data import ImageSet, open_images, to_uint8
 from imagewright.files import read_json
 from imagewright.metrics import FeatureExtractor, digits_features, emoji_features, nearest
-from imagewright.samplers.generator import ImageGenerator, load_generator
+from imagewright.pretrained import load
+from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.distributed import pick_device
 from imagewright.training.experiment import DataConfig
 from imagewright.training.log import read_log
@@ -182,7 +183,8 @@ def collect_run(
     missing: dict[str, Missing] = {}
     pieces: dict[str, Any] = _read(folder, missing)
     if pieces["model"]:
-        generator = load_generator(folder, device=pick_device(device))
+        # Resolved, so that a run folder named like a shipped model is still the folder.
+        generator = load(folder.resolve(), device=pick_device(device))
         pieces |= _draw(generator, seed, on_progress or (lambda done, total: None))
         samples = np.concatenate([pieces["first_images"], *(row.images for row in pieces["classes"])])
         pieces |= _compare(samples, generator.spec, pieces["experiment"], folder, missing)

@@ -32,7 +32,7 @@ from imagewright.paths.schedules import (
     VPSchedule,
     time_steps,
 )
-from imagewright.samplers.edm import levels, state_dtype
+from imagewright.samplers.edm import check_churn, check_steps, levels, state_dtype
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
 
 Solver = Literal["heun", "euler"]
@@ -82,12 +82,10 @@ class Ablation:
         ):
             if getattr(self, name) not in choices:
                 raise UserError(f"sampler.{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
-        if self.num_steps < 1:
-            raise UserError(f"sampler.num_steps is {self.num_steps}; it must be at least 1")
+        check_steps(self.num_steps)
+        check_churn(self.S_churn, self.S_min, self.S_max, self.S_noise)
         if not 0 < self.alpha <= 1:
             raise UserError(f"sampler.alpha is {self.alpha}; it must lie in (0, 1]")
-        if self.S_churn < 0 or self.S_noise < 0:
-            raise UserError(f"sampler.S_churn is {self.S_churn} and S_noise is {self.S_noise}; neither may be negative")
         low, high = self._grid().default_range
         low, high = self.sigma_min or low, self.sigma_max or high
         if not (0 < low < high < math.inf and self.sigma_min != 0 and self.sigma_max != 0):

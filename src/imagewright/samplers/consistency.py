@@ -27,7 +27,7 @@ class MultistepConsistency:
     clip: bool = True
 
     def __post_init__(self) -> None:
-        if any(s <= 0 for s in self.sigmas) or list(self.sigmas) != sorted(set(self.sigmas), reverse=True):
+        if not all(s > 0 for s in self.sigmas) or list(self.sigmas) != sorted(set(self.sigmas), reverse=True):
             raise UserError(f"sampler.sigmas is {self.sigmas}; the levels must be positive and strictly decreasing")
 
     @property

@@ -43,15 +43,15 @@ class Heun:
     """Standard deviation of the added noise."""
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise UserError(f"sampler.num_steps is {self.num_steps}; it must be at least 1")
+        check_steps(self.num_steps)
+        check_churn(self.S_churn, self.S_min, self.S_max, self.S_noise)
         if not 0 < self.sigma_min < self.sigma_max:
             raise UserError(
                 f"sampler.sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max}; "
                 "they must satisfy 0 < sigma_min < sigma_max"
             )
-        if self.S_churn < 0 or self.S_noise < 0:
-            raise UserError(f"sampler.S_churn is {self.S_churn} and S_noise is {self.S_noise}; neither may be negative")
+        if not 0 < self.rho < math.inf:
+            raise UserError(f"sampler.rho is {self.rho}; it must be positive and finite")
 
     @property
     def nfe(self) -> int:
@@ -123,3 +123,17 @@ def levels(x: Tensor, sigma: float) -> Tensor:
 def state_dtype(latents: Tensor) -> torch.dtype:
     """float64, except on devices that have none (Apple's)."""
     return torch.float32 if latents.device.type == "mps" else torch.float64
+
+
+def check_steps(num_steps: int) -> None:
+    """Raise UserError unless it is a whole number of at least 1."""
+    if not isinstance(num_steps, int) or num_steps < 1:
+        raise UserError(f"sampler.num_steps is {num_steps!r}; it must be at least 1, a whole number")
+
+
+def check_churn(S_churn: float, S_min: float, S_max: float, S_noise: float) -> None:
+    """Raise UserError for negative amounts of noise and for an empty window."""
+    if not (S_churn >= 0 and S_noise >= 0):
+        raise UserError(f"sampler.S_churn is {S_churn} and S_noise is {S_noise}; neither may be negative")
+    if not S_min <= S_max:
+        raise UserError(f"sampler.S_min is {S_min} and S_max is {S_max}; they must satisfy S_min <= S_max")

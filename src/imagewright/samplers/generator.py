@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from imagewright.data import to_uint8
-from imagewright.models.files import ModelFile, load_model
+from imagewright.models.files import ModelFile
 from imagewright.noise import ImageNoise
 from imagewright.samplers import SAMPLERS, Heun, MultistepConsistency
 from imagewright.types import Condition, DataSpec, OnStep, Sampler, UserError
@@ -139,7 +138,7 @@ def sampler_from_json(value: dict[str, Any]) -> Sampler:
     """Inverse of `sampler_to_json`; raises UserError for a name or setting this version does not know."""
     settings = {k: tuple(v) if isinstance(v, list) else float(v) if v == "inf" else v for k, v in value.items()}
     name = settings.pop("class", None)
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise UserError(f"the model asks for sampler {name!r}; this version has {', '.join(SAMPLERS)}")
     try:
         sampler: Sampler = SAMPLERS[name](**settings)
@@ -155,10 +154,3 @@ def generator_from(
     if sampler is None and file.sampler is not None:
         sampler = sampler_from_json(dict(file.sampler))
     return ImageGenerator(file.model, file.spec, sampler, device)
-
-
-def load_generator(
-    folder: str | Path, sampler: Sampler | None = None, device: torch.device | str = "cpu"
-) -> ImageGenerator:
-    """The generator of a run or model folder (`model.safetensors` + `model.json`)."""
-    return generator_from(load_model(Path(folder)), sampler, device)

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import platform
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +35,7 @@ from imagewright.training.log import Log
 from imagewright.training.snapshots import save_grid
 from imagewright.training.trainer import Progress, Trainer
 from imagewright.types import DataSpec, Parts, UserError
-from imagewright.version import __version__
+from imagewright.version import __version__, versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,12 +199,7 @@ def experiment_record(experiment: Experiment, command: list[str] | None = None) 
         "format": "imagewright-experiment/1",
         "command": command,
         "experiment": to_json(experiment),
-        "versions": {
-            "imagewright": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "platform": sys.platform,
-        },
+        "versions": versions(),
     }
 
 

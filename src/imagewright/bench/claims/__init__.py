@@ -1,0 +1,18 @@
+"""Miniature claims of the papers, one file each: `imagewright bench claims KEY`."""
+
+from importlib import import_module
+
+from imagewright.bench.claims.claim import Budget, Check, Claim, Row, Rows
+
+KEYS: tuple[str, ...] = ("edm",)
+"""Files of this folder, in the order of the ledger."""
+
+
+def load_claim(key: str) -> Claim:
+    """The claim of a key (its file is imported only now)."""
+    claim = import_module(f"imagewright.bench.claims.{key}").CLAIM
+    assert isinstance(claim, Claim)
+    return claim
+
+
+__all__ = ["KEYS", "Budget", "Check", "Claim", "Row", "Rows", "load_claim"]

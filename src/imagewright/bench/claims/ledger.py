@@ -1,0 +1,101 @@
+"""The claims ledger: docs/claims.md and one figure a claim, made from the recorded JSON files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from imagewright.bench.claims.runner import rows_of
+from imagewright.files import read_json, replacing
+
+COLOURS = ("#3b82f6", "#e07b00", "#12a07a", "#c2478d", "#8b6cf0", "#8a8f98")
+MARKERS = "osD^vP"
+HEAD = """# Claims
+
+Each paper's claim as a small comparison that could fail. Every row was measured on at least three seeds that nothing
+was tuned on; a claim holds when each of its checks is true of every seed. Contenders are compared at equal cost.
+This page is made by `imagewright bench claims --ledger` from the records in `claims/`.
+
+"""
+
+
+def write_ledger(folder: Path, page: Path, keys: Sequence[str]) -> list[str]:
+    """Write the page and a figure beside each record; returns the keys that have no record yet."""
+    records = {key: read_json(folder / f"{key}.json") for key in keys if (folder / f"{key}.json").exists()}
+    lines = [HEAD, "| claim | paper | its figure | verdict |\n|---|---|---|---|\n"]
+    for key, r in records.items():
+        link = f"[{r['paper']}](https://arxiv.org/abs/{r['paper']})"
+        lines.append(f"| [{key}](#{key}) | {link} | {r['headline']} | **{r['verdict']}** |\n")
+    for key, record in records.items():
+        draw_figure(record, folder / f"{key}.png")
+        lines.append(_section(record, f"{folder.relative_to(page.parent).as_posix()}/{key}"))
+    with replacing(page) as aside:
+        aside.write_text("".join(lines), encoding="utf-8")
+    return [key for key in keys if key not in records]
+
+
+def _section(record: dict[str, Any], stem: str) -> str:
+    seeds = record["seeds"]
+    version = next(iter(seeds.values()))["versions"]
+    seconds = sum(entry["seconds"] for entry in seeds.values())
+    extra = list(dict.fromkeys(name for row in record["summary"] for name in row["more"]))
+    head = ["", f"{record['measure']} ({record['better']} is better)", record["cost"], *extra]
+    lines = [
+        f"\n## {record['key']}\n\n{record['miniature']}\n\n",
+        f"![{record['measure']} over {record['cost']}]({stem}.png)\n\n",
+        f"| {' | '.join(head)} |\n|{'---|' * len(head)}\n",
+    ]
+    for row in record["summary"]:
+        spread = "" if row["std"] is None else f" ± {row['std']:.2g}"
+        cells = [row["name"], f"{row['mean']:.4g}{spread}", f"{row['cost']:g}"]
+        cells += [f"{row['more'][name]:.4g}" if name in row["more"] else "" for name in extra]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    lines.append("\n")
+    for check in record["checks"]:
+        passed = sum(check["by_seed"].values())
+        lines.append(f"- {check['says']}: {passed} of {len(check['by_seed'])} seeds\n")
+    lines.append(f"\n**{record['verdict'].capitalize()}.**{' ' + record['tried'] if record['tried'] else ''}\n\n")
+    made = f"imagewright {version['imagewright']}, torch {version['torch']}, {version['platform']}"
+    lines.append(f"`{record['command']}` — {seconds:.0f} s on {record['machine']['processors']} processors, {made}.\n")
+    return "".join(lines)
+
+
+def draw_figure(record: dict[str, Any], path: Path) -> None:
+    """Every seed as a point, the mean as a line: score over cost, one line for each curve."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in record["summary"]:
+        curves.setdefault(row["curve"] or row["name"], []).append(row)
+    scores = {row.name: [s[row.name].score for s in rows_of(record).values()] for row in _first_rows(record)}
+    for i, (name, rows) in enumerate(curves.items()):
+        rows.sort(key=lambda row: row["cost"])
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        axes.plot([r["cost"] for r in rows], [r["mean"] for r in rows], label=f" {name}", lw=1.6, ms=5, **style)
+        for row in rows:
+            values = scores[row["name"]]
+            axes.scatter([row["cost"]] * len(values), values, s=10, alpha=0.45, **style)
+    _scale(axes, record)
+    axes.set_xlabel(record["cost"])
+    axes.set_ylabel(f"{record['measure']} ({record['better']} is better)")
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png")
+
+
+def _first_rows(record: dict[str, Any]) -> Sequence[Any]:
+    return next(iter(rows_of(record).values())).rows
+
+
+def _scale(axes: Any, record: dict[str, Any]) -> None:
+    """Logarithmic where the numbers are positive and span more than a factor of 4."""
+    for values, set_scale in (
+        ([r["cost"] for r in record["summary"]], axes.set_xscale),
+        ([r["least"] for r in record["summary"]], axes.set_yscale),
+    ):
+        if min(values) > 0 and max(values) > 4 * min(values):
+            set_scale("log")

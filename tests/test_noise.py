@@ -1,0 +1,131 @@
+"""Randomness that is handed in: what a draw depends on, and that it has the distribution it claims."""
+
+import math
+
+import pytest
+import torch
+
+from imagewright.noise import ImageNoise, StepNoise, derive_seed
+
+LIKE = torch.empty(6, 3, 5)
+DRAWS = pytest.mark.parametrize("draw", ["normal", "uniform"])
+
+
+def draws(noise, like=LIKE, draw="normal", times=1):
+    return torch.stack([getattr(noise, draw)(like) for _ in range(times)], dim=1)
+
+
+# --- per image ------------------------------------------------------------------------------------------------
+
+
+@DRAWS
+@pytest.mark.parametrize("rows", [[0], [2, 3, 4], [5, 0, 3]])
+def test_an_image_sees_the_same_numbers_in_any_batch(draw, rows):
+    whole = draws(ImageNoise(4, range(6)), draw=draw, times=3)
+    part = draws(ImageNoise(4, rows), LIKE[: len(rows)], draw=draw, times=3)
+    assert torch.equal(part, whole[rows])
+
+
+@DRAWS
+def test_images_seeds_streams_and_draws_differ(draw):
+    every = [
+        draws(ImageNoise(seed, range(3), stream), LIKE[:3], draw=draw, times=2).flatten(0, 1)
+        for seed in (0, 1)
+        for stream in (0, 1)
+    ]
+    numbers = torch.cat(every).flatten(1)  # seeds x streams x images x draws rows
+    assert len(numbers) == 24
+    assert len({tuple(row.tolist()) for row in numbers}) == 24
+    correlation = torch.corrcoef(draws(ImageNoise(0, range(8)), torch.empty(8, 2000), draw=draw)[:, 0])
+    assert (correlation - torch.eye(8)).abs().max() < 0.1  # 4.5 standard errors
+
+
+def test_same_key_same_numbers():
+    assert torch.equal(draws(ImageNoise(3, [7, 9], 1), LIKE[:2]), draws(ImageNoise(3, [7, 9], 1), LIKE[:2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_every_dtype_sees_the_same_numbers(dtype):
+    want = draws(ImageNoise(0, range(6)))
+    assert torch.equal(draws(ImageNoise(0, range(6)), LIKE.to(dtype)), want.to(dtype))
+
+
+def test_as_many_rows_as_images():
+    with pytest.raises(ValueError, match="noise for 2 images asked to fill 3"):
+        ImageNoise(0, [0, 1]).normal(torch.empty(3, 4))
+
+
+# --- distributions --------------------------------------------------------------------------------------------
+
+SOURCES = pytest.mark.parametrize(
+    "make", [lambda: ImageNoise(1, range(10)), lambda: StepNoise(1, 2)], ids=["image", "step"]
+)
+
+
+@SOURCES
+def test_normal_moments(make):
+    z = make().normal(torch.empty(10, 10_000, dtype=torch.float64)).flatten()
+    error = 1 / math.sqrt(len(z))
+    assert float(z.mean()) == pytest.approx(0, abs=4 * error)
+    assert float((z**2).mean()) == pytest.approx(1, abs=4 * math.sqrt(2) * error)
+    assert float((z**3).mean()) == pytest.approx(0, abs=4 * math.sqrt(15) * error)
+    assert float((z**4).mean()) == pytest.approx(3, abs=4 * math.sqrt(96) * error)
+
+
+@SOURCES
+def test_uniform_moments(make):
+    u = make().uniform(torch.empty(10, 10_000, dtype=torch.float64)).flatten()
+    error = 1 / math.sqrt(len(u))
+    assert float(u.mean()) == pytest.approx(1 / 2, abs=4 * math.sqrt(1 / 12) * error)
+    assert float((u**2).mean()) == pytest.approx(1 / 3, abs=4 * math.sqrt(4 / 45) * error)
+    assert torch.histc(u.float(), 10, 0, 1).min() > 9_600  # of 10,000, 4 standard deviations
+    assert float(u.min()) >= 0
+    assert float(u.max()) < 1
+
+
+@SOURCES
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_uniform_stays_below_one_in_every_dtype(make, dtype):
+    u = make().uniform(torch.empty(10, 5_000, dtype=dtype))
+    assert u.dtype == dtype
+    assert float(u.min()) >= 0
+    assert 0.99 < float(u.max()) < 1
+
+
+# --- per step -------------------------------------------------------------------------------------------------
+
+
+def test_step_noise_depends_on_its_key_alone():
+    first = draws(StepNoise(0, 5, 1), times=3)
+    torch.manual_seed(123)
+    assert torch.equal(draws(StepNoise(0, 5, 1), times=3), first)
+    others = [draws(StepNoise(*key), times=3) for key in ((1, 5, 1), (0, 6, 1), (0, 5, 2))]
+    assert not any(torch.equal(other, first) for other in others)
+
+
+def test_integers_are_uniform():
+    k = StepNoise(0).integers(5, torch.empty(10_000, dtype=torch.int64))
+    assert k.dtype == torch.int64
+    assert torch.bincount(k, minlength=5).min() > 1_840  # of 2,000, 4 standard deviations
+    assert len(torch.bincount(k)) == 5
+
+
+def test_same_dropout_puts_the_generator_back():
+    torch.manual_seed(0)
+    with StepNoise(0).same_dropout():
+        first = torch.rand(4)
+    assert torch.equal(torch.rand(4), first)
+
+
+def test_drawing_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    draws(ImageNoise(0, range(6)))
+    draws(StepNoise(0), draw="uniform")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeds_are_positive_and_spread():
+    seeds = [derive_seed(seed, index, stream) for seed in range(10) for index in range(100) for stream in range(2)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert 0.45 < sum(seed > 2**62 for seed in seeds) / len(seeds) < 0.55
