@@ -51,7 +51,8 @@ class StepNoise:
 
     def __init__(self, *key: int, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
-        self._generator = torch.Generator(self._device).manual_seed(derive_seed(*key))
+        # The last number keeps training noise apart from the sampling noise of an equal key.
+        self._generator = torch.Generator(self._device).manual_seed(derive_seed(*key, 1))
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal, shape, dtype and device of `like`."""

@@ -43,7 +43,7 @@ def emoji64_16() -> Experiment:
 
 def emoji64_32() -> Experiment:
     """Emoji at 32x32, class-conditional, 3.9 M parameters: the recipe of the shipped model (hours on two cores)."""
-    return _emoji(32, total_images=400_000)
+    return _emoji(32, total_images=332_000)
 
 
 def _emoji(resolution: int, total_images: int) -> Experiment:
@@ -59,7 +59,7 @@ def _emoji(resolution: int, total_images: int) -> Experiment:
             batch=32,
             channels_last=True,  # 14% faster on CPU
             micro_batch=16,  # two processes of one thread each train 1.5 times as fast as one of two threads
-            optimizer=OptimizerConfig(lr=1e-3, lr_ramp_images=5_000, lr_decay_images=60_000),
+            optimizer=OptimizerConfig(lr=1e-3, lr_ramp_images=5_000, lr_decay_images=60_000, lr_cooldown_images=60_000),
             ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.05),
             log_images=3_200,
             snapshot_images=32_000,

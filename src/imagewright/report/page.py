@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-from imagewright import __version__
 from imagewright.files import write_text
 from imagewright.report.collect import Measure, RunSection
 from imagewright.report.markup import Child, Html, count, el, join, number, picture, table
 from imagewright.report.section import best, card, quality_cards, run_section, strips
 from imagewright.types import UserError
+from imagewright.version import __version__
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 CSS = Path(__file__).with_name("page.css")

@@ -39,6 +39,8 @@ class OptimizerConfig:
     """Images over which the learning rate rises linearly from zero."""
     lr_decay_images: int | None = None
     """EDM2's inverse-square-root decay, starting after this many images; None = constant."""
+    lr_cooldown_images: int = 0
+    """Last images of the run over which the rate falls linearly to zero."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -48,8 +50,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise UserError(f"optimizer.lr is {self.lr}; it must be positive and finite")
-        if self.lr_ramp_images < 0:
-            raise UserError(f"optimizer.lr_ramp_images is {self.lr_ramp_images}; it must be >= 0")
+        for name in ("lr_ramp_images", "lr_cooldown_images"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be >= 0")
         if self.lr_decay_images is not None and self.lr_decay_images < 1:
             raise UserError(f"optimizer.lr_decay_images is {self.lr_decay_images}; it must be at least 1, or none")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -59,13 +62,15 @@ class OptimizerConfig:
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive, or none")
 
-    def lr_at(self, images: int) -> float:
-        """Learning rate after `images` images."""
+    def lr_at(self, images: int, total_images: int) -> float:
+        """Learning rate after `images` of a run's `total_images` images."""
         lr = self.lr
         if self.lr_ramp_images:
             lr *= min(images / self.lr_ramp_images, 1.0)
         if self.lr_decay_images:
             lr /= max(images / self.lr_decay_images, 1.0) ** 0.5
+        if self.lr_cooldown_images:
+            lr *= min(max(total_images - images, 0) / self.lr_cooldown_images, 1.0)
         return lr
 
 

@@ -39,7 +39,7 @@ class Learner:
         """
         batch = self.config.batch
         processes.average_([p.grad for p in self.parameters if p.grad is not None])
-        rate = self.config.optimizer.lr_at(images)
+        rate = self.config.optimizer.lr_at(images, self.config.total_images)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from imagewright.bench.claims.runner import rows_of
 from imagewright.files import read_json, replacing
@@ -99,3 +100,7 @@ def _scale(axes: Any, record: dict[str, Any]) -> None:
     ):
         if min(values) > 0 and max(values) > 4 * min(values):
             set_scale("log")
+    costs = sorted({round(row["cost"], 3) for row in record["summary"]})
+    if len(costs) <= 12:
+        axes.set_xticks(costs, [f"{cost:g}" for cost in costs])
+        axes.xaxis.set_minor_locator(NullLocator())
