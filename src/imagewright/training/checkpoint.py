@@ -28,23 +28,25 @@ def save_checkpoint(path: Path, state: State) -> None:
     """Write a nested state atomically: tensors as tensors, the rest as JSON in the header."""
     tensors: dict[str, Tensor] = {}
     skeleton = _split(state, "", tensors)
+    # One entry: safetensors writes several in no fixed order, and equal states should be equal files.
+    header = json.dumps({"format": FORMAT, "state": skeleton})
     with replacing(path) as aside:
-        save_file(tensors, aside, metadata={"format": FORMAT, "state": json.dumps(skeleton)})
+        save_file(tensors, aside, metadata={"imagewright": header})
 
 
 def load_checkpoint(path: Path) -> State:
     """Read what `save_checkpoint` wrote. Raises UserError naming the file when it is damaged or of another format."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("imagewright", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a whole checkpoint ({error}); remove it to go on from the one before it, if there is one"
         ) from None
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} has format {metadata.get('format')!r}; this version reads {FORMAT!r}")
-    joined = _join(json.loads(metadata["state"]), tensors)
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}")
+    joined = _join(header["state"], tensors)
     assert isinstance(joined, dict)
     return joined
 

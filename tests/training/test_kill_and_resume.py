@@ -1,0 +1,106 @@
+"""A run killed at any moment and resumed ends with the bits of one that was never killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from imagewright.cli.main import main
+
+TINY = """
+import dataclasses
+from imagewright.networks import SongUNetConfig
+from imagewright.recipes import RECIPES
+
+def small(name, **changes):
+    run = RECIPES[name]()
+    training = dataclasses.replace(run.training, total_images=384, batch=16, micro_batch=8, log_images=16,
+                                   snapshot_images=128, checkpoint_images=32)
+    return dataclasses.replace(run, training=training, **changes)
+
+"""
+RECIPE = {
+    "edm": """
+experiment = small("edm-digits", network=SongUNetConfig(
+    img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1,
+    attn_resolutions=(), dropout=0.1))
+""",
+    "cd": 'experiment = small("cd-digits")\n',
+}
+SLOW = """
+import sys, time
+import imagewright.training.trainer as trainer
+from imagewright.cli.main import main
+
+step = trainer.Trainer.train_step
+trainer.Trainer.train_step = lambda self: (time.sleep(0.1), step(self))[1]  # so that the kill falls into the run
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both recipes and a teacher that was never killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    for name, text in RECIPE.items():
+        (folder / f"{name}.py").write_text(TINY + text)
+    main(["train", str(folder / "edm.py"), "--out", str(folder / "edm-whole"), "--device", "cpu"])
+    return folder
+
+
+def arguments(home: Path, name: str, run: Path) -> list[str]:
+    """The command line that trains a recipe into a folder."""
+    teacher = ["--teacher", str(home / "edm-whole")] if name == "cd" else []
+    return ["train", str(home / f"{name}.py"), "--out", str(run), "--device", "cpu", *teacher]
+
+
+def train_and_kill(args: list[str], run: Path, after: int) -> None:
+    """Start a process that trains, and SIGKILL it when its log holds `after` steps."""
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *args], stderr=subprocess.PIPE)
+    log, deadline = run / "log.jsonl", time.monotonic() + 120
+    while not log.exists() or len(log.read_text().splitlines()) < after:
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        assert time.monotonic() < deadline, "the run did not get far enough to be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("name", "after"), [("edm", 9), ("cd", 6)])
+def test_a_killed_run_ends_with_the_same_bits(home: Path, name: str, after: int) -> None:
+    whole, killed = home / f"{name}-whole", home / f"{name}-killed"
+    if not whole.exists():
+        main(arguments(home, name, whole))
+    train_and_kill(arguments(home, name, killed), killed, after)
+    assert not (killed / "model.safetensors").exists() or not (killed / "samples" / "000000000384.png").exists()
+    main(["train", "--resume", str(killed)])
+    for file in ("model.safetensors", "checkpoints/state-000000000384.safetensors", "samples/000000000384.png"):
+        assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
+    assert [line["step"] for line in log_of(killed)] == list(range(1, 25))
+    assert [strip(line) for line in log_of(killed)] == [strip(line) for line in log_of(whole)]
+
+
+def log_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def strip(line: dict[str, float]) -> dict[str, float]:
+    """What a step computed, without its pace."""
+    return {k: v for k, v in line.items() if k != "images_per_second"}
+
+
+def test_a_run_that_never_reached_a_checkpoint_starts_again(home: Path) -> None:
+    killed = home / "edm-early"
+    train_and_kill(arguments(home, "edm", killed), killed, after=1)
+    for path in (killed / "checkpoints").glob("state-*"):
+        path.unlink()
+    main(["train", "--resume", str(killed)])
+    assert (killed / "model.safetensors").read_bytes() == (home / "edm-whole" / "model.safetensors").read_bytes()
+    assert [line["step"] for line in log_of(killed)] == list(range(1, 25))
