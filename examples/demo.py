@@ -14,9 +14,9 @@ TEACHER, STUDENT = "runs/demo/teacher", "runs/demo/student"
 COMMANDS = [
     f"train edm-digits --out {TEACHER} --resume",
     f"train cd-digits --teacher {TEACHER} --out {STUDENT} --resume",
-    f"evaluate {TEACHER} --steps 3 5 9 18",
+    f"evaluate {TEACHER} --steps 5 18",
     f"evaluate {STUDENT}",
-    f"evaluate {STUDENT} --set sigmas=[0.8]",
+    f"evaluate {STUDENT} --set sigmas=[0.4]",
     f"report {TEACHER} {STUDENT} --out runs/demo/report.html",
 ]
 

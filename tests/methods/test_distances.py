@@ -89,5 +89,5 @@ def test_bad_fields_are_told() -> None:
     with pytest.raises(UserError, match=r"distance.kind is 'l3'; allowed: l1, l2, pseudo_huber, perceptual"):
         Distance(kind="l3")  # type: ignore[arg-type]
     for value in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(UserError, match="distance.huber_c is"):
+        with pytest.raises(UserError, match=r"distance.huber_c is"):
             Distance(huber_c=value)

@@ -156,10 +156,10 @@ def test_preconditioning_is_chosen_by_name() -> None:
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_sigma_data_has_a_range(value: float) -> None:
-    with pytest.raises(UserError, match="method.sigma_data is .* positive"):
+    with pytest.raises(UserError, match=r"method.sigma_data is .* positive"):
         EDM(sigma_data=value)
 
 
 def test_noise_range_has_an_order() -> None:
-    with pytest.raises(UserError, match="sigma_min is 2.0 and sigma_max is 1.0"):
+    with pytest.raises(UserError, match=r"sigma_min is 2.0 and sigma_max is 1.0"):
         EDM(sigma_min=2.0, sigma_max=1.0).parts(network=Recorder(), spec=SPEC)

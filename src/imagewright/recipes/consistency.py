@@ -23,8 +23,8 @@ def cd_digits() -> Experiment:
         sampler=MultistepConsistency(),
         training=TrainingConfig(
             total_images=40_000,
-            batch=128,
-            optimizer=OptimizerConfig(kind="radam", lr=1e-3, lr_decay_images=15_000),
+            batch=64,
+            optimizer=OptimizerConfig(kind="radam", lr=2e-3, lr_decay_images=15_000, lr_cooldown_images=16_000),
             ema=EmaConfig(halflife_images=4_000, rampup_ratio=0.1),
             log_images=2_560,
             snapshot_images=10_000,
@@ -43,7 +43,7 @@ def cd_emoji64_32() -> Experiment:
         training=TrainingConfig(
             total_images=100_000,
             batch=32,
-            optimizer=OptimizerConfig(kind="radam", lr=4e-4, lr_decay_images=40_000),
+            optimizer=OptimizerConfig(kind="radam", lr=4e-4, lr_decay_images=40_000, lr_cooldown_images=40_000),
             ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.1),
             log_images=3_200,
             snapshot_images=16_000,
