@@ -1,0 +1,45 @@
+"""The learning rate over a run, and the sentences that bad settings get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
+from imagewright.types import UserError
+
+
+def test_rate_ramps_decays_and_cools_down() -> None:
+    config = OptimizerConfig(lr=2.0, lr_ramp_images=100, lr_decay_images=400, lr_cooldown_images=200)
+    rates = [config.lr_at(n, 2000) for n in (0, 50, 100, 400, 1600, 1800, 1900, 2000, 2100)]
+    assert rates == pytest.approx([0, 1, 2, 2, 1, 2 * (400 / 1800) ** 0.5, (400 / 1900) ** 0.5, 0, 0])
+
+
+def test_rate_is_constant_unless_asked() -> None:
+    assert {OptimizerConfig(lr=0.5).lr_at(n, 100) for n in (1, 50, 100)} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: OptimizerConfig(lr=0.0), r"optimizer\.lr is 0\.0"),
+        (lambda: OptimizerConfig(lr=float("nan")), r"optimizer\.lr is nan"),
+        (lambda: OptimizerConfig(lr_ramp_images=-1), r"lr_ramp_images is -1; it must be >= 0"),
+        (lambda: OptimizerConfig(lr_cooldown_images=-1), r"lr_cooldown_images is -1; it must be >= 0"),
+        (lambda: OptimizerConfig(lr_decay_images=0), r"lr_decay_images is 0"),
+        (lambda: OptimizerConfig(betas=(0.9, 1.0)), r"betas is \(0\.9, 1\.0\); both must lie in \[0, 1\)"),
+        (lambda: OptimizerConfig(eps=-1.0), r"eps is -1\.0"),
+        (lambda: OptimizerConfig(clip_norm=0.0), r"clip_norm is 0\.0; it must be positive, or none"),
+        (lambda: EmaConfig(halflife_images=-1), r"halflife_images is -1; it must be >= 0"),
+        (lambda: EmaConfig(rampup_ratio=0.0), r"rampup_ratio is 0\.0"),
+        (lambda: EmaConfig(power_std=(0.05, 0.3)), r"power_std is .* \(0, 0\.29\)"),
+        (lambda: TrainingConfig(total_images=0, batch=1), r"training\.total_images is 0; it must be at least 1"),
+        (lambda: TrainingConfig(total_images=9, batch=0), r"training\.batch is 0; it must be at least 1"),
+        (lambda: TrainingConfig(total_images=9, batch=8, seed=-1), r"training\.seed is -1; it must be >= 0"),
+        (lambda: TrainingConfig(total_images=9, batch=8, micro_batch=3), r"micro_batch is 3; it must divide .* \(8\)"),
+    ],
+)
+def test_bad_settings_are_told(make: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make()
