@@ -16,21 +16,6 @@ from imagewright.cli.main import COMMANDS, main
 from imagewright.recipes import RECIPES
 from imagewright.samplers import Heun
 
-TINY = """
-import dataclasses
-from imagewright.networks import SongUNetConfig
-from imagewright.recipes import RECIPES
-
-run = RECIPES["edm-digits"]()
-experiment = dataclasses.replace(
-    run,
-    network=SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
-                           num_blocks=1, attn_resolutions=(), dropout=0.1),
-    training=dataclasses.replace(run.training, total_images=64, batch=16, log_images=16, snapshot_images=32,
-                                 checkpoint_images=32),
-)
-"""
-
 
 def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     """Run a command that must fail as a user's mistake; returns the sentence."""
@@ -43,11 +28,10 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a teacher run and its one-step student, both trained through the command line."""
     folder = tmp_path_factory.mktemp("cli")
-    (folder / "tiny.py").write_text(TINY)
-    main(["train", str(folder / "tiny.py"), "--out", str(folder / "teacher"), "--device", "cpu"])
+    main(["train", str(tiny_recipe), "--out", str(folder / "teacher"), "--device", "cpu"])
     sizes = ["--training.total-images", "32", "--training.batch", "16", "--training.log-images", "16"]
     main(["train", "cd-digits", "--teacher", str(folder / "teacher"), "--out", str(folder / "student"), *sizes])
     return folder

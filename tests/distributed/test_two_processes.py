@@ -13,21 +13,10 @@ from safetensors.torch import load_file
 
 from imagewright.cli.main import main
 
-TINY = """
-import dataclasses
-from imagewright.networks import SongUNetConfig
-from imagewright.recipes import RECIPES
-
-run = RECIPES["edm-digits"]()
-experiment = dataclasses.replace(
-    run,
-    network=SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
-                           num_blocks=1, attn_resolutions=(), dropout=0.1),
-    training=dataclasses.replace(run.training, total_images=96, batch=16, micro_batch=8, log_images=16,
-                                 snapshot_images=96, checkpoint_images=48,
-                                 optimizer=dataclasses.replace(run.training.optimizer, eps=1e-3)),
-)
-"""
+SIZES = (
+    "--training.total-images", "96", "--training.micro-batch", "8", "--training.snapshot-images", "96",
+    "--training.checkpoint-images", "48", "--training.optimizer.eps", "1e-3", "--device", "cpu",
+)  # fmt: skip
 
 
 def two_processes(*args: str) -> None:
@@ -42,12 +31,11 @@ def log_of(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run by one process and by two."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "tiny.py").write_text(TINY)
-    main(["train", str(folder / "tiny.py"), "--out", str(folder / "one"), "--device", "cpu"])
-    two_processes("train", str(folder / "tiny.py"), "--out", str(folder / "two"), "--device", "cpu")
+    main(["train", str(tiny_recipe), "--out", str(folder / "one"), *SIZES])
+    two_processes("train", str(tiny_recipe), "--out", str(folder / "two"), *SIZES)
     return folder
 
 
@@ -72,9 +60,9 @@ def test_only_the_first_process_writes(home: Path) -> None:
     assert len(list((home / "two").glob("events*"))) == 1
 
 
-def test_two_processes_go_on_with_what_one_has_begun(home: Path) -> None:
+def test_two_processes_go_on_with_what_one_has_begun(tiny_recipe: Path, home: Path) -> None:
     begun = home / "begun"
-    args = ["train", str(home / "tiny.py"), "--out", str(begun), "--device", "cpu"]
+    args = ["train", str(tiny_recipe), "--out", str(begun), *SIZES]
     main([*args, "--training.total-images", "48"])
     two_processes(*args, "--resume")
     assert_same_weights(home / "one", begun)

@@ -14,26 +14,11 @@ import pytest
 
 from imagewright.cli.main import main
 
-TINY = """
-import dataclasses
-from imagewright.networks import SongUNetConfig
-from imagewright.recipes import RECIPES
-
-def small(name, **changes):
-    run = RECIPES[name]()
-    training = dataclasses.replace(run.training, total_images=384, batch=16, micro_batch=8, log_images=16,
-                                   snapshot_images=128, checkpoint_images=32)
-    return dataclasses.replace(run, training=training, **changes)
-
-"""
-RECIPE = {
-    "edm": """
-experiment = small("edm-digits", network=SongUNetConfig(
-    img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1,
-    attn_resolutions=(), dropout=0.1))
-""",
-    "cd": 'experiment = small("cd-digits")\n',
-}
+SIZES = (
+    "--training.total-images", "384", "--training.batch", "16", "--training.micro-batch", "8",
+    "--training.log-images", "16", "--training.snapshot-images", "128", "--training.checkpoint-images", "32",
+    "--device", "cpu",
+)  # fmt: skip
 SLOW = """
 import sys, time
 import imagewright.training.trainer as trainer
@@ -46,19 +31,17 @@ main(sys.argv[1:])
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both recipes and a teacher that was never killed."""
+def home(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was never killed; the others learn from it or are compared with it."""
     folder = tmp_path_factory.mktemp("killed")
-    for name, text in RECIPE.items():
-        (folder / f"{name}.py").write_text(TINY + text)
-    main(["train", str(folder / "edm.py"), "--out", str(folder / "edm-whole"), "--device", "cpu"])
+    main(arguments("edm", folder / "edm-whole", tiny_recipe))
     return folder
 
 
-def arguments(home: Path, name: str, run: Path) -> list[str]:
-    """The command line that trains a recipe into a folder."""
-    teacher = ["--teacher", str(home / "edm-whole")] if name == "cd" else []
-    return ["train", str(home / f"{name}.py"), "--out", str(run), "--device", "cpu", *teacher]
+def arguments(name: str, run: Path, recipe: Path) -> list[str]:
+    """The command line that trains a denoiser, or its student, into a folder."""
+    what = [str(recipe)] if name == "edm" else ["cd-digits", "--teacher", str(run.parent / "edm-whole")]
+    return ["train", *what, "--out", str(run), *SIZES]
 
 
 def train_and_kill(args: list[str], run: Path, after: int) -> None:
@@ -74,11 +57,11 @@ def train_and_kill(args: list[str], run: Path, after: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "after"), [("edm", 9), ("cd", 6)])
-def test_a_killed_run_ends_with_the_same_bits(home: Path, name: str, after: int) -> None:
+def test_a_killed_run_ends_with_the_same_bits(home: Path, tiny_recipe: Path, name: str, after: int) -> None:
     whole, killed = home / f"{name}-whole", home / f"{name}-killed"
     if not whole.exists():
-        main(arguments(home, name, whole))
-    train_and_kill(arguments(home, name, killed), killed, after)
+        main(arguments(name, whole, tiny_recipe))
+    train_and_kill(arguments(name, killed, tiny_recipe), killed, after)
     assert not (killed / "model.safetensors").exists() or not (killed / "samples" / "000000000384.png").exists()
     main(["train", "--resume", str(killed)])
     for file in ("model.safetensors", "checkpoints/state-000000000384.safetensors", "samples/000000000384.png"):
@@ -96,9 +79,9 @@ def strip(line: dict[str, float]) -> dict[str, float]:
     return {k: v for k, v in line.items() if k != "images_per_second"}
 
 
-def test_a_run_that_never_reached_a_checkpoint_starts_again(home: Path) -> None:
+def test_a_run_that_never_reached_a_checkpoint_starts_again(home: Path, tiny_recipe: Path) -> None:
     killed = home / "edm-early"
-    train_and_kill(arguments(home, "edm", killed), killed, after=1)
+    train_and_kill(arguments("edm", killed, tiny_recipe), killed, after=1)
     for path in (killed / "checkpoints").glob("state-*"):
         path.unlink()
     main(["train", "--resume", str(killed)])
