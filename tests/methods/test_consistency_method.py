@@ -155,6 +155,48 @@ def test_both_evaluations_see_the_same_dropout_mask() -> None:
     assert float(events[0].loss.detach().mean()) < 1e-3
 
 
+def test_different_dropout_masks_would_show() -> None:
+    """The negative control: two masks of their own leave the loss of the test above far from zero."""
+    parts = learnt_parts(dropout=0.5)
+    x, sigma = 80 * images(64) / STD, torch.full((64,), 80.0, dtype=torch.float64)
+    assert float((parts.student.start(x, sigma) - parts.target.start(x, sigma)).detach().square().mean()) > 1e-2
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.9])
+def test_training_follows_the_clock(fraction: float) -> None:
+    """Grid and decay of a step are those of the schedules at that share of the run."""
+    method, parts = ConsistencyTraining(s1=12), exact_parts()
+    _, follow = run(method, parts, n=2000, images_seen=int(1000 * fraction))
+    assert follow == Follow("target", "student", method.target_decay(fraction))
+    (_, upper), (_, lower) = parts.student.asked[0], parts.target.asked[0]
+    points = method.grid_points(fraction)
+    levels = torch.cat([upper, lower]).unique()
+    assert len(levels) == points and len(upper.unique()) == points - 1
+    assert (levels[0].item(), levels[-1].item()) == pytest.approx((0.002, 80.0), rel=1e-9)
+
+
+def test_no_gradient_passes_through_target_or_teacher() -> None:
+    """Even where their weights would take one."""
+    method, parts = ConsistencyDistillation(), learnt_parts()
+    parts.target.requires_grad_(True)
+    update = run(method, parts)[0]
+    target_w, teacher_w = parts.target.network.w, parts.teacher.network.w
+    assert torch.autograd.grad(update.loss.sum(), [target_w, teacher_w], allow_unused=True) == (None, None)
+
+
+def test_perceptual_distance_uses_the_given_features() -> None:
+    class Channels(nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [torch.cat([x, torch.ones_like(x)], 1)]
+
+    method, features = ConsistencyTraining(distance=Distance(kind="perceptual")), Channels()
+    parts = method.parts(network=Scaled(), spec=SPEC, features=features)
+    assert isinstance(parts.roles["features"], Frozen) and parts.features is features
+    loss = run(method, parts)[0].loss
+    assert loss.shape == (64,) and float(loss.detach().sum()) > 0
+    assert "features" not in ConsistencyTraining().parts(network=Scaled(), spec=SPEC, features=features).roles
+
+
 def test_training_schedules_are_the_papers() -> None:
     method = ConsistencyTraining(s0=2, s1=150, mu0=0.9)
     points = [method.grid_points(k / 1000) for k in range(1001)]
@@ -162,6 +204,8 @@ def test_training_schedules_are_the_papers() -> None:
     assert method.grid_points(0.5) == math.ceil(math.sqrt(0.5 * (151**2 - 4) + 4) - 1) + 1 == 107
     assert method.target_decay(0.0) == pytest.approx(0.81)
     assert method.target_decay(1.0) == pytest.approx(0.9 ** (2 / 150))
+    decays = [method.target_decay(k / 1000) for k in range(1001)]
+    assert decays == sorted(decays) and decays[-1] < 1
     assert ConsistencyTraining(s0=2, s1=200, mu0=0.95).grid_points(1.0) == 201
 
 
@@ -177,14 +221,37 @@ def test_student_and_target_start_as_copies_of_the_teacher() -> None:
     ("make", "sentence"),
     [
         (lambda: ConsistencyDistillation(grid_points=1), "method.grid_points is 1; the noise grid needs at least 2"),
-        (lambda: ConsistencyDistillation(rho=0.0), "method.rho is 0.0"),
+        (lambda: ConsistencyDistillation(rho=0.0), "method.rho is 0.0; it must be positive and finite"),
+        (lambda: ConsistencyTraining(rho=math.inf), "method.rho is inf"),
+        (lambda: ConsistencyDistillation(target_decay=-0.1), "method.target_decay is -0.1"),
+        (lambda: ConsistencyDistillation(target_decay=math.nan), "method.target_decay is nan"),
         (lambda: ConsistencyDistillation(target_decay=1.0), r"method.target_decay is 1.0; it must lie in \[0, 1\)"),
         (lambda: ConsistencyTraining(s0=1), "method.s0 is 1"),
         (lambda: ConsistencyTraining(s0=10, s1=5), "method.s1 is 5"),
         (lambda: ConsistencyTraining(mu0=1.0), "mu0 is 1.0"),
         (lambda: ConsistencyTraining(sigma_min=90.0), "method.sigma_min is 90.0 and sigma_max is 80.0"),
+        (lambda: ConsistencyTraining(sigma_min=0.0), "method.sigma_min is 0.0"),
+        (lambda: ConsistencyTraining(sigma_max=math.inf), "sigma_max is inf; they must satisfy 0 < sigma_min < sigma"),
+        (lambda: ConsistencyTraining(mu0=0.0), "mu0 is 0.0"),
         (lambda: ConsistencyTraining(sigma_data=0.0), "method.sigma_data is 0.0"),
+        (lambda: ConsistencyTraining(sigma_data=math.nan), "method.sigma_data is nan"),
         (lambda: ConsistencyDistillation().parts(teacher=VPPrecond(Scaled()), spec=SPEC), "is a VPPrecond"),
+        (
+            lambda: ConsistencyDistillation().parts(teacher=Around(), spec=SPEC),
+            "is a Around; distillation needs an EDM",
+        ),
+        (
+            lambda: ConsistencyDistillation().parts(teacher=ConsistencyModel(Scaled()), spec=SPEC),  # type: ignore[arg-type]
+            "the teacher is a ConsistencyModel; distillation needs an EDMPrecond denoiser",
+        ),
+        (
+            lambda: ConsistencyDistillation().parts(teacher=EDMPrecond(Scaled(), sigma_min=0.0), spec=SPEC),
+            "the teacher's sigma_min is 0.0",
+        ),
+        (
+            lambda: ConsistencyTraining(distance=Distance(kind="perceptual")).parts(network=Scaled(), spec=SPEC),
+            "needs a feature network",
+        ),
         (
             lambda: ConsistencyDistillation(distance=Distance(kind="perceptual")).parts(
                 teacher=EDMPrecond(Scaled()), spec=SPEC

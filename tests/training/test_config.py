@@ -23,23 +23,48 @@ def test_rate_is_constant_unless_asked() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: OptimizerConfig(lr=0.0), r"optimizer\.lr is 0\.0"),
+        (lambda: OptimizerConfig(kind="sgd"), r"optimizer\.kind is 'sgd'; allowed: adam, radam"),  # type: ignore[arg-type]
+        (lambda: OptimizerConfig(lr=0.0), r"optimizer\.lr is 0\.0; it must be positive and finite"),
+        (lambda: OptimizerConfig(lr=float("inf")), r"optimizer\.lr is inf"),
         (lambda: OptimizerConfig(lr=float("nan")), r"optimizer\.lr is nan"),
         (lambda: OptimizerConfig(lr_ramp_images=-1), r"lr_ramp_images is -1; it must be >= 0"),
         (lambda: OptimizerConfig(lr_cooldown_images=-1), r"lr_cooldown_images is -1; it must be >= 0"),
         (lambda: OptimizerConfig(lr_decay_images=0), r"lr_decay_images is 0"),
         (lambda: OptimizerConfig(betas=(0.9, 1.0)), r"betas is \(0\.9, 1\.0\); both must lie in \[0, 1\)"),
-        (lambda: OptimizerConfig(eps=-1.0), r"eps is -1\.0"),
+        (lambda: OptimizerConfig(betas=(-0.1, 0.9)), r"optimizer\.betas is \(-0\.1, 0\.9\)"),
+        (lambda: OptimizerConfig(eps=-1.0), r"optimizer\.eps is -1\.0; it must be >= 0 and finite"),
+        (lambda: OptimizerConfig(weight_decay=-0.1), r"optimizer\.weight_decay is -0\.1; it must be >= 0 and finite"),
+        (lambda: OptimizerConfig(weight_decay=float("inf")), r"optimizer\.weight_decay is inf"),
         (lambda: OptimizerConfig(clip_norm=0.0), r"clip_norm is 0\.0; it must be positive, or none"),
         (lambda: EmaConfig(halflife_images=-1), r"halflife_images is -1; it must be >= 0"),
-        (lambda: EmaConfig(rampup_ratio=0.0), r"rampup_ratio is 0\.0"),
+        (lambda: EmaConfig(halflife_images=float("nan")), r"ema\.halflife_images is nan"),
+        (lambda: EmaConfig(rampup_ratio=0.0), r"ema\.rampup_ratio is 0\.0; it must be positive, or none"),
+        (lambda: EmaConfig(power_std=(0.0,)), r"ema\.power_std is \(0\.0,\)"),
+        (lambda: EmaConfig(power_std=(0.1, 0.1)), r"power_std is \(0\.1, 0\.1\); no entry may occur twice"),
         (lambda: EmaConfig(power_std=(0.05, 0.3)), r"power_std is .* \(0, 0\.29\)"),
         (lambda: TrainingConfig(total_images=0, batch=1), r"training\.total_images is 0; it must be at least 1"),
         (lambda: TrainingConfig(total_images=9, batch=0), r"training\.batch is 0; it must be at least 1"),
         (lambda: TrainingConfig(total_images=9, batch=8, seed=-1), r"training\.seed is -1; it must be >= 0"),
         (lambda: TrainingConfig(total_images=9, batch=8, micro_batch=3), r"micro_batch is 3; it must divide .* \(8\)"),
+        (lambda: TrainingConfig(total_images=9, batch=8, micro_batch=0), r"training\.micro_batch is 0"),
+        (
+            lambda: TrainingConfig(total_images=9, batch=8, precision="half"),  # type: ignore[arg-type]
+            r"training\.precision is 'half'; allowed: fp32, bf16, fp16",
+        ),
     ],
 )
 def test_bad_settings_are_told(make: Callable[[], object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("name", ["log_images", "snapshot_images", "checkpoint_images", "keep_checkpoints"])
+def test_every_interval_is_at_least_one(name: str) -> None:
+    with pytest.raises(UserError, match=rf"training\.{name} is 0; it must be at least 1"):
+        TrainingConfig(total_images=9, batch=8, **{name: 0})  # type: ignore[arg-type]
+
+
+def test_ends_of_the_ranges_are_allowed() -> None:
+    assert OptimizerConfig(betas=(0.0, 0.0), eps=0.0, weight_decay=0.0, lr_decay_images=1).betas == (0.0, 0.0)
+    assert EmaConfig(halflife_images=0, rampup_ratio=None, power_std=(0.05, 0.289)).halflife_images == 0
+    assert TrainingConfig(total_images=1, batch=8, micro_batch=8).micro_batch == 8

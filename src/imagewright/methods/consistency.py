@@ -64,7 +64,8 @@ class ConsistencyDistillation:
 
     def parts(self, *, teacher: Denoiser, spec: DataSpec, features: Features | None = None) -> Parts:
         """teacher: an EDM-preconditioned denoiser; student and target start from its weights."""
-        if not isinstance(teacher, EDMPrecond):
+        # A consistency model has EDM's wrapper too, but it is a flow map: its answer is no posterior mean.
+        if not isinstance(teacher, EDMPrecond) or isinstance(teacher, ConsistencyModel):
             raise UserError(f"the teacher is a {type(teacher).__name__}; distillation needs an EDMPrecond denoiser")
         _check_range(teacher.sigma_min, teacher.sigma_max, "the teacher's ")
         student = ConsistencyModel.from_denoiser(teacher)
@@ -113,7 +114,7 @@ class ConsistencyTraining:
 
     def target_decay(self, fraction: float) -> float:
         """mu(k) = exp(s0 ln(mu0) / (N(k) - 1)), as the paper's code counts: rises to 1 as the grid gets finer."""
-        return math.exp(self.s0 * math.log(self.mu0) / max(self.grid_points(fraction) - 1, 1))
+        return math.exp(self.s0 * math.log(self.mu0) / (self.grid_points(fraction) - 1))
 
     def parts(self, *, network: nn.Module, spec: DataSpec, features: Features | None = None) -> Parts:
         """network: F(x, noise_label, cond) of `networks`, untrained or trained."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from imagewright.types import UserError
+
+OptimizerKind = Literal["adam", "radam"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +30,15 @@ class EmaConfig:
             raise UserError(f"ema.rampup_ratio is {self.rampup_ratio}; it must be positive, or none")
         if any(not 0 < s < 0.29 for s in self.power_std):
             raise UserError(f"ema.power_std is {self.power_std}; every entry must lie in (0, 0.29)")
+        if len(set(self.power_std)) < len(self.power_std):
+            raise UserError(f"ema.power_std is {self.power_std}; no entry may occur twice")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The optimiser of every trained part."""
 
-    kind: Literal["adam", "radam"] = "adam"
+    kind: OptimizerKind = "adam"
     lr: float = 1e-3
     lr_ramp_images: int = 0
     """Images over which the learning rate rises linearly from zero."""
@@ -48,6 +53,8 @@ class OptimizerConfig:
     """Largest gradient norm of a part; None = no clipping (EDM and the consistency papers use none)."""
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(OptimizerKind):
+            raise UserError(f"optimizer.kind is {self.kind!r}; allowed: {', '.join(get_args(OptimizerKind))}")
         if not 0 < self.lr < math.inf:
             raise UserError(f"optimizer.lr is {self.lr}; it must be positive and finite")
         for name in ("lr_ramp_images", "lr_cooldown_images"):
@@ -57,8 +64,9 @@ class OptimizerConfig:
             raise UserError(f"optimizer.lr_decay_images is {self.lr_decay_images}; it must be at least 1, or none")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas is {self.betas}; both must lie in [0, 1)")
-        if not (self.eps >= 0 and self.weight_decay >= 0):
-            raise UserError(f"optimizer.eps is {self.eps} and weight_decay {self.weight_decay}; both must be >= 0")
+        for name in ("eps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be >= 0 and finite")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive, or none")
 
@@ -87,7 +95,7 @@ class TrainingConfig:
     seed: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Number format of the networks' forward passes (autocast); weights stay float32; fp16 scales the loss."""
     channels_last: bool = False
     compile: bool = False
@@ -104,6 +112,8 @@ class TrainingConfig:
         for name in ("total_images", "batch", "log_images", "snapshot_images", "checkpoint_images", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.precision not in get_args(Precision):
+            raise UserError(f"training.precision is {self.precision!r}; allowed: {', '.join(get_args(Precision))}")
         if self.seed < 0:
             raise UserError(f"training.seed is {self.seed}; it must be >= 0")
         if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
