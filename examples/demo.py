@@ -14,7 +14,7 @@ TEACHER, STUDENT = "runs/demo/teacher", "runs/demo/student"
 COMMANDS = [
     f"train edm-digits --out {TEACHER} --resume",
     f"train cd-digits --teacher {TEACHER} --out {STUDENT} --resume",
-    f"evaluate {TEACHER} --steps 5 18",
+    f"evaluate {TEACHER} --steps 18",
     f"evaluate {STUDENT}",
     f"evaluate {STUDENT} --set sigmas=[0.4]",
     f"report {TEACHER} {STUDENT} --out runs/demo/report.html",

@@ -12,7 +12,7 @@ from imagewright.data.augment import Augment
 from imagewright.methods.edm import EDM, denoising_loss, loss_weight
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond
 from imagewright.noise import StepNoise
-from imagewright.oracles.gaussian import GaussianMixture, GaussianOracle
+from imagewright.oracles import GaussianMixture, GaussianOracle
 from imagewright.types import UNCONDITIONAL, Batch, Clock, Condition, DataSpec, Parts, Trained, Update, UserError
 
 SPEC = DataSpec(name="toy", resolution=4, channels=1)

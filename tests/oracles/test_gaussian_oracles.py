@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from imagewright.noise import StepNoise
-from imagewright.oracles.gaussian import GaussianMixture, GaussianOracle
+from imagewright.oracles import GaussianMixture, GaussianOracle
 from imagewright.types import Condition, Denoiser, FlowMap, UserError
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from imagewright.interop.official import from_official
-from imagewright.oracles.gaussian import GaussianMixture
+from imagewright.oracles import GaussianMixture
 from imagewright.samplers import Ablation, Heun
 from imagewright.types import UNCONDITIONAL, Condition
 

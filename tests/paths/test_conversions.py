@@ -6,7 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from imagewright.oracles.gaussian import GaussianOracle
+from imagewright.oracles import GaussianOracle
 from imagewright.paths.conversions import (
     PREDICTIONS,
     as_denoiser,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from imagewright.models import preconditioning
-from imagewright.oracles.gaussian import GaussianMixture, GaussianOracle
+from imagewright.oracles import GaussianMixture, GaussianOracle
 from imagewright.samplers import Ablation, Euler, Heun
 from imagewright.types import UNCONDITIONAL, UserError
 

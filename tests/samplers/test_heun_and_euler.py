@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from imagewright.noise import ImageNoise
-from imagewright.oracles.gaussian import GaussianMixture, GaussianOracle
+from imagewright.oracles import GaussianMixture, GaussianOracle
 from imagewright.samplers import Euler, Heun
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 

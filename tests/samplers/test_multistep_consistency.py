@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from imagewright.noise import ImageNoise
-from imagewright.oracles.gaussian import GaussianOracle
+from imagewright.oracles import GaussianOracle
 from imagewright.samplers import MultistepConsistency
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 

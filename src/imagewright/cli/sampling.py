@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 from imagewright.models.files import ModelFile
-from imagewright.samplers import SAMPLERS
-from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_from_json
+from imagewright.samplers import PRESETS, SAMPLERS
+from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_from_json, sampler_to_json
 from imagewright.training.distributed import pick_device
 from imagewright.types import Sampler, UserError
 
@@ -20,10 +20,13 @@ def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings:
     if name is None and steps is None and not settings:
         return None
     chosen = name or saved.get("class", "heun")
-    if chosen not in SAMPLERS:
-        near = difflib.get_close_matches(chosen, SAMPLERS, n=1)
-        raise UserError(f"there is no sampler {chosen!r}; {_hint(near, list(SAMPLERS))}")
     values: dict[str, Any] = saved if saved.get("class") == chosen else {"class": chosen}
+    if chosen in PRESETS:
+        values = sampler_to_json(PRESETS[chosen])
+        chosen = values["class"]
+    if chosen not in SAMPLERS:
+        near = difflib.get_close_matches(chosen, [*SAMPLERS, *PRESETS], n=1)
+        raise UserError(f"there is no sampler {chosen!r}; {_hint(near, [*SAMPLERS, *PRESETS])}")
     fields = {f.name for f in dataclasses.fields(SAMPLERS[chosen])}
     given = [*settings, *([f"num_steps={steps}"] if steps is not None else [])]
     for setting in given:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
@@ -62,12 +63,18 @@ class Preconditioned(nn.Module, ABC):
 
         Raises ValueError when sigma has another shape.
         """
+        return self.through(self.network, x, sigma, cond)
+
+    def through(
+        self, network: Callable[[Tensor, Tensor, Condition], Tensor], x: Tensor, sigma: Tensor, cond: Condition
+    ) -> Tensor:
+        """`forward` with another function of (x, noise_label, cond) in the network's place."""
         parameter = next(self.network.parameters(), None)
         network_dtype = torch.float32 if parameter is None else parameter.dtype
         dtype = torch.promote_types(network_dtype, torch.float32)
         image = x.to(dtype)
         s = self.scalings(_per_image(sigma, len(x)).to(dtype))
-        output = self.network((_column(s.c_in) * image).to(network_dtype), s.c_noise, cond)
+        output = network((_column(s.c_in) * image).to(network_dtype), s.c_noise, cond)
         # A network that also predicts a variance (iDDPM) has it in the channels behind the image's.
         output = output[:, : x.shape[1]].to(dtype)
         denoised: Tensor = _column(s.c_skip) * image + _column(s.c_out) * output

@@ -104,12 +104,23 @@ class UNet(nn.Module, ABC):
 
     config_class: ClassVar[type[UNetConfig]]
     config: UNetConfig
+    dec: nn.ModuleDict
+    _decoder: list[Layer]
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         """x: [N, in_channels, H, W]; noise_label: [N] (c_noise). Returns [N, out_channels, H, W]."""
         emb = self.embed(noise_label, cond)
         hidden, skips = self.encode(x, emb)
         return self.decode(hidden, skips, emb)
+
+    @property
+    def num_skips(self) -> int:
+        """Skip connections from the encoder to the decoder."""
+        return len(self.merging_blocks())
+
+    def merging_blocks(self) -> list[nn.Module]:
+        """The decoder's blocks that take a skip connection, in order: from the lowest resolution up."""
+        return [self.dec[layer.name] for layer in self._decoder if layer.role is Role.MERGE]
 
     @abstractmethod
     def embed(self, noise_label: Tensor, cond: Condition) -> Tensor:

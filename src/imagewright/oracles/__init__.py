@@ -1,5 +1,7 @@
 """Distributions whose denoiser, score, density and flow are exact: the truth for methods."""
 
-from imagewright.oracles.gaussian import GaussianFlowMap, GaussianMixture, GaussianOracle
+from imagewright.oracles.flow import IntegratedFlowMap
+from imagewright.oracles.gaussian import GaussianFlowMap, GaussianOracle
+from imagewright.oracles.mixture import GaussianMixture, LowRankMixture, Mixture
 
-__all__ = ["GaussianFlowMap", "GaussianMixture", "GaussianOracle"]
+__all__ = ["GaussianFlowMap", "GaussianMixture", "GaussianOracle", "IntegratedFlowMap", "LowRankMixture", "Mixture"]

@@ -25,8 +25,9 @@ def digits() -> Experiment:
         ),
         sampler=Heun(num_steps=18),
         training=TrainingConfig(
-            total_images=60_000,
+            total_images=52_000,
             batch=64,
+            channels_last=True,  # 8% faster on CPU
             optimizer=OptimizerConfig(lr=2e-3, lr_ramp_images=4_000, lr_decay_images=20_000, lr_cooldown_images=20_000),
             ema=EmaConfig(halflife_images=5_000, rampup_ratio=0.1),
             log_images=2_560,

@@ -2,14 +2,40 @@
 
 from imagewright.samplers.ablation import Ablation
 from imagewright.samplers.consistency import MultistepConsistency
+from imagewright.samplers.ddim import DDIM
+from imagewright.samplers.dpm_solver import DPMSolverPlusPlus
 from imagewright.samplers.edm import Euler, Heun
+from imagewright.samplers.euler_maruyama import EulerMaruyama
+from imagewright.samplers.restart import PRESETS as _RESTART
+from imagewright.samplers.restart import Restart
+from imagewright.samplers.unipc import UniPC
 
 SAMPLERS = {
     "ablation": Ablation,
+    "ddim": DDIM,
+    "dpm-solver++": DPMSolverPlusPlus,
     "euler": Euler,
+    "euler-maruyama": EulerMaruyama,
     "heun": Heun,
     "multistep-consistency": MultistepConsistency,
+    "restart": Restart,
+    "unipc": UniPC,
 }
 """Every sampler by its name on the command line."""
 
-__all__ = ["SAMPLERS", "Ablation", "Euler", "Heun", "MultistepConsistency"]
+PRESETS = {f"restart-{name}": sampler for name, sampler in _RESTART.items()}
+"""Published settings by their name on the command line."""
+
+__all__ = [
+    "DDIM",
+    "PRESETS",
+    "SAMPLERS",
+    "Ablation",
+    "DPMSolverPlusPlus",
+    "Euler",
+    "EulerMaruyama",
+    "Heun",
+    "MultistepConsistency",
+    "Restart",
+    "UniPC",
+]

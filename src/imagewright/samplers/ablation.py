@@ -32,7 +32,8 @@ from imagewright.paths.schedules import (
     VPSchedule,
     time_steps,
 )
-from imagewright.samplers.edm import check_churn, check_steps, levels, state_dtype
+from imagewright.samplers.edm import check_churn
+from imagewright.samplers.grid import check_steps, per_row, state_dtype
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
 
 Solver = Literal["heun", "euler"]
@@ -202,6 +203,6 @@ class _Flow:
 
     def slope(self, x: Tensor, p: _Point) -> tuple[Tensor, Tensor]:
         """dx/dt and the denoised image: equation 4, (sigma'/sigma + s'/s) x - (sigma' s/sigma) D(x/s; sigma)."""
-        denoised = self.denoiser(x / p.scale, levels(x, p.sigma), self.cond)
+        denoised = self.denoiser(x / p.scale, per_row(x, p.sigma), self.cond)
         rate = p.sigma_prime / p.sigma
         return (rate + p.scale_prime / p.scale) * x - rate * p.scale * denoised, denoised

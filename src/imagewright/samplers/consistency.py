@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from imagewright.samplers.edm import levels
+from imagewright.samplers.grid import per_row
 from imagewright.types import UNCONDITIONAL, Condition, FlowMap, Noise, OnStep, UserError
 
 
@@ -58,7 +58,7 @@ class MultistepConsistency:
         return x
 
     def _jump(self, flow_map: FlowMap, x: Tensor, sigma: float, cond: Condition, on_step: OnStep | None) -> Tensor:
-        start = flow_map(x, levels(x, sigma), x.new_zeros(len(x)), cond)
+        start = flow_map(x, per_row(x, sigma), x.new_zeros(len(x)), cond)
         start = start.clamp(-1, 1) if self.clip else start
         if on_step is not None:
             on_step(x, start, sigma)

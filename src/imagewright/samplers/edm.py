@@ -15,25 +15,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from imagewright.paths.schedules import karras_sigmas
+from imagewright.samplers.grid import OnGrid, per_row, state_dtype
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heun:
-    """The paper's sampler: EDM's grid, then 0; second-order steps; S_churn > 0 adds noise at every step.
+class Heun(OnGrid):
+    """The paper's sampler: second-order steps down the grid, then to 0; S_churn > 0 adds noise at every step.
 
-    sigma_min, sigma_max are cut to the denoiser's own range. ImageNet-64's stochastic setting: num_steps 256,
-    S_churn 40, S_min 0.05, S_max 50, S_noise 1.003.
+    ImageNet-64's stochastic setting: num_steps 256, S_churn 40, S_min 0.05, S_max 50, S_noise 1.003.
     """
 
-    model_kind: ClassVar[str] = "denoiser"
     second_order: ClassVar[bool] = True
 
-    num_steps: int = 18
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
     S_churn: float = 0.0
     """Total amount of noise added over the run; each step adds at most a factor sqrt(2)."""
     S_min: float = 0.0
@@ -43,26 +37,13 @@ class Heun:
     """Standard deviation of the added noise."""
 
     def __post_init__(self) -> None:
-        check_steps(self.num_steps)
+        super().__post_init__()
         check_churn(self.S_churn, self.S_min, self.S_max, self.S_noise)
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise UserError(
-                f"sampler.sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max}; "
-                "they must satisfy 0 < sigma_min < sigma_max"
-            )
-        if not 0 < self.rho < math.inf:
-            raise UserError(f"sampler.rho is {self.rho}; it must be positive and finite")
 
     @property
     def nfe(self) -> int:
         """Network evaluations per image."""
         return 2 * self.num_steps - 1 if self.second_order else self.num_steps
-
-    def sigmas(self, denoiser: Denoiser) -> Tensor:
-        """The noise levels of the steps, float64 [num_steps + 1], the last 0."""
-        low, high = max(self.sigma_min, denoiser.sigma_min), min(self.sigma_max, denoiser.sigma_max)
-        grid = denoiser.round_sigma(karras_sigmas(self.num_steps, low, high, self.rho))
-        return torch.cat([grid.to(torch.float64).cpu(), torch.zeros(1, dtype=torch.float64)])
 
     @torch.no_grad()
     def __call__(
@@ -81,31 +62,13 @@ class Heun:
         x = latents.to(state_dtype(latents)) * sigmas[0]
         for sigma, sigma_next in pairwise(sigmas):
             if noise is not None and self.S_churn > 0:
-                x, sigma = self._churn(denoiser, x, sigma, noise)
-            x, denoised = self._step(denoiser, x, sigma, sigma_next, cond)
+                inside = self.S_min <= sigma <= self.S_max
+                gamma = min(self.S_churn / self.num_steps, math.sqrt(2) - 1) if inside else 0.0
+                x, sigma = churned(denoiser, x, sigma, gamma, self.S_noise, noise)
+            x, denoised = heun_step(denoiser, x, sigma, sigma_next, cond, second_order=self.second_order)
             if on_step is not None:
                 on_step(x, denoised, sigma_next)
         return x
-
-    def _churn(self, denoiser: Denoiser, x: Tensor, sigma: float, noise: Noise) -> tuple[Tensor, float]:
-        """Raise the noise level by a factor 1 + gamma, gamma = min(S_churn / N, sqrt(2) - 1) in the window, else 0."""
-        inside = self.S_min <= sigma <= self.S_max
-        gamma = min(self.S_churn / self.num_steps, math.sqrt(2) - 1) if inside else 0.0
-        raised = float(denoiser.round_sigma(torch.tensor(sigma + gamma * sigma, dtype=torch.float64)))
-        # Drawn at every step, so that the window does not change which numbers the later steps see.
-        fresh = noise.normal(x)
-        return x + math.sqrt(max(raised**2 - sigma**2, 0.0)) * self.S_noise * fresh, raised
-
-    def _step(
-        self, denoiser: Denoiser, x: Tensor, sigma: float, sigma_next: float, cond: Condition
-    ) -> tuple[Tensor, Tensor]:
-        denoised = denoiser(x, levels(x, sigma), cond)
-        slope = (x - denoised) / sigma
-        euler = x + (sigma_next - sigma) * slope
-        if not self.second_order or sigma_next == 0:
-            return euler, denoised
-        slope_next = (euler - denoiser(euler, levels(x, sigma_next), cond)) / sigma_next
-        return x + (sigma_next - sigma) * (slope + slope_next) / 2, denoised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,20 +78,27 @@ class Euler(Heun):
     second_order: ClassVar[bool] = False
 
 
-def levels(x: Tensor, sigma: float) -> Tensor:
-    """One noise level for every image: [N], dtype and device of x."""
-    return torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
+def heun_step(
+    denoiser: Denoiser, x: Tensor, sigma: float, sigma_next: float, cond: Condition, *, second_order: bool = True
+) -> tuple[Tensor, Tensor]:
+    """One step of the flow from sigma > 0 to sigma_next; to 0, or if not second_order, Euler's: (x, estimate of x0)."""
+    denoised = denoiser(x, per_row(x, sigma), cond)
+    slope = (x - denoised) / sigma
+    euler = x + (sigma_next - sigma) * slope
+    if not second_order or sigma_next == 0:
+        return euler, denoised
+    slope_next = (euler - denoiser(euler, per_row(x, sigma_next), cond)) / sigma_next
+    return x + (sigma_next - sigma) * (slope + slope_next) / 2, denoised
 
 
-def state_dtype(latents: Tensor) -> torch.dtype:
-    """float64, except on devices that have none (Apple's)."""
-    return torch.float32 if latents.device.type == "mps" else torch.float64
-
-
-def check_steps(num_steps: int) -> None:
-    """Raise UserError unless it is a whole number of at least 1."""
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise UserError(f"sampler.num_steps is {num_steps!r}; it must be at least 1, a whole number")
+def churned(
+    denoiser: Denoiser, x: Tensor, sigma: float, gamma: float, S_noise: float, noise: Noise
+) -> tuple[Tensor, float]:
+    """Raise the noise level by the factor 1 + gamma, or to the nearest level the denoiser knows: (x, new sigma)."""
+    raised = float(denoiser.round_sigma(torch.tensor(sigma + gamma * sigma, dtype=torch.float64)))
+    # Drawn even for gamma = 0, so that a window does not change which numbers the later steps see.
+    fresh = noise.normal(x)
+    return x + math.sqrt(max(raised**2 - sigma**2, 0.0)) * S_noise * fresh, raised
 
 
 def check_churn(S_churn: float, S_min: float, S_max: float, S_noise: float) -> None:

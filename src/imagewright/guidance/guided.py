@@ -1,0 +1,108 @@
+"""Guidance: away from a worse answer to the same question (autoguidance), or from the unlabelled one (classifier-free).
+
+    D_w(x; sigma, c) = D_guide + w (D_main - D_guide);   w = 1 is the main model alone
+
+Autoguidance   Karras et al. 2024 (arXiv 2406.02507), eq. 3, w in its convention: the guide is smaller or less trained.
+Classifier-free   Ho and Salimans 2022 (2207.12598), whose w is ours minus 1.
+Interval   Kynkaanniemi et al. 2024 (2404.07724): w = 1 outside sigma_low < sigma <= sigma_high, guide unasked.
+SIMS       Alemohammad et al. 2024 (2408.16333): omega = w - 1, and the guide was trained on the main model's samples.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imagewright.types import UNCONDITIONAL, Condition, Denoiser, UserError
+
+
+class Guided(nn.Module):
+    """Two denoisers as one `Denoiser`. Both see the same x, sigma and condition.
+
+    weight: w, finite. interval: (sigma_low, sigma_high) in which to guide. The noise range is where both are defined.
+    Raises UserError for a guide of another noise range with nothing in common, or an empty interval.
+    """
+
+    def __init__(
+        self, main: Denoiser, guide: Denoiser, weight: float, interval: tuple[float, float] = (0.0, math.inf)
+    ) -> None:
+        super().__init__()
+        if not math.isfinite(weight):
+            raise UserError(f"guidance weight is {weight}; it must be a finite number (1 is no guidance)")
+        low, high = interval
+        if not 0 <= low < high:
+            raise UserError(f"guidance interval is {low:g} to {high:g}; it must satisfy 0 <= low < high")
+        self.main, self.guide, self.weight, self.interval = main, guide, weight, (low, high)
+        self.sigma_min = max(main.sigma_min, guide.sigma_min)
+        self.sigma_max = min(main.sigma_max, guide.sigma_max)
+        if not self.sigma_min < self.sigma_max:
+            raise UserError(
+                f"the guide knows the noise levels {guide.sigma_min:g} to {guide.sigma_max:g}, "
+                f"the model {main.sigma_min:g} to {main.sigma_max:g}; they have none in common"
+            )
+        if not (high > self.sigma_min and low < self.sigma_max):
+            raise UserError(
+                f"guidance interval is {low:g} to {high:g}; "
+                f"the noise range of the models is {self.sigma_min:g} to {self.sigma_max:g}"
+            )
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """As `types.Denoiser`; asks the guide for those images alone whose level lies in the interval."""
+        answer = self.main(x, sigma, cond)
+        inside = self._inside(sigma)
+        if self.weight == 1 or not bool(inside.any()):
+            return answer
+        if bool(inside.all()):
+            return torch.lerp(self.guide(x, sigma, cond), answer, self.weight)
+        guided = answer.clone()
+        guide = self.guide(x[inside], sigma[inside], cond[inside])
+        guided[inside] = torch.lerp(guide, answer[inside], self.weight)
+        return guided
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The main model's."""
+        return self.main.round_sigma(sigma)
+
+    def evaluations(self, sigma: float) -> int:
+        """Network evaluations of one call at this level."""
+        asked = self.weight != 1 and bool(self._inside(torch.tensor(sigma)))
+        return evaluations(self.main, sigma) + (evaluations(self.guide, sigma) if asked else 0)
+
+    def _inside(self, sigma: Tensor) -> Tensor:
+        return (sigma > self.interval[0]) & (sigma <= self.interval[1])
+
+
+class Unlabelled(nn.Module):
+    """A conditional denoiser asked without its label: the guide of classifier-free guidance."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """As `types.Denoiser`; the label is not passed on."""
+        return self.denoiser(x, sigma, Condition(augment=cond.augment))
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The denoiser's."""
+        return self.denoiser.round_sigma(sigma)
+
+
+def classifier_free(denoiser: Denoiser, weight: float, interval: tuple[float, float] = (0.0, math.inf)) -> Guided:
+    """Guide a conditional model by itself without the label; it has to be trained with `network.label_dropout` > 0."""
+    return Guided(denoiser, Unlabelled(denoiser), weight, interval)
+
+
+def sims(base: Denoiser, auxiliary: Denoiser, omega: float) -> Guided:
+    """D_base + omega (D_base - D_auxiliary): omega = 0 is the base model, -1 the auxiliary, trained on its samples."""
+    return Guided(base, auxiliary, 1 + omega)
+
+
+def evaluations(model: Any, sigma: float) -> int:
+    """Network evaluations of one call of a model at a noise level: 1, or what a wrapper says."""
+    count = getattr(model, "evaluations", None)
+    return int(count(sigma)) if count is not None else 1

@@ -1,0 +1,132 @@
+"""Restart against Heun, closed forms on a Gaussian, and its own count of calls."""
+
+import math
+
+import pytest
+import torch
+
+from imagewright.noise import ImageNoise
+from imagewright.oracles import GaussianMixture, GaussianOracle
+from imagewright.samplers import PRESETS, Heun, Restart
+from imagewright.types import UNCONDITIONAL, UserError
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+MIXTURE = GaussianMixture(normal(3, 1, 2, 2), 0.3)
+LATENTS = normal(3, 1, 2, 2, seed=1)
+LEVEL = float(Heun(num_steps=18).sigmas(MIXTURE)[9])
+
+
+class Recorder:
+    """Notes the level and the state of every call."""
+
+    sigma_min, sigma_max = 0.002, 80.0
+
+    def __init__(self, denoiser=MIXTURE):
+        self.denoiser, self.levels, self.states = denoiser, [], []
+
+    def round_sigma(self, sigma):
+        return sigma
+
+    def __call__(self, x, sigma, cond=UNCONDITIONAL):
+        self.levels.append(float(sigma[0]))
+        self.states.append(x)
+        return self.denoiser(x, sigma)
+
+
+def noise(seed=7, count=3):
+    return ImageNoise(seed, range(count))
+
+
+@pytest.mark.parametrize("intervals", [(), ((3, 0, 0.06, 0.3),)], ids=["none", "K = 0"])
+def test_without_restarts_it_is_heun(intervals):
+    assert torch.equal(
+        Restart(intervals=intervals)(MIXTURE, LATENTS, noise=noise()), Heun(num_steps=18)(MIXTURE, LATENTS)
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_published_configurations_cost_what_they_say(name):
+    recorder, sampler = Recorder(), PRESETS[name]
+    sampler(recorder, LATENTS, noise=noise())
+    assert len(recorder.levels) == sampler.nfe == int(name.rsplit("-", 1)[1])
+
+
+def test_levels_go_up_once_and_come_back_to_the_grids_own():
+    recorder = Recorder()
+    Restart(intervals=((4, 2, 0.06, 0.30),), restart_gamma=0.0)(recorder, LATENTS, noise=noise())
+    grid = Heun(num_steps=18).sigmas(recorder).tolist()
+    snapped = min(grid, key=lambda s: abs(s - 0.06))
+    at = recorder.levels.index(snapped) + 1  # the correction of the step that arrives there
+    a, b = 0.30 ** (1 / 7), snapped ** (1 / 7)
+    down = [(a + i / 3 * (b - a)) ** 7 for i in range(4)]
+    expected = [down[0], down[1], down[1], down[2], down[2], down[3]]
+    assert recorder.levels[at : at + 12] == pytest.approx(expected * 2, rel=1e-9)
+    assert recorder.levels[at + 12] == snapped  # the main pass goes on
+
+
+def test_small_churn_is_inside_restarts_only():
+    plain, churned = Recorder(), Recorder()
+    for gamma, recorder in ((0.0, plain), (0.05, churned)):
+        Restart(intervals=((3, 1, 0.06, 0.30),), restart_gamma=gamma)(recorder, LATENTS, noise=noise())
+    raised = [c / p for p, c in zip(plain.levels, churned.levels, strict=True) if c != p]
+    assert raised == pytest.approx([1.05, 1.05])
+
+
+def test_a_cycle_keeps_the_variance_of_a_gaussian():
+    oracle = GaussianOracle(torch.zeros(1, dtype=torch.float64), std=0.5)
+    count = 6000
+    sampler = Restart(num_steps=60, intervals=((40, 2, 0.1, 2.0),))
+    drawn = sampler(oracle, normal(count, 1, seed=3), noise=noise(1, count))
+    assert float(drawn.std()) == pytest.approx(0.5, rel=0.03)
+
+
+def test_a_cycle_contracts_two_states_by_the_known_factor():
+    std, high = 0.5, 2.0
+    oracle = GaussianOracle(torch.zeros(1, 1, 1, dtype=torch.float64), std=std)
+    states = []
+    for latent in (-1.0, 1.0):
+        recorder = Recorder(oracle)
+        start = torch.full((1, 1, 1, 1), latent, dtype=torch.float64)
+        sampler = Restart(num_steps=18, intervals=((400, 1, 0.1, high),), restart_gamma=0.0)
+        sampler(recorder, start, noise=noise(1, 1))
+        low = min(Heun(num_steps=18).sigmas(recorder).tolist(), key=lambda s: abs(s - 0.1))
+        first = recorder.levels.index(low)
+        second = first + 1 + 2 * 399
+        assert recorder.levels[second] == low
+        states.append((recorder.states[first], recorder.states[second]))
+    # The states seen are Heun's predictions at the level, which at both places differ from the corrected ones alike.
+    before, after = ((b - a).abs().item() for a, b in zip(*states, strict=True))
+    assert after / before == pytest.approx(math.sqrt((std**2 + low**2) / (std**2 + high**2)), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Restart(intervals=((1, 2, 0.1, 0.3),)), "N_restart must be at least 2, K at least 0, 0 < t_min"),
+        (lambda: Restart(intervals=((3, 2, 0.4, 0.3),)), "0 < t_min < t_max"),
+        (lambda: Restart(intervals=((3, 2, 0.3),)), r"an entry is \[N_restart, K, t_min, t_max\]"),
+        (lambda: Restart(restart_gamma=-1.0), r"restart_gamma is -1\.0"),
+        (lambda: Restart(intervals=((3, 2, 0.1, 0.3),))(MIXTURE, LATENTS), "stochastic; it needs a noise source"),
+    ],
+)
+def test_bad_settings_are_refused(make, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("intervals", "sentence"),
+    [
+        (((3, 1, 0.1, 100.0),), "must lie in the noise range of this model and grid, 0.002 to 80"),
+        (((3, 1, 0.001, 1.0),), "must lie in the noise range"),
+        (((3, 1, 1.0, 2.0), (3, 1, 1.01, 3.0)), "both start at level .* of the 18-step grid"),
+        (((3, 1, 0.99 * LEVEL, 0.995 * LEVEL),), "not below its t_max; use more steps"),
+    ],
+)
+def test_intervals_that_do_not_fit_the_model_are_refused(intervals, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Restart(intervals=intervals)(Recorder(), LATENTS, noise=noise())
