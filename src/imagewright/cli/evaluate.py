@@ -13,7 +13,7 @@ import tyro
 from rich.table import Table
 
 from imagewright.cli.console import OUT, bar, say
-from imagewright.cli.sampling import make_generator
+from imagewright.cli.sampling import Changes, make_generator
 from imagewright.data import ImageSet, open_images
 from imagewright.files import read_json, write_json
 from imagewright.metrics.evaluate import METRICS, Report, evaluate
@@ -45,6 +45,7 @@ def evaluate_command(
     sampler: str | None = None,
     steps: tuple[int, ...] = (),
     set: tuple[str, ...] = (),  # the option's name
+    changes: Annotated[Changes, tyro.conf.arg(name="")] = Changes(),  # noqa: B008, frozen
     inception: str | None = None,
     yardsticks: bool = True,
     out: Path | None = None,
@@ -83,13 +84,14 @@ def evaluate_command(
     count = n or min(len(reference), 50_000)
     entries = []
     for number in steps or (None,):
-        generator = make_generator(file, sampler, number, set, device)
-        with bar(f"evaluating {target} at {generator.sampler.nfe} calls", count) as advance_to:
+        generator = make_generator(file, sampler, number, set, device, changes)
+        with bar(f"evaluating {target} at {generator.nfe} calls", count) as advance_to:
             clock = _Stopwatch(generator.batches(count, seed=seed, batch_size=batch_size))
             report = evaluate(
                 clock, embedded, extractor, metrics=metrics, seed=seed, yardsticks=yardsticks, on_progress=advance_to
             )
-        entries.append(_entry(target, sampler_to_json(generator.sampler), generator.sampler.nfe, clock.seconds, report))
+        way = sampler_to_json(generator.sampler) | changes.record()
+        entries.append(_entry(target, way, generator.nfe, clock.seconds, report))
     path = out or (Path(target) / "metrics.json" if Path(target).is_dir() else None)
     _finish(entries, path)
 

@@ -13,7 +13,7 @@ import tyro
 from PIL import Image
 
 from imagewright.cli.console import bar, say
-from imagewright.cli.sampling import make_generator
+from imagewright.cli.sampling import Changes, make_generator
 from imagewright.files import read_json, replacing, write_json
 from imagewright.models.files import weights_hash
 from imagewright.pretrained import find_model, shipped
@@ -26,6 +26,8 @@ EPILOG = """examples:
   imagewright sample emoji64-32 --n 64
   imagewright sample emoji64-32 --n 9 --label 5 --trajectory
   imagewright sample runs/edm-digits --steps 9 --set S_churn=10 --seed 7
+  imagewright sample emoji64-32 --sampler restart-cifar10-vp-75
+  imagewright sample runs/edm-digits --guidance auto --guide runs/small --weight 2 --interval 0.2 3
   imagewright sample runs/cd-digits --set sigmas=[0.8] --npz --out two-steps
 """
 
@@ -40,6 +42,7 @@ def sample(
     sampler: str | None = None,
     steps: int | None = None,
     set: tuple[str, ...] = (),  # the option's name
+    changes: Annotated[Changes, tyro.conf.arg(name="")] = Changes(),  # noqa: B008, frozen
     out: Path = Path("samples"),
     npz: bool = False,
     trajectory: bool = False,
@@ -57,7 +60,7 @@ def sample(
         first: index of the first image: `--n 100 --first 100` draws images 100 to 199 of the seed.
         label: class indices, one for all images or one for each; default drawn uniformly per image. -1 = none.
         class_name: one class for all images, by name.
-        sampler: euler, heun, ablation, multistep-consistency; default the one saved with the model.
+        sampler: heun, restart, dpm-solver++, unipc, ddim, euler, ...; default the one saved with the model.
         steps: number of sampler steps.
         set: further sampler settings, name=value.
         out: folder for the pictures.
@@ -67,7 +70,7 @@ def sample(
         device: auto, cpu, cuda, mps.
     """
     file = find_model(model)
-    generator = make_generator(file, sampler, steps, set, device)
+    generator = make_generator(file, sampler, steps, set, device, changes)
     labels = _labels(generator, n, seed, first, label, class_name)
     record = {
         "model": model,
@@ -75,7 +78,7 @@ def sample(
         "sampler": sampler_to_json(generator.sampler),
         "seed": seed,
         "label": class_name or list(label),
-    }
+    } | changes.record()
     _claim(out, record)
     images = _draw(generator, n, first, seed, labels, out, batch_size)
     save_image(out / "grid.png", grid(images, _columns(n)), scale=max(1, 64 // generator.spec.resolution))
@@ -84,7 +87,7 @@ def sample(
             np.savez_compressed(stream, images=images, labels=np.asarray(labels or [-1] * n))
     if trajectory:
         save_image(out / "trajectory.png", trajectory_picture(generator, seed=seed, labels=labels), scale=1)
-    say(f"{n} images in {out} ({generator.sampler.nfe} network calls each); grid: {out / 'grid.png'}")
+    say(f"{n} images in {out} ({generator.nfe} network calls each); grid: {out / 'grid.png'}")
 
 
 def _draw(

@@ -1,17 +1,22 @@
-"""How commands name a model and a sampler: `MODEL --sampler heun --steps 18 --set S_churn=40`."""
+"""How commands name a model, what changes it, and a sampler: `MODEL --guidance auto --guide RUN --sampler restart`."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
-from typing import Any
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
-from imagewright.models.files import ModelFile
+from torch import nn
+
+from imagewright.guidance import Guided, SkipScale, SkipTuned, classifier_free
+from imagewright.models.files import ModelFile, weights_hash
+from imagewright.pretrained import find_model
 from imagewright.samplers import PRESETS, SAMPLERS
 from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_from_json, sampler_to_json
 from imagewright.training.distributed import pick_device
-from imagewright.types import Sampler, UserError
+from imagewright.types import DataSpec, Sampler, UserError
 
 
 def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings: tuple[str, ...]) -> Sampler | None:
@@ -27,15 +32,15 @@ def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings:
     if chosen not in SAMPLERS:
         near = difflib.get_close_matches(chosen, [*SAMPLERS, *PRESETS], n=1)
         raise UserError(f"there is no sampler {chosen!r}; {_hint(near, [*SAMPLERS, *PRESETS])}")
-    fields = {f.name for f in dataclasses.fields(SAMPLERS[chosen])}
+    known = {f.name for f in fields(SAMPLERS[chosen])}
     given = [*settings, *([f"num_steps={steps}"] if steps is not None else [])]
     for setting in given:
         key, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set takes name=value, got {setting!r}")
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            raise UserError(f"sampler {chosen!r} has no setting {key!r}; {_hint(near, sorted(fields))}")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise UserError(f"sampler {chosen!r} has no setting {key!r}; {_hint(near, sorted(known))}")
         values[key] = _parse(text)
     try:
         return sampler_from_json(values)
@@ -43,11 +48,88 @@ def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings:
         raise UserError(f"sampler {chosen!r} with {', '.join(given)}: {error}") from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What is changed about a model without training it."""
+
+    guidance: Literal["none", "auto", "cfg"] = "none"
+    """auto: away from a worse model of the same kind (--guide); cfg: away from the model without its label."""
+    guide: str | None = None
+    """Of guidance auto: a run that is smaller or less trained, or trained on the model's own samples (SIMS)."""
+    weight: float | None = None
+    """Strength of the guidance; 1 is none."""
+    interval: tuple[float, float] | None = None
+    """Noise levels between which to guide, low first; default all."""
+    skip_scale: float | None = None
+    """Skip-Tuning: factor on the U-Net's lowest skip connection, rising to 1 at the top."""
+
+    def apply(self, file: ModelFile) -> nn.Module:
+        """The changed model. Raises UserError for options that do not fit together or do not fit the model."""
+        model = file.model
+        if self.skip_scale is not None:
+            model = SkipTuned(model, SkipScale(bottom=self.skip_scale))
+        if self.guidance == "none":
+            for name in ("guide", "weight", "interval"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"--{name} needs --guidance auto or --guidance cfg")
+            return model
+        if self.weight is None:
+            raise UserError(f"--guidance {self.guidance} needs --weight; 1 is no guidance, 1.5 to 3 are usual")
+        interval = self.interval or (0.0, math.inf)
+        if self.guidance == "cfg":
+            if self.guide is not None:
+                raise UserError("--guide goes with --guidance auto; --guidance cfg asks the model itself")
+            _require_label_dropout(file)
+            return classifier_free(_denoiser(model), self.weight, interval)
+        return Guided(_denoiser(model), _denoiser(self._guide_for(file.spec)), self.weight, interval)
+
+    def record(self) -> dict[str, Any]:
+        """What a record of samples or scores says of the changes; {} for none."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        record = {k: v for k, v in named.items() if v not in (None, "none")}
+        if self.guide is not None:
+            record["guide_sha256"] = weights_hash(find_model(self.guide).model.state_dict())
+        return record
+
+    def _guide_for(self, spec: DataSpec) -> nn.Module:
+        if self.guide is None:
+            raise UserError("--guidance auto needs --guide, a run of the same data that is smaller or less trained")
+        guide = find_model(self.guide)
+        for what in ("resolution", "channels", "num_classes"):
+            ours, theirs = getattr(spec, what), getattr(guide.spec, what)
+            if ours != theirs:
+                raise UserError(f"guide {self.guide} has {what} {theirs}; the model has {ours}")
+        return guide.model
+
+
+def _require_label_dropout(file: ModelFile) -> None:
+    config = getattr(getattr(file.model, "network", None), "config", None)
+    if not file.spec.num_classes:
+        raise UserError("--guidance cfg needs a model with classes; this one has none")
+    if not getattr(config, "label_dropout", 0):
+        raise UserError(
+            "--guidance cfg needs a model trained with --network.label-dropout above 0; this one always saw its label"
+        )
+
+
+def _denoiser(model: nn.Module) -> Any:
+    if getattr(model, "is_flow_map", False):
+        raise UserError(f"guidance needs denoisers; a {type(model).__name__} is a flow map")
+    return model
+
+
 def make_generator(
-    file: ModelFile, name: str | None, steps: int | None, settings: tuple[str, ...], device: str
+    file: ModelFile,
+    name: str | None,
+    steps: int | None,
+    settings: tuple[str, ...],
+    device: str,
+    changes: Changes | None = None,
 ) -> ImageGenerator:
-    """A generator on a device with the sampler asked for."""
-    return generator_from(file, make_sampler(file, name, steps, settings), pick_device(device))
+    """A generator on a device with the sampler asked for, of the changed model."""
+    sampler = make_sampler(file, name, steps, settings)
+    changed = replace(file, model=changes.apply(file)) if changes else file
+    return generator_from(changed, sampler, pick_device(device))
 
 
 def _parse(text: str) -> Any:

@@ -39,7 +39,7 @@ def cd_emoji64_32() -> Experiment:
     """One-step emoji at 32x32 from the shipped denoiser."""
     return Experiment(
         data=DataConfig(source="emoji64", resolution=32),
-        method=ConsistencyDistillation(grid_points=18, distance=Distance(kind="pseudo_huber", huber_c=0.03)),
+        method=ConsistencyDistillation(grid_points=18, distance=Distance(kind="pseudo_huber", huber_c=0.3)),
         teacher="emoji64-32",
         sampler=MultistepConsistency(),
         training=TrainingConfig(

@@ -283,7 +283,7 @@ def _draw(generator: ImageGenerator, seed: int, on_progress: OnProgress) -> dict
         "first_images": images,
         "first_labels": () if first is None else tuple(names[i] for i in first),
         "trajectory": trajectory,
-        "sampler_nfe": generator.sampler.nfe,
+        "sampler_nfe": generator.nfe,
     }
 
 

@@ -107,11 +107,15 @@ class TrainingConfig:
     checkpoint_images: int = 50_000
     """Images between two checkpoints of the full state."""
     keep_checkpoints: int = 2
+    weights_images: int | None = None
+    """Images between two kept sets of the product's weights, raw and each ema.power_std; None = keep none."""
 
     def __post_init__(self) -> None:
         for name in ("total_images", "batch", "log_images", "snapshot_images", "checkpoint_images", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.weights_images is not None and self.weights_images < 1:
+            raise UserError(f"training.weights_images is {self.weights_images}; it must be at least 1, or none")
         if self.precision not in get_args(Precision):
             raise UserError(f"training.precision is {self.precision!r}; allowed: {', '.join(get_args(Precision))}")
         if self.seed < 0:

@@ -77,6 +77,8 @@ class Experiment:
     """Configuration of the network; resolution, channels, classes and augmentation length are taken from the data."""
     teacher: str | None = None
     """Run folder, model folder or shipped model that the method learns from."""
+    start: str | None = None
+    """Run or model whose weights the trained product starts from: fine-tuning; None = those that the method sets."""
     sampler: Any = None
     """Sampler of the snapshots, saved with the model as its default; None = the kind's own."""
     training: TrainingConfig
@@ -103,7 +105,22 @@ def assemble(experiment: Experiment, on_progress: Callable[[int, int], None] | N
     missing = [n for n, p in wanted.items() if n not in given and p.default is inspect.Parameter.empty]
     if missing:
         raise UserError(f"method {type(experiment.method).__name__} needs {', '.join(missing)}, which no field gives")
-    return Assembled(images, experiment.method.parts(**{n: v for n, v in given.items() if n in wanted}))
+    parts = experiment.method.parts(**{n: v for n, v in given.items() if n in wanted})
+    if experiment.start is not None:
+        _start_from(experiment.start, parts.roles[experiment.method.product].module)
+    return Assembled(images, parts)
+
+
+def _start_from(name: str, module: nn.Module) -> None:
+    weights, wanted = find_model(name).model.state_dict(), module.state_dict()
+    different = [k for k in {**wanted, **weights} if k not in wanted or k not in weights]
+    different += [k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape]
+    if different:
+        raise UserError(
+            f"start {name} has another architecture than this run: {len(different)} entries differ, such as "
+            f"{min(different)}"
+        )
+    module.load_state_dict(weights)
 
 
 def _network(experiment: Experiment, spec: DataSpec) -> nn.Module:

@@ -27,8 +27,10 @@ from imagewright.training.checkpoint import (
 )
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
+from imagewright.training.ema import Power
 from imagewright.training.learners import Learner
 from imagewright.training.log import Log
+from imagewright.training.weights import store
 from imagewright.types import Average, Batch, Clock, Event, Follow, Frozen, Method, Parts, Trained, Update, UserError
 
 
@@ -144,6 +146,15 @@ class Trainer:
         self.log.truncate(self.step_index)  # without a checkpoint too: the first attempt may have left lines
         return bool(found)
 
+    def _keep_weights(self) -> None:
+        """Store the product's weights and power averages beside the checkpoints (first process only)."""
+        if self.processes.is_first:
+            learner = self.learners[self.method.product]
+            store(self.folder.parent, "raw", self.images, learner.module.state_dict())
+            for average in learner.averages:
+                if isinstance(average.profile, Power):
+                    store(self.folder.parent, average.profile.name, self.images, average.state)
+
     def product_state(self) -> dict[str, torch.Tensor]:
         """Averaged weights of the method's product (raw ones where it has no average)."""
         learner = self.learners[self.method.product]
@@ -170,6 +181,8 @@ class Trainer:
                     self.save()
                 if self._passed(self.config.snapshot_images):
                     self.on_snapshot(self.images)
+                if self.config.weights_images is not None and self._passed(self.config.weights_images):
+                    self._keep_weights()
         self.log.write(self.step_index, self.images, {})
         self.save()
 
