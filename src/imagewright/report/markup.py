@@ -65,7 +65,13 @@ def png(data: bytes, alt: str, **attributes: str | int | None) -> Html:
 
 
 def table(head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: Child, class_: str = "numbers") -> Html:
-    """A table whose first row and first column are headers, in a region that scrolls sideways by itself."""
+    """A table whose first row and first column are headers, in a region that scrolls sideways by itself.
+
+    Raises ValueError for a row of another length than the head.
+    """
+    rows = [list(row) for row in rows]
+    if any(len(row) != len(head) for row in rows):
+        raise ValueError(f"a table of {len(head)} columns has rows of {sorted({len(row) for row in rows})}")
     top = el("tr", *(el("th", cell, scope="col") for cell in head))
     body = (el("tr", el("th", first, scope="row"), *(el("td", cell) for cell in rest)) for first, *rest in rows)
     whole = el("table", el("caption", el("span", caption)), el("thead", top), el("tbody", *body), class_=class_)

@@ -134,8 +134,7 @@ def _comparison_row(
     scores = (number(measure.report["scores"].get(score)) for score in _SCORES)
     marked: Child = el("strong", text) if one_name and value == lowest else text
     return [
-        run.name,
-        run.method,
+        title,
         str(measure.nfe),
         marked,
         *scores,

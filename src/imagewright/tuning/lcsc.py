@@ -1,0 +1,160 @@
+"""LCSC: search a linear combination of saved checkpoints (Liu et al. 2024, arXiv 2404.02241), section 4, algorithm 1.
+
+    theta(alpha) = sum_i alpha_i theta_i,   sum_i alpha_i = 1, any sign
+
+Ingredients   raw (not averaged) weights of one run in a window of training (`training.weights_images`), written as the
+           first plus multiples of differences; a population that starts from exponential averages of many rates within
+           the window, the last weights and the plain mean, so that the result is never worse than the best of them on
+           the search's measure; parents from the best of the population, coefficient-wise crossover, Gaussian mutation
+           of a random subset, renormalised to sum 1; the worst member makes way for a better child; one fixed set of
+           noise and labels for all candidates. The measure is the caller's (a feature distance at the NFE of use).
+Departs    rates and sizes of the published search are not public: ours are arguments, and a control with the same
+           number of evaluations and no search (random affine combinations) is offered for comparison.
+Memory     all differences as one float32 (or bfloat16) matrix; files are read one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from imagewright.types import UserError
+
+Vector = npt.NDArray[np.float64]
+Fitness = Callable[[Vector], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LCSC:
+    """Settings of the search."""
+
+    evaluations: int = 300
+    """How often a candidate is measured, the first population included."""
+    population: int = 20
+    ema_rates: int = 18
+    """Exponential averages in the first population, from nearly the last weights to nearly the plain mean."""
+    parents: int = 8
+    """Both parents of a child come from so many best members."""
+    mutation_share: float = 0.3
+    """Probability of each coefficient to be changed."""
+    mutation_size: float = 0.5
+    """Standard deviation of the change, in units of the parents' root-mean-square coefficient."""
+    nonnegative: bool = False
+    """Keep every coefficient >= 0 (a control: the published method does not)."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.parents <= self.population <= self.evaluations:
+            raise UserError(
+                f"parents is {self.parents}, population {self.population} and evaluations {self.evaluations}; they "
+                "must satisfy 2 <= parents <= population <= evaluations"
+            )
+        if not (0 < self.mutation_share <= 1 and self.mutation_size > 0 and self.ema_rates >= 1):
+            raise UserError(
+                f"mutation_share is {self.mutation_share}, mutation_size {self.mutation_size} and ema_rates "
+                f"{self.ema_rates}; they must satisfy 0 < share <= 1, size > 0, rates >= 1"
+            )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found: coefficients, oldest weights first, and its path there."""
+
+    coefficients: Vector
+    fitness: float
+    best_so_far: list[float] = field(default_factory=list)
+    """After each evaluation; never increases, and starts with the averages."""
+    best_average: float = float("inf")
+    """Fitness of the best exponential average of the first population."""
+    best_average_coefficients: Vector | None = None
+
+
+def ema_coefficients(count: int, decay: float) -> Vector:
+    """Weights of an exponential average over `count` checkpoints that started at the first one.
+
+    (1 - b) b^(K - i), and what is missing to 1 on the first. decay: b in [0, 1); 0 is the last checkpoint alone.
+    """
+    coefficients = (1 - decay) * decay ** np.arange(count - 1, -1, -1, dtype=np.float64)
+    coefficients[0] += decay**count
+    return coefficients
+
+
+def first_population(count: int, rates: int) -> list[Vector]:
+    """Exponential averages whose memory grows geometrically from under one checkpoint to all, and the plain mean."""
+    memories = np.geomspace(0.5, 4 * count, rates)
+    return [*(ema_coefficients(count, float(np.exp(-1 / m))) for m in memories), np.full(count, 1 / count)]
+
+
+def search(
+    count: int, fitness: Fitness, config: LCSC, on_progress: Callable[[int, float], None] = lambda done, best: None
+) -> Found:
+    """Minimise `fitness` over coefficients of `count` checkpoints (>= 2).
+
+    fitness must be deterministic: the same noise, labels and number of images for every candidate. on_progress: called
+    with the evaluations so far and the best fitness. Raises UserError for fewer than two checkpoints.
+    """
+    if count < 2:
+        raise UserError(f"there are {count} stored weights; a combination needs at least 2")
+    generator = np.random.default_rng(config.seed)
+    history: list[float] = []
+
+    def measured(candidate: Vector) -> tuple[float, Vector]:
+        value = float(fitness(candidate))
+        history.append(min(value, history[-1]) if history else value)
+        on_progress(len(history), history[-1])
+        return value, candidate
+
+    start = [measured(c) for c in [*_one_hot_last(count), *first_population(count, config.ema_rates)]]
+    best_average = min(start, key=_value)
+    members = sorted(start, key=_value)[: config.population]
+    while len(history) < config.evaluations:
+        child = measured(_child(members, generator, config))
+        members.append(child)
+        members.sort(key=_value)
+        del members[config.population :]
+    return Found(members[0][1], members[0][0], history, *best_average)
+
+
+def random_control(count: int, fitness: Fitness, evaluations: int, seed: int, scale: float = 0.5) -> Found:
+    """The same number of evaluations without a search: random affine combinations about the plain mean."""
+    generator = np.random.default_rng(seed)
+    history: list[float] = []
+    best: tuple[float, Vector] = (float("inf"), np.full(count, 1 / count))
+    for _ in range(evaluations):
+        candidate = np.full(count, 1 / count) + _sum_zero(generator.normal(size=count)) * scale / np.sqrt(count)
+        best = min(best, (float(fitness(candidate)), candidate), key=_value)
+        history.append(best[0])
+    return Found(best[1], best[0], history)
+
+
+def _child(members: Sequence[tuple[float, Vector]], generator: np.random.Generator, config: LCSC) -> Vector:
+    """Coefficient-wise crossover of two of the best, mutation of a random subset, renormalised to sum 1."""
+    first, second = generator.choice(min(config.parents, len(members)), size=2, replace=False)
+    a, b = members[first][1], members[second][1]
+    # An interpolation with its own share for each coefficient; shares beyond [0, 1] let the search leave the hull.
+    child = a + generator.uniform(-0.25, 1.25, size=len(a)) * (b - a)
+    changed = generator.random(len(a)) < config.mutation_share
+    size = config.mutation_size * float(np.sqrt(np.mean(a**2)))
+    child = child + changed * generator.normal(scale=size, size=len(a)) * generator.choice([1.0, 0.3, 0.1])
+    if config.nonnegative:
+        child = child.clip(min=0)
+        return np.asarray(child / child.sum()) if child.sum() > 0 else a
+    # The sum is restored by adding evenly, not by dividing: a sum near 0 would blow the coefficients up.
+    return np.asarray(child + (1 - child.sum()) / len(child))
+
+
+def _one_hot_last(count: int) -> list[Vector]:
+    last = np.zeros(count)
+    last[-1] = 1.0
+    return [last]
+
+
+def _sum_zero(values: Vector) -> Vector:
+    return np.asarray(values - values.mean())
+
+
+def _value(member: tuple[float, Vector]) -> float:
+    return member[0]

@@ -1,0 +1,82 @@
+"""LCSC's exact checks: averages as coefficients, a quadratic that has to be solved, and what the history promises."""
+
+import numpy as np
+import pytest
+
+from imagewright.tuning.lcsc import LCSC, ema_coefficients, first_population, random_control, search
+from imagewright.types import UserError
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.95])
+def test_ema_coefficients_are_a_running_average(decay):
+    weights = np.random.default_rng(0).normal(size=(7, 3))
+    running = weights[0]
+    for row in weights[1:]:
+        running = decay * running + (1 - decay) * row
+    # Started at the first weights, which then keep what the others leave.
+    coefficients = ema_coefficients(7, decay)
+    assert coefficients.sum() == pytest.approx(1.0)
+    np.testing.assert_allclose(coefficients @ weights, _running(weights, decay), atol=1e-12)
+    np.testing.assert_allclose(coefficients @ weights, running, atol=1e-12)
+
+
+def _running(weights, decay):
+    """By hand, from the closed form: (1 - b) b^(K - i), and b^(K - 1) for the first."""
+    count = len(weights)
+    share = [(1 - decay) * decay ** (count - 1 - i) for i in range(count)]
+    share[0] = decay ** (count - 1)
+    return np.array(share) @ weights
+
+
+def quadratic(seed, count=12, dimension=30):
+    generator = np.random.default_rng(seed)
+    weights = np.cumsum(generator.normal(size=(count, dimension)), 0)
+    alpha = generator.normal(size=count)
+    target = (alpha + (1 - alpha.sum()) / count) @ weights
+    return lambda c: float(((c @ weights - target) ** 2).sum())
+
+
+def test_a_quadratic_in_the_span_is_solved():
+    found = search(12, quadratic(1), LCSC(evaluations=3000, seed=4))
+    assert found.fitness < 0.01 * found.best_average
+    assert found.coefficients.sum() == pytest.approx(1.0)
+    assert (found.coefficients < 0).any()
+
+
+def test_history_starts_at_the_averages_and_never_rises():
+    fitness = quadratic(2)
+    found = search(12, fitness, LCSC(evaluations=100))
+    assert len(found.best_so_far) == 100
+    assert all(b <= a for a, b in zip(found.best_so_far, found.best_so_far[1:], strict=False))
+    assert found.best_average == min(fitness(c) for c in [*np.eye(12)[-1:], *first_population(12, 18)])
+    assert found.best_so_far[-1] == found.fitness <= found.best_average
+    assert fitness(found.best_average_coefficients) == found.best_average
+
+
+def test_nonnegative_stays_so_and_is_no_better():
+    fitness = quadratic(3)
+    free = search(12, fitness, LCSC(evaluations=1500))
+    bound = search(12, fitness, LCSC(evaluations=1500, nonnegative=True))
+    assert (bound.coefficients >= 0).all() and bound.coefficients.sum() == pytest.approx(1.0)
+    assert bound.fitness > free.fitness
+
+
+def test_search_beats_chance_and_repeats_itself():
+    fitness = quadratic(5)
+    found = search(12, fitness, LCSC(evaluations=400, seed=1))
+    assert found.fitness < random_control(12, fitness, 400, seed=1).fitness
+    again = search(12, fitness, LCSC(evaluations=400, seed=1))
+    assert np.array_equal(again.coefficients, found.coefficients)
+
+
+@pytest.mark.parametrize(
+    ("act", "sentence"),
+    [
+        (lambda: search(1, quadratic(0), LCSC()), "there are 1 stored weights; a combination needs at least 2"),
+        (lambda: LCSC(parents=30), "parents is 30, population 20 and evaluations 300"),
+        (lambda: LCSC(mutation_share=0.0), r"mutation_share is 0\.0"),
+    ],
+)
+def test_bad_settings_are_refused(act, sentence):
+    with pytest.raises(UserError, match=sentence):
+        act()
