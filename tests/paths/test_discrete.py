@@ -35,7 +35,7 @@ def test_all_steps_have_the_schedules_own_betas(schedule):
 @pytest.mark.parametrize("times", [SEARCHED, uniform_times(4), (999,)])
 def test_a_sub_sequence_keeps_the_signal_at_its_times(schedule, times):
     kept = (1 - schedule.sub_betas(times)).cumprod(0)
-    torch.testing.assert_close(kept, schedule.alpha_bars()[list(times)], rtol=1e-10, atol=0)
+    torch.testing.assert_close(kept, schedule.alpha_bars()[list(times)], rtol=1e-10, atol=1e-15)
 
 
 @BOTH
@@ -58,7 +58,7 @@ def test_levels_are_cut_to_what_a_denoiser_knows():
     assert schedule.sigmas([0, 500, 999], 0.02, 80.0).tolist() == [0.02, float(schedule.sigmas([500])[0]), 80.0]
     known = schedule.known(0.02, 80.0)
     inside = schedule.sigmas(known)
-    assert 0.02 <= float(inside[0]) and float(inside[-1]) <= 80.0
+    assert float(inside[0]) >= 0.02 and float(inside[-1]) <= 80.0
     outside = schedule.sigmas([known[0] - 1, known[-1] + 1])
     assert float(outside[0]) < 0.02 and float(outside[1]) > 80.0
     assert schedule.known(0, math.inf) == range(1000)

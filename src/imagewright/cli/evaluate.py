@@ -14,18 +14,16 @@ from rich.table import Table
 
 from imagewright.cli.console import OUT, bar, say
 from imagewright.cli.sampling import Changes, make_generator
-from imagewright.data import ImageSet, open_images
+from imagewright.cli.scoring import extractor_for, reference_images, training_data
+from imagewright.data import open_images
 from imagewright.files import read_json, write_json
 from imagewright.metrics.evaluate import METRICS, Report, evaluate
-from imagewright.metrics.features import FeatureExtractor, digits_features, emoji_features
-from imagewright.metrics.inception import InceptionFeatures
 from imagewright.metrics.reference import embed
 from imagewright.pretrained import find_model, shipped
 from imagewright.samplers.generator import sampler_to_json
-from imagewright.types import DataSpec, UserError
+from imagewright.types import UserError
 
 FORMAT = "imagewright-metrics/1"
-EXTRACTORS = {"digits": digits_features, "emoji64": emoji_features}
 EPILOG = """examples:
   imagewright evaluate runs/edm-digits
   imagewright evaluate runs/edm-digits --steps 3 5 9 18    # one row per number of steps
@@ -78,8 +76,8 @@ def evaluate_command(
         _evaluate_images(target, data, split, seed, metrics, inception, yardsticks, out)
         return
     file = find_model(target)
-    reference = _reference(data or _training_data(target, file.spec), file.spec, split)
-    extractor = _extractor(reference.spec.name if data is None else data, inception)
+    reference = reference_images(data or training_data(target, file.spec), file.spec, split)
+    extractor = extractor_for(reference.spec.name if data is None else data, inception)
     embedded = embed(reference, extractor)
     count = n or min(len(reference), 50_000)
     entries = []
@@ -111,8 +109,8 @@ def _evaluate_images(
     if data is None:
         raise UserError(f"{target} is a set of images; say with --data which real images to compare it with")
     images = open_images(target, split="all", labels=False)
-    reference = _reference(data, images.spec, split)
-    extractor = _extractor(data, inception)
+    reference = reference_images(data, images.spec, split)
+    extractor = extractor_for(data, inception)
     batches = (images.images(range(i, min(i + 256, len(images)))) for i in range(0, len(images), 256))
     with bar(f"evaluating {target}", len(images)) as advance_to:
         report = evaluate(
@@ -135,29 +133,6 @@ class _Stopwatch:
             if batch is None:
                 return
             yield batch
-
-
-def _training_data(target: str, spec: DataSpec) -> str:
-    record = Path(target) / "experiment.json"
-    if record.exists():
-        return str(read_json(record)["experiment"]["data"]["source"])
-    if spec.name in EXTRACTORS:
-        return spec.name
-    raise UserError(f"{target} does not say which images it was trained on; name them with --data")
-
-
-def _reference(source: str, spec: DataSpec, split: str) -> ImageSet:
-    return open_images(source, resolution=spec.resolution, channels=spec.channels, split=split)  # type: ignore[arg-type]
-
-
-def _extractor(data: str, inception: str | None) -> FeatureExtractor:
-    if inception is not None:
-        return InceptionFeatures(inception)
-    if data not in EXTRACTORS:
-        raise UserError(
-            f"there is no feature extractor of our own for {data}; give the Inception weights with --inception"
-        )
-    return EXTRACTORS[data]()
 
 
 def _entry(target: str, sampler: dict[str, Any] | None, nfe: int, seconds: float, report: Report) -> dict[str, Any]:

@@ -15,11 +15,12 @@ COMMANDS = {
     "train": ("imagewright.cli.train", "train a model by a recipe or a Python file"),
     "sample": ("imagewright.cli.sample", "draw images from a trained or shipped model"),
     "evaluate": ("imagewright.cli.evaluate", "measure a model, or a folder of images, against real images"),
+    "tune": ("imagewright.cli.tune", "search over a trained model: skips, averages, solvers, time steps, SIMS"),
     "report": ("imagewright.cli.report", "write one HTML page about one or more runs"),
     "data": ("imagewright.cli.data", "inspect or convert image sets"),
     "import": ("imagewright.cli.import_", "turn official weights into a model folder, once"),
     "export": ("imagewright.cli.export", "copy a run's model into a folder of two files"),
-    "bench": ("imagewright.cli.bench", "measure speed as ratios in one process"),
+    "bench": ("imagewright.cli.bench", "measure speed ratios, and the papers' claims in miniature"),
     "completion": ("imagewright.cli.completion", "print a completion script for bash or zsh"),
 }
 """Every command: its file and what it is for."""

@@ -6,11 +6,13 @@ import difflib
 import json
 import math
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
-from imagewright.guidance import Guided, SkipScale, SkipTuned, classifier_free
+from imagewright.files import read_json
+from imagewright.guidance import Guided, LayerSkipped, SkipScale, SkipTuned, classifier_free
 from imagewright.models.files import ModelFile, weights_hash
 from imagewright.pretrained import find_model
 from imagewright.samplers import PRESETS, SAMPLERS
@@ -25,6 +27,10 @@ def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings:
     if name is None and steps is None and not settings:
         return None
     chosen = name or saved.get("class", "heun")
+    if chosen.endswith(".json"):
+        if steps is not None or settings:
+            raise UserError(f"{chosen} holds a whole sampler; --steps and --set do not go with it")
+        return sampler_from_json(dict(read_tuned(Path(chosen))["sampler"]))
     values: dict[str, Any] = saved if saved.get("class") == chosen else {"class": chosen}
     if chosen in PRESETS:
         values = sampler_to_json(PRESETS[chosen])
@@ -46,6 +52,10 @@ def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings:
         return sampler_from_json(values)
     except TypeError as error:
         raise UserError(f"sampler {chosen!r} with {', '.join(given)}: {error}") from None
+
+
+TUNED = "imagewright-tuned/1"
+"""Format of the files that `imagewright tune` writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +128,18 @@ def _denoiser(model: nn.Module) -> Any:
     return model
 
 
+def read_tuned(path: Path) -> dict[str, Any]:
+    """A file that `imagewright tune` wrote: "sampler", and perhaps "skips". Raises UserError for another."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != TUNED or "sampler" not in record:
+        raise UserError(
+            f"{path} holds no sampler; `imagewright tune bespoke` and `tune autodiffusion` write such files"
+        )
+    return record
+
+
 def make_generator(
     file: ModelFile,
     name: str | None,
@@ -128,6 +150,10 @@ def make_generator(
 ) -> ImageGenerator:
     """A generator on a device with the sampler asked for, of the changed model."""
     sampler = make_sampler(file, name, steps, settings)
+    if name is not None and name.endswith(".json"):
+        skips = read_tuned(Path(name)).get("skips")
+        if skips:
+            file = replace(file, model=LayerSkipped(file.model, {float(level): ids for level, ids in skips}))
     changed = replace(file, model=changes.apply(file)) if changes else file
     return generator_from(changed, sampler, pick_device(device))
 

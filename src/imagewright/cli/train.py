@@ -63,11 +63,7 @@ def main(args: Sequence[str]) -> None:
         return
     if args[0] == "--resume":
         args = _recorded_command(args[1:])
-    name, rest = args[0], args[1:]
-    default = Run(experiment=find_experiment(name))
-    run = tyro.cli(
-        Run, default=default, args=rest, prog=f"imagewright train {name}", config=(tyro.conf.AvoidSubcommands,)
-    )
+    name, run = args[0], parse(args)
     folder = run.out or Path("runs") / Path(name).stem
     with processes() as group, told_errors():
         if run.dry_run:
@@ -96,6 +92,19 @@ def main(args: Sequence[str]) -> None:
                 raise SystemExit(130) from None
         if group.is_first:
             say(f"done: {folder}  (imagewright sample {folder}; imagewright evaluate {folder})")
+
+
+def parse(args: Sequence[str]) -> Run:
+    """A recipe's name or file, and options, as a run."""
+    name, default = args[0], Run(experiment=find_experiment(args[0]))
+    return tyro.cli(
+        Run, default=default, args=args[1:], prog=f"imagewright train {name}", config=(tyro.conf.AvoidSubcommands,)
+    )
+
+
+def experiment_of(folder: Path) -> Experiment:
+    """The experiment that a run folder was started with. Raises UserError when it was not by the command line."""
+    return parse(_recorded_command([str(folder)])).experiment
 
 
 def help_text() -> str:

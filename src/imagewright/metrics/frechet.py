@@ -9,9 +9,12 @@ Departs    no matrix square root of a non-symmetric product: tr sqrt(A B) is the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
-from imagewright.metrics.statistics import Floats, HasMoments
+from imagewright.metrics.features import FeatureExtractor, Images
+from imagewright.metrics.statistics import FeatureStatistics, Floats, HasMoments
 from imagewright.types import UserError
 
 
@@ -28,6 +31,14 @@ def frechet_distance(a: HasMoments, b: HasMoments) -> float:
     difference = a.mean - b.mean
     distance = difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
     return max(float(distance), 0.0)
+
+
+def frechet_of_images(batches: Iterable[Images], extractor: FeatureExtractor, reference: HasMoments) -> float:
+    """Frechet distance of images, uint8 [N, H, W, C] batch by batch, to the moments of real ones: a search's score."""
+    statistics = FeatureStatistics(extractor.dim)
+    for batch in batches:
+        statistics.update(extractor(batch)[0])
+    return frechet_distance(statistics, reference)
 
 
 def _root(cov: Floats) -> Floats:

@@ -60,6 +60,7 @@ class UNetBlock(nn.Module):
     """norm, silu, resampling, conv, embedding, norm, silu, dropout, conv, plus a skip branch; then attention.
 
     forward: x [N, in_channels, H, W], emb [N, emb_channels] -> [N, out_channels, H', W'].
+    Its two halves, `residual` and `attended`, are public, for methods that leave one out.
     """
 
     def __init__(
@@ -93,6 +94,10 @@ class UNetBlock(nn.Module):
             self.proj = conv(out_channels, out_channels, 1, style.init_zero)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.attended(self.residual(x, emb))
+
+    def residual(self, x: Tensor, emb: Tensor) -> Tensor:
+        """The convolutions, added to the shortcut; shapes as in `forward`."""
         style = self.style
         h = self.conv0(F.silu(self.norm0(x)))
         params = self.affine(emb).to(h.dtype)[:, :, None, None]
@@ -102,7 +107,14 @@ class UNetBlock(nn.Module):
         else:
             h = F.silu(self.norm1(h + params))
         h = self.conv1(F.dropout(h, style.dropout, self.training))
-        x = self._add(x if self.skip is None else self.skip(x), h)
+        return self._add(self.shortcut(x), h)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """What the convolutions are added to: x itself, or resampled, or through a 1x1 convolution."""
+        return x if self.skip is None else self.skip(x)
+
+    def attended(self, x: Tensor) -> Tensor:
+        """x [N, out_channels, H', W'] plus its self-attention; x itself in a block without."""
         return self._add(x, self._attend(x)) if self.num_heads else x
 
     def _add(self, x: Tensor, branch: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ published checkpoints: `enc.<name>` and `dec.<name>`.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,7 @@ class UNet(nn.Module, ABC):
 
     config_class: ClassVar[type[UNetConfig]]
     config: UNetConfig
+    enc: nn.ModuleDict
     dec: nn.ModuleDict
     _decoder: list[Layer]
 
@@ -121,6 +123,24 @@ class UNet(nn.Module, ABC):
     def merging_blocks(self) -> list[nn.Module]:
         """The decoder's blocks that take a skip connection, in order: from the lowest resolution up."""
         return [self.dec[layer.name] for layer in self._decoder if layer.role is Role.MERGE]
+
+    def blocks(self) -> dict[str, UNetBlock]:
+        """The residual blocks by name ("enc.8x8_block0"), in the order in which they run."""
+        stages = {"enc": self.enc, "dec": self.dec}
+        named = ((f"{stage}.{name}", module) for stage, modules in stages.items() for name, module in modules.items())
+        return {name: module for name, module in named if isinstance(module, UNetBlock)}
+
+    def with_blocks(self, others: Mapping[str, nn.Module]) -> Self:
+        """This network with other modules in the place of some `blocks`. All else is shared; this one stays as it is."""
+        changed = copy.copy(self)
+        stages = {"enc": self.enc, "dec": self.dec}
+        swapped = {
+            stage: nn.ModuleDict({name: others.get(f"{stage}.{name}", module) for name, module in modules.items()})
+            for stage, modules in stages.items()
+        }
+        # A copied module shares its table of children with the original, so it gets a table of its own.
+        changed._modules = {**self._modules, **swapped}
+        return changed
 
     @abstractmethod
     def embed(self, noise_label: Tensor, cond: Condition) -> Tensor:

@@ -35,7 +35,7 @@ class DiscreteSchedule:
             raise UserError(f"schedule.kind is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}")
         # The linear betas end at 20 / T, which must stay below 1.
         least = 21 if self.kind == "linear" else 2
-        if not isinstance(self.T, int) or self.T < least:
+        if not isinstance(self.T, int) or least > self.T:
             raise UserError(
                 f"schedule.T is {self.T!r}; a {self.kind} schedule needs a whole number of at least {least}"
             )

@@ -1,6 +1,7 @@
 """Ways to draw: frozen dataclasses of settings, called with a model and latents. They know the protocols only."""
 
 from imagewright.samplers.ablation import Ablation
+from imagewright.samplers.bespoke import Bespoke
 from imagewright.samplers.consistency import MultistepConsistency
 from imagewright.samplers.ddim import DDIM
 from imagewright.samplers.dpm_solver import DPMSolverPlusPlus
@@ -12,6 +13,7 @@ from imagewright.samplers.unipc import UniPC
 
 SAMPLERS = {
     "ablation": Ablation,
+    "bespoke": Bespoke,
     "ddim": DDIM,
     "dpm-solver++": DPMSolverPlusPlus,
     "euler": Euler,
@@ -31,6 +33,7 @@ __all__ = [
     "PRESETS",
     "SAMPLERS",
     "Ablation",
+    "Bespoke",
     "DPMSolverPlusPlus",
     "Euler",
     "EulerMaruyama",

@@ -1,0 +1,39 @@
+"""What `evaluate` and `tune` share: which real images a model is compared with, and through which features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from imagewright.data import ImageSet, open_images
+from imagewright.files import read_json
+from imagewright.metrics.features import FeatureExtractor, digits_features, emoji_features
+from imagewright.metrics.inception import InceptionFeatures
+from imagewright.types import DataSpec, UserError
+
+EXTRACTORS = {"digits": digits_features, "emoji64": emoji_features}
+
+
+def training_data(model: str, spec: DataSpec) -> str:
+    """The images that a run or shipped model was trained on. Raises UserError when it does not say."""
+    record = Path(model) / "experiment.json"
+    if record.exists():
+        return str(read_json(record)["experiment"]["data"]["source"])
+    if spec.name in EXTRACTORS:
+        return spec.name
+    raise UserError(f"{model} does not say which images it was trained on; name them with --data")
+
+
+def reference_images(source: str, spec: DataSpec, split: str) -> ImageSet:
+    """Real images at a model's size."""
+    return open_images(source, resolution=spec.resolution, channels=spec.channels, split=split)  # type: ignore[arg-type]
+
+
+def extractor_for(data: str, inception: str | None = None) -> FeatureExtractor:
+    """Our classifier of an embedded set, or the Inception network. Raises UserError for other data without it."""
+    if inception is not None:
+        return InceptionFeatures(inception)
+    if data not in EXTRACTORS:
+        raise UserError(
+            f"there is no feature extractor of our own for {data}; give the Inception weights with --inception"
+        )
+    return EXTRACTORS[data]()

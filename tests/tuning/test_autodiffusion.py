@@ -1,0 +1,283 @@
+"""AutoDiffusion: candidates, operators that stay within the space, the search's promises, and images as a measure."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from imagewright.guidance.layer_skipping import LayerSkipped, layers_of
+from imagewright.metrics import digits_features
+from imagewright.metrics.statistics import moments_of
+from imagewright.models.preconditioning import EDMPrecond
+from imagewright.networks import SongUNet, SongUNetConfig
+from imagewright.oracles import GaussianMixture
+from imagewright.paths.discrete import DiscreteSchedule, uniform_times
+from imagewright.samplers import DDIM
+from imagewright.tuning.autodiffusion import AutoDiffusion, Candidate, Operators, Space, random_search, search
+from imagewright.tuning.feature_distance import FeatureDistance
+from imagewright.types import DataSpec, UserError
+
+JOINT = Space(layers=10, max_layers=42)
+SMALL = {"population": 20, "parents": 5, "mutants": 8, "crossovers": 6, "first_random": 10}
+
+
+def far_from(*wanted):
+    """A fitness whose minimum is known: squared distance of the times to these, layer 3 best skipped everywhere."""
+
+    def fitness(candidate):
+        times = sum((t - w) ** 2 for t, w in itertools.zip_longest(candidate.times, wanted, fillvalue=0))
+        return float(times - 50_000 * sum(3 in ids for ids in candidate.skips))
+
+    return fitness
+
+
+def operators(space, seed=0, skipped=(0, 0)):
+    made = Operators(space, np.random.default_rng(seed))
+    made.skipped = skipped
+    return made
+
+
+# --- candidates -------------------------------------------------------------------------------------------------------
+
+
+def test_a_candidate_travels_through_json():
+    printed = {"timesteps": [944, 94, 217, 354, 574, 834]}
+    candidate = Candidate.from_json(printed)
+    assert candidate == Candidate.of({94, 217, 354, 574, 834, 944})
+    assert candidate.times == (94, 217, 354, 574, 834, 944) and candidate.skips == ((),) * 6
+    skipping = Candidate.of({500: (4, 1), 20: ()})
+    assert skipping == Candidate((20, 500), ((), (1, 4)))
+    assert Candidate.from_json(json.loads(json.dumps(skipping.to_json()))) == skipping
+
+
+def test_levels_are_the_schedules_and_end_at_the_denoisers_range():
+    schedule, model = DiscreteSchedule(), EDMPrecond(torch.nn.Identity())
+    candidate = Candidate.of({0: (1,), 250: (2,), 500: (), 998: (3,), 999: (4,)})
+    levels = candidate.levels(schedule, model)
+    assert list(levels)[1:] == sorted(schedule.sigmas([0, 250, 500]).tolist(), reverse=True)
+    assert levels[80.0] == (3,) and len(levels) == 4  # both times beyond 80 share it; DDIM between equal levels rests
+
+
+def test_equal_levels_are_a_step_that_does_nothing():
+    oracle = GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.5]], dtype=torch.float64), 0.2)
+    x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    once = DDIM(levels=(2.0, 0.5))(oracle, x)
+    torch.testing.assert_close(DDIM(levels=(2.0 + 1e-9, 2.0, 0.5))(oracle, x), once, rtol=1e-6, atol=1e-8)
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "space", [Space(steps=6), Space(steps=3, times=(1, 5, 9, 700)), Space(steps=3, times=(1, 5, 9))]
+)
+def test_operators_keep_the_number_of_distinct_times(space):
+    made = operators(space)
+    a, b = made.random(), made.random()
+    for _ in range(100):
+        a, b = made.mutated(a, 0.25), made.crossed(a, b)
+        for candidate in (a, b):
+            assert len(candidate.times) == space.steps and set(candidate.times) <= set(space.times)
+            assert list(candidate.times) == sorted(set(candidate.times)) and not any(candidate.skips)
+
+
+def test_mutation_replaces_a_quarter_of_the_times():
+    made, parent = operators(Space(steps=8)), Candidate.of(uniform_times(8))
+    kept = [len(set(parent.times) & set(made.mutated(parent, 0.25).times)) for _ in range(400)]
+    assert np.mean(kept) == pytest.approx(6, abs=0.2)
+
+
+def test_children_take_entries_from_both_parents():
+    made = operators(Space(steps=4))
+    a, b = Candidate.of((0, 100, 200, 300)), Candidate.of((50, 150, 250, 350))
+    children = {made.crossed(a, b).times for _ in range(300)}
+    assert children == set(itertools.product((0, 50), (100, 150), (200, 250), (300, 350)))
+    # Positions that give the same time twice: the second one becomes a new time.
+    c, d = Candidate.of((0, 1, 2, 3)), Candidate.of((1, 2, 3, 4))
+    assert all(len(made.crossed(c, d).times) == 4 for _ in range(100))
+
+
+def test_the_layer_budget_is_kept_and_spent():
+    made = operators(JOINT, skipped=(0, 4))
+    a, b = made.random(), made.random()
+    steps = set()
+    for _ in range(200):
+        a, b = made.mutated(a, 0.25), made.crossed(a, b)
+        for candidate in (a, b):
+            cost = JOINT.cost(candidate.skips)
+            assert JOINT.affords(cost) and cost > 42 - 10  # a whole step more would not have fitted
+            assert all(len(set(ids)) == len(ids) and set(ids) <= set(range(10)) for ids in candidate.skips)
+            steps.add(len(candidate.times))
+    assert min(steps) >= 4 and {5, 6} <= steps  # skipping buys steps: without, there would be 4
+
+
+def test_skipped_layers_mutate():
+    made = operators(JOINT, skipped=(2, 2))
+    parent = Candidate.of({10: (0, 1, 2), 20: (), 30: (5,), 40: (6, 7)})
+    changed = np.zeros(3)
+    for _ in range(300):
+        child = dict(zip(*[(m := made.mutated(parent, 0.25)).times, m.skips], strict=True))
+        changed += [
+            10 in child and child[10] != (0, 1, 2),
+            child.get(30, (5,)) != (5,),
+            len(child.get(20, (1, 2))) == 2,
+        ]
+    assert changed[0] / 300 == pytest.approx(0.75 * (1 - 0.75**3), abs=0.1)  # time kept, a layer replaced
+    assert changed[1] / 300 == pytest.approx(0.75 * 0.25, abs=0.1)
+    assert changed[2] == 300  # an empty list becomes a new one
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+def test_it_finds_a_known_minimum_and_beats_random():
+    fitness, wanted = far_from(94, 354, 574, 944), 500
+    found = search(Space(), fitness, AutoDiffusion(seed=3))
+    control = random_search(Space(), fitness, len(found.best_so_far), AutoDiffusion(seed=3))
+    assert len(found.best_so_far) == len(control.best_so_far) == wanted
+    assert found.fitness < 0.3 * control.fitness < found.uniform
+    assert found.uniform == fitness(Candidate.of((0, 250, 500, 750)))
+    assert found.fitness == fitness(found.best) == found.best_so_far[-1] == found.by_generation[-1]
+
+
+@pytest.mark.parametrize("space", [Space(steps=3), JOINT], ids=["times", "joint"])
+def test_best_never_rises_and_every_candidate_is_measured_once(space):
+    asked = []
+
+    def fitness(candidate):
+        asked.append(candidate)
+        return float(np.random.default_rng(candidate.times).normal())
+
+    found = search(space, fitness, AutoDiffusion(generations=8, **SMALL))
+    assert len(set(asked)) == len(asked) == len(found.best_so_far) == 160 and len(found.by_generation) == 8
+    assert all(b <= a for a, b in itertools.pairwise(found.best_so_far))
+    assert all(b <= a for a, b in itertools.pairwise(found.by_generation))
+    assert asked[0] == space.uniform() and found.fitness <= found.uniform
+    assert [value for _, value in found.parents] == sorted(value for _, value in found.parents)[:5]
+
+
+def test_the_first_population_and_the_two_stages():
+    asked = []
+
+    def fitness(candidate):
+        asked.append(candidate)
+        return -float(len(asked))  # always changing, so the first stage lasts as long as it may
+
+    search(JOINT, fitness, AutoDiffusion(generations=12, max_prun=0.5, min_prun=0.2, **SMALL))
+    generations = [asked[i : i + 20] for i in range(0, 240, 20)]
+    near = [len(set(c.times) & set(JOINT.uniform().times)) for c in generations[0]]
+    assert near[0] == 4 and np.mean(near[1:11]) < 0.5 and np.mean(near[11:]) > 2.5
+    most = [max(len(ids) for c in g for ids in c.skips) for g in generations]
+    assert most == [0] * 5 + [1, 2, 3, 4, 5, 5, 5]
+    fresh = [len(ids) for g in generations[9:] for c in g[14:] for ids in c.skips]  # the random ones
+    assert min(fresh) == 2
+
+
+def test_the_first_stage_ends_when_the_best_stops_changing():
+    most = []
+    search(
+        JOINT, lambda c: most.append(max(map(len, c.skips))) or 0.0, AutoDiffusion(generations=4, max_prun=0.5, **SMALL)
+    )
+    assert [max(most[i : i + 20]) for i in (0, 20, 40, 60)] == [0, 0, 1, 2]
+
+
+def test_joint_search_finds_the_layer_worth_skipping():
+    space = Space(layers=10, max_layers=40)
+    found = search(space, far_from(100, 300, 600, 900), AutoDiffusion.joint(max_prun=0.3, seed=1))
+    assert sum(3 in ids for ids in found.best.skips) >= len(found.best.times) - 1
+    assert AutoDiffusion.joint().generations == 15 and AutoDiffusion.joint(crossovers=3).crossovers == 3
+
+
+def test_refinement_stays_in_its_windows():
+    space = Space(steps=6).around((94, 217, 354, 574, 834, 995))
+    uniform = set(uniform_times(6))
+    assert len(space.times) == 5 * 21 + 15 + len(uniform) - len({t for t in uniform if 824 <= t <= 844})
+    asked = []
+    search(space, lambda c: asked.append(c) or float(sum(c.times)), AutoDiffusion(generations=3, **SMALL))
+    assert all(set(c.times) <= set(space.times) for c in asked)
+
+
+def test_it_repeats_reports_and_ends_with_the_space():
+    config, calls = AutoDiffusion(generations=3, seed=5, **SMALL), []
+    space = Space(steps=2, times=(0, 100, 500, 900))
+    found = search(space, far_from(100, 900), config, lambda done, best: calls.append((done, best)))
+    assert len(calls) == 6 and calls[-1] == (6, 0.0) and found.best.times == (100, 900)  # six pairs, all of them
+    assert search(space, far_from(100, 900), config) == found
+    record = json.loads(json.dumps(found.to_json()))
+    assert record["evaluations"] == 6 and record["best"] == {"timesteps": [100, 900], "skip_layers": [[], []]}
+
+
+def test_a_value_that_is_no_number_never_wins():
+    found = search(
+        Space(steps=2),
+        lambda c: float("nan") if c.times[0] < 400 else 1.0,
+        AutoDiffusion(generations=1, **{**SMALL, "first_random": 19}),
+    )
+    assert found.fitness == 1.0 and found.uniform == float("inf")
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def distance(**settings):
+    torch.manual_seed(0)
+    network = SongUNet(
+        SongUNetConfig(
+            img_resolution=8, in_channels=1, out_channels=1, label_dim=10, model_channels=8, channel_mult=(1,),
+            num_blocks=1, attn_resolutions=(8,), dropout=0.0,
+        )
+    )  # fmt: skip
+    reference = moments_of(np.random.default_rng(0).normal(size=(200, digits_features().dim)))
+    spec = DataSpec(name="digits", resolution=8, channels=1, num_classes=10)
+    given = {"images": 24, "batch_size": 10} | settings
+    return FeatureDistance(
+        model=EDMPrecond(network), spec=spec, extractor=digits_features(), reference=reference, **given
+    )
+
+
+def test_images_are_fresh_for_each_candidate_and_the_same_when_asked_again():
+    measure = distance()
+    candidate = Candidate.of({100: (), 600: (0, 2)})
+    assert measure(candidate) == measure(candidate)
+    assert measure(candidate) != distance(seed=1)(candidate)
+    layers = len(layers_of(measure.model.network))
+    found = search(
+        Space(layers=layers, max_layers=2 * layers),
+        measure,
+        AutoDiffusion(generations=2, population=4, parents=2, mutants=2, crossovers=1, first_random=2),
+    )
+    assert found.fitness <= found.uniform
+
+
+def test_a_candidate_draws_by_ddim_with_its_skips():
+    measure = distance()
+    generator = measure.generator(Candidate.of({100: (), 600: (0, 2)}))
+    low, high = DiscreteSchedule().sigmas([100, 600]).tolist()
+    assert generator.sampler == DDIM(levels=(high, low)) and generator.nfe == 2
+    assert isinstance(generator.model, LayerSkipped) and generator.model.skips == {high: (0, 2), low: ()}
+    assert measure.generator(Candidate.of((100, 600))).model is measure.model
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Space(steps=0), "steps is 0; it must lie in 1 to 1000"),
+        (lambda: Space(times=(5, 6)), "steps is 4; it must lie in 1 to 2"),
+        (lambda: Space(times=(5, 1000)), "whole numbers in 0 to 999"),
+        (lambda: Space(layers=10, max_layers=9), "layers is 10 and max_layers 9; the budget"),
+        (lambda: Space(steps=400).uniform(), "no even stride"),
+        (lambda: AutoDiffusion(parents=1), "2 <= parents <= population"),
+        (lambda: AutoDiffusion(mutants=40), "together they must fit a population of 50"),
+        (lambda: AutoDiffusion(first_random=50), "first_random is 50; it must lie in 0 to 49"),
+        (lambda: AutoDiffusion(mutation=0.0), r"both must lie in \(0, 1\]"),
+        (lambda: AutoDiffusion(min_prun=0.2), "0 <= min <= max < 1"),
+        (lambda: Candidate.from_json({"timesteps": [1, 1]}), "must be distinct, with one list each"),
+        (lambda: Candidate.from_json({"timesteps": [1], "skip_layers": [[], []]}), "with 2 lists of skip_layers"),
+        (lambda: distance(images=1), "images is 1 and batch_size 10; they must be at least 2 and 1"),
+    ],
+)
+def test_bad_settings_are_refused(make, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make()
