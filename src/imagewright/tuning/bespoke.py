@@ -50,7 +50,7 @@ class BespokeTraining:
     batch: int = 32
     """Paths an iteration."""
     pool: int = 16
-    """Batches of true paths that are solved before, and gone through in turn. Memory: 200 images' worth a path."""
+    """Batches of true paths that are solved before, and gone through in turn. Memory: 256 images a path."""
     validation: int = 4
     """Batches of fresh noise that choose the best iterate."""
     validate_every: int = 50
@@ -193,7 +193,7 @@ def _positive(raw: Tensor) -> Tensor:
 
 # --- true paths -------------------------------------------------------------------------------------------------------
 
-NODES = 96
+NODES = 128
 CLOCK = 0.1
 
 
