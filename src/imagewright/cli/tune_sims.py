@@ -45,7 +45,8 @@ class Images:
     def fine_tune(self, model: str, data: str, generation: int) -> str:
         """A copy of the model, with the recipe's rate as it was before its cooldown, constant."""
         training = self.experiment.training
-        rate = training.optimizer.lr_at(training.total_images - training.optimizer.lr_cooldown_images, 10**18)
+        at = max(training.total_images - training.optimizer.lr_cooldown_images, training.optimizer.lr_ramp_images)
+        rate = replace(training.optimizer, lr_cooldown_images=0).lr_at(at, training.total_images)
         optimizer = replace(training.optimizer, lr=rate, lr_ramp_images=0, lr_decay_images=None, lr_cooldown_images=0)
         halflife = min(training.ema.halflife_images, self.budget / 10)
         tuned = replace(

@@ -1,6 +1,6 @@
 """Layer skipping: run a U-Net without some of its layers, others at each noise level.
 
-Source       AutoDiffusion (Li et al. 2023, arXiv 2309.10438), section 3.4; `tuning.autodiffusion` searches what to skip.
+Source       AutoDiffusion (Li et al. 2023, arXiv 2309.10438); `tuning.autodiffusion` searches what to skip.
 Layers       Every block of the network, in the order of execution (encoder, then decoder), is a layer "residual";
              a block with attention is followed by a layer "attention". They are numbered 0, 1, 2, ... (`layers_of`).
 Ingredients  a skipped residual layer is its shortcut alone: identity, 1x1 convolution and resampling stay; a skipped

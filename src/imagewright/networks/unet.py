@@ -131,7 +131,7 @@ class UNet(nn.Module, ABC):
         return {name: module for name, module in named if isinstance(module, UNetBlock)}
 
     def with_blocks(self, others: Mapping[str, nn.Module]) -> Self:
-        """This network with other modules in the place of some `blocks`. All else is shared; this one stays as it is."""
+        """This network with other modules in place of some `blocks`. All else is shared; this one stays as it is."""
         changed = copy.copy(self)
         stages = {"enc": self.enc, "dec": self.dec}
         swapped = {

@@ -60,7 +60,7 @@ def drawn(oracle: GaussianMixture, candidate: Candidate, count: int, *key: int) 
 
 
 class Energy:
-    """2 E|a - b| - E|a - a'| - E|b - b'| over pairs of different points, to fixed points b [m, 2]."""
+    """`metrics.energy` to fixed points b [m, 2], whose own term is computed once: it is asked a thousand times."""
 
     def __init__(self, points: Tensor) -> None:
         self.points, self.within = points, _within(points)

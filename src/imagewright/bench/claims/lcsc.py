@@ -93,8 +93,8 @@ CLAIM = Claim(
     measure="energy distance x 1000",
     cost="NFE per sample",
     run=run,
-    tried="Three hundred evaluations in 60 dimensions are few: where the search stays near the averages it starts from, "
-    "random combinations are as good. At learning rates of 0.01 and from sigma 80, on other seeds, the gap was wider.",
+    tried="300 evaluations in 60 dimensions are few: where the search stays near the averages it starts from, random "
+    "combinations are as good. At a learning rate of 0.01 and from sigma 80, on another seed, the gap was wider.",
     checks=(
         Check(
             says="on fresh noise LCSC is below the best average, and that below the last weights",

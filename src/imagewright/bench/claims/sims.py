@@ -116,8 +116,8 @@ CLAIM = Claim(
     paper="2408.16333",
     headline="CIFAR-10 FID 1.33 (from 1.97), ImageNet-64 0.92 (from 1.58)",
     miniature="A small network on 2000 points of 8 modes; a copy fine-tuned on 20,000 of its own. Sweep of omega; "
-    "control: the copy fine-tuned on the real points. Then four generations, each trained on the real points and 60% as "
-    "many of the generation before.",
+    "control: the copy fine-tuned on the real points. Then four generations, each trained on the real points and 60% "
+    "as many of the generation before.",
     measure="energy distance x 1000",
     cost="omega, or generation",
     run=run,
