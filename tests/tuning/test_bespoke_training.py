@@ -31,6 +31,7 @@ def normal(*shape, seed=0):
 
 MIXTURE = GaussianMixture(torch.tensor([[1.0, 0.2], [-0.8, 0.5], [0.1, -1.0]], dtype=torch.float64), 0.3)
 VELOCITY = straight_velocity(MIXTURE, 0.002, 80.0)
+NARROW = GaussianMixture(MIXTURE.means, 0.05)
 PATHS = solve_paths(VELOCITY, normal(COUNT, 2), tolerance=1e-9)
 
 
@@ -168,19 +169,21 @@ def test_the_steps_constant_is_reached_by_the_worst_linear_field(order):
 def test_training_beats_the_base_solver_on_fresh_noise_and_is_repeatable():
     config = BespokeTraining(num_steps=3, iterations=150, batch=16, pool=4, validation=2, lr=1e-2, seed=5)
     told = []
-    result = train_bespoke(MIXTURE, (2,), config=config, on_progress=told.append)
-    fresh = [solve_paths(VELOCITY, normal(64, 2, seed=77))]
-    assert rollout_rmse(MIXTURE, result.sampler, fresh) < 0.6 * rollout_rmse(MIXTURE, Bespoke(num_steps=3), fresh)
+    result = train_bespoke(NARROW, (2,), config=config, on_progress=told.append)
+    fresh = [solve_paths(straight_velocity(NARROW, 0.002, 80.0), normal(64, 2, seed=77))]
+    assert rollout_rmse(NARROW, result.sampler, fresh) < 0.6 * rollout_rmse(NARROW, Bespoke(num_steps=3), fresh)
     assert list(result.history) == told and [p.iteration for p in told] == [0, 50, 100, 150]
     assert result.base_rmse == told[0].val_rmse and result.val_rmse == min(p.val_rmse for p in told)
-    assert train_bespoke(MIXTURE, (2,), config=config).sampler == result.sampler
+    assert train_bespoke(NARROW, (2,), config=config).sampler == result.sampler
 
 
 def test_ablations_leave_the_other_half_alone():
     plain = Bespoke.identity(2)
     for vary in ("times", "scales"):
-        config = BespokeTraining(num_steps=2, vary=vary, iterations=10, batch=8, pool=1, validation=1, lr=1e-2)
-        sampler = train_bespoke(MIXTURE, (2,), config=config).sampler
+        config = BespokeTraining(
+            num_steps=2, vary=vary, iterations=10, batch=16, pool=1, validation=1, lr=1e-2, validate_every=2
+        )
+        sampler = train_bespoke(NARROW, (2,), config=config).sampler
         time_kept = (sampler.times, sampler.times_prime) == (plain.times, plain.times_prime)
         scale_kept = (sampler.scales, sampler.scales_prime) == (plain.scales, plain.scales_prime)
         assert (time_kept, scale_kept) == (vary == "scales", vary == "times")
@@ -219,15 +222,15 @@ def test_every_path_has_a_class_of_its_own_and_the_network_is_left_alone():
 
 def test_paths_keep_their_class_when_steps_are_stacked():
     """The bound of a batch is that of its paths one by one."""
-    denoiser, labels = Labelled(), torch.arange(4) % 3
+    denoiser, labels = Labelled(), torch.tensor([0, 2, 1])
     velocity = straight_velocity(denoiser, 0.002, 80.0)
     change = random_change(BespokeTraining(num_steps=3), seed=3)()
-    latents = normal(4, 2)
-    together = solve_paths(velocity, latents, Condition(label=labels), tolerance=1e-9)
-    for row in range(4):
-        alone = solve_paths(velocity, latents[row : row + 1], Condition(label=labels[row : row + 1]), tolerance=1e-9)
-        bounds = [bespoke_loss(velocity, paths, change, 2, 1.0) for paths in (together, alone)]
-        assert float(bounds[0][row]) == pytest.approx(float(bounds[1][0]), rel=1e-5)
+    latents = normal(3, 2)
+    together = solve_paths(velocity, latents, Condition(label=labels), tolerance=1e-7)
+    for row in range(3):
+        alone = solve_paths(velocity, latents[row : row + 1], Condition(label=labels[row : row + 1]), tolerance=1e-7)
+        bounds = [bespoke_loss(velocity, paths, change, 2, 1.0).detach() for paths in (together, alone)]
+        assert float(bounds[0][row]) == pytest.approx(float(bounds[1][0]), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`imagewright bench speed | claims`: ratios measured in one process; the papers' claims in miniature."""
+"""`imagewright bench speed | claims | orders`: speed ratios, claims in miniature, convergence of samplers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from imagewright.bench.claims import KEYS, load_claim
 from imagewright.bench.claims.ledger import write_ledger
 from imagewright.bench.claims.runner import LEAST_SEEDS, run_claim
+from imagewright.bench.orders import draw_orders, measure_orders
 from imagewright.bench.speed import measure_sampling, measure_training
 from imagewright.cli.console import OUT, bar, say
 from imagewright.files import read_json, write_json
@@ -22,9 +23,11 @@ from imagewright.version import versions
 HELP = """imagewright bench speed [--rounds 9] [--device auto] [--out speed.json]
 imagewright bench claims KEY ... [--seeds 0 1 2] [--out docs/claims]
 imagewright bench claims --list | --ledger
+imagewright bench orders [--out orders.png]
 
 speed   ratios within one process: one-step sampling against the bare network, training step against diffusers
 claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
+orders  error of every deterministic sampler against network calls, on a mixture whose flow is known exactly
 """
 
 
@@ -109,6 +112,21 @@ def claims(
         _show_all(out)
 
 
+def orders(out: Path = Path("orders.png")) -> None:
+    """Draw error against network calls for every deterministic sampler.
+
+    Args:
+        out: the picture.
+    """
+    points = measure_orders()
+    draw_orders(points, out)
+    table = Table("sampler", "calls", "RMS error")
+    for point in points:
+        table.add_row(point.sampler, str(point.calls), f"{point.error:.3g}")
+    OUT.print(table)
+    say(f"written to {out}")
+
+
 def _show(record: dict[str, object], smoke: bool) -> None:
     table = Table("", f"{record['measure']} ({record['better']} is better)", "spread", str(record["cost"]))
     for row in record["summary"]:  # type: ignore[attr-defined]
@@ -139,7 +157,7 @@ def main(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         say(HELP)
         return
-    commands: dict[str, Callable[..., None]] = {"speed": speed, "claims": claims}
+    commands: dict[str, Callable[..., None]] = {"speed": speed, "claims": claims, "orders": orders}
     if args[0] not in commands:
         raise UserError(f"there is no benchmark {args[0]!r}; allowed: {', '.join(commands)}")
     tyro.cli(commands[args[0]], args=args[1:], prog=f"imagewright bench {args[0]}")

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from imagewright.noise import StepNoise
 from imagewright.paths.conversions import PathNetwork
-from imagewright.samplers.bespoke import Bespoke, Change, bespoke_step, straight_velocity
+from imagewright.samplers.bespoke import Bespoke, Change, bespoke_step, identity_change, straight_velocity
 from imagewright.samplers.grid import state_dtype
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, UserError
 
@@ -77,8 +77,9 @@ class BespokeTraining:
 
     @property
     def base(self) -> Bespoke:
-        """The solver that training starts from."""
-        return Bespoke(num_steps=self.num_steps, order=self.order, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        """The solver that training starts from, its numbers written out."""
+        plain = identity_change(self.order * self.num_steps)
+        return Bespoke.of(plain, self.order, self.sigma_min, self.sigma_max)
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,12 @@ def train_bespoke(
     least, losses = base_rmse, []
     for done in range(1, config.iterations + 1):
         loss = bespoke_loss(velocity, pool[done % len(pool)], change(), config.order, config.L_tau).mean()
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            break  # diverged; the best so far stands
         optimizer.zero_grad()
         loss.backward(inputs=learnt)  # type: ignore[no-untyped-call]
         optimizer.step()
-        losses.append(float(loss.detach()))
         if done % config.validate_every == 0 or done == config.iterations:
             candidate = change.sampler()
             history.append(Progress(done, sum(losses) / len(losses), rollout_rmse(denoiser, candidate, held)))
@@ -186,9 +189,9 @@ class ScaleTime(nn.Module):
 
 
 def _positive(raw: Tensor) -> Tensor:
-    """A softplus that is exactly 1 at 0."""
-    shift = torch.full_like(raw, math.log(math.e - 1))
-    return F.softplus(raw + shift) / F.softplus(shift)
+    """A softplus that is exactly 1 at 0 and never quite 0, so that times stay apart."""
+    shift, least = torch.full_like(raw, math.log(math.e - 1)), 1e-6
+    return (F.softplus(raw + shift) / F.softplus(shift) + least) / (1 + least)
 
 
 # --- true paths -------------------------------------------------------------------------------------------------------
