@@ -1,6 +1,7 @@
 """The exact statements behind the training of a bespoke solver, and small runs of it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -167,14 +168,17 @@ def test_the_steps_constant_is_reached_by_the_worst_linear_field(order):
 
 
 def test_training_beats_the_base_solver_on_fresh_noise_and_is_repeatable():
-    config = BespokeTraining(num_steps=3, iterations=150, batch=16, pool=4, validation=2, lr=1e-2, seed=5)
+    config = BespokeTraining(
+        num_steps=3, iterations=60, batch=16, pool=3, validation=2, lr=1e-2, seed=5, validate_every=20
+    )
     told = []
     result = train_bespoke(NARROW, (2,), config=config, on_progress=told.append)
     fresh = [solve_paths(straight_velocity(NARROW, 0.002, 80.0), normal(64, 2, seed=77))]
-    assert rollout_rmse(NARROW, result.sampler, fresh) < 0.6 * rollout_rmse(NARROW, Bespoke(num_steps=3), fresh)
-    assert list(result.history) == told and [p.iteration for p in told] == [0, 50, 100, 150]
+    assert rollout_rmse(NARROW, result.sampler, fresh) < 0.5 * rollout_rmse(NARROW, Bespoke(num_steps=3), fresh)
+    assert list(result.history) == told and [p.iteration for p in told] == [0, 20, 40, 60]
     assert result.base_rmse == told[0].val_rmse and result.val_rmse == min(p.val_rmse for p in told)
-    assert train_bespoke(NARROW, (2,), config=config).sampler == result.sampler
+    again = train_bespoke(NARROW, (2,), config=replace(config, iterations=20))
+    assert list(again.history[1:]) == told[1:2]
 
 
 def test_ablations_leave_the_other_half_alone():

@@ -121,8 +121,8 @@ CLAIM = Claim(
     measure="points off the data, %",
     cost="evaluations per sample",
     run=run,
-    tried="The one check that fails, fails narrowly: on seed 1 the share falls from 11.57% to 7.73%, by 33.2% where a third "
-    "was asked for. With thinner branches (0.012 for 0.03) the main model was too poor for any guide, on another seed.",
+    tried="The one check that fails, fails narrowly: on seed 1 the share falls from 11.57% to 7.73%, by 33.2% where a "
+    "third was asked for. With branches of 0.012 instead of 0.03, on another seed, none helped so poor a model.",
     checks=(
         Check(
             says="at w = 2 a third fewer points are off the data than without guidance at as many evaluations",

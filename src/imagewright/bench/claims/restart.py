@@ -96,9 +96,9 @@ CLAIM = Claim(
     measure="energy distance x 1000",
     cost="NFE per sample",
     run=run,
-    tried="On seed 2 churn (0.55) and Restart (0.58) cannot be told apart; at 55 calls Restart has 0.10. It is a claim about "
-    "errors from high noise: with an error in proportion to the noise at all levels, Restart was better than churn on one "
-    "of these seeds (restarts collect the error anew), and a trained network in the plane gained nothing.",
+    tried="On seed 2 churn (0.55) and Restart (0.58) cannot be told apart; at 55 calls Restart has 0.10. It is a claim "
+    "about errors from high noise: with an error in proportion to the noise at all levels, Restart was better than "
+    "churn on one of these seeds (restarts collect the error anew); a trained network in the plane gained nothing.",
     checks=(
         Check(
             says="at 43 calls Restart is below Heun and below Heun with churn",
