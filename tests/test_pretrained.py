@@ -34,7 +34,7 @@ def test_a_shipped_model_is_small_and_whole(name: str) -> None:
 
 
 def test_the_emoji_teacher_draws_class_by_class() -> None:
-    generator = imagewright.load("emoji64-32", Heun(num_steps=3))
+    generator = imagewright.load("emoji64-32", Heun(num_steps=6))
     assert generator.spec.shape == (3, 32, 32) and len(generator.spec.class_names) == 9
     smileys, flags = generator.generate(6, labels=0, seed=2), generator.generate(6, labels=8, seed=2)
     assert smileys.shape == (6, 32, 32, 3) and not np.array_equal(smileys, flags)

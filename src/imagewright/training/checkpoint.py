@@ -79,6 +79,12 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, names: list[str], sta
     whole = optimizer.state_dict()
     whole["state"] = {index[name]: dict(values) for name, values in state.items()}
     optimizer.load_state_dict(whole)
+    # Files hold rows in the plain order. Fused optimisers walk the memory of weights and moments side by side, so the
+    # moments of a channels-last weight have to lie as it does, or they would be paired with the wrong numbers.
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
