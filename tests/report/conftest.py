@@ -62,7 +62,6 @@ def _write_metrics(folder: Path, images: int = 64) -> None:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with two snapshots and a log, and no measures."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "tiny<b>run"
     experiment = Experiment(
         data=DataConfig(source="digits"),

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from imagewright.cli.main import main
 
@@ -46,7 +47,9 @@ def arguments(name: str, run: Path, recipe: Path) -> list[str]:
 
 def train_and_kill(args: list[str], run: Path, after: int) -> None:
     """Start a process that trains, and SIGKILL it when its log holds `after` steps."""
-    process = subprocess.Popen([sys.executable, "-c", SLOW, *args], stderr=subprocess.PIPE)
+    # Sums on a CPU depend on the number of threads that share them: both processes use as many as this one.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *args], stderr=subprocess.PIPE, env=environment)
     log, deadline = run / "log.jsonl", time.monotonic() + 120
     while not log.exists() or len(log.read_text().splitlines()) < after:
         assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
