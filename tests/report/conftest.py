@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from imagewright.methods.edm import EDM
 from imagewright.networks import SongUNetConfig
