@@ -30,10 +30,12 @@ class Condition:
 
     label:   int64 [N], class index, -1 = unconditional.
     augment: float32 [N, A], parameters of the training augmentation; None (= zeros) when sampling.
+    destination: float32 [N], noise label of the level to which a flow map shall go; set by the map, not by its caller.
     """
 
     label: Tensor | None = None
     augment: Tensor | None = None
+    destination: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
         """Apply a function to every entry that is present: `cond.map(lambda t: t.to(device))`."""

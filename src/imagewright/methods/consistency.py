@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.methods.distances import Distance, Features
-from imagewright.models.consistency import ConsistencyModel
-from imagewright.models.preconditioning import EDMPrecond
+from imagewright.models.consistency import ConsistencyModel, edm_teacher
 from imagewright.noise import StepNoise
 from imagewright.paths.schedules import karras_sigmas
 from imagewright.types import (
@@ -64,12 +63,9 @@ class ConsistencyDistillation:
 
     def parts(self, *, teacher: Denoiser, spec: DataSpec, features: Features | None = None) -> Parts:
         """teacher: an EDM-preconditioned denoiser; student and target start from its weights."""
-        # A consistency model has EDM's wrapper too, but it is a flow map: its answer is no posterior mean.
-        if not isinstance(teacher, EDMPrecond) or isinstance(teacher, ConsistencyModel):
-            raise UserError(f"the teacher is a {type(teacher).__name__}; distillation needs an EDMPrecond denoiser")
-        _check_range(teacher.sigma_min, teacher.sigma_max, "the teacher's ")
-        student = ConsistencyModel.from_denoiser(teacher)
-        return _consistency_parts(student, features, self.distance, teacher=Frozen(module=teacher))
+        known = edm_teacher(teacher)
+        student = ConsistencyModel.from_denoiser(known)
+        return _consistency_parts(student, features, self.distance, teacher=Frozen(module=known))
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
         """One update of the student, then of the target."""

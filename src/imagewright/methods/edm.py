@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from imagewright.data.augment import Augment
-from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond
+from imagewright.models.preconditioning import EDMPrecond, NoiseLabel, VEPrecond, VPPrecond
 from imagewright.paths.noise_levels import LogNormal, LogUniform
 from imagewright.types import Batch, Clock, Condition, DataSpec, Event, Noise, Parts, Trained, Update, UserError
 
@@ -35,6 +35,8 @@ class EDM:
     """Standard deviation of the data; enters the preconditioning and the loss weight."""
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    noise_label: NoiseLabel = "log"
+    """How the network is told sigma; "angle" makes a TrigFlow teacher for continuous-time consistency models."""
     noise_levels: LogNormal | LogUniform = LogNormal(mean=-1.2, std=1.2)
     augment: Augment = Augment(p=0.0)
     """p = 0: none, and the network takes no augmentation vector."""
@@ -51,7 +53,7 @@ class EDM:
     def parts(self, *, network: nn.Module, spec: DataSpec) -> Parts:
         """network: F(x, noise_label, cond) of `networks`."""
         if self.preconditioning == "edm":
-            denoiser: nn.Module = EDMPrecond(network, self.sigma_min, self.sigma_max, self.sigma_data)
+            denoiser: nn.Module = EDMPrecond(network, self.sigma_min, self.sigma_max, self.sigma_data, self.noise_label)
         else:
             denoiser = {"vp": VPPrecond, "ve": VEPrecond}[self.preconditioning](network)
         return Parts(denoiser=Trained(module=denoiser))

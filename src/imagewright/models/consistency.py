@@ -1,19 +1,23 @@
-"""The consistency model: a flow map that goes to the start of the trajectory from anywhere on it.
+"""Consistency models: flow maps that go to the start of the trajectory from anywhere on it.
 
 Source   Song et al. 2023 (arXiv 2303.01469), section 3 and appendix C: the boundary condition f(x, sigma_min) = x is
          built into the scalings,  c_skip = sd^2 / ((sigma - sigma_min)^2 + sd^2),
          c_out = sd (sigma - sigma_min) / sqrt(sigma^2 + sd^2),  c_in = 1 / sqrt(sigma^2 + sd^2).
+         Lu and Song 2024 (2410.11081), section 3: f = cos(t) x_t - sin(t) sd F. In our coordinates, t being
+         arctan(sigma / sd) and x_t = cos(t) x, these are EDM's own scalings (with -F for F); f(x, 0) = x.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from imagewright.models.preconditioning import EDMPrecond, Scalings
-from imagewright.types import UNCONDITIONAL, Condition
+from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 
 class ConsistencyModel(EDMPrecond):
@@ -31,7 +35,7 @@ class ConsistencyModel(EDMPrecond):
             c_skip=self.sigma_data**2 / (above**2 + self.sigma_data**2),
             c_out=self.sigma_data * above / total.sqrt(),
             c_in=1 / total.sqrt(),
-            c_noise=sigma.log() / 4,
+            c_noise=self.c_noise(sigma),
         )
 
     def start(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
@@ -47,7 +51,33 @@ class ConsistencyModel(EDMPrecond):
         return self.start(x, sigma, cond)
 
     @classmethod
-    def from_denoiser(cls, denoiser: EDMPrecond) -> ConsistencyModel:
+    def from_denoiser(cls, denoiser: EDMPrecond) -> Self:
         """A consistency model that starts from a copy of a denoiser's network, noise range and sigma_data."""
         network = copy.deepcopy(denoiser.network).requires_grad_(True)
-        return cls(network, denoiser.sigma_min, denoiser.sigma_max, denoiser.sigma_data).train()
+        return cls(network, denoiser.sigma_min, denoiser.sigma_max, denoiser.sigma_data, denoiser.noise_label).train()
+
+
+class ContinuousConsistencyModel(ConsistencyModel):
+    """The TrigFlow consistency model: the trajectory's start is the clean image itself, at sigma = 0.
+
+    sigma_min is the lowest noise level in training; below it the answer is x, nearly.
+    """
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        return EDMPrecond.scalings(self, sigma)
+
+
+def edm_teacher(teacher: object) -> EDMPrecond:
+    """The teacher, if its trajectories can be distilled: an EDM-preconditioned denoiser, and no flow map.
+
+    Raises UserError otherwise.
+    """
+    # A consistency model has EDM's wrapper too, but its answer is no posterior mean.
+    if not isinstance(teacher, EDMPrecond) or getattr(teacher, "is_flow_map", False):
+        raise UserError(f"the teacher is a {type(teacher).__name__}; distillation needs an EDMPrecond denoiser")
+    if not 0 < teacher.sigma_min < teacher.sigma_max < math.inf:
+        raise UserError(
+            f"the teacher's sigma_min is {teacher.sigma_min} and sigma_max is {teacher.sigma_max}; "
+            "they must satisfy 0 < sigma_min < sigma_max, both finite"
+        )
+    return teacher

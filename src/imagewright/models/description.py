@@ -12,15 +12,18 @@ from typing import Any
 
 from torch import nn
 
-from imagewright.models.consistency import ConsistencyModel
+from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from imagewright.models.trajectory import TrajectoryModel
 from imagewright.networks import NETWORKS, UNet
 from imagewright.networks.config import did_you_mean
 from imagewright.types import UserError
 
 MODELS: dict[str, type[nn.Module]] = {
     "ConsistencyModel": ConsistencyModel,
+    "ContinuousConsistencyModel": ContinuousConsistencyModel,
     "EDMPrecond": EDMPrecond,
+    "TrajectoryModel": TrajectoryModel,
     "VEPrecond": VEPrecond,
     "VPPrecond": VPPrecond,
     "iDDPMPrecond": iDDPMPrecond,

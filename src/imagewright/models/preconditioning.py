@@ -17,12 +17,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from imagewright.types import UNCONDITIONAL, Condition, UserError
+
+NoiseLabel = Literal["log", "angle"]
 
 
 class Describable(Protocol):
@@ -94,17 +96,26 @@ class Preconditioned(nn.Module, ABC):
 class EDMPrecond(Preconditioned):
     """Unit variance of the network's input and target at every sigma, for data of deviation sigma_data.
 
-    Raises UserError unless 0 <= sigma_min < sigma_max and sigma_data > 0.
+    noise_label: how the network is told sigma: "log", ln(sigma) / 4, or "angle", TrigFlow's time arctan(sigma / sd).
+    Raises UserError unless 0 <= sigma_min < sigma_max, sigma_data > 0 and the label is one of the two.
     """
 
-    settings = ("sigma_min", "sigma_max", "sigma_data")
+    settings = ("sigma_min", "sigma_max", "sigma_data", "noise_label")
 
     def __init__(
-        self, network: nn.Module, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5
+        self,
+        network: nn.Module,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        noise_label: NoiseLabel = "log",
     ) -> None:
         super().__init__(network)
         self.sigma_min, self.sigma_max = _checked_range(sigma_min, sigma_max)
         self.sigma_data = _positive("sigma_data", sigma_data)
+        if noise_label not in get_args(NoiseLabel):
+            raise UserError(f"noise_label is {noise_label!r}; allowed: {', '.join(get_args(NoiseLabel))}")
+        self.noise_label = noise_label
 
     def scalings(self, sigma: Tensor) -> Scalings:
         total = sigma**2 + self.sigma_data**2
@@ -112,8 +123,12 @@ class EDMPrecond(Preconditioned):
             c_skip=self.sigma_data**2 / total,
             c_out=sigma * self.sigma_data / total.sqrt(),
             c_in=1 / total.sqrt(),
-            c_noise=sigma.log() / 4,
+            c_noise=self.c_noise(sigma),
         )
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """What the network is told of a noise level."""
+        return sigma.log() / 4 if self.noise_label == "log" else torch.atan(sigma / self.sigma_data)
 
 
 class VPPrecond(Preconditioned):
@@ -256,5 +271,5 @@ def _number(name: str, value: object) -> float:
         raise UserError(f"{name} is {value!r}; it must be a number") from None
 
 
-def _json_number(value: float) -> float | str:
+def _json_number(value: float | str) -> float | str:
     return "inf" if value == math.inf else value

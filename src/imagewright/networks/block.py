@@ -33,6 +33,10 @@ class BlockStyle:
     """Factor on the sum of a residual branch and its input; sqrt(1/2) keeps the variance."""
     adaptive_scale: bool
     """The embedding scales and shifts after the second norm (ADM), or is added before it (DDPM++)."""
+    double_norm: bool
+    """Scale and shift are normalised to unit mean square themselves (Lu and Song 2024, 2410.11081, section 4.1)."""
+    destination: bool
+    """The embedding's second half says where to go; each block starts out deaf to it."""
     project_skip: bool
     """A resampled skip branch always has a 1x1 convolution, even when the channels agree."""
     channels_per_head: int | None
@@ -78,7 +82,11 @@ class UNetBlock(nn.Module):
 
         self.norm0 = group_norm(in_channels, eps=style.eps)
         self.conv0 = _convolution(in_channels, out_channels, 3, style, resample)
-        self.affine = linear(style.emb_channels, out_channels * (2 if style.adaptive_scale else 1), style.init)
+        told = out_channels * (2 if style.adaptive_scale else 1)
+        self.affine = linear(style.emb_channels, told, style.init)
+        self.affine_to = (
+            linear(style.emb_channels, told, Init(style.init.scheme, weight=0)) if style.destination else None
+        )
         self.norm1 = group_norm(out_channels, eps=style.eps)
         self.conv1 = conv(out_channels, out_channels, 3, style.init_zero)
 
@@ -100,14 +108,23 @@ class UNetBlock(nn.Module):
         """The convolutions, added to the shortcut; shapes as in `forward`."""
         style = self.style
         h = self.conv0(F.silu(self.norm0(x)))
-        params = self.affine(emb).to(h.dtype)[:, :, None, None]
+        params = self._told(emb).to(h.dtype)[:, :, None, None]
         if style.adaptive_scale:
             scale, shift = params.chunk(2, dim=1)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+            scale, shift = (_unit(scale), _unit(shift)) if style.double_norm else (scale + 1, shift)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale))
         else:
             h = F.silu(self.norm1(h + params))
         h = self.conv1(F.dropout(h, style.dropout, self.training))
         return self._add(self.shortcut(x), h)
+
+    def _told(self, emb: Tensor) -> Tensor:
+        if self.affine_to is None:
+            told: Tensor = self.affine(emb)
+        else:
+            here, there = emb.chunk(2, dim=1)
+            told = self.affine(here) + self.affine_to(there)
+        return told
 
     def shortcut(self, x: Tensor) -> Tensor:
         """What the convolutions are added to: x itself, or resampled, or through a 1x1 convolution."""
@@ -138,6 +155,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
     with sdpa_kernel(SDPBackend.MATH):
         return F.scaled_dot_product_attention(q, k, v)
+
+
+def _unit(vector: Tensor) -> Tensor:
+    """Each image's vector [N, C, 1, 1] divided by its root mean square."""
+    return vector * torch.rsqrt(vector.square().mean(dim=1, keepdim=True) + 1e-8)
 
 
 def _convolution(

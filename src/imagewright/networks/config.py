@@ -63,6 +63,10 @@ class UNetConfig:
     """Probability of zeroing a hidden activation in training."""
     label_dropout: float = 0.0
     """Probability of hiding an image's class in training, for classifier-free guidance."""
+    destination: bool = False
+    """Also told the noise level to go to (`Condition.destination`), as the network of a trajectory model is."""
+    double_norm: bool = False
+    """The embedding scales and shifts after each second norm by vectors that are normalised themselves (sCM)."""
 
     def __post_init__(self) -> None:
         for name in ("channel_mult", "attn_resolutions"):

@@ -46,6 +46,9 @@ class DhariwalUNet(UNet):
         self.map_augment = linear(config.augment_dim, channels, INIT_ZERO, bias=False) if config.augment_dim else None
         self.map_layer0 = linear(channels, emb_channels, INIT)
         self.map_layer1 = linear(emb_channels, emb_channels, INIT)
+        if config.destination:
+            self.map_layer0_to = linear(channels, emb_channels, INIT)
+            self.map_layer1_to = linear(emb_channels, emb_channels, INIT)
         init_label = Init("kaiming_normal", weight=math.sqrt(config.label_dim))
         self.map_label = linear(config.label_dim, emb_channels, init_label, bias=False) if config.label_dim else None
 
@@ -55,6 +58,8 @@ class DhariwalUNet(UNet):
             eps=EPS,
             skip_scale=1.0,
             adaptive_scale=True,
+            double_norm=config.double_norm,
+            destination=config.destination,
             project_skip=False,
             channels_per_head=64,
             init=INIT,
@@ -76,7 +81,11 @@ class DhariwalUNet(UNet):
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if self.map_label is not None:
             emb = emb + self.map_label(self._label_rows(cond, emb))
-        return F.silu(emb)
+        return self._with_destination(F.silu(emb), cond)
+
+    def embed_destination(self, noise_label: Tensor) -> Tensor:
+        emb = self.map_noise(noise_label).to(self.map_layer0_to.weight.dtype)
+        return F.silu(self.map_layer1_to(F.silu(self.map_layer0_to(emb))))
 
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
         skips: list[Tensor] = []

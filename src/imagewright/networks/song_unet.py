@@ -43,6 +43,8 @@ class SongUNetConfig(UNetConfig):
     """Arguments of `SongUNet`; the defaults are DDPM++. Raises UserError on a value outside its range."""
 
     embedding_type: Literal["positional", "fourier"] = "positional"
+    fourier_scale: float = 16.0
+    """Deviation of the Fourier embedding's frequencies: 16 for NCSN++, 0.02 in the improved consistency models."""
     channel_mult_noise: int = 1
     """Width of the noise embedding in units of `model_channels`: 1 for DDPM++, 2 for NCSN++."""
     encoder_type: Literal["standard", "skip", "residual"] = "standard"
@@ -60,6 +62,7 @@ class SongUNetConfig(UNetConfig):
             ("decoder_type", ("standard", "skip")),
         ):
             require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {', '.join(allowed)}")
+        require(0 < self.fourier_scale < math.inf, "fourier_scale", self.fourier_scale, "positive and finite")
         mult = self.channel_mult_noise
         require(isinstance(mult, int) and mult >= 1, "channel_mult_noise", mult, "a positive integer")
         object.__setattr__(self, "resample_filter", tuple(self.resample_filter))
@@ -81,19 +84,24 @@ class SongUNet(UNet):
         self.map_noise = (
             PositionalEmbedding(noise_channels, endpoint=True)
             if config.embedding_type == "positional"
-            else FourierEmbedding(noise_channels)
+            else FourierEmbedding(noise_channels, scale=config.fourier_scale)
         )
         self.map_label = linear(config.label_dim, noise_channels, INIT) if config.label_dim else None
         self.map_augment = linear(config.augment_dim, noise_channels, INIT, bias=False) if config.augment_dim else None
         self.map_layer0 = linear(noise_channels, emb_channels, INIT)
         self.map_layer1 = linear(emb_channels, emb_channels, INIT)
+        if config.destination:
+            self.map_layer0_to = linear(noise_channels, emb_channels, INIT)
+            self.map_layer1_to = linear(emb_channels, emb_channels, INIT)
 
         style = BlockStyle(
             emb_channels=emb_channels,
             dropout=config.dropout,
             eps=EPS,
             skip_scale=math.sqrt(0.5),
-            adaptive_scale=False,
+            adaptive_scale=config.double_norm,
+            double_norm=config.double_norm,
+            destination=config.destination,
             project_skip=True,
             channels_per_head=None,
             init=INIT,
@@ -109,14 +117,20 @@ class SongUNet(UNet):
         self.dec = nn.ModuleDict({layer.name: _build(layer, style) for layer in self._decoder})
 
     def embed(self, noise_label: Tensor, cond: Condition) -> Tensor:
-        # The checkpoints of this family expect sines before cosines.
-        cosines, sines = self.map_noise(noise_label).chunk(2, dim=1)
-        emb = torch.cat([sines, cosines], dim=1).to(self.map_layer0.weight.dtype)
+        emb = self._waves(noise_label)
         if self.map_label is not None:
             emb = emb + self.map_label(self._label_rows(cond, emb) * math.sqrt(self.config.label_dim))
         if self.map_augment is not None and cond.augment is not None:
             emb = emb + self.map_augment(cond.augment.to(emb.dtype))
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+        return self._with_destination(F.silu(self.map_layer1(F.silu(self.map_layer0(emb)))), cond)
+
+    def embed_destination(self, noise_label: Tensor) -> Tensor:
+        return F.silu(self.map_layer1_to(F.silu(self.map_layer0_to(self._waves(noise_label)))))
+
+    def _waves(self, noise_label: Tensor) -> Tensor:
+        # The checkpoints of this family expect sines before cosines.
+        cosines, sines = self.map_noise(noise_label).chunk(2, dim=1)
+        return torch.cat([sines, cosines], dim=1).to(self.map_layer0.weight.dtype)
 
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
         pyramid = x

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar, Literal, Self
 
@@ -144,7 +144,11 @@ class UNet(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, noise_label: Tensor, cond: Condition) -> Tensor:
-        """The vector [N, emb_channels] that every block is told."""
+        """The vector that every block is told: [N, emb_channels], twice as long with a destination."""
+
+    @abstractmethod
+    def embed_destination(self, noise_label: Tensor) -> Tensor:
+        """The second half of that vector, [N, emb_channels], from the noise label [N] of the level to go to."""
 
     @abstractmethod
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -157,6 +161,20 @@ class UNet(nn.Module, ABC):
     def describe(self) -> dict[str, Any]:
         """JSON from which `models.description.build` makes the same architecture again."""
         return {"class": type(self).__name__, "config": self.config.to_json()}
+
+    def told_destination(self) -> Self:
+        """A copy that is also told where to go, and gives the same answers as this network until it is trained."""
+        config = replace(self.config, destination=True)
+        changed = type(self)(config)
+        changed.load_state_dict(self.state_dict(), strict=False)
+        return changed.to(next(self.parameters()))
+
+    def _with_destination(self, emb: Tensor, cond: Condition) -> Tensor:
+        if not self.config.destination:
+            return emb
+        if cond.destination is None:
+            raise ValueError("this network goes from one noise level to another; it was not told where to go")
+        return torch.cat([emb, self.embed_destination(cond.destination).expand(len(emb), -1)], dim=1)
 
     def _label_rows(self, cond: Condition, like: Tensor) -> Tensor:
         """One-hot labels [N or 1, label_dim]; zeros where there is none, or where dropout hides it."""

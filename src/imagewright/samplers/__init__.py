@@ -7,6 +7,7 @@ from imagewright.samplers.ddim import DDIM
 from imagewright.samplers.dpm_solver import DPMSolverPlusPlus
 from imagewright.samplers.edm import Euler, Heun
 from imagewright.samplers.euler_maruyama import EulerMaruyama
+from imagewright.samplers.jumps import Jumps
 from imagewright.samplers.restart import PRESETS as _RESTART
 from imagewright.samplers.restart import Restart
 from imagewright.samplers.unipc import UniPC
@@ -19,6 +20,7 @@ SAMPLERS = {
     "euler": Euler,
     "euler-maruyama": EulerMaruyama,
     "heun": Heun,
+    "jumps": Jumps,
     "multistep-consistency": MultistepConsistency,
     "restart": Restart,
     "unipc": UniPC,
@@ -38,6 +40,7 @@ __all__ = [
     "Euler",
     "EulerMaruyama",
     "Heun",
+    "Jumps",
     "MultistepConsistency",
     "Restart",
     "UniPC",

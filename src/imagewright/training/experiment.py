@@ -105,7 +105,9 @@ def assemble(experiment: Experiment, on_progress: Callable[[int, int], None] | N
     missing = [n for n, p in wanted.items() if n not in given and p.default is inspect.Parameter.empty]
     if missing:
         raise UserError(f"method {type(experiment.method).__name__} needs {', '.join(missing)}, which no field gives")
-    parts = experiment.method.parts(**{n: v for n, v in given.items() if n in wanted})
+    with torch.random.fork_rng(devices=[]):  # some methods make networks of their own
+        torch.manual_seed(derive_seed(experiment.training.seed, 1))
+        parts = experiment.method.parts(**{n: v for n, v in given.items() if n in wanted})
     if experiment.start is not None:
         _start_from(experiment.start, parts.roles[experiment.method.product].module)
     return Assembled(images, parts)

@@ -29,14 +29,18 @@ from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Sampler
 class PointNetwork(nn.Module):
     """F(x, noise_label, cond) for points: a multilayer perceptron on the point and sines of the noise label.
 
-    classes: number of labels it can be told, 0 for none.
+    classes: number of labels it can be told, 0 for none. destination: whether it is told where to go, too.
     """
 
-    def __init__(self, width: int, depth: int, classes: int = 0, frequencies: int = 8) -> None:
+    def __init__(
+        self, width: int, depth: int, classes: int = 0, frequencies: int = 8, *, destination: bool = False
+    ) -> None:
         super().__init__()
+        self.settings = (width, depth, classes, frequencies)
         self.frequencies: Tensor
         self.register_buffer("frequencies", 2.0 ** torch.arange(frequencies) * math.pi / 16)
         self.classes = classes
+        self.towards = nn.Linear(2 * frequencies, width, bias=False) if destination else None
         inner = [layer for _ in range(depth - 1) for layer in (nn.Linear(width, width), nn.SiLU())]
         self.layers = nn.Sequential(
             nn.Linear(2 + 2 * frequencies + classes, width), nn.SiLU(), *inner, nn.Linear(width, 2)
@@ -44,16 +48,31 @@ class PointNetwork(nn.Module):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         """x: [N, 2, 1, 1]; noise_label: [N]. Returns [N, 2, 1, 1]."""
-        phase = noise_label[:, None] * self.frequencies
-        told = [x.flatten(1), phase.sin(), phase.cos()]
+        told = [x.flatten(1), self._waves(noise_label)]
         if self.classes:
             rows = x.new_zeros(len(x), self.classes)
             if cond.label is not None:
                 known = cond.label >= 0
                 rows[known, cond.label[known]] = 1.0
             told.append(rows)
-        answer: Tensor = self.layers(torch.cat(told, 1))
+        hidden = self.layers[0](torch.cat(told, 1))
+        if self.towards is not None:
+            assert cond.destination is not None
+            hidden = hidden + self.towards(self._waves(cond.destination))
+        answer: Tensor = self.layers[1:](hidden)
         return answer.reshape(x.shape)
+
+    def told_destination(self) -> PointNetwork:
+        """As `networks.UNet.told_destination`."""
+        changed = PointNetwork(*self.settings, destination=True)
+        changed.load_state_dict(self.state_dict(), strict=False)
+        assert changed.towards is not None
+        nn.init.zeros_(changed.towards.weight)
+        return changed.to(next(self.parameters()))
+
+    def _waves(self, noise_label: Tensor) -> Tensor:
+        phase = noise_label[:, None] * self.frequencies
+        return torch.cat([phase.sin(), phase.cos()], 1)
 
 
 @dataclass(frozen=True, kw_only=True)
