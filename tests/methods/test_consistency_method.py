@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.consistency import ConsistencyDistillation, ConsistencyTraining, heun_step
+from imagewright.methods.consistency import ConsistencyDistillation, ConsistencyTraining
 from imagewright.methods.distances import Distance
+from imagewright.methods.pairs import heun_step
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.models.preconditioning import EDMPrecond, VPPrecond
 from imagewright.noise import StepNoise

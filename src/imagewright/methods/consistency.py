@@ -13,7 +13,6 @@ Checked    f(x, sigma_min) = x; shared z; the exact flow of Gaussian data has a 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,24 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.methods.distances import Distance, Features
+from imagewright.methods.pairs import check_grid, check_range, column, consistency_parts, heun_step, match
 from imagewright.models.consistency import ConsistencyModel, edm_teacher
 from imagewright.noise import StepNoise
 from imagewright.paths.schedules import karras_sigmas
-from imagewright.types import (
-    Average,
-    Batch,
-    Clock,
-    Condition,
-    DataSpec,
-    Denoiser,
-    Event,
-    Follow,
-    Frozen,
-    Parts,
-    Trained,
-    Update,
-    UserError,
-)
+from imagewright.types import Batch, Clock, DataSpec, Denoiser, Event, Frozen, Parts, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +43,7 @@ class ConsistencyDistillation:
     distance: Distance = Distance()
 
     def __post_init__(self) -> None:
-        _check_grid("grid_points", self.grid_points, self.rho)
+        check_grid("grid_points", self.grid_points, self.rho)
         if not 0 <= self.target_decay < 1:
             raise UserError(f"method.target_decay is {self.target_decay}; it must lie in [0, 1)")
 
@@ -65,15 +51,15 @@ class ConsistencyDistillation:
         """teacher: an EDM-preconditioned denoiser; student and target start from its weights."""
         known = edm_teacher(teacher)
         student = ConsistencyModel.from_denoiser(known)
-        return _consistency_parts(student, features, self.distance, teacher=Frozen(module=known))
+        return consistency_parts(student, features, self.distance, teacher=Frozen(module=known))
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
         """One update of the student, then of the target."""
         t, t_next = _random_interval(self.grid_points, self.rho, parts.student, batch.images, noise)
-        x = batch.images + _column(t) * noise.normal(batch.images)
+        x = batch.images + column(t) * noise.normal(batch.images)
         with torch.no_grad():
             x_next = heun_step(parts.teacher, x, t, t_next, batch.cond)
-        yield from _match(parts, (x, t), (x_next, t_next), batch.cond, noise, self.distance, self.target_decay)
+        yield from match(parts, (x, t), (x_next, t_next), batch.cond, noise, self.distance, self.target_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +81,8 @@ class ConsistencyTraining:
     distance: Distance = Distance()
 
     def __post_init__(self) -> None:
-        _check_grid("s0", self.s0, self.rho)
-        _check_range(self.sigma_min, self.sigma_max, "method.")
+        check_grid("s0", self.s0, self.rho)
+        check_range(self.sigma_min, self.sigma_max, "method.")
         if not 0 < self.sigma_data < math.inf:
             raise UserError(f"method.sigma_data is {self.sigma_data}; it must be positive and finite")
         if self.s1 < self.s0 or not 0 < self.mu0 < 1:
@@ -115,34 +101,15 @@ class ConsistencyTraining:
     def parts(self, *, network: nn.Module, spec: DataSpec, features: Features | None = None) -> Parts:
         """network: F(x, noise_label, cond) of `networks`, untrained or trained."""
         student = ConsistencyModel(network, self.sigma_min, self.sigma_max, self.sigma_data)
-        return _consistency_parts(student, features, self.distance)
+        return consistency_parts(student, features, self.distance)
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
         """One update of the student, then of the target."""
         points = self.grid_points(clock.fraction)
         t, t_next = _random_interval(points, self.rho, parts.student, batch.images, noise)
         z = noise.normal(batch.images)
-        pair = (batch.images + _column(t) * z, t), (batch.images + _column(t_next) * z, t_next)
-        yield from _match(parts, *pair, batch.cond, noise, self.distance, self.target_decay(clock.fraction))
-
-
-def heun_step(denoiser: Denoiser, x: Tensor, t: Tensor, t_next: Tensor, cond: Condition) -> Tensor:
-    """One second-order step of the probability-flow ODE dx/dt = (x - D(x; t)) / t; t, t_next: [N], > 0; two calls."""
-    slope = (x - denoiser(x, t, cond)) / _column(t)
-    step = _column(t_next - t)
-    euler = x + step * slope
-    return x + step * (slope + (euler - denoiser(euler, t_next, cond)) / _column(t_next)) / 2
-
-
-def _consistency_parts(
-    student: ConsistencyModel, features: Features | None, distance: Distance, **more: Frozen
-) -> Parts:
-    if distance.kind == "perceptual":
-        if not isinstance(features, nn.Module):
-            raise UserError("method.distance.kind is 'perceptual'; it needs a feature network (give `features`)")
-        more["features"] = Frozen(module=features)
-    target = copy.deepcopy(student).requires_grad_(False)
-    return Parts(student=Trained(module=student), target=Average(module=target), **more)
+        pair = (batch.images + column(t) * z, t), (batch.images + column(t_next) * z, t_next)
+        yield from match(parts, *pair, batch.cond, noise, self.distance, self.target_decay(clock.fraction))
 
 
 def _random_interval(
@@ -152,39 +119,3 @@ def _random_interval(
     grid = karras_sigmas(points, model.sigma_min, model.sigma_max, rho).to(images)
     upper = noise.integers(points - 1, images[:, 0, 0, 0])
     return grid[upper], grid[upper + 1]
-
-
-def _match(
-    parts: Any,
-    upper: tuple[Tensor, Tensor],
-    lower: tuple[Tensor, Tensor],
-    cond: Condition,
-    noise: StepNoise,
-    distance: Distance,
-    target_decay: float,
-) -> Iterator[Event]:
-    """d(f(x_t, t), stopgrad f-(x_t', t')), lambda = 1: equations 7 and 10; then the target follows."""
-    with noise.same_dropout(), torch.no_grad():
-        aim = parts.target.start(*lower, cond)
-    loss = distance(parts.student.start(*upper, cond), aim, getattr(parts, "features", None))
-    yield Update("student", loss, at=upper[1])
-    yield Follow("target", "student", target_decay)
-
-
-def _check_grid(name: str, points: int, rho: float) -> None:
-    if points < 2:
-        raise UserError(f"method.{name} is {points}; the noise grid needs at least 2 points")
-    if not 0 < rho < math.inf:
-        raise UserError(f"method.rho is {rho}; it must be positive and finite")
-
-
-def _check_range(sigma_min: float, sigma_max: float, whose: str) -> None:
-    if not 0 < sigma_min < sigma_max < math.inf:
-        raise UserError(
-            f"{whose}sigma_min is {sigma_min} and sigma_max is {sigma_max}; "
-            "they must satisfy 0 < sigma_min < sigma_max, both finite"
-        )
-
-
-def _column(per_image: Tensor) -> Tensor:
-    return per_image[:, None, None, None]

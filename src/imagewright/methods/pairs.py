@@ -1,0 +1,79 @@
+"""What the consistency methods share: parts, the loss of two neighbours on a trajectory, the teacher's step, checks.
+
+Nothing here belongs to one paper; `methods.consistency` says where it comes from.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imagewright.methods.distances import Distance, Features
+from imagewright.models.consistency import ConsistencyModel
+from imagewright.noise import StepNoise
+from imagewright.types import Average, Condition, Denoiser, Event, Follow, Frozen, Parts, Trained, Update, UserError
+
+
+def heun_step(denoiser: Denoiser, x: Tensor, t: Tensor, t_next: Tensor, cond: Condition) -> Tensor:
+    """One second-order step of the probability-flow ODE dx/dt = (x - D(x; t)) / t; t, t_next: [N], > 0; two calls."""
+    slope = (x - denoiser(x, t, cond)) / column(t)
+    step = column(t_next - t)
+    euler = x + step * slope
+    return x + step * (slope + (euler - denoiser(euler, t_next, cond)) / column(t_next)) / 2
+
+
+def consistency_parts(
+    student: ConsistencyModel, features: Features | None, distance: Distance, **more: Frozen
+) -> Parts:
+    """Student, its target, and what else there is. Raises UserError for a perceptual distance without features."""
+    if distance.kind == "perceptual":
+        if not isinstance(features, nn.Module):
+            raise UserError("method.distance.kind is 'perceptual'; it needs a feature network (give `features`)")
+        more["features"] = Frozen(module=features)
+    target = copy.deepcopy(student).requires_grad_(False)
+    return Parts(student=Trained(module=student), target=Average(module=target), **more)
+
+
+def match(
+    parts: Any,
+    upper: tuple[Tensor, Tensor],
+    lower: tuple[Tensor, Tensor],
+    cond: Condition,
+    noise: StepNoise,
+    distance: Distance,
+    target_decay: float,
+    weight: Tensor | None = None,
+) -> Iterator[Event]:
+    """weight * d(f(x_t, t), stopgrad f-(x_t', t')); then the target follows. upper, lower: (x, sigma); weight: [N]."""
+    with noise.same_dropout(), torch.no_grad():
+        aim = parts.target.start(*lower, cond)
+    loss = distance(parts.student.start(*upper, cond), aim, getattr(parts, "features", None))
+    yield Update("student", loss if weight is None else weight * loss, at=upper[1])
+    yield Follow("target", "student", target_decay)
+
+
+def check_grid(name: str, points: int, rho: float) -> None:
+    """Raise UserError unless the grid has two points or more and rho is positive."""
+    if points < 2:
+        raise UserError(f"method.{name} is {points}; the noise grid needs at least 2 points")
+    if not 0 < rho < math.inf:
+        raise UserError(f"method.rho is {rho}; it must be positive and finite")
+
+
+def check_range(sigma_min: float, sigma_max: float, whose: str) -> None:
+    """Raise UserError unless 0 < sigma_min < sigma_max; whose: what to put before the names."""
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise UserError(
+            f"{whose}sigma_min is {sigma_min} and sigma_max is {sigma_max}; "
+            "they must satisfy 0 < sigma_min < sigma_max, both finite"
+        )
+
+
+def column(per_image: Tensor) -> Tensor:
+    """[N] -> [N, 1, 1, 1]."""
+    return per_image[:, None, None, None]
