@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from imagewright.networks.layers import DownConv, Init, Resample, UpConv, conv, group_norm, linear
+from imagewright.networks.layers import DownConv, Init, Resample, UpConv, conv, group_norm, has_tangent, linear
 from imagewright.types import UserError
 
 
@@ -151,7 +150,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     PyTorch's fused kernels have no forward-mode derivative, so a Jacobian-vector product takes the plain one.
     """
-    if forward_ad.unpack_dual(q).tangent is None:  # type: ignore[no-untyped-call]
+    if not has_tangent(q):
         return F.scaled_dot_product_attention(q, k, v)
     with sdpa_kernel(SDPBackend.MATH):
         return F.scaled_dot_product_attention(q, k, v)

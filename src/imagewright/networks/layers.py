@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from imagewright.types import UserError
 
@@ -65,6 +66,18 @@ def conv(in_channels: int, out_channels: int, kernel: int, init: Init) -> nn.Con
     return layer
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that also has a forward-mode derivative where channels lie last in memory."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.contiguous() if has_tangent(input) else input)
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether a Jacobian-vector product is being computed through x."""
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
 def group_norm(channels: int, *, eps: float) -> nn.GroupNorm:
     """Group normalisation with at most 32 groups of at least 4 channels.
 
@@ -72,7 +85,7 @@ def group_norm(channels: int, *, eps: float) -> nn.GroupNorm:
     """
     most = max(1, min(32, channels // 4))
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels, eps=eps)
+    return GroupNorm(groups, channels, eps=eps)
 
 
 # --- resampling ---------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from imagewright.recipes import consistency, edm
+from imagewright.recipes import consistency, edm, improved_consistency
+from imagewright.recipes import continuous_consistency as continuous
 from imagewright.training.experiment import Experiment
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
@@ -18,6 +19,19 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "ct-digits": consistency.ct_digits,
     "ct-cifar10": consistency.ct_cifar10,
     "ct-imagenet64": consistency.ct_imagenet64,
+    "ict-digits": improved_consistency.digits,
+    "ict-cifar10": improved_consistency.cifar10,
+    "ict-imagenet64": improved_consistency.imagenet64,
+    "trigflow-digits": continuous.trigflow_digits,
+    "trigflow-cifar10": continuous.trigflow_cifar10,
+    "trigflow-imagenet64": continuous.trigflow_imagenet64,
+    "scd-digits": continuous.scd_digits,
+    "scd-emoji64-32": continuous.scd_emoji64_32,
+    "scd-cifar10": continuous.scd_cifar10,
+    "scd-imagenet64": continuous.scd_imagenet64,
+    "sct-digits": continuous.sct_digits,
+    "sct-cifar10": continuous.sct_cifar10,
+    "sct-imagenet64": continuous.sct_imagenet64,
 }
 """Every recipe by its name on the command line."""
 

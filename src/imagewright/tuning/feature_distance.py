@@ -13,8 +13,8 @@ from torch import nn
 
 from imagewright.guidance.layer_skipping import LayerSkipped
 from imagewright.metrics.features import FeatureExtractor
-from imagewright.metrics.frechet import frechet_distance
-from imagewright.metrics.statistics import FeatureStatistics, HasMoments
+from imagewright.metrics.frechet import frechet_of_images
+from imagewright.metrics.statistics import HasMoments
 from imagewright.noise import derive_seed
 from imagewright.paths.discrete import DiscreteSchedule
 from imagewright.samplers.ddim import DDIM
@@ -55,7 +55,5 @@ class FeatureDistance:
         """Noise and classes follow from the seed and the candidate: fresh for each, the same when asked again."""
         skipped = [number for ids in candidate.skips for number in (len(ids), *ids)]
         seed = derive_seed(self.seed, len(candidate.times), *candidate.times, *skipped)
-        statistics = FeatureStatistics(self.extractor.dim)
-        for batch in self.generator(candidate).batches(self.images, seed=seed, batch_size=self.batch_size):
-            statistics.update(self.extractor(batch)[0])
-        return frechet_distance(statistics, self.reference)
+        batches = self.generator(candidate).batches(self.images, seed=seed, batch_size=self.batch_size)
+        return frechet_of_images(batches, self.extractor, self.reference)

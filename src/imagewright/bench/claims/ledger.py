@@ -23,6 +23,9 @@ This page is made by `imagewright bench claims --ledger` from the records in `cl
 """
 
 
+Curves = dict[str, list[dict[str, Any]]]
+
+
 def write_ledger(folder: Path, page: Path, keys: Sequence[str]) -> list[str]:
     """Write the page and a figure beside each record; returns the keys that have no record yet."""
     records = {key: read_json(folder / f"{key}.json") for key in keys if (folder / f"{key}.json").exists()}
@@ -65,27 +68,50 @@ def _section(record: dict[str, Any], stem: str) -> str:
 
 
 def draw_figure(record: dict[str, Any], path: Path) -> None:
-    """Every seed as a point, the mean as a line: score over cost, one line for each curve."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained", dpi=120)
-    axes = figure.subplots()
+    """Every seed as a point, the mean larger: over cost, or beside the names where cost says little."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in record["summary"]:
         curves.setdefault(row["curve"] or row["name"], []).append(row)
     scores = {row.name: [s[row.name].score for s in rows_of(record).values()] for row in _first_rows(record)}
+    over_cost = any(len({row["cost"] for row in rows}) >= 3 for rows in curves.values())
+    height = 4.0 if over_cost else 1.2 + 0.3 * len(record["summary"])
+    figure = Figure(figsize=(6.4, height), layout="constrained", dpi=120)
+    (_draw_over_cost if over_cost else _draw_names)(figure.subplots(), record, curves, scores)
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png")
+
+
+def _style(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def _draw_over_cost(axes: Any, record: dict[str, Any], curves: Curves, scores: dict[str, list[float]]) -> None:
     for i, (name, rows) in enumerate(curves.items()):
         rows.sort(key=lambda row: row["cost"])
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        axes.plot([r["cost"] for r in rows], [r["mean"] for r in rows], label=f" {name}", lw=1.6, ms=5, **style)
+        axes.plot([r["cost"] for r in rows], [r["mean"] for r in rows], label=f" {name}", lw=1.6, ms=5, **_style(i))
         for row in rows:
             values = scores[row["name"]]
-            axes.scatter([row["cost"]] * len(values), values, s=10, alpha=0.45, **style)
+            axes.scatter([row["cost"]] * len(values), values, s=10, alpha=0.45, **_style(i))
     _scale(axes, record)
     axes.set_xlabel(record["cost"])
     axes.set_ylabel(f"{record['measure']} ({record['better']} is better)")
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    with replacing(path) as aside:
-        figure.savefig(aside, format="png")
+
+
+def _draw_names(axes: Any, record: dict[str, Any], curves: Curves, scores: dict[str, list[float]]) -> None:
+    rows = [(row, _style(i)) for i, curve in enumerate(curves.values()) for row in curve]
+    for y, (row, style) in enumerate(rows):
+        values = scores[row["name"]]
+        axes.scatter(values, [y] * len(values), s=14, alpha=0.5, **style)
+        axes.scatter([row["mean"]], [y], s=40, **style)
+    axes.set_yticks(range(len(rows)), [f"{row['name']}  [{row['cost']:.3g}]" for row, _ in rows], fontsize=8)
+    axes.invert_yaxis()
+    least, most = (f(r[k] for r in record["summary"]) for f, k in ((min, "least"), (max, "most")))
+    if least > 0 and most > 4 * least:
+        axes.set_xscale("log")
+    axes.set_xlabel(f"{record['measure']} ({record['better']} is better)   [{record['cost']}]", fontsize=8)
+    axes.grid(alpha=0.2)
 
 
 def _first_rows(record: dict[str, Any]) -> Sequence[Any]:

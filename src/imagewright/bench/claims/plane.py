@@ -70,6 +70,12 @@ class PointNetwork(nn.Module):
         nn.init.zeros_(changed.towards.weight)
         return changed.to(next(self.parameters()))
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """As `networks.UNet.last_layer`."""
+        last: nn.Parameter = self.layers[-1].weight
+        return last
+
     def _waves(self, noise_label: Tensor) -> Tensor:
         phase = noise_label[:, None] * self.frequencies
         return torch.cat([phase.sin(), phase.cos()], 1)

@@ -121,10 +121,10 @@ CLAIM = Claim(
     measure="energy distance x 1000",
     cost="omega, or generation",
     run=run,
-    tried="Chosen on seeds 10 to 12: the network's size (a large one leaves SIMS nothing to correct), 60% of own samples "
-    "(with four times as many, or as many as real points, no omega kept the loop stable). On seed 1 the base model "
-    "is already near the real points and every omega above 0 costs; the loop with SIMS is better than the plain loop "
-    "on all seeds, but climbs above its first model on two.",
+    tried="Chosen on seeds 10 to 12: the network's size (a large one leaves SIMS nothing to correct), 60% of own "
+    "samples (with four times as many, or as many as real points, no omega kept the loop stable). On seed 1 the base "
+    "model is already near the real points and every omega above 0 costs; the loop with SIMS is better than the plain "
+    "one on all seeds, but climbs above its first model on two.",
     checks=(
         Check(says="the best omega is above 0", holds=lambda r: _gain(r, "own samples") > 0),
         Check(
