@@ -211,10 +211,15 @@ Event = Update | Follow
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A network that learns: it gets an optimiser, and averages (EMA) when `ema` is set."""
+    """A network that learns: it gets an optimiser, and averages (EMA) when `ema` is set.
+
+    lr_scale: its learning rate, in units of the run's. betas: its optimiser's, where they are not the run's.
+    """
 
     module: torch.nn.Module
     ema: bool = True
+    lr_scale: float = 1.0
+    betas: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from imagewright.models.consistency import ConsistencyModel
+from imagewright.methods.continuous_consistency import tangent, trig_output
+from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
 from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.samplers import MultistepConsistency
 from imagewright.samplers.generator import ImageGenerator
@@ -76,6 +77,24 @@ def measure_training(device: torch.device, rounds: int) -> list[Ratio]:
     theirs = _training_step(peer, device, lambda net, x, t: net(x, t).sample)
     mine, other, ratios = _alternate(ours, theirs, device, rounds)
     return [Ratio("training step", mine, "diffusers.UNet2DModel", other, *ratios)]
+
+
+def measure_tangent(device: torch.device, rounds: int) -> Ratio:
+    """The tangent of `methods.continuous_consistency` (one Jacobian-vector product) against a forward and backward."""
+    model = ContinuousConsistencyModel(_network(0)).to(device)
+    x, velocity = (torch.randn(BATCH, 3, RESOLUTION, RESOLUTION, device=device) for _ in range(2))
+    t = torch.linspace(0.1, 1.5, BATCH, device=device)
+    parameters = list(model.parameters())
+
+    def plain() -> None:
+        torch.autograd.grad(trig_output(model, x, t, UNCONDITIONAL).square().mean(), parameters)
+
+    @torch.no_grad()
+    def with_tangent() -> None:
+        tangent(model, x, t, velocity, UNCONDITIONAL, 1.0)
+
+    ours, theirs, ratios = _alternate(with_tangent, plain, device, rounds)
+    return Ratio("sCM's tangent", ours, "forward and backward", theirs, *ratios)
 
 
 def _network(classes: int) -> SongUNet:

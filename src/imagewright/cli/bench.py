@@ -13,7 +13,7 @@ from imagewright.bench.claims import KEYS, load_claim
 from imagewright.bench.claims.ledger import write_ledger
 from imagewright.bench.claims.runner import LEAST_SEEDS, run_claim
 from imagewright.bench.orders import draw_orders, measure_orders
-from imagewright.bench.speed import measure_sampling, measure_training
+from imagewright.bench.speed import measure_sampling, measure_tangent, measure_training
 from imagewright.cli.console import OUT, bar, say
 from imagewright.files import read_json, write_json
 from imagewright.training.distributed import pick_device
@@ -25,14 +25,14 @@ imagewright bench claims KEY ... [--seeds 0 1 2] [--out docs/claims]
 imagewright bench claims --list | --ledger
 imagewright bench orders [--out orders.png]
 
-speed   ratios within one process: one-step sampling against the bare network, training step against diffusers
+speed   ratios within one process: one-step sampling, training step, and sCM's tangent, each against a peer or bound
 claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
 orders  error of every deterministic sampler against network calls, on a mixture whose flow is known exactly
 """
 
 
 def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> None:
-    """One-step sampling against the bare network in a loop, and the training step against diffusers' UNet2DModel.
+    """One-step sampling against the bare network, a training step against diffusers' UNet2DModel, sCM's tangent.
 
     Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown.
 
@@ -44,7 +44,11 @@ def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> Non
     if rounds < 3:
         raise UserError(f"--rounds is {rounds}; it must be at least 3")
     target = pick_device(device)
-    results = [measure_sampling(target, rounds), *measure_training(target, rounds)]
+    results = [
+        measure_sampling(target, rounds),
+        *measure_training(target, rounds),
+        measure_tangent(target, rounds),
+    ]
     table = Table("what", "ours (images/s)", "against", "its images/s", "ratio", "range")
     for r in results:
         table.add_row(

@@ -14,6 +14,7 @@ from imagewright.types import UserError
 WORDS = {
     "train": [*RECIPES, "--out", "--resume", "--device", "--dry-run", "--teacher", "--help"],
     "sample": ["--n", "--seed", "--label", "--class-name", "--sampler", "--steps", "--set", "--out", "--npz"],
+    "edit": ["--task", "--image", "--index", "--mask", "--factor", "--sigma", "--steps", "--levels", "--n", "--seed"],
     "evaluate": ["--data", "--split", "--n", "--seed", "--metrics", "--sampler", "--steps", "--inception", "--out"],
     "report": ["--out", "--seed"],
     "data": ["info", "convert"],

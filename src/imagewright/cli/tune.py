@@ -1,8 +1,9 @@
-"""`imagewright tune skip | ema | lcsc | bespoke | autodiffusion | sims`: searches over a trained model."""
+"""`imagewright tune skip | ema | lcsc | bespoke | autodiffusion | times | sims`: searches over a trained model."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,13 +27,14 @@ from imagewright.metrics.frechet import frechet_of_images
 from imagewright.metrics.statistics import Moments
 from imagewright.models.files import ModelFile, save_model
 from imagewright.pretrained import find_model
-from imagewright.samplers import Heun
+from imagewright.samplers import Heun, MultistepConsistency
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
 from imagewright.training.distributed import pick_device
 from imagewright.training.posthoc import reconstruct
 from imagewright.training.weights import combine, differences, stored, unflatten
 from imagewright.tuning import autodiffusion as auto
 from imagewright.tuning.bespoke import BespokeTraining, train_bespoke
+from imagewright.tuning.consistency_times import Levels, TimesSearch, search_times
 from imagewright.tuning.feature_distance import FeatureDistance
 from imagewright.tuning.lcsc import LCSC, Vector, search
 from imagewright.types import Sampler, UserError
@@ -45,6 +47,7 @@ ema            an average of any length from a run's kept ones (post-hoc EMA)
 lcsc           a linear combination of a run's kept weights, searched for the steps you want (LCSC)
 bespoke        a solver of few steps learnt for this very model (Bespoke solvers)
 autodiffusion  which time steps to take, and which layers to skip at each (AutoDiffusion)
+times          the noise levels of a flow map's further steps (consistency models)
 sims           train a copy on the model's own samples, and move away from it (SIMS)
 
 examples:
@@ -52,6 +55,7 @@ examples:
   imagewright tune ema runs/edm-digits --std 0.07 --out runs/edm-digits-007
   imagewright tune lcsc runs/edm-digits --steps 5 --out runs/edm-digits-lcsc
   imagewright tune bespoke runs/edm-digits --steps 5     # then: sample --sampler runs/edm-digits/tuned/bespoke2-5.json
+  imagewright tune times runs/cd-digits --steps 2        # then: sample --sampler runs/cd-digits/tuned/times-2.json
   imagewright tune sims runs/edm-digits --out runs/edm-digits-sims
 """
 
@@ -259,6 +263,50 @@ def autodiffusion(
     _write(path, model, record)
 
 
+def times(
+    model: Annotated[str, tyro.conf.Positional],
+    steps: int = 2,
+    points: int = 40,
+    n: int = 1000,
+    seed: int = 0,
+    data: str | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Search the noise levels to which a flow map's samples are noised again, one after the other.
+
+    Args:
+        model: run or model folder of a flow map (a consistency model).
+        steps: network calls of the sampler.
+        points: of the noise grid whose inner points are candidates.
+        n: images for each candidate.
+        seed: of the images; score the choice on another seed with `imagewright evaluate`.
+        data: real images; default what the model was trained on.
+        out: file to write; default tuned/times-<steps>.json in the run folder.
+        device: auto, cpu, cuda, mps.
+    """
+    file = find_model(model)
+    if not getattr(file.model, "is_flow_map", False):
+        raise UserError(f"{model} is a denoiser; tune times searches the steps of a flow map, such as a cd-digits run")
+    path, config = out or _tuned(model, f"times-{steps}"), TimesSearch(steps=steps, points=points)
+    scorer = Scorer.of(model, file, data, device)
+    flow_map: Any = file.model
+
+    def score(sigmas: Levels) -> float:
+        return scorer.score(file.model, file, MultistepConsistency(sigmas=sigmas), n, seed)
+
+    # One score without further levels, and for each level about two for every halving of the grid by a third.
+    expected = 1 + (steps - 1) * (2 + 2 * math.ceil(math.log(points, 1.5)))
+    with bar("levels", expected, "scores") as advance_to:
+        found = search_times(
+            score, flow_map.sigma_min, flow_map.sigma_max, config, lambda k, value: advance_to(k, f"{value:.4g}")
+        )
+    names = ["one step", *(f"{s:.4g}, after those above" for s in found.sigmas)]
+    _scores("level", dict(zip(names, found.scores, strict=True)))
+    record = {"scores": found.scores, "measured": found.measured, "images": n, "seed": seed, "points": points}
+    _write(path, model, {"sampler": sampler_to_json(MultistepConsistency(sigmas=found.sigmas)), "found": record})
+
+
 def _fresh(run: Path, out: Path) -> ModelFile:
     if (out / "model.json").exists():
         raise UserError(f"{out} already holds a model; choose another --out")
@@ -295,6 +343,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "lcsc": lcsc,
     "bespoke": bespoke,
     "autodiffusion": autodiffusion,
+    "times": times,
     "sims": sims,
 }
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from imagewright.models.segments import MultistepConsistencyModel
 from imagewright.models.trajectory import TrajectoryModel
 from imagewright.networks import NETWORKS, UNet
 from imagewright.networks.config import did_you_mean
@@ -23,6 +24,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "ConsistencyModel": ConsistencyModel,
     "ContinuousConsistencyModel": ContinuousConsistencyModel,
     "EDMPrecond": EDMPrecond,
+    "MultistepConsistencyModel": MultistepConsistencyModel,
     "TrajectoryModel": TrajectoryModel,
     "VEPrecond": VEPrecond,
     "VPPrecond": VPPrecond,

@@ -8,15 +8,16 @@ Source   Kim et al. 2024 (arXiv 2310.02279), section 3:  G(x, t, s) = (s / t) x 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol, Self, cast
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from imagewright.models.preconditioning import EDMPrecond
-from imagewright.types import UNCONDITIONAL, Condition
+from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 
+@runtime_checkable
 class Teachable(Protocol):
     """A network that can be told where to go; see `networks.UNet.told_destination`."""
 
@@ -30,7 +31,9 @@ class TrajectoryModel(EDMPrecond):
 
     def towards(self, x: Tensor, sigma: Tensor, sigma_to: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         """g: where the jump's straight line meets sigma = 0, [N, C, H, W]; the denoiser at sigma_to = sigma."""
-        told = self.c_noise(sigma_to.clamp(min=self.sigma_min).to(torch.promote_types(sigma_to.dtype, torch.float32)))
+        parameter = next(self.network.parameters(), None)
+        dtype = torch.promote_types(torch.float32 if parameter is None else parameter.dtype, torch.float32)
+        told = self.c_noise(sigma_to.to(dtype).clamp(min=self.sigma_min))
         return super().forward(x, sigma, replace(cond, destination=told))
 
     def forward(  # type: ignore[override]  # a flow map takes where to go before the condition
@@ -38,10 +41,39 @@ class TrajectoryModel(EDMPrecond):
     ) -> Tensor:
         """As `types.FlowMap`."""
         ratio = (sigma_to.clamp(min=self.sigma_min) / sigma)[:, None, None, None]
-        return ratio * x + (1 - ratio) * self.towards(x, sigma, sigma_to, cond)
+        jumped: Tensor = ratio * x + (1 - ratio) * self.towards(x, sigma, sigma_to, cond)
+        return jumped.to(x.dtype)
+
+    def denoiser(self) -> ContainedDenoiser:
+        """g(x, t, t) as a `Denoiser` with the same weights: for ODE samplers and for the likelihood."""
+        return ContainedDenoiser(self)
 
     @classmethod
     def from_denoiser(cls, denoiser: EDMPrecond) -> Self:
-        """A trajectory model whose g is, until it is trained, the denoiser's answer whatever the destination."""
-        network = cast(Teachable, denoiser.network).told_destination().requires_grad_(True)
+        """A trajectory model whose g is, until it is trained, the denoiser's answer whatever the destination.
+
+        Raises UserError when the denoiser's network cannot be told a destination.
+        """
+        if not isinstance(denoiser.network, Teachable):
+            raise UserError(
+                f"the denoiser's network is a {type(denoiser.network).__name__}, which cannot be told where to go; "
+                "it needs a method told_destination()"
+            )
+        network = denoiser.network.told_destination().requires_grad_(True)
         return cls(network, denoiser.sigma_min, denoiser.sigma_max, denoiser.sigma_data, denoiser.noise_label).train()
+
+
+class ContainedDenoiser(nn.Module):
+    """The denoiser that a trajectory model contains, x -> g(x, sigma, sigma)."""
+
+    def __init__(self, model: TrajectoryModel) -> None:
+        super().__init__()
+        self.model = model
+        self.sigma_min, self.sigma_max = model.sigma_min, model.sigma_max
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """As `types.Denoiser`."""
+        return self.model.towards(x, sigma, sigma, cond)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        return torch.as_tensor(sigma)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -164,8 +164,20 @@ class UNet(nn.Module, ABC):
 
     def told_destination(self) -> Self:
         """A copy that is also told where to go, and gives the same answers as this network until it is trained."""
-        config = replace(self.config, destination=True)
-        changed = type(self)(config)
+        return self._changed(destination=True)
+
+    def without_dropout(self) -> Self:
+        """A copy with the same weights that hides no activation and no label in training."""
+        return self._changed(dropout=0.0, label_dropout=0.0)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the last convolution of the last output block: where methods compare gradients of losses."""
+        last = self.dec[self._decoder[-1].name]
+        return cast(nn.Parameter, (last.conv1 if isinstance(last, UNetBlock) else last).weight)
+
+    def _changed(self, **settings: Any) -> Self:
+        changed = type(self)(replace(self.config, **settings))
         changed.load_state_dict(self.state_dict(), strict=False)
         return changed.to(next(self.parameters()))
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 from imagewright.recipes import consistency, edm, improved_consistency
+from imagewright.recipes import consistency_trajectory as trajectory
 from imagewright.recipes import continuous_consistency as continuous
+from imagewright.recipes import multistep_consistency as multistep
 from imagewright.training.experiment import Experiment
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
@@ -19,9 +21,26 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "ct-digits": consistency.ct_digits,
     "ct-cifar10": consistency.ct_cifar10,
     "ct-imagenet64": consistency.ct_imagenet64,
+    "ctcd-digits": consistency.ctcd_digits,
+    "ctcd-cifar10": consistency.ctcd_cifar10,
+    "ctcd-cifar10-stop-gradient": consistency.ctcd_cifar10_stop_gradient,
+    "ctct-cifar10": consistency.ctct_cifar10,
+    "pd-digits": consistency.pd_digits,
+    "pd-cifar10": consistency.pd_cifar10,
     "ict-digits": improved_consistency.digits,
     "ict-cifar10": improved_consistency.cifar10,
     "ict-imagenet64": improved_consistency.imagenet64,
+    "mcd-digits": multistep.mcd_digits,
+    "mcd-emoji64-32": multistep.mcd_emoji64_32,
+    "mcd-imagenet64": multistep.mcd_imagenet64,
+    "mct-digits": multistep.mct_digits,
+    "mct-imagenet64": multistep.mct_imagenet64,
+    "ctm-digits": trajectory.ctm_digits,
+    "ctm-emoji64-32": trajectory.ctm_emoji64_32,
+    "ctm-cifar10": trajectory.ctm_cifar10,
+    "ctm-cifar10-gan": trajectory.ctm_cifar10_gan,
+    "ctm-imagenet64": trajectory.ctm_imagenet64,
+    "ctm-imagenet64-gan": trajectory.ctm_imagenet64_gan,
     "trigflow-digits": continuous.trigflow_digits,
     "trigflow-cifar10": continuous.trigflow_cifar10,
     "trigflow-imagenet64": continuous.trigflow_imagenet64,

@@ -1,11 +1,16 @@
-"""Consistency distillation and training (Song et al. 2023, 2303.01469; hyper-parameters: appendix C, table 3)."""
+"""Consistency distillation and training (Song et al. 2023, 2303.01469; hyper-parameters: appendix C, table 3).
+
+Also the paper's variants in continuous time and its baseline, progressive distillation, as its CIFAR-10 code has them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from imagewright.methods.consistency import ConsistencyDistillation, ConsistencyTraining
+from imagewright.methods.consistency_continuous import ContinuousTimeDistillation, ContinuousTimeTraining
 from imagewright.methods.distances import Distance
+from imagewright.methods.progressive_distillation import ProgressiveDistillation, steps_sampler
 from imagewright.networks import DhariwalUNetConfig, SongUNetConfig
 from imagewright.recipes.edm import FROM_DATA
 from imagewright.recipes.edm import digits as edm_digits
@@ -139,4 +144,72 @@ def ct_imagenet64() -> Experiment:
     method = ConsistencyTraining(s0=2, s1=200, mu0=0.95)
     return replace(
         run, training=replace(run.training, precision="fp16", micro_batch=64), network=network, method=method
+    )
+
+
+def ctcd_digits() -> Experiment:
+    """One-step digits from the run `runs/edm-digits`, in continuous time."""
+    return replace(cd_digits(), method=ContinuousTimeDistillation())
+
+
+def ctcd_cifar10() -> Experiment:
+    """CIFAR-10 distillation in continuous time, l2, the tangent itself learnt: 1e-3 and dropout 0.3."""
+    run = cd_cifar10()
+    return replace(
+        run,
+        method=ContinuousTimeDistillation(metric="norm", dropout=0.3),
+        training=replace(run.training, optimizer=replace(run.training.optimizer, lr=1e-3)),
+    )
+
+
+def ctcd_cifar10_stop_gradient() -> Experiment:
+    """CIFAR-10 distillation in continuous time, l2, under stop-gradient: 5e-6."""
+    run = cd_cifar10()
+    return replace(
+        run,
+        method=ContinuousTimeDistillation(stop_gradient=True, dropout=0.0),
+        training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6)),
+    )
+
+
+def ctct_cifar10() -> Experiment:
+    """CIFAR-10 training in continuous time, l2: 5e-6, from the weights of a denoiser."""
+    run = ct_cifar10()
+    return replace(
+        run,
+        method=ContinuousTimeTraining(),
+        start="edm-cifar10-ncsnpp",
+        training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6)),
+    )
+
+
+def pd_digits() -> Experiment:
+    """One-step digits from the run `runs/edm-digits` by halving the number of steps, 32 to 1: as long as cd-digits."""
+    run = cd_digits()
+    return replace(
+        run,
+        method=ProgressiveDistillation(start_steps=32),
+        sampler=steps_sampler(1),
+        training=replace(
+            run.training,
+            optimizer=OptimizerConfig(lr=5e-4, lr_cooldown_images=7_000, clip_norm=1.0),
+            ema=EmaConfig(halflife_images=1_000, rampup_ratio=0.1),
+        ),
+    )
+
+
+def pd_cifar10() -> Experiment:
+    """CIFAR-10 progressive distillation as published, 4096 steps to 1, except that the rate falls in the last alone."""
+    run = cd_cifar10()
+    batch, share = 512, 50_000
+    return replace(
+        run,
+        method=ProgressiveDistillation(start_steps=4096),
+        sampler=steps_sampler(1),
+        training=replace(
+            run.training,
+            total_images=15 * share * batch,
+            optimizer=OptimizerConfig(lr=5e-5, lr_cooldown_images=2 * share * batch, clip_norm=1.0),
+            ema=EmaConfig(halflife_images=0, rampup_ratio=None),  # none: the raw weights are the product
+        ),
     )

@@ -1,6 +1,7 @@
 """Ways to draw: frozen dataclasses of settings, called with a model and latents. They know the protocols only."""
 
 from imagewright.samplers.ablation import Ablation
+from imagewright.samplers.addim import ADDIM
 from imagewright.samplers.bespoke import Bespoke
 from imagewright.samplers.consistency import MultistepConsistency
 from imagewright.samplers.ddim import DDIM
@@ -14,6 +15,7 @@ from imagewright.samplers.unipc import UniPC
 
 SAMPLERS = {
     "ablation": Ablation,
+    "addim": ADDIM,
     "bespoke": Bespoke,
     "ddim": DDIM,
     "dpm-solver++": DPMSolverPlusPlus,
@@ -31,6 +33,7 @@ PRESETS = {f"restart-{name}": sampler for name, sampler in _RESTART.items()}
 """Published settings by their name on the command line."""
 
 __all__ = [
+    "ADDIM",
     "DDIM",
     "PRESETS",
     "SAMPLERS",

@@ -24,7 +24,8 @@ class Learner:
         named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
-        self.optimizer = _make_optimizer(self.parameters, config)
+        self.lr_scale = role.lr_scale
+        self.optimizer = _make_optimizer(self.parameters, config, role.betas)
         self.averages: list[Ema] = averages(self.module, config.ema) if role.ema else []
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
@@ -39,7 +40,7 @@ class Learner:
         """
         batch = self.config.batch
         processes.average_([p.grad for p in self.parameters if p.grad is not None])
-        rate = self.config.optimizer.lr_at(images, self.config.total_images)
+        rate = self.lr_scale * self.config.optimizer.lr_at(images, self.config.total_images)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)
@@ -82,9 +83,11 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def _make_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+def _make_optimizer(
+    parameters: list[nn.Parameter], config: TrainingConfig, betas: tuple[float, float] | None
+) -> torch.optim.Optimizer:
     o = config.optimizer
-    settings: dict[str, Any] = {"lr": o.lr, "betas": o.betas, "eps": o.eps, "weight_decay": o.weight_decay}
+    settings: dict[str, Any] = {"lr": o.lr, "betas": betas or o.betas, "eps": o.eps, "weight_decay": o.weight_decay}
     if o.kind == "radam":
         return torch.optim.RAdam(parameters, foreach=True, **settings)
     return torch.optim.Adam(parameters, fused=True, **settings)

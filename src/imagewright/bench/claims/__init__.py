@@ -4,7 +4,18 @@ from importlib import import_module
 
 from imagewright.bench.claims.claim import Budget, Check, Claim, Row, Rows
 
-KEYS: tuple[str, ...] = ("edm", "restart", "autoguidance", "sims", "lcsc", "skip_tuning", "bespoke", "autodiffusion")
+KEYS: tuple[str, ...] = (
+    "edm",
+    "restart",
+    "autoguidance",
+    "sims",
+    "lcsc",
+    "skip_tuning",
+    "bespoke",
+    "autodiffusion",
+    "ict",
+    "scm",
+)
 """Files of this folder, in the order of the ledger."""
 
 

@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -73,8 +74,7 @@ class PointNetwork(nn.Module):
     @property
     def last_layer(self) -> nn.Parameter:
         """As `networks.UNet.last_layer`."""
-        last: nn.Parameter = self.layers[-1].weight
-        return last
+        return cast(nn.Parameter, self.layers[-1].weight)
 
     def _waves(self, noise_label: Tensor) -> Tensor:
         phase = noise_label[:, None] * self.frequencies

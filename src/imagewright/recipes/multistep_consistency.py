@@ -1,0 +1,109 @@
+"""Multistep consistency models (Heek et al. 2024, 2403.06807; no official code: see `_published`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation, MultistepConsistencyTraining
+from imagewright.models.segments import segment_stops
+from imagewright.networks import DhariwalUNetConfig
+from imagewright.recipes.edm import FROM_DATA
+from imagewright.recipes.edm import digits as edm_digits
+from imagewright.samplers import Jumps
+from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
+from imagewright.training.experiment import DataConfig, Experiment
+
+
+def mcd_digits() -> Experiment:
+    """Digits in four evaluations from the run `runs/edm-digits`: about two minutes on two cores."""
+    return Experiment(
+        data=DataConfig(source="digits"),
+        method=MultistepConsistencyDistillation(segments=4),
+        teacher="runs/edm-digits",
+        sampler=Jumps(sigmas=segment_stops(4)),
+        training=TrainingConfig(
+            total_images=28_000,
+            batch=64,
+            channels_last=True,
+            optimizer=OptimizerConfig(lr=1e-3, lr_decay_images=12_000, lr_cooldown_images=14_000),
+            ema=EmaConfig(halflife_images=4_000, rampup_ratio=0.1),
+            log_images=2_560,
+            snapshot_images=10_000,
+            checkpoint_images=10_000,
+        ),
+    )
+
+
+def mcd_emoji64_32() -> Experiment:
+    """Emoji at 32x32 in four evaluations from the shipped denoiser."""
+    return Experiment(
+        data=DataConfig(source="emoji64", resolution=32),
+        method=MultistepConsistencyDistillation(segments=4),
+        teacher="emoji64-32",
+        sampler=Jumps(sigmas=segment_stops(4)),
+        training=TrainingConfig(
+            total_images=100_000,
+            batch=32,
+            optimizer=OptimizerConfig(lr=4e-4, lr_decay_images=40_000, lr_cooldown_images=40_000),
+            ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.1),
+            log_images=3_200,
+            snapshot_images=16_000,
+            checkpoint_images=16_000,
+        ),
+    )
+
+
+def mct_digits() -> Experiment:
+    """Digits in four evaluations without a teacher."""
+    teacher = edm_digits()
+    assert teacher.network is not None
+    return replace(
+        mcd_digits(),
+        method=MultistepConsistencyTraining(segments=4),
+        network=replace(teacher.network, dropout=0.0),
+        teacher=None,
+    )
+
+
+def mcd_imagenet64() -> Experiment:
+    """ImageNet-64 distillation to eight evaluations."""
+    return _published(MultistepConsistencyDistillation(segments=8), teacher="edm-imagenet64")
+
+
+def mct_imagenet64() -> Experiment:
+    """ImageNet-64 training without a teacher, to eight evaluations."""
+    network = DhariwalUNetConfig(
+        **FROM_DATA,
+        model_channels=192,
+        channel_mult=(1, 2, 3, 4),
+        num_blocks=3,
+        attn_resolutions=(32, 16, 8),
+        dropout=0.0,
+    )
+    return _published(MultistepConsistencyTraining(segments=8), network=network)
+
+
+def _published(method: Any, **start: Any) -> Experiment:
+    """ADM stands for the paper's own U-Nets and UViTs, whose sizes are not public.
+
+    Unverified, for want of a release: 200k steps, batch 2048, Adam, evaluation EMA 0.9999 a step. The rate is ours.
+    """
+    batch, steps = 2048, 200_000
+    return Experiment(
+        data=DataConfig(source="imagenet-64x64.zip"),
+        method=method,
+        sampler=Jumps(sigmas=segment_stops(method.segments)),
+        training=TrainingConfig(
+            total_images=batch * steps,
+            batch=batch,
+            micro_batch=64,
+            precision="fp16",
+            optimizer=OptimizerConfig(lr=1e-4),
+            ema=EmaConfig(halflife_images=batch * 0.6931471805599453 / (1 - 0.9999), rampup_ratio=None),
+            log_images=100 * batch,
+            snapshot_images=10_000 * batch,
+            checkpoint_images=10_000 * batch,
+        ),
+        **start,
+    )
