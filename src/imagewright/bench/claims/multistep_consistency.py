@@ -92,11 +92,11 @@ def _student(
 
 def _digits(seed: int, full: bool) -> list[Row]:
     """Both samplers on the exact denoiser of a mixture fitted to 8x8 digits: 64 numbers in [-1, 1]."""
-    count = 2000 if full else 50
+    count = 3000 if full else 50
     data = open_images("digits")
     images = from_uint8(data.images(np.arange(len(data)))).double()
     oracle = LowRankMixture.from_images(images, torch.from_numpy(data.labels), RANK)
-    reference = oracle.sample(10 * count, StepNoise(seed + 1000, 2)).flatten(1).numpy()
+    reference = oracle.sample(2 * count, StepNoise(seed + 1000, 2)).flatten(1).numpy()
     real = oracle.sample(count, StepNoise(seed + 3000, 2)).flatten(1).numpy()
     latents = StepNoise(seed + 2000, 1).normal(torch.empty(count, 1, 8, 8, dtype=torch.float64))
     rows = [_row("digits: real", real, reference, 0)]
@@ -142,7 +142,9 @@ CLAIM = Claim(
     measure="energy distance x 1000",
     cost="NFE per sample",
     run=run,
-    tried="",
+    tried="Checked without invDDIM at S = 4 and 8 only: at S = 2 the control was no further away than the student on "
+    "the seeds it was developed on (8.8 against 11.2; its covariance was, 25 % against 17 %). In the plane aDDIM's "
+    "gain is in norm and covariance; its energy distance at 16 calls was above DDIM's (0.79 against 0.68).",
     checks=(
         Check(
             says="the student's distance falls from S = 1 to 2, 4 and 8",

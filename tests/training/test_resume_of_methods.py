@@ -1,0 +1,69 @@
+"""A run that dies between two steps and is resumed ends with the bits of one that did not, whatever it trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory
+from imagewright.methods.continuous_consistency import (
+    ContinuousConsistencyDistillation,
+    ContinuousConsistencyTraining,
+)
+from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
+from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation
+from imagewright.models.segments import segment_stops
+from imagewright.networks import SongUNetConfig
+from imagewright.recipes import RECIPES
+from imagewright.samplers import Jumps, MultistepConsistency
+from imagewright.training.experiment import Experiment, run_experiment
+from imagewright.training.trainer import Progress
+
+NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
+                         num_blocks=1, attn_resolutions=(8,), dropout=0.1)  # fmt: skip
+BASE = RECIPES["edm-digits"]()
+TRAINING = replace(
+    BASE.training, total_images=96, batch=16, micro_batch=8, log_images=16, snapshot_images=96, checkpoint_images=32
+)
+ADVERSARIAL = Adversarial(start=0.3, width=8)
+METHODS = {
+    "ict": (ImprovedConsistencyTraining(s0=4, s1=16), MultistepConsistency()),
+    "multistep": (MultistepConsistencyDistillation(segments=2), Jumps(sigmas=segment_stops(2))),
+    "ctm": (ConsistencyTrajectory(grid_points=6, target_decay=0.9, adversarial=ADVERSARIAL), Jumps()),
+    "scd": (ContinuousConsistencyDistillation(warmup_images=64), MultistepConsistency()),
+    "sct": (ContinuousConsistencyTraining(warmup_images=64), MultistepConsistency()),
+}
+
+
+class Died(Exception):  # noqa: N818, a power cut, not an error
+    pass
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = replace(BASE, network=NETWORK, training=replace(TRAINING, total_images=32))
+    return run_experiment(run, tmp_path_factory.mktemp("methods") / "teacher")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resuming_changes_no_bit(name: str, teacher: Path, tmp_path: Path) -> None:
+    method, sampler = METHODS[name]
+    learns = "Training" in type(method).__name__
+    experiment = Experiment(
+        data=BASE.data, method=method, network=NETWORK if learns else None, teacher=None if learns else str(teacher),
+        sampler=sampler, training=TRAINING,
+    )  # fmt: skip
+
+    def die(progress: Progress) -> None:
+        if progress.images == 64:  # the checkpoint of 64 images is not written yet
+            raise Died
+
+    run_experiment(experiment, tmp_path / "whole")
+    with pytest.raises(Died):
+        run_experiment(experiment, tmp_path / "died", on_progress=die)
+    assert [p.name for p in (tmp_path / "died/checkpoints").iterdir()] == ["state-000000000032.safetensors"]
+    run_experiment(experiment, tmp_path / "died", resume=True)
+    for file in ("model.safetensors", "checkpoints/state-000000000096.safetensors", "samples/000000000096.png"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "died" / file).read_bytes(), file
