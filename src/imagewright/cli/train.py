@@ -15,9 +15,11 @@ import tyro
 
 from imagewright.cli.console import bar, say, told_errors
 from imagewright.files import read_json
+from imagewright.networks import UNet
 from imagewright.recipes import RECIPES
 from imagewright.training.distributed import pick_device, processes
 from imagewright.training.experiment import Experiment, assemble, experiment_record, run_experiment
+from imagewright.training.footprint import footprint
 from imagewright.training.trainer import Interrupted, Progress
 from imagewright.types import Trained, UserError
 
@@ -158,7 +160,13 @@ def _dry_run(experiment: Experiment) -> None:
     for name, role in assembled.parts.roles.items():
         count = sum(p.numel() for p in role.module.parameters())
         memory = _bytes_per_parameter(role, experiment) * count / 2**20
-        say(f"{name}: {type(role).__name__.lower()}, {count / 1e6:.2f} M parameters, {memory:.0f} MiB of state")
+        line = f"{name}: {type(role).__name__.lower()}, {count / 1e6:.2f} M parameters, {memory:.0f} MiB of state"
+        network = getattr(role.module, "network", None)
+        if isinstance(network, UNet):
+            cost = footprint(network, assembled.images.spec)
+            line += f"; an image {cost.flops / 1e9:.3g} GFLOP"
+            line += f", {cost.activation_bytes / 2**20:.3g} MiB kept for backward" if isinstance(role, Trained) else ""
+        say(line)
 
 
 def _bytes_per_parameter(role: Any, experiment: Experiment) -> int:

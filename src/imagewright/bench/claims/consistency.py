@@ -181,8 +181,8 @@ CLAIM = Claim(
     key="consistency",
     paper="2303.01469",
     headline="CIFAR-10 FID at one and two steps: distilled 3.55 and 2.93, progressive distillation 8.34 and 5.58",
-    miniature="8 modes in the plane, one small network, equally many updates. Distillation of the exact denoiser starts "
-    "from the weights of a trained one; consistency training (CT) has no teacher and starts from nothing.",
+    miniature="8 modes in the plane, one small network, equally many updates. Distillation of the exact denoiser "
+    "starts from the weights of a trained one; consistency training (CT) has no teacher and starts from nothing.",
     measure="energy distance x 1000",
     cost="NFE per sample",
     run=run,
