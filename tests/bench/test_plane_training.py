@@ -53,7 +53,7 @@ def parts() -> Parts:
     )  # fmt: skip
 
 
-RUN = PointRun(iterations=150, batch=64, lr=0.05, ema=EmaConfig(halflife_images=640))
+RUN = PointRun(iterations=150, batch=64, lr=0.1, ema=EmaConfig(halflife_images=640))
 
 
 @pytest.mark.parametrize("kind", ["adam", "radam"])
