@@ -85,6 +85,7 @@ class Trainer:
                 f"({self.micro} x {self.processes.world})"
             )
         self.step_index, self.images = 0, 0
+        self._loss = math.nan
         self.learners = self._prepare()
 
     # --- set-up -------------------------------------------------------------------------------------------------------
@@ -191,11 +192,11 @@ class Trainer:
         return self.images // interval > (self.images - self.config.batch) // interval
 
     def train_step(self) -> float:
-        """One step of the method on one batch. Returns the mean loss of the product's last update."""
+        """One step of the method on one batch. Returns the mean loss of the product's newest update."""
         clock = Clock(self.step_index, self.images, self.config.total_images)
         mine = self._micro_batches()
         steps = [self.method.step(self.parts, *self._inputs(j, clock), clock) for j in mine]
-        loss, phase = math.nan, 0
+        phase = 0
         while True:
             events: list[Event | None] = []
             for j, generator in zip(mine, steps, strict=True):
@@ -211,13 +212,13 @@ class Trainer:
             if events[0] is None:
                 break
             if isinstance(events[0], Update):
-                loss = self._step([e for e in events if isinstance(e, Update)], loss)
+                self._step([e for e in events if isinstance(e, Update)])
             else:
                 self._follow(events[0])
             phase += 1
         self.step_index += 1
         self.images += self.config.batch
-        return loss
+        return self._loss
 
     def _micro_batches(self) -> range:
         share = self.config.batch // self.micro // self.processes.world
@@ -241,7 +242,7 @@ class Trainer:
         # Dividing the sum by the whole batch makes accumulation, and more processes, add up to one mean.
         self.learners[update.part].backward(update.loss.sum() / (self.config.batch * update.loss[0].numel()))
 
-    def _step(self, updates: Sequence[Update], previous_loss: float) -> float:
+    def _step(self, updates: Sequence[Update]) -> None:
         part = updates[0].part
         total = sum((u.loss.detach().sum() for u in updates), torch.zeros((), device=self.device))
         loss = float(self.processes.total(total)) / self.config.batch
@@ -252,7 +253,8 @@ class Trainer:
         except FloatingPointError:
             raise self._not_finite(part, "gradient") from None
         self.log.add(part, updates, loss, numbers)
-        return loss if part == self.method.product else previous_loss
+        if part == self.method.product:
+            self._loss = loss
 
     def _not_finite(self, part: str, what: str) -> UserError:
         found = checkpoints(self.folder)

@@ -14,6 +14,8 @@ KEYS: tuple[str, ...] = (
     "bespoke",
     "autodiffusion",
     "ict",
+    "multistep_consistency",
+    "ctm",
     "scm",
 )
 """Files of this folder, in the order of the ledger."""
