@@ -72,9 +72,9 @@ CLAIM = Claim(
     measure="energy distance x 1000",
     cost="updates",
     run=run,
-    tried="Uniform intervals are no worse here, and on some seeds better: the log-normal law puts few images on the highest "
-    "levels, through which every point of one step passes, and in the plane the error lies there. On seed 10, with one "
-    "training instead of two, the law was better (3.1 against 5.1).",
+    tried="Uniform intervals are no worse here, and on some seeds better; perhaps because the log-normal law leaves "
+    "few points for the highest levels, where one-step samples start. On seed 10, with one training instead of two, "
+    "the law was better (3.1 against 5.1).",
     checks=(
         Check(says="iCT is below the original recipe", holds=lambda r: r.score("iCT") < r.score("CT")),
         *(
