@@ -105,7 +105,7 @@ def _draw_names(axes: Any, record: dict[str, Any], curves: Curves, scores: dict[
         values = scores[row["name"]]
         axes.scatter(values, [y] * len(values), s=14, alpha=0.5, **style)
         axes.scatter([row["mean"]], [y], s=40, **style)
-    axes.set_yticks(range(len(rows)), [f"{row['name']}  [{row['cost']:.3g}]" for row, _ in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{row['name']}  [{round(row['cost'], 2):g}]" for row, _ in rows], fontsize=8)
     axes.invert_yaxis()
     least, most = (f(r[k] for r in record["summary"]) for f, k in ((min, "least"), (max, "most")))
     if least > 0 and most > 4 * least:
