@@ -66,11 +66,24 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
+class Coupling:
+    """Noise and the images that a teacher makes of it: latents (standard normal) and images, both [N, C, H, W]."""
+
+    latents: Tensor
+    images: Tensor
+    cond: Condition = UNCONDITIONAL
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Training images, float32 [N, C, H, W] in [-1, 1], and what is known about them."""
+    """Training images, float32 [N, C, H, W] in [-1, 1], and what is known about them.
+
+    coupling: as many pairs of noise and image, where the run has a store of them (`data.couplings`).
+    """
 
     images: Tensor
     cond: Condition = UNCONDITIONAL
+    coupling: Coupling | None = None
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
+from imagewright.models.generator import FewStepGenerator
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from imagewright.models.segments import MultistepConsistencyModel
 from imagewright.models.trajectory import TrajectoryModel
@@ -24,6 +25,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "ConsistencyModel": ConsistencyModel,
     "ContinuousConsistencyModel": ContinuousConsistencyModel,
     "EDMPrecond": EDMPrecond,
+    "FewStepGenerator": FewStepGenerator,
     "MultistepConsistencyModel": MultistepConsistencyModel,
     "TrajectoryModel": TrajectoryModel,
     "VEPrecond": VEPrecond,

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from imagewright.types import UserError
 
-OptimizerKind = Literal["adam", "radam"]
+OptimizerKind = Literal["adam", "adamw", "radam"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -49,6 +49,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    """Added to the gradient (adam, radam), or taken off the weights beside it (adamw)."""
     clip_norm: float | None = None
     """Largest gradient norm of a part; None = no clipping (EDM and the consistency papers use none)."""
 

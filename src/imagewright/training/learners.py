@@ -90,4 +90,5 @@ def _make_optimizer(
     settings: dict[str, Any] = {"lr": o.lr, "betas": betas or o.betas, "eps": o.eps, "weight_decay": o.weight_decay}
     if o.kind == "radam":
         return torch.optim.RAdam(parameters, foreach=True, **settings)
-    return torch.optim.Adam(parameters, fused=True, **settings)
+    kind = torch.optim.AdamW if o.kind == "adamw" else torch.optim.Adam
+    return kind(parameters, fused=True, **settings)
