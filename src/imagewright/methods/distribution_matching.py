@@ -56,7 +56,8 @@ class KarrasLevels:
     def at(self, index: Tensor) -> Tensor:
         """sigma of grid indices, any shape; float64."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return (low + index.double() / (self.points - 1) * (high - low)) ** self.rho
+        sigma: Tensor = (low + index.double() / (self.points - 1) * (high - low)) ** self.rho
+        return sigma
 
     def sample(self, noise: StepNoise, like: Tensor) -> Tensor:
         """Draw sigma [N], dtype and device of `like` [N]."""
