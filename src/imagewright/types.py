@@ -244,9 +244,13 @@ class Frozen:
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """A network without gradients that a method moves by yielding `Follow`; saved in checkpoints."""
+    """A network without gradients that a method moves by yielding `Follow`; saved in checkpoints.
+
+    of: the part whose weights it begins with, so that a run that starts from given weights gives them to both.
+    """
 
     module: torch.nn.Module
+    of: str | None = None
 
 
 class Parts:

@@ -24,14 +24,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from imagewright.methods.pairs import check_range, column
 from imagewright.models.consistency import ConsistencyModel, edm_teacher
+from imagewright.networks import UNet
 from imagewright.noise import StepNoise
 from imagewright.types import (
     Batch,
@@ -190,15 +191,12 @@ def tangent(
 
 def _with_dropout(student: ConsistencyModel, dropout: float) -> ConsistencyModel:
     """The same model, weights included, whose network has another dropout; UserError where it has none to set."""
-    config: Any = getattr(student.network, "config", None)
-    if not hasattr(config, "dropout"):
+    if not isinstance(student.network, UNet):
         raise UserError(
             f"method.dropout is {dropout}; the teacher's network, a {type(student.network).__name__}, has no dropout "
             "to set"
         )
-    network = type(student.network)(replace(cast(Any, config), dropout=dropout))
-    network.load_state_dict(student.network.state_dict())
-    student.network = network.to(next(student.network.parameters()))
+    student.network = student.network.with_settings(dropout=dropout)
     return student.train()
 
 

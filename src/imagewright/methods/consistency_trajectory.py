@@ -21,8 +21,7 @@ Networks of the discriminator   `networks.discriminator.ConvDiscriminator`, whic
            EfficientNet-lite0 (weights from the user; `ProjectedDiscriminator` brings images to 224).
            `features=` is the distance's, such as LPIPS's network with its own resizing to 224.
 Departs    c_noise is EDM's ln(sigma) / 4 where the published ImageNet networks take 250 ln(sigma), so that a teacher's
-           weights mean the same to the student. A run that starts from weights (`Experiment.start`) begins with its
-           target there, too: the first step copies. Not in this file: classifier rejection of samples, and training
+           weights mean the same to the student. Not in this file: classifier rejection of samples, and training
            without a teacher.
 Checked    exact jumps of Gaussian data have a loss that vanishes as the grid gets finer; s = sigma_min and n = 1 is
            consistency distillation; lambda cancels a factor on a loss; laws of n, s and sigma; resume bit for bit.
@@ -190,12 +189,10 @@ class ConsistencyTrajectory:
         if self.adversarial is not None:
             more["discriminator"] = _discriminator(self.adversarial, spec, projections)
         target = copy.deepcopy(student).requires_grad_(False)
-        return Parts(student=Trained(module=student), target=Average(module=target), **more)
+        return Parts(student=Trained(module=student), target=Average(module=target, of="student"), **more)
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
         """One update of the student, then of the target; once there is an adversary, every other step is its own."""
-        if clock.step == 0:
-            yield Follow("target", "student", 0.0)
         adversary = self.adversarial if self.adversarial and clock.fraction >= self.adversarial.start else None
         if adversary and clock.step % 2:
             yield self._discriminate(parts, batch, noise, clock, adversary)

@@ -186,7 +186,7 @@ class MultistepConsistencyTraining(Segmented):
 def segmented_parts(student: MultistepConsistencyModel, **more: Frozen) -> Parts:
     """Student, its target, and what else there is."""
     target = copy.deepcopy(student).requires_grad_(False)
-    return Parts(student=Trained(module=student), target=Average(module=target), **more)
+    return Parts(student=Trained(module=student), target=Average(module=target, of="student"), **more)
 
 
 def ddim(clean: Tensor, x: Tensor, sigma: Tensor, sigma_to: Tensor) -> Tensor:

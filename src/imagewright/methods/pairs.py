@@ -36,7 +36,7 @@ def consistency_parts(
             raise UserError("method.distance.kind is 'perceptual'; it needs a feature network (give `features`)")
         more["features"] = Frozen(module=features)
     target = copy.deepcopy(student).requires_grad_(False)
-    return Parts(student=Trained(module=student), target=Average(module=target), **more)
+    return Parts(student=Trained(module=student), target=Average(module=target, of="student"), **more)
 
 
 def match(

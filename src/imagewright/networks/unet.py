@@ -164,11 +164,11 @@ class UNet(nn.Module, ABC):
 
     def told_destination(self) -> Self:
         """A copy that is also told where to go, and gives the same answers as this network until it is trained."""
-        return self._changed(destination=True)
+        return self.with_settings(destination=True)
 
     def without_dropout(self) -> Self:
         """A copy with the same weights that hides no activation and no label in training."""
-        return self._changed(dropout=0.0, label_dropout=0.0)
+        return self.with_settings(dropout=0.0, label_dropout=0.0)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -176,7 +176,8 @@ class UNet(nn.Module, ABC):
         last = self.dec[self._decoder[-1].name]
         return cast(nn.Parameter, (last.conv1 if isinstance(last, UNetBlock) else last).weight)
 
-    def _changed(self, **settings: Any) -> Self:
+    def with_settings(self, **settings: Any) -> Self:
+        """A copy whose configuration has these settings; layers that both have keep their weights."""
         changed = type(self)(replace(self.config, **settings))
         changed.load_state_dict(self.state_dict(), strict=False)
         return changed.to(next(self.parameters()))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from imagewright.training.distributed import Processes
 from imagewright.training.log import Log
 from imagewright.training.snapshots import save_grid
 from imagewright.training.trainer import Progress, Trainer
-from imagewright.types import DataSpec, Parts, UserError
+from imagewright.types import Average, DataSpec, Parts, UserError
 from imagewright.version import __version__, versions
 
 
@@ -109,12 +110,19 @@ def assemble(experiment: Experiment, on_progress: Callable[[int, int], None] | N
         torch.manual_seed(derive_seed(experiment.training.seed, 1))
         parts = experiment.method.parts(**{n: v for n, v in given.items() if n in wanted})
     if experiment.start is not None:
-        _start_from(experiment.start, parts.roles[experiment.method.product].module)
+        _start_from(experiment.start, parts, experiment.method.product)
     return Assembled(images, parts)
 
 
-def _start_from(name: str, module: nn.Module) -> None:
-    weights, wanted = find_model(name).model.state_dict(), module.state_dict()
+def _start_from(name: str, parts: Parts, product: str) -> None:
+    """Give the product, and the averages that begin with its weights, those of a run or model."""
+    model, module = find_model(name).model, parts.roles[product].module
+    theirs, ours = getattr(model, "sigma_max", 0.0), getattr(module, "sigma_max", math.inf)
+    if ours < theirs:
+        raise UserError(
+            f"start {name} knows noise levels up to {theirs:g}; this run's sigma_max is {ours:g} and must be no less"
+        )
+    weights, wanted = model.state_dict(), module.state_dict()
     different = [k for k in {**wanted, **weights} if k not in wanted or k not in weights]
     different += [k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape]
     if different:
@@ -123,6 +131,9 @@ def _start_from(name: str, module: nn.Module) -> None:
             f"{min(different)}"
         )
     module.load_state_dict(weights)
+    for role in parts.roles.values():
+        if isinstance(role, Average) and role.of == product:
+            role.module.load_state_dict(weights)
 
 
 def _network(experiment: Experiment, spec: DataSpec) -> nn.Module:

@@ -1,0 +1,67 @@
+"""A run that starts from given weights: who gets them, and when they are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagewright.methods.consistency import ConsistencyTraining
+from imagewright.methods.progressive_distillation import ProgressiveDistillation
+from imagewright.networks import SongUNetConfig
+from imagewright.recipes import RECIPES
+from imagewright.samplers import MultistepConsistency
+from imagewright.training.experiment import Experiment, assemble, run_experiment
+from imagewright.types import UserError
+
+NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
+                         num_blocks=1, attn_resolutions=(), dropout=0.0)  # fmt: skip
+BASE = RECIPES["edm-digits"]()
+TRAINING = replace(BASE.training, total_images=16, batch=16, log_images=16, snapshot_images=16, checkpoint_images=16)
+
+
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = replace(BASE, network=NETWORK, training=TRAINING)
+    return run_experiment(run, tmp_path_factory.mktemp("start") / "denoiser")
+
+
+def experiment(denoiser: Path, **changes: object) -> Experiment:
+    run = Experiment(
+        data=BASE.data, method=ConsistencyTraining(), network=NETWORK, start=str(denoiser),
+        sampler=MultistepConsistency(), training=replace(TRAINING, seed=3),
+    )  # fmt: skip
+    return replace(run, **changes)  # type: ignore[arg-type]
+
+
+def test_the_product_and_its_average_begin_with_the_weights(denoiser: Path) -> None:
+    fresh, started = (assemble(experiment(denoiser, start=s)).parts for s in (None, str(denoiser)))
+    weights = assemble(Experiment(data=BASE.data, method=ProgressiveDistillation(start_steps=1),
+                                  teacher=str(denoiser), training=TRAINING)).parts.teacher.state_dict()  # fmt: skip
+    for name, value in weights.items():
+        assert torch.equal(started.student.state_dict()[name], value)
+        assert torch.equal(started.target.state_dict()[name], value)
+    assert any(not torch.equal(fresh.student.state_dict()[name], value) for name, value in weights.items())
+
+
+def test_a_teacher_that_is_an_average_keeps_its_own_weights(denoiser: Path, tmp_path: Path) -> None:
+    other = run_experiment(replace(BASE, network=NETWORK, training=replace(TRAINING, seed=1)), tmp_path / "other")
+    run = Experiment(data=BASE.data, method=ProgressiveDistillation(start_steps=1), teacher=str(denoiser),
+                     start=str(other), training=TRAINING)  # fmt: skip
+    parts = assemble(run).parts
+    pairs = zip(parts.student.parameters(), parts.teacher.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_less_noise_than_the_weights_know_is_refused(denoiser: Path) -> None:
+    run = experiment(denoiser, method=ConsistencyTraining(sigma_max=20.0))
+    with pytest.raises(UserError, match=r"knows noise levels up to 80; this run's sigma_max is 20"):
+        assemble(run)
+
+
+def test_another_architecture_is_refused(denoiser: Path) -> None:
+    run = experiment(denoiser, network=replace(NETWORK, model_channels=16))
+    with pytest.raises(UserError, match="has another architecture than this run"):
+        assemble(run)
