@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -86,6 +86,15 @@ class Batch:
     coupling: Coupling | None = None
 
 
+ModelKind = Literal["denoiser", "flow_map", "token_model"]
+
+
+def kind_of(model: object) -> ModelKind:
+    """Which of the three protocols a model meets: what its class says in `kind`; a denoiser where it says nothing."""
+    kind: ModelKind = getattr(model, "kind", "denoiser")
+    return kind
+
+
 @runtime_checkable
 class Denoiser(Protocol):
     """E[x0 | x] for x = x0 + sigma * eps; score and velocity follow from it (see `paths`).
@@ -120,6 +129,44 @@ class FlowMap(Protocol):
         ...
 
 
+class Codec(Protocol):
+    """Images as tokens and back. Tokens are int64 [N, length], 0 .. values - 1, in raster order.
+
+    lossless: decode(encode(images)) is the images, when these are on the 256 levels of 8-bit pictures.
+    """
+
+    values: int
+    length: int
+    lossless: bool
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] in [-1, 1] -> tokens."""
+        ...
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens -> [N, C, H, W] in [-1, 1], float32."""
+        ...
+
+
+@runtime_checkable
+class TokenModel(Protocol):
+    """What may stand at each place of a sequence of tokens, given those that the model is shown.
+
+    order: "masked", it answers from all tokens that are not `codec.values`, which stands for an unknown one; or
+    "causal", it answers at every place from the places before.
+    """
+
+    codec: Codec
+    order: Literal["masked", "causal"]
+
+    def logits(self, tokens: Tensor, cond: Condition = UNCONDITIONAL, time: Tensor | None = None) -> Tensor:
+        """tokens: [N, length]; time: [N] in [0, 1], the share of masked places, for models that are told it.
+
+        Returns [N, length, values], float32 or wider.
+        """
+        ...
+
+
 class Noise(Protocol):
     """A source of randomness that is handed in, so that no module draws from a hidden global one."""
 
@@ -139,10 +186,10 @@ OnStep = Callable[[Tensor, Tensor, float], None]
 class Sampler(Protocol):
     """A way to draw: a frozen dataclass of settings with `__call__`. It knows the protocols only.
 
-    `model_kind` says which protocol the first argument must meet: "denoiser" or "flow_map".
+    `model_kind` says which protocol the first argument must meet.
     """
 
-    model_kind: ClassVar[str]
+    model_kind: ClassVar[ModelKind]
 
     @property
     def nfe(self) -> int:

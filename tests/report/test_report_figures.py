@@ -41,7 +41,7 @@ class Shrink(nn.Module):
 class Jump(nn.Module):
     """A flow map whose picture is the noise itself, clipped."""
 
-    is_flow_map = True
+    kind = "flow_map"
     sigma_min, sigma_max = 0.002, 80.0
 
     def forward(self, x: Tensor, sigma: Tensor, sigma_to: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:

@@ -27,7 +27,7 @@ from imagewright.samplers.editing import Editing, Known, between, denoised, edit
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.distributed import pick_device
 from imagewright.training.snapshots import grid, save_image
-from imagewright.types import Condition, DataSpec, UserError
+from imagewright.types import Condition, DataSpec, UserError, kind_of
 
 Task = Literal["inpaint", "colourise", "upscale", "stroke", "interpolate", "denoise"]
 Array = npt.NDArray[np.uint8]
@@ -118,7 +118,7 @@ def edit(
              "levels": levels, "data": data}  # fmt: skip
     _check(task, given, n, seed)
     file = find_model(model)
-    if not getattr(file.model, "is_flow_map", False):
+    if kind_of(file.model) != "flow_map":
         raise UserError(
             f"{model} is a denoiser; editing needs a flow map that jumps to the clean image, such as a consistency "
             "model (imagewright train cd-digits --teacher RUN)"

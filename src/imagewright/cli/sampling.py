@@ -18,7 +18,7 @@ from imagewright.pretrained import find_model
 from imagewright.samplers import PRESETS, SAMPLERS
 from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_from_json, sampler_to_json
 from imagewright.training.distributed import pick_device
-from imagewright.types import DataSpec, Sampler, UserError
+from imagewright.types import DataSpec, Sampler, UserError, kind_of
 
 
 def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings: tuple[str, ...]) -> Sampler | None:
@@ -123,8 +123,8 @@ def _require_label_dropout(file: ModelFile) -> None:
 
 
 def _denoiser(model: nn.Module) -> Any:
-    if getattr(model, "is_flow_map", False):
-        raise UserError(f"guidance needs denoisers; a {type(model).__name__} is a flow map")
+    if kind_of(model) != "denoiser":
+        raise UserError(f"guidance needs denoisers; a {type(model).__name__} is a {kind_of(model).replace('_', ' ')}")
     return model
 
 

@@ -37,7 +37,7 @@ from imagewright.tuning.bespoke import BespokeTraining, train_bespoke
 from imagewright.tuning.consistency_times import Levels, TimesSearch, search_times
 from imagewright.tuning.feature_distance import FeatureDistance
 from imagewright.tuning.lcsc import LCSC, Vector, search
-from imagewright.types import Sampler, UserError
+from imagewright.types import Sampler, UserError, kind_of
 from imagewright.version import versions
 
 HELP = """imagewright tune WHAT MODEL [options]
@@ -286,7 +286,7 @@ def times(
         device: auto, cpu, cuda, mps.
     """
     file = find_model(model)
-    if not getattr(file.model, "is_flow_map", False):
+    if kind_of(file.model) != "flow_map":
         raise UserError(f"{model} is a denoiser; tune times searches the steps of a flow map, such as a cd-digits run")
     path, config = out or _tuned(model, f"times-{steps}"), TimesSearch(steps=steps, points=points)
     scorer = Scorer.of(model, file, data, device)

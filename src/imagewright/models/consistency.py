@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from imagewright.models.preconditioning import EDMPrecond, Scalings
-from imagewright.types import UNCONDITIONAL, Condition, UserError
+from imagewright.types import UNCONDITIONAL, Condition, UserError, kind_of
 
 
 class ConsistencyModel(EDMPrecond):
@@ -26,7 +26,7 @@ class ConsistencyModel(EDMPrecond):
     The trajectory's start is its point at sigma_min, which stands for the clean image.
     """
 
-    is_flow_map = True
+    kind = "flow_map"
 
     def scalings(self, sigma: Tensor) -> Scalings:
         above = sigma - self.sigma_min
@@ -73,7 +73,7 @@ def edm_teacher(teacher: object) -> EDMPrecond:
     Raises UserError otherwise.
     """
     # A consistency model has EDM's wrapper too, but its answer is no posterior mean.
-    if not isinstance(teacher, EDMPrecond) or getattr(teacher, "is_flow_map", False):
+    if not isinstance(teacher, EDMPrecond) or kind_of(teacher) != "denoiser":
         raise UserError(f"the teacher is a {type(teacher).__name__}; distillation needs an EDMPrecond denoiser")
     if not 0 < teacher.sigma_min < teacher.sigma_max < math.inf:
         raise UserError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from imagewright.files import read_json, replacing
 from imagewright.models.description import build, describe
-from imagewright.types import DataSpec, UserError
+from imagewright.types import DataSpec, UserError, kind_of
 
 FORMAT = "imagewright-model/1"
 CONVENTIONS = {
@@ -51,7 +51,7 @@ def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
         state = {k: v.half() if k in halved else v for k, v in state.items()}
     header = {
         "format": FORMAT,
-        "kind": "flow_map" if getattr(file.model, "is_flow_map", False) else "denoiser",
+        "kind": kind_of(file.model),
         "model": describe(file.model),
         "data": asdict(file.spec),
         "sampler": file.sampler,

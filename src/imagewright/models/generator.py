@@ -23,7 +23,7 @@ class FewStepGenerator(EDMPrecond):
     As a `FlowMap` it answers for sigma_to = 0 alone. It is no map along trajectories: what it keeps is the law.
     """
 
-    is_flow_map = True
+    kind = "flow_map"
 
     @property
     def num_classes(self) -> int:

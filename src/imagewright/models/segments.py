@@ -43,7 +43,7 @@ def segment_stops(segments: int, sigma_max: float = 80.0) -> tuple[float, ...]:
 class MultistepConsistencyModel(EDMPrecond):
     """x_hat(x, sigma), and the jump to the lower end of sigma's segment. One segment: a consistency model."""
 
-    is_flow_map = True
+    kind = "flow_map"
     settings = (*EDMPrecond.settings, "segments")  # type: ignore[assignment]  # the base's type is that of its own four
 
     def __init__(

@@ -27,7 +27,7 @@ class Teachable(Protocol):
 class TrajectoryModel(EDMPrecond):
     """G(x, sigma, sigma_to) for 0 <= sigma_to <= sigma. sigma_min stands for the clean image, so 0 means sigma_min."""
 
-    is_flow_map = True
+    kind = "flow_map"
 
     def towards(self, x: Tensor, sigma: Tensor, sigma_to: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         """g: where the jump's straight line meets sigma = 0, [N, C, H, W]; the denoiser at sigma_to = sigma."""

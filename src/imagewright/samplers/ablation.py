@@ -34,7 +34,7 @@ from imagewright.paths.schedules import (
 )
 from imagewright.samplers.edm import check_churn
 from imagewright.samplers.grid import check_steps, per_row, state_dtype
-from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
+from imagewright.types import UNCONDITIONAL, Condition, Denoiser, ModelKind, Noise, OnStep, UserError
 
 Solver = Literal["heun", "euler"]
 GridName = Literal["edm", "vp", "ve", "iddpm"]
@@ -46,7 +46,7 @@ ScalingName = Literal["none", "vp"]
 class Ablation:
     """One combination of table 1: which noise levels, on which clock, at which scale, by which solver."""
 
-    model_kind: ClassVar[str] = "denoiser"
+    model_kind: ClassVar[ModelKind] = "denoiser"
 
     num_steps: int = 18
     solver: Solver = "heun"

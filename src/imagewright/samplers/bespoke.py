@@ -25,7 +25,7 @@ from torch import Tensor
 from imagewright.paths.conversions import PathNetwork, velocity_of
 from imagewright.paths.gaussian import Linear, per_image
 from imagewright.samplers.grid import check_steps, state_dtype
-from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
+from imagewright.types import UNCONDITIONAL, Condition, Denoiser, ModelKind, Noise, OnStep, UserError
 
 
 class Change(NamedTuple):
@@ -49,7 +49,7 @@ class Bespoke:
     the end. They are good for the model they were learnt on, its guidance and condition included.
     """
 
-    model_kind: ClassVar[str] = "denoiser"
+    model_kind: ClassVar[ModelKind] = "denoiser"
 
     num_steps: int = 5
     """With any tuple given it is what their lengths say."""

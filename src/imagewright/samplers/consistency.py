@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imagewright.samplers.grid import per_row
-from imagewright.types import UNCONDITIONAL, Condition, FlowMap, Noise, OnStep, UserError
+from imagewright.types import UNCONDITIONAL, Condition, FlowMap, ModelKind, Noise, OnStep, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class MultistepConsistency:
     or 1.913 (CT). clip: keep every estimate in [-1, 1].
     """
 
-    model_kind: ClassVar[str] = "flow_map"
+    model_kind: ClassVar[ModelKind] = "flow_map"
 
     sigmas: tuple[float, ...] = ()
     clip: bool = True

@@ -16,7 +16,7 @@ from imagewright.guidance import evaluations
 from imagewright.models.files import ModelFile
 from imagewright.noise import ImageNoise
 from imagewright.samplers import SAMPLERS, Heun, MultistepConsistency
-from imagewright.types import Condition, DataSpec, OnStep, Sampler, UserError
+from imagewright.types import Condition, DataSpec, OnStep, Sampler, UserError, kind_of
 
 Images = npt.NDArray[np.uint8]
 Labels = Sequence[int] | npt.NDArray[np.int64]
@@ -31,7 +31,7 @@ class ImageGenerator:
     def __init__(
         self, model: nn.Module, spec: DataSpec, sampler: Sampler | None = None, device: torch.device | str = "cpu"
     ) -> None:
-        kind = "flow_map" if getattr(model, "is_flow_map", False) else "denoiser"
+        kind = kind_of(model)
         default: Sampler = MultistepConsistency() if kind == "flow_map" else Heun()
         self.sampler = sampler or default
         if self.sampler.model_kind != kind:

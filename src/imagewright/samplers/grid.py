@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imagewright.paths.grids import GRIDS, noise_levels
-from imagewright.types import Denoiser, UserError
+from imagewright.types import Denoiser, ModelKind, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class OnGrid:
     sigma_min, sigma_max are cut to the denoiser's own range.
     """
 
-    model_kind: ClassVar[str] = "denoiser"
+    model_kind: ClassVar[ModelKind] = "denoiser"
 
     num_steps: int = 18
     sigma_min: float = 0.002

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from imagewright.samplers.grid import per_row
-from imagewright.types import UNCONDITIONAL, Condition, FlowMap, Noise, OnStep, UserError
+from imagewright.types import UNCONDITIONAL, Condition, FlowMap, ModelKind, Noise, OnStep, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Jumps:
     [0, 1]. clip: keep the final image in [-1, 1].
     """
 
-    model_kind: ClassVar[str] = "flow_map"
+    model_kind: ClassVar[ModelKind] = "flow_map"
 
     sigmas: tuple[float, ...] = ()
     gamma: float = 0.0

@@ -1,0 +1,66 @@
+"""Token models made of a network and a codec, and the codec that takes an image's own 8-bit values as tokens."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from imagewright.models.preconditioning import Describable
+from imagewright.types import UNCONDITIONAL, Codec, Condition, ModelKind, UserError
+
+
+class PixelCodec(nn.Module):
+    """Every sub-pixel is a token of 256 values, in the order row, column, channel. No weights."""
+
+    values = 256
+    lossless = True
+
+    def __init__(self, resolution: int, channels: int) -> None:
+        super().__init__()
+        if resolution < 1 or channels < 1:
+            raise UserError(f"resolution is {resolution} and channels is {channels}; both must be at least 1")
+        self.resolution, self.channels = resolution, channels
+        self.length = channels * resolution**2
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] in [-1, 1] -> int64 [N, H W C], the nearest of the 256 levels."""
+        levels = (images.float() * 127.5 + 127.5).round().clamp(0, 255).long()
+        return levels.permute(0, 2, 3, 1).flatten(1)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """The inverse; float32."""
+        grid = tokens.view(len(tokens), self.resolution, self.resolution, self.channels)
+        return grid.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def describe(self) -> dict[str, Any]:
+        """As `models.description` wants it."""
+        return {"class": type(self).__name__, "resolution": self.resolution, "channels": self.channels}
+
+
+class TokenNetworkModel(nn.Module):
+    """A `types.TokenModel`: network(tokens, time, cond) -> logits, around it the codec.
+
+    The base of masked and causal models; `settings` names further arguments of a subclass's constructor.
+    """
+
+    kind: ClassVar[ModelKind] = "token_model"
+    order: ClassVar[Literal["masked", "causal"]]
+    settings: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, network: nn.Module, codec: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.codec: Codec = cast(Codec, codec)
+
+    def logits(self, tokens: Tensor, cond: Condition = UNCONDITIONAL, time: Tensor | None = None) -> Tensor:
+        """As `types.TokenModel`."""
+        logits: Tensor = self.network(tokens, time, cond)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def describe(self) -> dict[str, Any]:
+        """As `models.description` wants it."""
+        modules = {"network": self.network, "codec": self.codec}
+        described = {name: cast(Describable, module).describe() for name, module in modules.items()}
+        return {"class": type(self).__name__, **described, **{name: getattr(self, name) for name in self.settings}}
