@@ -113,7 +113,7 @@ CLAIM = Claim(
         ),
         Check(says="sCT is within 1.5 times sCD", holds=lambda r: r.score("sCT") < 1.5 * r.score("sCD")),
     ),
-    tried="On another seed (10) sCD was very sensitive to the law of t: with mean -0.5 and deviation 1.4 it came to 0.7 "
-    "to 0.8 after 6,000 updates (CD at N = 18: 1.9), with each neighbouring law to about three times that; a rate of "
-    "3e-3 diverges. That law and 1e-3 are used here. sCT stayed behind sCD at every setting tried.",
+    tried="On another seed (10) sCD was very sensitive to the law of t: with mean -0.5 and deviation 1.4 it came to "
+    "0.7 to 0.8 after 6,000 updates (CD at N = 18: 1.9), with each neighbouring law to about three times that; a rate "
+    "of 3e-3 diverges. That law and 1e-3 are used here. sCT stayed behind sCD at every setting tried.",
 )
