@@ -8,6 +8,7 @@ from typing import Any
 from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation, MultistepConsistencyTraining
 from imagewright.models.segments import segment_stops
 from imagewright.networks import DhariwalUNetConfig
+from imagewright.recipes.consistency import cd_digits, cd_emoji64_32
 from imagewright.recipes.edm import FROM_DATA
 from imagewright.recipes.edm import digits as edm_digits
 from imagewright.samplers import Jumps
@@ -17,41 +18,12 @@ from imagewright.training.experiment import DataConfig, Experiment
 
 def mcd_digits() -> Experiment:
     """Digits in four evaluations from the run `runs/edm-digits`: about two minutes on two cores."""
-    return Experiment(
-        data=DataConfig(source="digits"),
-        method=MultistepConsistencyDistillation(segments=4),
-        teacher="runs/edm-digits",
-        sampler=Jumps(sigmas=segment_stops(4)),
-        training=TrainingConfig(
-            total_images=28_000,
-            batch=64,
-            channels_last=True,
-            optimizer=OptimizerConfig(lr=1e-3, lr_decay_images=12_000, lr_cooldown_images=14_000),
-            ema=EmaConfig(halflife_images=4_000, rampup_ratio=0.1),
-            log_images=2_560,
-            snapshot_images=10_000,
-            checkpoint_images=10_000,
-        ),
-    )
+    return _by_adam(cd_digits())
 
 
 def mcd_emoji64_32() -> Experiment:
     """Emoji at 32x32 in four evaluations from the shipped denoiser."""
-    return Experiment(
-        data=DataConfig(source="emoji64", resolution=32),
-        method=MultistepConsistencyDistillation(segments=4),
-        teacher="emoji64-32",
-        sampler=Jumps(sigmas=segment_stops(4)),
-        training=TrainingConfig(
-            total_images=100_000,
-            batch=32,
-            optimizer=OptimizerConfig(lr=4e-4, lr_decay_images=40_000, lr_cooldown_images=40_000),
-            ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.1),
-            log_images=3_200,
-            snapshot_images=16_000,
-            checkpoint_images=16_000,
-        ),
-    )
+    return _by_adam(cd_emoji64_32())
 
 
 def mct_digits() -> Experiment:
@@ -82,6 +54,16 @@ def mct_imagenet64() -> Experiment:
         dropout=0.0,
     )
     return _published(MultistepConsistencyTraining(segments=8), network=network)
+
+
+def _by_adam(run: Experiment) -> Experiment:
+    """A run of consistency distillation as one of this paper's, in four segments."""
+    return replace(
+        run,
+        method=MultistepConsistencyDistillation(segments=4),
+        sampler=Jumps(sigmas=segment_stops(4)),
+        training=replace(run.training, optimizer=replace(run.training.optimizer, kind="adam")),
+    )
 
 
 def _published(method: Any, **start: Any) -> Experiment:
