@@ -131,7 +131,7 @@ def _scores(path: Path) -> list[dict[str, Any]]:
 def _sheet(teacher: str, students: list[str], path: Path) -> None:
     """A row a model: the teacher in 18 Heun steps, then every student as its recipe draws."""
     labels = np.arange(COLUMNS) % load(teacher).spec.num_classes
-    generators = [load(teacher, Heun(steps=18)), *map(load, students)]
+    generators = [load(teacher, Heun(num_steps=18)), *map(load, students)]
     rows = [generator.generate(COLUMNS, labels=labels, seed=3) for generator in generators]
     save_image(path, grid(np.concatenate(rows), COLUMNS), scale=64 // rows[0].shape[1])
 
