@@ -86,11 +86,12 @@ class Batch:
     coupling: Coupling | None = None
 
 
-ModelKind = Literal["denoiser", "flow_map", "token_model"]
+ModelKind = Literal["denoiser", "flow_map", "token_model", "codec"]
+"""What a model on disk may be; a codec draws nothing by itself, but token models are trained on its tokens."""
 
 
 def kind_of(model: object) -> ModelKind:
-    """Which of the three protocols a model meets: what its class says in `kind`; a denoiser where it says nothing."""
+    """Which of the protocols a model meets: what its class says in `kind`; a denoiser where it says nothing."""
     kind: ModelKind = getattr(model, "kind", "denoiser")
     return kind
 
@@ -163,6 +164,32 @@ class TokenModel(Protocol):
         """tokens: [N, length]; time: [N] in [0, 1], the share of masked places, for models that are told it.
 
         Returns [N, length, values], float32 or wider.
+        """
+        ...
+
+
+@runtime_checkable
+class LikelihoodModel(Protocol):
+    """A token model that also says how probable an image's tokens are.
+
+    likelihood: "exact"; or "bound", and then `nll` is a draw whose mean is no less than the exact value.
+    """
+
+    codec: Codec
+    likelihood: Literal["exact", "bound"]
+
+    def nll(
+        self,
+        tokens: Tensor,
+        cond: Condition = UNCONDITIONAL,
+        *,
+        noise: Noise | None = None,
+        times: Tensor | None = None,
+    ) -> Tensor:
+        """-ln p(tokens), in nats, float64 [N].
+
+        noise: what a bound draws from. times: [N] in [0, 1), in place of the uniform numbers from which a bound takes
+        its times, for callers that spread them evenly over a whole set of images.
         """
         ...
 

@@ -12,8 +12,11 @@ from imagewright.methods.continuous_consistency import (
     ContinuousConsistencyDistillation,
     ContinuousConsistencyTraining,
 )
+from imagewright.methods.dmd import DMD
+from imagewright.methods.dmd2 import DMD2
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
 from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation
+from imagewright.methods.uni_instruct import UniInstruct
 from imagewright.models.segments import segment_stops
 from imagewright.networks import SongUNetConfig
 from imagewright.recipes import RECIPES
@@ -32,6 +35,9 @@ METHODS = {
     "ict": (ImprovedConsistencyTraining(s0=4, s1=16), MultistepConsistency()),
     "multistep": (MultistepConsistencyDistillation(segments=2), Jumps(sigmas=segment_stops(2))),
     "ctm": (ConsistencyTrajectory(grid_points=6, target_decay=0.9, adversarial=ADVERSARIAL), Jumps()),
+    "uni": (UniInstruct(divergence="fkl", gan_weight=0.01, fake_only_images=16, plain_images=48), MultistepConsistency()),
+    "dmd": (DMD(regression_weight=0.0), MultistepConsistency()),
+    "dmd2": (DMD2(fake_updates=2, sigmas=(2.0,)), MultistepConsistency(sigmas=(2.0,), clip=False)),
     "scd": (ContinuousConsistencyDistillation(warmup_images=64), MultistepConsistency()),
     "sct": (ContinuousConsistencyTraining(warmup_images=64), MultistepConsistency()),
 }

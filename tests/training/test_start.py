@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from imagewright.methods.consistency import ConsistencyTraining
+from imagewright.methods.dmd2 import DMD2
 from imagewright.methods.progressive_distillation import ProgressiveDistillation
 from imagewright.networks import SongUNetConfig
 from imagewright.recipes import RECIPES
 from imagewright.samplers import MultistepConsistency
+from imagewright.training.checkpoint import checkpoints, load_checkpoint
+from imagewright.training.config import OptimizerConfig
 from imagewright.training.experiment import Experiment, assemble, run_experiment
 from imagewright.types import UserError
 
@@ -65,3 +68,28 @@ def test_another_architecture_is_refused(denoiser: Path) -> None:
     run = experiment(denoiser, network=replace(NETWORK, model_channels=16))
     with pytest.raises(UserError, match="has another architecture than this run"):
         assemble(run)
+
+
+def test_other_trained_parts_go_on_from_the_runs_checkpoint(denoiser: Path, tmp_path: Path) -> None:
+    """A first stage without an adversary, then one with: what the head knows is its own."""
+    training = replace(TRAINING, optimizer=OptimizerConfig(lr=1e-3))
+    first = Experiment(data=BASE.data, method=DMD2(generator_gan=0.0, fake_gan=0.0), teacher=str(denoiser),
+                       sampler=MultistepConsistency(), training=training)  # fmt: skip
+    folder = run_experiment(first, tmp_path / "first")
+    second = replace(first, method=DMD2(), start=str(folder))
+    parts = assemble(second).parts
+    trained = load_checkpoint(checkpoints(folder / "checkpoints")[-1])["learners"]["fake_score"]["module"]
+    fresh = assemble(replace(second, start=None)).parts
+    assert any(not torch.equal(fresh.fake_score.state_dict()[name], value) for name, value in trained.items())
+    for name, value in parts.fake_score.state_dict().items():
+        expected = fresh.fake_score.state_dict()[name] if name.startswith("head.") else trained[name]
+        assert torch.equal(value, expected), name
+    with pytest.raises(UserError, match=r"has another fake_score than this run: \d+ entries differ, such as head"):
+        assemble(replace(first, start=str(run_experiment(second, tmp_path / "second"))))
+
+
+def test_a_run_without_the_part_gives_only_the_product(denoiser: Path) -> None:
+    run = Experiment(data=BASE.data, method=DMD2(), teacher=str(denoiser), start=str(denoiser), training=TRAINING)
+    parts = assemble(run).parts
+    for name, value in parts.generator.state_dict().items():
+        assert torch.equal(value, parts.teacher.state_dict()[name])

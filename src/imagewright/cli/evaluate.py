@@ -1,4 +1,4 @@
-"""`imagewright evaluate MODEL | FOLDER | ZIP`: distances with yardsticks, precision and recall, and what they cost."""
+"""`imagewright evaluate MODEL | FOLDER | ZIP`: distances with yardsticks, precision and recall, bits per dimension."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import tyro
 from rich.table import Table
 
 from imagewright.cli.console import OUT, bar, say
+from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
 from imagewright.data import open_images
 from imagewright.files import read_json, write_json
+from imagewright.metrics.bits import BitsSettings
 from imagewright.metrics.evaluate import METRICS, Report, evaluate
 from imagewright.metrics.reference import embed
 from imagewright.pretrained import find_model, shipped
@@ -28,6 +30,8 @@ EPILOG = """examples:
   imagewright evaluate runs/edm-digits
   imagewright evaluate runs/edm-digits --steps 3 5 9 18    # one row per number of steps
   imagewright evaluate emoji64-32 --n 1000 --metrics fd prdc
+  imagewright evaluate runs/causal-digits --metrics bpd    # bits per dimension of the held-out images
+  imagewright evaluate emoji64-32 --metrics bpd --ode-steps 32 --probes 4
   imagewright evaluate my-images.zip --data emoji64
   imagewright evaluate MODEL --data imagenet-64x64.zip --inception pt_inception-2015-12-05-6726825d.pth --n 50000
 """
@@ -36,7 +40,7 @@ EPILOG = """examples:
 def evaluate_command(
     target: Annotated[str, tyro.conf.Positional],
     data: str | None = None,
-    split: str = "all",
+    split: str | None = None,
     n: int | None = None,
     seed: int = 1,
     metrics: tuple[str, ...] = METRICS,
@@ -45,23 +49,26 @@ def evaluate_command(
     set: tuple[str, ...] = (),  # the option's name
     changes: Annotated[Changes, tyro.conf.arg(name="")] = Changes(),  # noqa: B008, frozen
     inception: str | None = None,
+    likelihood: Annotated[BitsSettings, tyro.conf.arg(name="")] = BitsSettings(),  # noqa: B008, frozen
     yardsticks: bool = True,
     out: Path | None = None,
     batch_size: int = 64,
     device: str = "auto",
 ) -> None:
-    """Measure images against real ones.
+    """Measure images against real ones, or real ones under a model (bpd).
 
     Every distance comes with yardsticks at the same number of images: real against real (floor), a Gaussian fit with
-    full covariance and noise (ceilings).
+    full covariance and noise (ceilings). Bits per dimension come with those of lossless files (PNG, WebP).
 
     Args:
         target: a run folder, a model folder, a shipped model; or a folder or zip of images.
         data: real images: digits, emoji64, a zip or a folder; default what the model was trained on.
-        split: of the real images (train, test, all).
-        n: images to draw; default as many as there are real ones (50,000 at most).
+        split: of the real images (train, test, all); default all, for bpd test.
+        n: images to draw; default as many as there are real ones (50,000 at most). For bpd: real images to score,
+            evenly chosen; default all of the split.
         seed: of the images drawn.
-        metrics: of fd, kid, is, prdc.
+        metrics: of fd, kid, is, prdc; and bpd, the bits per dimension of the real images, by the model's exact
+            likelihood, its bound, or its probability flow.
         sampler: as for `imagewright sample`.
         steps: one measurement for each number of sampler steps.
         set: further sampler settings, name=value.
@@ -72,11 +79,25 @@ def evaluate_command(
         device: auto, cpu, cuda, mps.
     """
     is_model = target in shipped() or (Path(target) / "model.json").exists()
+    if "bpd" not in metrics and likelihood != BitsSettings():
+        raise UserError("--passes, --ode-steps and --probes go with --metrics bpd")
     if not is_model:
-        _evaluate_images(target, data, split, seed, metrics, inception, yardsticks, out)
+        if "bpd" in metrics:
+            raise UserError(f"{target} is no model; bpd is how probable a model finds real images")
+        _evaluate_images(target, data, split or "all", seed, metrics, inception, yardsticks, out)
         return
     file = find_model(target)
-    reference = reference_images(data or training_data(target, file.spec), file.spec, split)
+    path = out or (Path(target) / "metrics.json" if Path(target).is_dir() else None)
+    if "bpd" in metrics:
+        metrics = tuple(m for m in metrics if m != "bpd")
+        if not metrics:
+            _refuse_unused(sampler=sampler, steps=steps, set=set, inception=inception)
+        entry = evaluate_bits(target, file, data, split or "test", n, seed, likelihood, changes, batch_size, device)
+        show_bits(entry)
+        _keep({"likelihoods": [entry]}, path)
+        if not metrics:
+            return
+    reference = reference_images(data or training_data(target, file.spec), file.spec, split or "all")
     extractor = extractor_for(reference.spec.name if data is None else data, inception)
     embedded = embed(reference, extractor)
     count = n or min(len(reference), 50_000)
@@ -90,8 +111,14 @@ def evaluate_command(
             )
         way = sampler_to_json(generator.sampler) | changes.record()
         entries.append(_entry(target, way, generator.nfe, clock.seconds, report))
-    path = out or (Path(target) / "metrics.json" if Path(target).is_dir() else None)
-    _finish(entries, path)
+    _table(entries)
+    _keep({"reports": entries}, path)
+
+
+def _refuse_unused(**options: Any) -> None:
+    for name, value in options.items():
+        if value:
+            raise UserError(f"--{name} has no effect on bpd, which draws no images")
 
 
 def _evaluate_images(
@@ -116,7 +143,9 @@ def _evaluate_images(
         report = evaluate(
             batches, reference, extractor, metrics=metrics, seed=seed, yardsticks=yardsticks, on_progress=advance_to
         )
-    _finish([_entry(target, None, 0, 0.0, report)], out)
+    entries = [_entry(target, None, 0, 0.0, report)]
+    _table(entries)
+    _keep({"reports": entries}, out)
 
 
 class _Stopwatch:
@@ -139,18 +168,24 @@ def _entry(target: str, sampler: dict[str, Any] | None, nfe: int, seconds: float
     return {"target": target, "sampler": sampler, "nfe": nfe, "seconds": seconds, "report": report.as_dict()}
 
 
-def _finish(entries: list[dict[str, Any]], path: Path | None) -> None:
-    _table(entries)
+def _keep(new: dict[str, list[dict[str, Any]]], path: Path | None) -> None:
+    """Put entries into metrics.json, in place of those that measured the same."""
     if path is None:
         return
-    earlier = read_json(path)["reports"] if path.exists() else []
-    kept = [e for e in earlier if all(_identity(e) != _identity(new) for new in entries)]
-    write_json(path, {"format": FORMAT, "reports": sorted([*kept, *entries], key=lambda e: e["nfe"])})
+    found = read_json(path) if path.exists() else {}
+    record: dict[str, Any] = {"format": FORMAT, "reports": [], **found}
+    for kind, entries in new.items():
+        kept = [e for e in record.get(kind, []) if all(_identity(e) != _identity(n) for n in entries)]
+        record[kind] = sorted([*kept, *entries], key=lambda e: e.get("nfe", 0))
+    write_json(path, record)
     say(f"written to {path}")
 
 
 def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
     report = entry["report"]
+    if "bpd" in report:
+        depends = ("num_images", "seed", "reference", "settings")
+        return (entry["target"], str(entry["changes"]), *(str(report[name]) for name in depends))
     return (entry["target"], str(entry["sampler"]), report["num_images"], report["seed"], report["extractor_sha256"])
 
 

@@ -14,6 +14,10 @@ from imagewright.version import __version__
 COMMANDS = {
     "train": ("imagewright.cli.train", "train a model by a recipe or a Python file"),
     "sample": ("imagewright.cli.sample", "draw images from a trained or shipped model"),
+    "couple": (
+        "imagewright.cli.couple",
+        "draw pairs of noise and image from a teacher, for methods that learn from them",
+    ),
     "edit": ("imagewright.cli.edit", "fill in, colour, enlarge, redraw or denoise pictures with a flow map"),
     "evaluate": ("imagewright.cli.evaluate", "measure a model, or a folder of images, against real images"),
     "tune": ("imagewright.cli.tune", "search over a trained model: skips, averages, solvers, time steps, SIMS"),

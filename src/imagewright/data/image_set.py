@@ -32,6 +32,7 @@ class ImageSet:
     skipped:     (name, reason) of the files that were left out because `skip_bad` was asked for.
     source:      where the pictures came from, in words.
     digests:     sha256 of each picture's pixels, from which `fingerprint` is made.
+    native:      pixels a side of the source's pictures, of which these are box means where it is more; None = as many.
     """
 
     spec: DataSpec
@@ -44,6 +45,15 @@ class ImageSet:
     subgroups: tuple[str, ...] | None = None
     splits: tuple[str, ...] | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    native: int | None = None
+
+    @property
+    def preprocessing(self) -> str:
+        """How the pictures were made from the source's, in words."""
+        side = self.spec.resolution
+        if self.native in (None, side):
+            return f"{side}x{side}, as stored"
+        return f"{side}x{side}, box means of {self.native}x{self.native}"
 
     @classmethod
     def of(

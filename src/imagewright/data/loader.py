@@ -12,20 +12,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from imagewright.data.couplings import Couplings
 from imagewright.data.image_set import ImageSet
 from imagewright.data.pixels import Pixels, from_uint8
-from imagewright.types import Batch, Condition, UserError
+from imagewright.types import Batch, Condition, Coupling, UserError
 
 
 class Loader:
     """An endless shuffled sequence: epoch e is a permutation drawn from (seed, e) (PCG64, SeedSequence).
 
     batch_size: size of a batch when `batch` is not told another. seed: >= 0. xflip: mirror each picture left
-    to right with probability 1/2, decided by (seed, position). Raises UserError on an empty set or sizes out
+    to right with probability 1/2, decided by (seed, position). couplings: a store whose pairs come along, as many as
+    images, in an endless order of their own; they are never mirrored. Raises UserError on an empty set or sizes out
     of range.
     """
 
-    def __init__(self, image_set: ImageSet, batch_size: int, seed: int, xflip: bool = False) -> None:
+    def __init__(
+        self,
+        image_set: ImageSet,
+        batch_size: int,
+        seed: int,
+        xflip: bool = False,
+        couplings: Couplings | None = None,
+    ) -> None:
         if len(image_set) == 0:
             raise UserError(f"{image_set.source} has no pictures to train on")
         if batch_size < 1:
@@ -36,7 +45,9 @@ class Loader:
         self.batch_size = batch_size
         self.seed = seed
         self.xflip = xflip
+        self.couplings = couplings
         self._epoch = lru_cache(maxsize=4)(self._draw_epoch)
+        self._coupling_order = lru_cache(maxsize=2)(self._draw_coupling_order)
         # Sets that are decoded on demand: the batch that will probably be asked for next is decoded
         # meanwhile.
         self._pool = None if image_set.in_memory else ThreadPoolExecutor(max_workers=1)
@@ -55,7 +66,20 @@ class Loader:
         pixels = self._pixels(position, size, rows)
         pixels[flips] = pixels[flips, :, ::-1]
         label = torch.from_numpy(self.image_set.labels[rows]) if self.image_set.spec.num_classes else None
-        return Batch(from_uint8(pixels), Condition(label=label))
+        return Batch(from_uint8(pixels), Condition(label=label), self._coupling(position, size))
+
+    def _coupling(self, position: int, size: int) -> Coupling | None:
+        if self.couplings is None:
+            return None
+        n = len(self.couplings)
+        epochs = range(position // n, (position + size - 1) // n + 1)
+        order = np.concatenate([self._coupling_order(e) for e in epochs])
+        return self.couplings.coupling(order[position - epochs[0] * n :][:size])
+
+    def _draw_coupling_order(self, epoch: int) -> npt.NDArray[np.int64]:
+        assert self.couplings is not None
+        key = np.random.SeedSequence((self.seed, epoch, 2))
+        return np.random.Generator(np.random.PCG64(key)).permutation(len(self.couplings))
 
     def _draw_epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         n = len(self.image_set)

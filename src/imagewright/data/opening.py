@@ -225,6 +225,7 @@ def _assemble(
         subgroups=texts("subgroup"),
         splits=texts("split"),
         skipped=tuple(bad.items()),
+        native=size,
     )
 
 

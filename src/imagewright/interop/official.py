@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned, VEPrecond, VPPrecond, iDDPMPrecond
-from imagewright.networks import NETWORKS
+from imagewright.networks import NETWORKS, UNet
 from imagewright.networks.config import did_you_mean
 from imagewright.networks.layers import fir_kernel
 from imagewright.types import UserError
@@ -47,6 +47,7 @@ def from_official(state_dict: StateDict, kind: str, config: Mapping[str, Any]) -
 # Published models are defined at every noise level, so that the sampler alone chooses its range.
 _UNLIMITED = {"sigma_min": 0.0, "sigma_max": float("inf")}
 
+_UNETS = {name: network for name, network in NETWORKS.items() if issubclass(network, UNet)}
 _PRECONDITIONINGS: dict[str, tuple[type[Preconditioned], str, dict[str, float]]] = {
     "VPPrecond": (VPPrecond, "SongUNet", {}),
     "VEPrecond": (VEPrecond, "SongUNet", {}),
@@ -76,7 +77,7 @@ def _edm_model(config: Mapping[str, Any]) -> Preconditioned:
         if needed not in config:
             raise UserError(f"config of an EDM checkpoint needs {needed}")
     precond_class, default_network, defaults = _look_up(_PRECONDITIONINGS, config, "precond_class", "")
-    network_class = _look_up(NETWORKS, config, "model_type", default_network)
+    network_class = _look_up(_UNETS, config, "model_type", default_network)
     network_arguments = {f.name for f in fields(network_class.config_class)} - set(_DERIVED)
     known = {*_WRAPPER_ARGUMENTS, *precond_class.settings, *network_arguments}
     for name in config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,15 @@ Features = Callable[[Tensor], Sequence[Tensor]]
 """Images [N, C, H, W] in [-1, 1] to feature maps [N, C_i, H_i, W_i], differentiable: the slot for LPIPS."""
 
 
+@runtime_checkable
+class Compares(Protocol):
+    """Features with a distance of their own."""
+
+    def compare(self, a: Tensor, b: Tensor) -> Tensor:
+        """a, b: [N, C, H, W] in [-1, 1]. Returns [N], >= 0."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distance:
     """A distance d(a, b) >= 0, zero where a = b. Raises UserError for another kind, or huber_c <= 0.
@@ -26,7 +35,8 @@ class Distance:
     pseudo_huber: sqrt(|a - b|^2 + c^2) - c over the whole image, c = huber_c * sqrt(C H W); huber_c = 0.00054 is that
                   of Song & Dhariwal 2023 (2310.14189), section 3.3.
     perceptual:   squared difference of channel-normalised feature maps, as LPIPS without learned weights (Zhang et al.
-                  2018, 1801.03924, eq. 1); needs `features`, which the trainer never updates.
+                  2018, 1801.03924, eq. 1); needs `features`, which the trainer never updates. Features that know how
+                  to compare (`compare(a, b) -> [N]`, as LPIPS itself) do so themselves.
     """
 
     kind: Kind = "l2"
@@ -43,6 +53,8 @@ class Distance:
         if self.kind == "perceptual":
             if features is None:
                 raise ValueError("the perceptual distance needs feature maps to compare")
+            if isinstance(features, Compares):
+                return features.compare(a, b)
             return torch.stack([_normalised_l2(u, v) for u, v in zip(features(a), features(b), strict=True)]).sum(0)
         difference = (a - b).flatten(1)
         if self.kind == "l1":

@@ -119,10 +119,15 @@ def fit(images: Images, resolution: int, channels: int) -> Tensor:
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
         raise UserError(f"images must be uint8 [n, H, H, C], got {images.dtype} {list(images.shape)}")
-    size, have = images.shape[1], images.shape[3]
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return fitted(x, resolution, channels)
+
+
+def fitted(x: Tensor, resolution: int, channels: int) -> Tensor:
+    """`fit` of images [n, C, H, H] that are numbers already; differentiable."""
+    size, have = x.shape[2], x.shape[1]
     if have not in (1, channels):
         raise UserError(f"this extractor takes images of {channels} channel(s), got {have}")
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     if size >= resolution and size % resolution == 0:
         x = nn.functional.avg_pool2d(x, size // resolution) if size > resolution else x
     elif resolution % size == 0:

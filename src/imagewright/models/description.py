@@ -12,24 +12,32 @@ from typing import Any
 
 from torch import nn
 
+from imagewright.models.causal import CausalTokenModel
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
 from imagewright.models.generator import FewStepGenerator
+from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from imagewright.models.segments import MultistepConsistencyModel
+from imagewright.models.tokens import PixelCodec
 from imagewright.models.trajectory import TrajectoryModel
-from imagewright.networks import NETWORKS, UNet
+from imagewright.models.vq import VQTokenizer
+from imagewright.networks import NETWORKS, Network
 from imagewright.networks.config import did_you_mean
 from imagewright.types import UserError
 
 MODELS: dict[str, type[nn.Module]] = {
+    "CausalTokenModel": CausalTokenModel,
     "ConsistencyModel": ConsistencyModel,
     "ContinuousConsistencyModel": ContinuousConsistencyModel,
     "EDMPrecond": EDMPrecond,
     "FewStepGenerator": FewStepGenerator,
+    "MaskedTokenModel": MaskedTokenModel,
     "MultistepConsistencyModel": MultistepConsistencyModel,
+    "PixelCodec": PixelCodec,
     "TrajectoryModel": TrajectoryModel,
     "VEPrecond": VEPrecond,
     "VPPrecond": VPPrecond,
+    "VQTokenizer": VQTokenizer,
     "iDDPMPrecond": iDDPMPrecond,
 }
 """Every model by its name in descriptions. Its `describe()` has to return its constructor's arguments."""
@@ -63,7 +71,7 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     raise UserError(f"no model or network is called {name!r}{did_you_mean(name, [*MODELS, *NETWORKS])}")
 
 
-def _build_network(network: type[UNet], arguments: Mapping[str, Any]) -> nn.Module:
+def _build_network(network: type[Network], arguments: Mapping[str, Any]) -> nn.Module:
     if list(arguments) != ["config"] or not isinstance(arguments["config"], Mapping):
         raise UserError(f'{network.__name__} is described by a "config" object alone, not by {dict(arguments)!r}')
     return network(network.config_class.from_json(arguments["config"]))

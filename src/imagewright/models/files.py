@@ -23,6 +23,7 @@ CONVENTIONS = {
     "images": "float32 NCHW in [-1, 1]",
     "sigma": "standard deviation of the noise in data units, x = x0 + sigma * eps",
     "labels": "int64 class index, -1 = none",
+    "tokens": "int64 in raster order (row, column, channel), 0 to values - 1; values = unknown",
 }
 
 

@@ -34,6 +34,10 @@ class PixelCodec(nn.Module):
         grid = tokens.view(len(tokens), self.resolution, self.resolution, self.channels)
         return grid.permute(0, 3, 1, 2).float() / 127.5 - 1
 
+    def places(self, pixels: Tensor) -> Tensor:
+        """Which tokens [length] belong to some pixels, bool [H, W]."""
+        return pixels.reshape(-1, 1).expand(-1, self.channels).flatten()
+
     def describe(self) -> dict[str, Any]:
         """As `models.description` wants it."""
         return {"class": type(self).__name__, "resolution": self.resolution, "channels": self.channels}
@@ -42,11 +46,13 @@ class PixelCodec(nn.Module):
 class TokenNetworkModel(nn.Module):
     """A `types.TokenModel`: network(tokens, time, cond) -> logits, around it the codec.
 
-    The base of masked and causal models; `settings` names further arguments of a subclass's constructor.
+    The base of masked and causal models; `settings` names further arguments of a subclass's constructor,
+    `usual_sampler` the one of `samplers.SAMPLERS` that draws from it where nobody names another.
     """
 
     kind: ClassVar[ModelKind] = "token_model"
     order: ClassVar[Literal["masked", "causal"]]
+    usual_sampler: ClassVar[str] = "masked-decoding"
     settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, network: nn.Module, codec: nn.Module) -> None:
@@ -64,3 +70,15 @@ class TokenNetworkModel(nn.Module):
         modules = {"network": self.network, "codec": self.codec}
         described = {name: cast(Describable, module).describe() for name, module in modules.items()}
         return {"class": type(self).__name__, **described, **{name: getattr(self, name) for name in self.settings}}
+
+
+def check_tokens(tokens: Tensor, codec: Codec, *, unknown: bool = False) -> None:
+    """Raise UserError unless tokens are [N, length] of the codec's values (and of `values`, if unknown ones may be)."""
+    if tokens.ndim != 2 or tokens.shape[1] != codec.length:
+        raise UserError(f"tokens are {list(tokens.shape)}; the codec's are [N, {codec.length}]")
+    wrong = (tokens < 0) | (tokens >= codec.values + unknown)
+    if bool(wrong.any()):
+        also = f", and {codec.values} for unknown" if unknown else ""
+        raise UserError(
+            f"token {int(tokens[wrong][0])} is none of the codec's; they are 0 to {codec.values - 1}{also}"
+        )

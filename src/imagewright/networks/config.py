@@ -1,7 +1,7 @@
-"""What the U-Nets of the EDM family have in common in their configuration: names, defaults, validity, JSON.
+"""What architectures have in common: a configuration that is their only argument, its validity, JSON.
 
-Argument names are those of the reference implementation of Karras et al. 2022 (arXiv 2206.00364), so that the
-arguments of a released checkpoint can be passed as they are.
+The U-Nets' argument names are those of the reference implementation of Karras et al. 2022 (arXiv 2206.00364), so that
+the arguments of a released checkpoint can be passed as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
+
+from torch import nn
 
 from imagewright.types import UserError
 
@@ -35,7 +37,41 @@ def _is_int(value: object, least: int) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig:
+class NetworkConfig:
+    """Base of every architecture's configuration. Sequences may be given as lists (JSON)."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`. Raises UserError on an unknown or missing argument."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UserError(f"{cls.__name__} has no argument {name!r}{did_you_mean(name, known)}")
+        missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in values]
+        if missing:
+            raise UserError(f"{cls.__name__} needs {', '.join(missing)}")
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """All arguments as plain JSON values."""
+        values = dataclasses.asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+class Network(nn.Module):
+    """An architecture whose only argument is its configuration."""
+
+    config_class: ClassVar[type[NetworkConfig]]
+    config: Any
+    """Of `config_class`."""
+
+    def describe(self) -> dict[str, Any]:
+        """JSON from which `models.description.build` makes the same architecture again."""
+        return {"class": type(self).__name__, "config": self.config.to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(NetworkConfig):
     """Fields shared by `SongUNetConfig` and `DhariwalUNetConfig`; sequences may be given as lists (JSON).
 
     Raises UserError on a value outside its range.
@@ -99,20 +135,3 @@ class UNetConfig:
         )
         require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`. Raises UserError on an unknown or missing argument."""
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        for name in values:
-            if name not in known:
-                raise UserError(f"{cls.__name__} has no argument {name!r}{did_you_mean(name, known)}")
-        missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in values]
-        if missing:
-            raise UserError(f"{cls.__name__} needs {', '.join(missing)}")
-        return cls(**values)
-
-    def to_json(self) -> dict[str, Any]:
-        """All arguments as plain JSON values."""
-        values = dataclasses.asdict(self)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.networks.block import BlockStyle, UNetBlock
-from imagewright.networks.config import UNetConfig
+from imagewright.networks.config import Network, UNetConfig
 from imagewright.networks.layers import one_hot
 from imagewright.types import UNCONDITIONAL, Condition
 
@@ -97,7 +97,7 @@ def build_block(layer: Layer, style: BlockStyle) -> UNetBlock:
     return UNetBlock(layer.in_channels, layer.out_channels, style, resample=layer.resample, attention=layer.attention)
 
 
-class UNet(nn.Module, ABC):
+class UNet(Network, ABC):
     """A network F(x; noise_label, cond): an embedding, an encoder and a decoder joined by skip connections.
 
     The three stages are public, for methods that look at or change what passes between them.
@@ -158,9 +158,9 @@ class UNet(nn.Module, ABC):
     def decode(self, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
         """The output image from the lowest-resolution features; takes the skips from the end of the list."""
 
-    def describe(self) -> dict[str, Any]:
-        """JSON from which `models.description.build` makes the same architecture again."""
-        return {"class": type(self).__name__, "config": self.config.to_json()}
+    def bottleneck(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """The lowest-resolution features alone; arguments as of `forward`."""
+        return self.encode(x, self.embed(noise_label, cond))[0]
 
     def told_destination(self) -> Self:
         """A copy that is also told where to go, and gives the same answers as this network until it is trained."""

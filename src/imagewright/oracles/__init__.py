@@ -2,6 +2,16 @@
 
 from imagewright.oracles.flow import IntegratedFlowMap
 from imagewright.oracles.gaussian import GaussianFlowMap, GaussianOracle
+from imagewright.oracles.markov import MarkovChain, MarkovTokens
 from imagewright.oracles.mixture import GaussianMixture, LowRankMixture, Mixture
 
-__all__ = ["GaussianFlowMap", "GaussianMixture", "GaussianOracle", "IntegratedFlowMap", "LowRankMixture", "Mixture"]
+__all__ = [
+    "GaussianFlowMap",
+    "GaussianMixture",
+    "GaussianOracle",
+    "IntegratedFlowMap",
+    "LowRankMixture",
+    "MarkovChain",
+    "MarkovTokens",
+    "Mixture",
+]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from imagewright.recipes import consistency, edm, improved_consistency
+from imagewright.recipes import autoregressive, consistency, edm, improved_consistency, uni_instruct
 from imagewright.recipes import consistency_trajectory as trajectory
 from imagewright.recipes import continuous_consistency as continuous
 from imagewright.recipes import multistep_consistency as multistep
@@ -51,6 +51,10 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "sct-digits": continuous.sct_digits,
     "sct-cifar10": continuous.sct_cifar10,
     "sct-imagenet64": continuous.sct_imagenet64,
+    "causal-digits": autoregressive.digits,
+    "causal-emoji64-16": autoregressive.emoji64_16,
+    "causal-emoji64-32": autoregressive.emoji64_32,
+    **uni_instruct.FAMILY,
 }
 """Every recipe by its name on the command line."""
 

@@ -98,7 +98,8 @@ class Trajectory:
     """The way of n images through S sampler steps.
 
     x, estimate: the state, clipped to [-1, 1], and the estimate of x0, each uint8 [S, n, H, W, C].
-    sigmas:      noise level of x at each of the steps; for a flow map of the x it jumps from.
+    sigmas:      noise level of x at each of the steps; for a flow map of the x it jumps from; for a token model the
+                 share of tokens that were unknown.
     """
 
     x: Images
@@ -132,6 +133,7 @@ class Neighbours:
 class RunSection:
     """Everything the page shows of one run. Empty pieces are explained in `missing`, by field name.
 
+    likelihoods:  entries of metrics.json, each with a `metrics.bits.BitsReport` as plain values, and "codecs" in it.
     first_images: images 0 .. 9 of the seed; runs of the same data get the same noise and labels.
     """
 
@@ -144,6 +146,7 @@ class RunSection:
     log: tuple[Mapping[str, float], ...] = ()
     snapshots: tuple[Snapshot, ...] = ()
     measures: tuple[Measure, ...] = ()
+    likelihoods: tuple[Mapping[str, Any], ...] = ()
     classes: tuple[ClassRow, ...] = ()
     first_images: Images | None = None
     first_labels: tuple[str, ...] = ()
@@ -182,7 +185,10 @@ def collect_run(
         raise UserError(f"{folder} holds neither experiment.json nor model.json; give a run folder")
     missing: dict[str, Missing] = {}
     pieces: dict[str, Any] = _read(folder, missing)
-    if pieces["model"]:
+    if pieces["model"].get("kind") == "codec":
+        reason = "A tokenizer draws no images; its snapshots show pictures, and beneath each row what comes back."
+        missing["model"] = Missing(reason=reason)
+    elif pieces["model"]:
         # Resolved, so that a run folder named like a shipped model is still the folder.
         generator = load(folder.resolve(), device=pick_device(device))
         pieces |= _draw(generator, seed, on_progress or (lambda done, total: None))
@@ -212,7 +218,8 @@ def _read(folder: Path, missing: dict[str, Missing]) -> dict[str, Any]:
         missing["log"] = Missing(reason="No training log was found here (log.jsonl).")
     if not snapshots:
         missing["snapshots"] = Missing(reason="No snapshots were left during training (samples/*.png).")
-    measures = read_measures(files["metrics.json"]) if files["metrics.json"].exists() else ()
+    measured = files["metrics.json"].exists()
+    measures = read_measures(files["metrics.json"]) if measured else ()
     if not measures:
         reason = "This run has not been measured yet. To measure it:"
         missing["measures"] = Missing(reason=reason, command=("evaluate", str(folder)))
@@ -222,6 +229,7 @@ def _read(folder: Path, missing: dict[str, Missing]) -> dict[str, Any]:
         "log": log,
         "snapshots": snapshots,
         "measures": measures,
+        "likelihoods": read_likelihoods(files["metrics.json"]) if measured else (),
     }
 
 
@@ -257,6 +265,15 @@ def read_measures(path: Path) -> tuple[Measure, ...]:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} holds an entry that is no report: {error!r}") from None
     return tuple(sorted(measures, key=lambda m: m.nfe))
+
+
+def read_likelihoods(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """Bits per dimension in a metrics.json, lowest first. Raises UserError for an entry that is none."""
+    entries = read_json(path).get("likelihoods", [])
+    try:
+        return tuple(sorted(entries, key=lambda entry: float(entry["report"]["bpd"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} holds an entry that is no likelihood: {error!r}") from None
 
 
 # --- what the model draws -----------------------------------------------------------------------------------

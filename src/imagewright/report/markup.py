@@ -41,6 +41,11 @@ def join(*children: Child) -> Html:
     return Html("".join(c if isinstance(c, Html) else html.escape(c) for c in children if c is not None))
 
 
+def card(title: str, *children: Child) -> Html:
+    """A titled block."""
+    return el("div", el("h3", title), *children, class_="card")
+
+
 def picture(images: Images, columns: int, alt: str, *, side: int) -> Html:
     """An <img> of uint8 [N, H, W, C], C = 1 or 3, row by row; every image is enlarged to about `side` pixels.
 

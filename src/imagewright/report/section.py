@@ -14,7 +14,8 @@ from imagewright.report.figures import (
     sampler_words,
     trajectory_sheets,
 )
-from imagewright.report.markup import Child, Html, command, count, el, join, number, picture, png, table
+from imagewright.report.likelihood import likelihood_card
+from imagewright.report.markup import Child, Html, card, command, count, el, join, number, picture, png, table
 
 YARDSTICKS = (("noise", "noise"), ("gaussian", "Gaussian fit"), ("floor", "floor (real images)"))
 """Fields of `metrics.Yardstick` and their names on the page."""
@@ -33,6 +34,7 @@ def run_section(run: RunSection, anchor: str, title: str) -> Html:
         el("div", *losses, *qualities, class_="pair"),
         _snapshots(run),
         _measures(run),
+        likelihood_card([(run.name, run.likelihoods)]),
         _neighbours(run),
         _repeat(run),
         id=anchor,
@@ -49,11 +51,6 @@ def best(measures: Sequence[Measure]) -> Measure | None:
 def missing(reason: Missing) -> Html:
     """One sentence on what is not there, and the command that makes it."""
     return el("p", reason.reason, command(reason.command) if reason.command else None, class_="missing")
-
-
-def card(title: str, *children: Child) -> Html:
-    """A titled block."""
-    return el("div", el("h3", title), *children, class_="card")
 
 
 # --- head ---------------------------------------------------------------------------------------------------

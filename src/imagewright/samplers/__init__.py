@@ -9,6 +9,8 @@ from imagewright.samplers.dpm_solver import DPMSolverPlusPlus
 from imagewright.samplers.edm import Euler, Heun
 from imagewright.samplers.euler_maruyama import EulerMaruyama
 from imagewright.samplers.jumps import Jumps
+from imagewright.samplers.masked_decoding import MaskedDecoding
+from imagewright.samplers.raster import Raster
 from imagewright.samplers.restart import PRESETS as _RESTART
 from imagewright.samplers.restart import Restart
 from imagewright.samplers.unipc import UniPC
@@ -23,7 +25,9 @@ SAMPLERS = {
     "euler-maruyama": EulerMaruyama,
     "heun": Heun,
     "jumps": Jumps,
+    "masked-decoding": MaskedDecoding,
     "multistep-consistency": MultistepConsistency,
+    "raster": Raster,
     "restart": Restart,
     "unipc": UniPC,
 }
@@ -44,7 +48,9 @@ __all__ = [
     "EulerMaruyama",
     "Heun",
     "Jumps",
+    "MaskedDecoding",
     "MultistepConsistency",
+    "Raster",
     "Restart",
     "UniPC",
 ]

@@ -15,11 +15,26 @@ from imagewright.data import to_uint8
 from imagewright.guidance import evaluations
 from imagewright.models.files import ModelFile
 from imagewright.noise import ImageNoise
-from imagewright.samplers import SAMPLERS, Heun, MultistepConsistency
-from imagewright.types import Condition, DataSpec, OnStep, Sampler, UserError, kind_of
+from imagewright.samplers import SAMPLERS
+from imagewright.types import UNCONDITIONAL, Condition, DataSpec, ModelKind, OnStep, Sampler, UserError, kind_of
 
 Images = npt.NDArray[np.uint8]
 Labels = Sequence[int] | npt.NDArray[np.int64]
+USUAL: dict[ModelKind, str] = {
+    "denoiser": "heun",
+    "flow_map": "multistep-consistency",
+    "token_model": "masked-decoding",
+}
+"""The sampler of a kind of model, by its name in `SAMPLERS`; a model that needs another says so in `usual_sampler`."""
+
+
+def usual_sampler(model: object) -> Sampler:
+    """The sampler, with its usual settings, for a model that was saved without one. Raises UserError for a codec."""
+    kind = kind_of(model)
+    if kind not in USUAL:
+        raise UserError(f"a {type(model).__name__} draws no images; it turns images into tokens and back")
+    sampler: Sampler = SAMPLERS[getattr(model, "usual_sampler", USUAL[kind])]()
+    return sampler
 
 
 class ImageGenerator:
@@ -32,8 +47,7 @@ class ImageGenerator:
         self, model: nn.Module, spec: DataSpec, sampler: Sampler | None = None, device: torch.device | str = "cpu"
     ) -> None:
         kind = kind_of(model)
-        default: Sampler = MultistepConsistency() if kind == "flow_map" else Heun()
-        self.sampler = sampler or default
+        self.sampler = sampler or usual_sampler(model)
         if self.sampler.model_kind != kind:
             raise UserError(
                 f"sampler {type(self.sampler).__name__} draws from a {self.sampler.model_kind.replace('_', ' ')}; "
@@ -47,7 +61,7 @@ class ImageGenerator:
     @property
     def nfe(self) -> int:
         """Network evaluations per image, exactly, a guide's included: the sampler is run on a stand-in that counts."""
-        tally = _Tally(self.model)
+        tally = _TokenTally(self.model) if kind_of(self.model) == "token_model" else _Tally(self.model)
         like = torch.zeros(1, *self.spec.shape, dtype=torch.float64)
         self.sampler(tally, like, noise=ImageNoise(0, [0]))
         return tally.total
@@ -114,12 +128,23 @@ class ImageGenerator:
         on_step: OnStep | None = None,
     ) -> Images:
         """Given images of a seed in one batch, uint8 [n, H, W, C]; labels: one for each, or None = no condition."""
+        return to_uint8(self.drawn(indices, labels=labels, seed=seed, on_step=on_step))
+
+    def drawn(
+        self,
+        indices: Sequence[int],
+        *,
+        labels: Labels | None = None,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """As `at`, before rounding: [n, C, H, W] in [-1, 1], or a little beyond."""
         noise = ImageNoise(seed, indices)
         latents = noise.normal(torch.empty(len(indices), *self.spec.shape)).to(self.device)
         cond = Condition()
         if labels is not None:
             cond = Condition(label=torch.as_tensor(np.asarray(labels, dtype=np.int64), device=self.device))
-        return to_uint8(self.sampler(self.model, latents, cond, noise=noise, on_step=on_step))
+        return self.sampler(self.model, latents, cond, noise=noise, on_step=on_step)
 
     def _checked_labels(
         self, n: int, labels: Labels | int | None, seed: int, first: int
@@ -151,6 +176,37 @@ class _Tally:
     def round_sigma(self, sigma: Tensor) -> Tensor:
         rounded: Tensor = self.model.round_sigma(sigma)
         return rounded
+
+
+class _TokenTally:
+    """The same for a token model: evenly distributed tokens, each call one evaluation, however many places it answers."""
+
+    def __init__(self, model: Any) -> None:
+        self.order, self.total = model.order, 0
+        self.codec = _NoCodec(model.codec.values, model.codec.length)
+        if hasattr(model, "step"):
+            self.start, self.step = self._start, self._step
+
+    def logits(self, tokens: Tensor, cond: Condition = UNCONDITIONAL, time: Tensor | None = None) -> Tensor:
+        self.total += 1
+        return torch.zeros(*tokens.shape, self.codec.values)
+
+    def _start(self, cond: Condition, n: int) -> int:
+        return n
+
+    def _step(self, before: Tensor | None, cache: int) -> Tensor:
+        self.total += 1
+        return torch.zeros(cache, self.codec.values)
+
+
+class _NoCodec:
+    """Stands in for a codec whose network need not be asked for an image."""
+
+    def __init__(self, values: int, length: int) -> None:
+        self.values, self.length = values, length
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return tokens
 
 
 def sampler_to_json(sampler: Sampler) -> dict[str, Any]:

@@ -18,24 +18,29 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from imagewright.data import ImageSet, Loader, open_images
+from imagewright.data.couplings import Couplings
 from imagewright.files import read_json, write_json
+from imagewright.metrics.perceptual import perceptual_network
 from imagewright.models.files import ModelFile, save_model
+from imagewright.models.tokens import PixelCodec
 from imagewright.networks import NETWORKS
 from imagewright.noise import derive_seed
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
+from imagewright.training.checkpoint import checkpoints, load_checkpoint
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
 from imagewright.training.log import Log
+from imagewright.training.reconstructions import codec_record, save_reconstructions
 from imagewright.training.snapshots import save_grid
 from imagewright.training.trainer import Progress, Trainer
-from imagewright.types import Average, DataSpec, Parts, UserError
+from imagewright.types import Average, Codec, DataSpec, Parts, Trained, UserError, kind_of
 from imagewright.version import __version__, versions
 
 
@@ -54,6 +59,8 @@ class DataConfig:
     """Train class-conditionally where the set has classes."""
     skip_bad: bool = False
     """Leave out unusable files instead of refusing the set."""
+    couplings: str | None = None
+    """Folder of pairs of noise and image that `imagewright couple` has written, for methods that learn from them."""
 
     def open(self, on_progress: Callable[[int, int], None] | None = None) -> ImageSet:
         """Open and check the images."""
@@ -78,8 +85,14 @@ class Experiment:
     """Configuration of the network; resolution, channels, classes and augmentation length are taken from the data."""
     teacher: str | None = None
     """Run folder, model folder or shipped model that the method learns from."""
+    tokenizer: str | None = None
+    """Run or model folder of the tokenizer whose tokens the method learns; None = the images' own 8-bit values."""
+    features: str | None = None
+    """What a perceptual distance compares by: "digits" or "emoji" (shipped classifiers), or "lpips" (VGG, where that
+    package and its weights are installed); None = the classifier of the data set, where there is one."""
     start: str | None = None
-    """Run or model whose weights the trained product starts from: fine-tuning; None = those that the method sets."""
+    """Run or model whose weights the trained product starts from: fine-tuning; None = those that the method sets.
+    Other trained parts start from those of the same name in the run's last checkpoint, where it has them."""
     sampler: Any = None
     """Sampler of the snapshots, saved with the model as its default; None = the kind's own."""
     training: TrainingConfig
@@ -91,6 +104,7 @@ class Assembled:
 
     images: ImageSet
     parts: Parts
+    couplings: Couplings | None = None
 
 
 def assemble(experiment: Experiment, on_progress: Callable[[int, int], None] | None = None) -> Assembled:
@@ -101,8 +115,16 @@ def assemble(experiment: Experiment, on_progress: Callable[[int, int], None] | N
     given: dict[str, Any] = {"spec": spec}
     if "teacher" in wanted:
         given["teacher"] = _teacher(experiment.teacher, spec)
+    if "codec" in wanted:
+        given["codec"] = _codec(experiment.tokenizer, spec)
+    elif experiment.tokenizer is not None:
+        raise UserError(f"method {type(experiment.method).__name__} learns no tokens; tokenizer has no effect")
+    if "features" in wanted:
+        given["features"] = perceptual_network(experiment.features, spec)
+    elif experiment.features is not None:
+        raise UserError(f"method {type(experiment.method).__name__} compares no features; features has no effect")
     if "network" in wanted:
-        given["network"] = _network(experiment, spec)
+        given["network"] = _network(experiment, spec, cast("Codec | None", given.get("codec")))
     missing = [n for n, p in wanted.items() if n not in given and p.default is inspect.Parameter.empty]
     if missing:
         raise UserError(f"method {type(experiment.method).__name__} needs {', '.join(missing)}, which no field gives")
@@ -111,7 +133,17 @@ def assemble(experiment: Experiment, on_progress: Callable[[int, int], None] | N
         parts = experiment.method.parts(**{n: v for n, v in given.items() if n in wanted})
     if experiment.start is not None:
         _start_from(experiment.start, parts, experiment.method.product)
-    return Assembled(images, parts)
+    return Assembled(images, parts, _couplings(experiment.data.couplings, spec))
+
+
+def _couplings(name: str | None, spec: DataSpec) -> Couplings | None:
+    if name is None:
+        return None
+    store = Couplings(name)
+    ours, theirs = ((s.resolution, s.channels, s.num_classes) for s in (spec, store.spec))
+    if ours != theirs:
+        raise UserError(f"couplings {name} are of resolution, channels and classes {theirs}; the data have {ours}")
+    return store
 
 
 def _start_from(name: str, parts: Parts, product: str) -> None:
@@ -134,22 +166,61 @@ def _start_from(name: str, parts: Parts, product: str) -> None:
     for role in parts.roles.values():
         if isinstance(role, Average) and role.of == product:
             role.module.load_state_dict(weights)
+    _start_others(name, parts, product)
 
 
-def _network(experiment: Experiment, spec: DataSpec) -> nn.Module:
+def _start_others(name: str, parts: Parts, product: str) -> None:
+    """Give the other trained parts the weights that a run's last checkpoint has of them; what only they have stays."""
+    others = {n: r.module for n, r in parts.roles.items() if isinstance(r, Trained) and n != product}
+    found = checkpoints(Path(name) / "checkpoints")
+    if not others or not found:
+        return
+    learners = load_checkpoint(found[-1])["learners"]
+    for part, module in others.items():
+        weights, wanted = learners.get(part, {"module": {}})["module"], module.state_dict()
+        wrong = [k for k, v in weights.items() if k not in wanted or wanted[k].shape != v.shape]
+        if wrong:
+            raise UserError(
+                f"start {name} has another {part} than this run: {len(wrong)} entries differ, such as {min(wrong)}"
+            )
+        module.load_state_dict({**wanted, **weights})
+
+
+def _network(experiment: Experiment, spec: DataSpec, codec: Codec | None) -> nn.Module:
+    """The network of the experiment's configuration, of which as much as it has a field for comes from the data."""
     if experiment.network is None:
         raise UserError(f"method {type(experiment.method).__name__} needs a network; give one with `network`")
-    config = dataclasses.replace(
-        experiment.network,
-        img_resolution=spec.resolution,
-        in_channels=spec.channels,
-        out_channels=spec.channels,
-        label_dim=spec.num_classes,
-        augment_dim=getattr(experiment.method, "augment_dim", 0),
-    )
+    known: dict[str, Any] = {
+        "img_resolution": spec.resolution,
+        "in_channels": spec.channels,
+        "out_channels": spec.channels,
+        "label_dim": spec.num_classes,
+        "augment_dim": getattr(experiment.method, "augment_dim", 0),
+    }
+    if codec is not None:
+        known |= {"values": codec.values, "length": codec.length}
+    fields = {f.name for f in dataclasses.fields(experiment.network)}
+    config = dataclasses.replace(experiment.network, **{k: v for k, v in known.items() if k in fields})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(experiment.training.seed, 0))
         return NETWORKS[type(config).__name__.removesuffix("Config")](config)
+
+
+def _codec(name: str | None, spec: DataSpec) -> nn.Module:
+    if name is None:
+        return PixelCodec(spec.resolution, spec.channels)
+    file = find_model(name)
+    if kind_of(file.model) != "codec":
+        raise UserError(
+            f"tokenizer {name} is a {kind_of(file.model).replace('_', ' ')}, which turns no images into tokens; "
+            "train one with `imagewright train vq-digits` or the like"
+        )
+    if (file.spec.resolution, file.spec.channels) != (spec.resolution, spec.channels):
+        raise UserError(
+            f"tokenizer {name} takes images of resolution and channels "
+            f"{(file.spec.resolution, file.spec.channels)}; the data have {(spec.resolution, spec.channels)}"
+        )
+    return file.model
 
 
 def _teacher(name: str | None, spec: DataSpec) -> nn.Module:
@@ -198,7 +269,13 @@ def run_experiment(
     assembled = assemble(experiment, on_open)
     if processes.is_first:
         write_json(folder / "experiment.json", record)
-    loader = Loader(assembled.images, experiment.training.batch, experiment.training.seed, experiment.data.xflip)
+    loader = Loader(
+        assembled.images,
+        experiment.training.batch,
+        experiment.training.seed,
+        experiment.data.xflip,
+        assembled.couplings,
+    )
     trainer = Trainer(
         experiment.method,
         assembled.parts,
@@ -254,19 +331,27 @@ def _differences(a: Any, b: Any, path: str = "") -> list[str]:
 
 
 def export(experiment: Experiment, trainer: Trainer, spec: DataSpec, folder: Path, device: torch.device) -> None:
-    """Write the product's averaged weights as a model and draw the snapshot grid with them."""
+    """Write the product's averaged weights as a model, and a snapshot: samples, or what a tokenizer gives back."""
     import copy
 
     model = copy.deepcopy(trainer.learners[experiment.method.product].module)
     model.load_state_dict(trainer.product_state())
-    generator = ImageGenerator(model, spec, experiment.sampler, device)
-    origin = {
+    origin: dict[str, Any] = {
         "method": type(experiment.method).__name__,
         "images_seen": trainer.images,
         "weights": "average" if trainer.learners[experiment.method.product].averages else "raw",
         "teacher": experiment.teacher,
+        "tokenizer": experiment.tokenizer,
         "seed": experiment.training.seed,
         "imagewright": __version__,
     }
+    snapshot = folder / "samples" / f"{trainer.images:012d}.png"
+    if kind_of(model) == "codec":
+        images = trainer.loader.image_set
+        origin |= codec_record(model, images, device)
+        save_model(folder, ModelFile(model=model, spec=spec, origin=origin))
+        save_reconstructions(snapshot, model, images, device)
+        return
+    generator = ImageGenerator(model, spec, experiment.sampler, device)
     save_model(folder, ModelFile(model=model, spec=spec, sampler=sampler_to_json(generator.sampler), origin=origin))
-    save_grid(folder / "samples" / f"{trainer.images:012d}.png", generator)
+    save_grid(snapshot, generator)

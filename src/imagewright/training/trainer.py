@@ -31,7 +31,21 @@ from imagewright.training.ema import Power
 from imagewright.training.learners import Learner
 from imagewright.training.log import Log
 from imagewright.training.weights import store
-from imagewright.types import Average, Batch, Clock, Event, Follow, Frozen, Method, Parts, Trained, Update, UserError
+from imagewright.types import (
+    Average,
+    Batch,
+    Clock,
+    Condition,
+    Coupling,
+    Event,
+    Follow,
+    Frozen,
+    Method,
+    Parts,
+    Trained,
+    Update,
+    UserError,
+)
 
 
 class Interrupted(Exception):  # noqa: N818, not an error: the user asked for it
@@ -226,11 +240,19 @@ class Trainer:
 
     def _inputs(self, j: int, clock: Clock) -> tuple[Batch, StepNoise]:
         batch = self.loader.batch(clock.images + j * self.micro, self.micro)
-        images = batch.images.to(self.device, non_blocking=True)
-        if self.config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         noise = StepNoise(self.config.seed, clock.step, j, device=self.device)
-        return Batch(images, batch.cond.map(lambda t: t.to(self.device))), noise
+        coupling = batch.coupling and Coupling(
+            self._here(batch.coupling.latents), self._here(batch.coupling.images), self._cond(batch.coupling.cond)
+        )
+        return Batch(self._here(batch.images), self._cond(batch.cond), coupling), noise
+
+    def _here(self, images: torch.Tensor) -> torch.Tensor:
+        """On the run's device, in its memory format."""
+        images = images.to(self.device, non_blocking=True)
+        return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
+
+    def _cond(self, cond: Condition) -> Condition:
+        return cond.map(lambda t: t.to(self.device))
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":

@@ -43,7 +43,8 @@ from imagewright.types import (
 WIDTH, DEPTH = 128, 3
 SIGMA_DATA = 0.7
 L2 = Distance()
-ITERATIONS = 1500
+ITERATIONS, LR = 1500, 6e-3
+MU0 = 0.03
 HALVED_FROM = (64, 4096)
 """Steps of the first student of progressive distillation: the best of 8, 16 and 64 for so few updates, the paper's."""
 ONE_STEP = MultistepConsistency(clip=False)
@@ -140,7 +141,7 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     oracle = ring(seed)
     reference, teacher = real_points(oracle, seed + 1000, 2 * count), ExactTeacher(oracle)
     first = start(seed, oracle, 2000 if full else 3)
-    pace = PointRun(iterations=iterations, lr=1e-3, seed=seed, ema=EmaConfig(halflife_images=20_000))
+    pace = PointRun(iterations=iterations, lr=LR, seed=seed, ema=EmaConfig(halflife_images=20_000))
 
     def learnt(method: Method, parts: Parts) -> Any:
         return distil(method, parts, mixture_points(oracle), pace)
@@ -158,7 +159,7 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
             student = model(PointNetwork(WIDTH, DEPTH), sigma_data=SIGMA_DATA)
         return learnt(method, consistency_parts(student, None, L2))
 
-    settings: dict[str, Any] = {"s0": 2, "s1": 40, "sigma_data": SIGMA_DATA, "distance": L2}
+    settings: dict[str, Any] = {"s0": 2, "s1": 80, "mu0": MU0, "sigma_data": SIGMA_DATA, "distance": L2}
     student = ConsistencyModel.from_denoiser(first)
     known = consistency_parts(student, None, L2, teacher=Frozen(module=teacher))
     trained = alone(ConsistencyTraining(**settings))

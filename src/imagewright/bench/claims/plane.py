@@ -49,6 +49,11 @@ class PointNetwork(nn.Module):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         """x: [N, 2, 1, 1]; noise_label: [N]. Returns [N, 2, 1, 1]."""
+        answer: Tensor = self.layers[-1](self.bottleneck(x, noise_label, cond).flatten(1))
+        return answer.reshape(x.shape)
+
+    def bottleneck(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """Features of the last hidden layer, [N, width, 1, 1]; as `networks.bottleneck_head.HasBottleneck`."""
         told = [x.flatten(1), self._waves(noise_label)]
         if self.classes:
             rows = x.new_zeros(len(x), self.classes)
@@ -60,8 +65,8 @@ class PointNetwork(nn.Module):
         if self.towards is not None:
             assert cond.destination is not None
             hidden = hidden + self.towards(self._waves(cond.destination))
-        answer: Tensor = self.layers[1:](hidden)
-        return answer.reshape(x.shape)
+        features: Tensor = self.layers[1:-1](hidden)
+        return features[:, :, None, None]
 
     def told_destination(self) -> PointNetwork:
         """As `networks.UNet.told_destination`."""

@@ -20,7 +20,7 @@ from imagewright.noise import StepNoise
 from imagewright.oracles import GaussianMixture
 from imagewright.training.config import EmaConfig, OptimizerConfig, OptimizerKind, TrainingConfig
 from imagewright.training.trainer import Trainer
-from imagewright.types import UNCONDITIONAL, Batch, Condition, Method, Parts
+from imagewright.types import UNCONDITIONAL, Batch, Condition, Coupling, Method, Parts
 
 Draw = Callable[[int, StepNoise], tuple[Tensor, Condition]]
 """(n, noise) -> n training points [n, 2, 1, 1] and what is known of them."""
@@ -40,10 +40,12 @@ class PointRun:
     seed: int = 0
 
 
-def distil(method: Method, parts: Parts, draw: Draw, run: PointRun) -> nn.Module:
+def distil(
+    method: Method, parts: Parts, draw: Draw, run: PointRun, couplings: Coupling | None = None
+) -> nn.Module:
     """Train `parts` by the method for `run.iterations` steps; returns the product's average, in eval mode.
 
-    The parts are trained in place, targets included. Points are float32 whatever `draw` gives. Deterministic in run
+    couplings: pairs [M] of which each batch gets as many as it has points, with replacement. The parts are trained in place, targets included. Points are float32 whatever `draw` gives. Deterministic in run
     and parts; torch's global generator is left as it was. Raises UserError when a loss stops being finite.
     """
     total = run.iterations * run.batch
@@ -56,7 +58,7 @@ def distil(method: Method, parts: Parts, draw: Draw, run: PointRun) -> nn.Module
     )
     with torch.random.fork_rng(devices=[]):  # the trainer seeds the global generator, for dropout
         # Nothing is written: only `train` saves, and the steps are made here one by one.
-        trainer = Trainer(method, parts, cast(Loader, _Points(draw, run.seed)), config, Path())
+        trainer = Trainer(method, parts, cast(Loader, _Points(draw, run.seed, couplings)), config, Path())
         for _ in range(run.iterations):
             trainer.train_step()
     product = copy.deepcopy(trainer.learners[method.product].module)
@@ -88,9 +90,14 @@ class ExactTeacher(nn.Module):
 class _Points:
     """The part of a `Loader` that the trainer asks for, on points that are drawn anew for every position."""
 
-    def __init__(self, draw: Draw, seed: int) -> None:
-        self.draw, self.seed = draw, seed
+    def __init__(self, draw: Draw, seed: int, couplings: Coupling | None) -> None:
+        self.draw, self.seed, self.couplings = draw, seed, couplings
 
     def batch(self, position: int, size: int) -> Batch:
         points, cond = self.draw(size, StepNoise(self.seed, position, 0, 1))
-        return Batch(points.float(), cond)
+        if self.couplings is None:
+            return Batch(points.float(), cond)
+        pairs = self.couplings
+        rows = StepNoise(self.seed, position, 0, 2).integers(len(pairs.latents), torch.empty(size))
+        chosen = Coupling(pairs.latents[rows].float(), pairs.images[rows].float(), pairs.cond[rows])
+        return Batch(points.float(), cond, chosen)

@@ -1,0 +1,187 @@
+"""Couplings on disk: what a teacher makes of noise, in shards that can be read by row and made again one by one.
+
+    manifest.json              what pair i is: model, sampler, seed, data specification, number type; sizes
+    shard-000000.safetensors   images [k, C, H, W] and labels int64 [k] of pairs 0 .. k - 1; checksum in the head
+
+Pair i is a function of (manifest, i). Its noise is not stored: it is `ImageNoise(seed, [i])`'s first normal numbers, as
+for every image that this library draws, and is drawn again when the pair is read. That halves the store.
+A shard appears under its name whole or not at all, and holds nothing but its own pairs, so that any number of writers
+may fill one folder, and dying at any moment loses at most the shard in hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from imagewright.files import read_json, replacing, write_json
+from imagewright.noise import ImageNoise
+from imagewright.types import Condition, Coupling, DataSpec, UserError
+
+FORMAT = "imagewright-couplings/1"
+OPEN_SHARDS = 64
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What the pairs of a store are, and how they lie in shards.
+
+    origin: model, weights' checksum, sampler, network calls: JSON-able. batch: images per network call; it belongs to
+    the pair, as the last bits of an answer depend on it. dtype: of the stored images. Raises UserError out of range.
+    """
+
+    n: int
+    seed: int
+    shard: int
+    batch: int
+    dtype: str
+    spec: DataSpec
+    origin: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for name in ("n", "shard", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"couplings: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"couplings: seed is {self.seed}; it must be >= 0")
+        if self.dtype not in DTYPES:
+            raise UserError(f"couplings: dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
+
+    @property
+    def shards(self) -> int:
+        """Number of shards; all but the last hold `shard` pairs."""
+        return -(-self.n // self.shard)
+
+    def rows(self, index: int) -> range:
+        """The pairs of a shard."""
+        return range(index * self.shard, min((index + 1) * self.shard, self.n))
+
+
+def claim_folder(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, or check that the folder holds the same couplings; n may grow.
+
+    Raises UserError naming what differs.
+    """
+    path = folder / "manifest.json"
+    if path.exists():
+        before = read_manifest(folder)
+        ours, theirs = (json.loads(json.dumps(asdict(m))) for m in (manifest, before))
+        changed = [k for k in ours if k != "n" and ours[k] != theirs[k]]
+        if changed:
+            raise UserError(f"{folder} holds couplings with another {', '.join(changed)}; choose another --out")
+        if manifest.n < before.n:
+            raise UserError(f"{folder} holds {before.n} couplings; --n is {manifest.n} and must be no less")
+        if manifest.n == before.n:
+            return
+    write_json(path, {"format": FORMAT, **asdict(manifest)})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a store. Raises UserError when it is missing or damaged."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise UserError(f"{folder} holds no couplings: it has no manifest.json; `imagewright couple` writes one")
+    value = read_json(path)
+    if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
+        raise UserError(f"{path} is not of format {FORMAT!r}")
+    try:
+        spec = DataSpec(**value["spec"] | {"class_names": tuple(value["spec"]["class_names"])})
+        return Manifest(**value | {"spec": spec})
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """Where a shard lies."""
+    return folder / f"shard-{index:06d}.safetensors"
+
+
+def write_shard(folder: Path, manifest: Manifest, index: int, images: Tensor, labels: Tensor) -> None:
+    """Store a shard's images [k, C, H, W] and labels [k], atomically and with their checksum."""
+    tensors = {"images": images.to(DTYPES[manifest.dtype]).contiguous(), "labels": labels.long()}
+    with replacing(shard_path(folder, index)) as aside:
+        head = {"first": manifest.rows(index).start, "sha256": _checksum(tensors)}
+        save_file(tensors, aside, metadata={"couplings": json.dumps(head)})  # one entry: several have no fixed order
+
+
+def shard_fault(folder: Path, manifest: Manifest, index: int, *, checksum: bool = False) -> str | None:
+    """What is wrong with a shard, in words; None = nothing. checksum: read all of it, else its head and size alone."""
+    path, rows = shard_path(folder, index), manifest.rows(index)
+    if not path.exists():
+        return "is missing"
+    try:
+        with safe_open(path, framework="pt") as file:
+            shape, head = file.get_slice("images").get_shape(), json.loads((file.metadata() or {})["couplings"])
+            if shape != [len(rows), *manifest.spec.shape] or head["first"] != rows.start:
+                return f"holds images {shape} from pair {head['first']}, not {len(rows)} from {rows.start}"
+            if checksum and _checksum({k: file.get_tensor(k) for k in ("images", "labels")}) != head["sha256"]:
+                return "does not have the checksum that it was written with"
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        return f"is not whole ({error})"
+    return None
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Couplings:
+    """A complete store, read by row: nothing is in memory but what was asked for.
+
+    Raises UserError naming the shard when one is missing or not whole (contents are checked by `couple --verify`).
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        for index in range(self.manifest.shards):
+            fault = shard_fault(self.folder, self.manifest, index)
+            if fault:
+                raise UserError(
+                    f"{shard_path(self.folder, index)} {fault}; the command that made the couplings, given again, "
+                    "makes what is missing"
+                )
+        self._file = lru_cache(maxsize=OPEN_SHARDS)(self._opened)
+
+    def __len__(self) -> int:
+        return self.manifest.n
+
+    @property
+    def spec(self) -> DataSpec:
+        """Shape and classes of the images."""
+        return self.manifest.spec
+
+    def coupling(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Coupling:
+        """Pairs by index, in that order: float32. Labels only where the model has classes."""
+        indices = [int(i) for i in rows]
+        if not all(0 <= i < len(self) for i in indices):
+            raise IndexError(f"pairs are 0 .. {len(self) - 1}")
+        images = torch.empty(len(indices), *self.spec.shape)
+        labels = torch.empty(len(indices), dtype=torch.int64)
+        for place, i in enumerate(indices):
+            shard, row = divmod(i, self.manifest.shard)
+            file = self._file(shard)
+            images[place] = file.get_slice("images")[row : row + 1][0]
+            labels[place] = file.get_slice("labels")[row : row + 1][0]
+        latents = ImageNoise(self.manifest.seed, indices).normal(images)
+        return Coupling(latents, images, Condition(label=labels) if self.spec.num_classes else Condition())
+
+    def _opened(self, shard: int) -> Any:
+        """A shard, memory-mapped; it is closed when it falls out of the cache."""
+        return safe_open(shard_path(self.folder, shard), framework="pt").__enter__()  # type: ignore[no-untyped-call]

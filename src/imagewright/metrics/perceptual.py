@@ -1,0 +1,114 @@
+"""Networks that images are compared by while something trains: our shipped classifiers, or LPIPS.
+
+Source   Zhang et al. 2018 (LPIPS, arXiv 1801.03924), version 0.1 with VGG-16, from the optional package `lpips`. Our
+         classifiers stand in where nothing may be downloaded; a distance in their features (fd_digits, fd_emoji) is
+         then measured by the network that was trained against, which flatters it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imagewright.metrics.features import ASSETS, Classifier, ClassifierFeatures, fitted
+from imagewright.types import DataSpec, UserError
+
+CLASSIFIERS: Mapping[str, str] = {"digits": "digits", "emoji64": "emoji"}
+"""Shipped classifiers by the data set that they were trained on."""
+CHOICES = (*CLASSIFIERS.values(), "lpips")
+VGG_FILE = "vgg16-397923af.pth"
+"""The backbone's weights, by torchvision's name for them."""
+LPIPS_SIDE = 224
+
+
+class ClassifierMaps(nn.Module):
+    """The output of every stage of a classifier, frozen; images are brought to its size first.
+
+    forward: [N, C, H, W] in [-1, 1] -> maps [N, C_i, H_i, W_i], the finest first, differentiable. Raises UserError on a
+    size or number of channels that the classifier cannot take.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.config = classifier.config
+        layers = list(classifier.body)
+        ends = [i for i, layer in enumerate(layers) if isinstance(layer, nn.AvgPool2d)]
+        borders = zip([0, *ends], [*ends, len(layers)], strict=True)
+        self.stages = nn.ModuleList(nn.Sequential(*layers[first:last]) for first, last in borders)
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = fitted(images, self.config.resolution, self.config.channels)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class LPIPS(nn.Module):
+    """The published distance, learned weights included; `network` is the package's module."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+
+    def compare(self, a: Tensor, b: Tensor) -> Tensor:
+        """a, b: [N, C, H, W] in [-1, 1], C = 1 or 3; enlarged to 224 x 224 (bilinear). Returns [N]."""
+        distance: Tensor = self.network(_enlarged(a), _enlarged(b))
+        return distance.flatten()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The backbone's five maps [N, C_i, H_i, W_i], without the learned weights."""
+        network: Any = self.network
+        return list(network.net(network.scaling_layer(_enlarged(images))))
+
+
+def perceptual_network(name: str | None, spec: DataSpec) -> nn.Module | None:
+    """The network of a name; None: the classifier made for the data, or None where there is none.
+
+    Nothing is downloaded. Raises UserError for another name, a classifier that cannot take the images, and LPIPS
+    without its package or its weights.
+    """
+    if name == "lpips":
+        return _lpips()
+    chosen = CLASSIFIERS.get(spec.name) if name is None else name
+    if chosen is None:
+        return None
+    if chosen not in CHOICES:
+        raise UserError(f"features is {name!r}; allowed: {', '.join(CHOICES)}, or none for the data set's own")
+    maps = ClassifierMaps(ClassifierFeatures(ASSETS / f"{chosen}.safetensors").network)
+    try:
+        maps(torch.zeros(1, *spec.shape))
+    except UserError:
+        if name is None:
+            return None
+        raise
+    return maps
+
+
+def _lpips() -> LPIPS:
+    try:
+        import lpips
+    except ImportError as error:
+        raise UserError(
+            f"features is 'lpips', which needs a package: pip install lpips torchvision ({error})"
+        ) from None
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
+    if not weights.is_file():
+        raise UserError(
+            f"features is 'lpips', which needs the file {weights}; fetch it once with: "
+            "python -c \"import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')\""
+        )
+    return LPIPS(lpips.LPIPS(net="vgg", verbose=False))
+
+
+def _enlarged(images: Tensor) -> Tensor:
+    x = images.expand(-1, 3, -1, -1)
+    if x.shape[2:] == (LPIPS_SIDE, LPIPS_SIDE):
+        return x
+    return nn.functional.interpolate(x, size=(LPIPS_SIDE, LPIPS_SIDE), mode="bilinear", align_corners=False)

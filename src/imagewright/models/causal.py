@@ -1,0 +1,50 @@
+"""A causal token model: what may stand at each place, given those before. Its likelihood is exact."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from imagewright.models.tokens import TokenNetworkModel, check_tokens
+from imagewright.types import UNCONDITIONAL, Condition, Noise, UserError
+
+
+class CausalTokenModel(TokenNetworkModel):
+    """network(tokens, time, cond) -> logits, those of a place depending on the tokens before it alone.
+
+    Where the network has a cache (`start`, `step`), so has the model. Raises UserError for a network that says it is
+    not causal.
+    """
+
+    order: ClassVar[Literal["masked", "causal"]] = "causal"
+    usual_sampler: ClassVar[str] = "raster"
+    likelihood: Literal["exact", "bound"] = "exact"
+
+    def __init__(self, network: nn.Module, codec: nn.Module) -> None:
+        super().__init__(network, codec)
+        if not getattr(getattr(network, "config", None), "causal", True):
+            raise UserError("network.causal is False; an autoregressive model needs a network that sees no later token")
+
+    def nll(
+        self,
+        tokens: Tensor,
+        cond: Condition = UNCONDITIONAL,
+        *,
+        noise: Noise | None = None,
+        times: Tensor | None = None,
+    ) -> Tensor:
+        """As `types.LikelihoodModel`; nothing is drawn. Raises UserError for a token that is none of the codec's."""
+        check_tokens(tokens, self.codec)
+        log_p = torch.log_softmax(self.logits(tokens, cond).double(), 2)
+        return -log_p.gather(2, tokens[..., None]).sum((1, 2))
+
+    def start(self, cond: Condition = UNCONDITIONAL, n: int = 1) -> Any:
+        """The network's empty cache for n sequences."""
+        return self.network.start(cond, n)  # type: ignore[operator]
+
+    def step(self, before: Tensor | None, cache: Any) -> Tensor:
+        """Logits [N, values] of the next place, given the token [N] at the place before; None at the first."""
+        logits: Tensor = self.network.step(before, cache)  # type: ignore[operator]
+        return logits if logits.dtype == torch.float64 else logits.float()

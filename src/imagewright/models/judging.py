@@ -1,0 +1,50 @@
+"""A denoiser that also tells real images from generated ones: two jobs of one network, for one optimiser.
+
+Source   Yin et al. 2024 (DMD2, arXiv 2405.14867), section 4.3: the fake score's encoder sees the noised image, and a
+         head on its bottleneck judges it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from imagewright.models.preconditioning import EDMPrecond
+from imagewright.networks.bottleneck_head import BottleneckHead, HasBottleneck
+from imagewright.types import UNCONDITIONAL, Condition, UserError
+
+
+class JudgingDenoiser(EDMPrecond):
+    """E[x0 | x], and `judge`: how real a noised image looks. The head's weights are drawn, the rest a denoiser's.
+
+    It exists in training alone: `describe`, hence a model file, leaves the head out.
+    """
+
+    head: BottleneckHead
+
+    @property
+    def _middle(self) -> HasBottleneck:
+        assert isinstance(self.network, HasBottleneck)
+        return self.network
+
+    def judge(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """Logits [N] of noised images x [N, C, H, W] at sigma [N]; the decoder is not run."""
+        s = self.scalings(sigma)
+        logits: Tensor = self.head(self._middle.bottleneck(s.c_in[:, None, None, None] * x, s.c_noise, cond))
+        return logits
+
+    @classmethod
+    def from_denoiser(cls, denoiser: EDMPrecond, image_shape: tuple[int, int, int]) -> Self:
+        """A copy of a denoiser, and a new head; image_shape: [C, H, W]. Raises UserError without a bottleneck."""
+        network = copy.deepcopy(denoiser.network).requires_grad_(True)
+        if not isinstance(network, HasBottleneck):
+            raise UserError(f"the teacher's network is a {type(network).__name__}, which has no bottleneck to judge by")
+        judging = cls(network, denoiser.sigma_min, denoiser.sigma_max, denoiser.sigma_data, denoiser.noise_label)
+        like = next(network.parameters())
+        with torch.no_grad():
+            maps = network.eval().bottleneck(like.new_zeros(1, *image_shape), like.new_zeros(1))
+        judging.head = BottleneckHead(maps.shape[1], min(maps.shape[2:])).to(like)
+        return judging.train()

@@ -1,0 +1,224 @@
+"""A transformer over an image's tokens: bidirectional as MaskGIT has it, or causal with a cache for decoding.
+
+Tokens     One table of vectors for everything: 0 .. V-1 the values, V the unknown token, V+1+k class k, and one more
+           for no class. A class token stands before the sequence. Learned positions.
+Blocks     Attention, then two layers with GELU (tanh form) between; post_norm: h = LN(h + f(h)), eps 1e-12, with a
+           norm after the embedding (BERT, MaskGIT); otherwise h = h + f(LN(h)), with a norm after the last block, and
+           the layers that end a branch begin smaller by sqrt(2 depth).
+Head       dense, GELU, LN, then logits that are inner products with the values' vectors, plus a bias.
+Causal     place n is answered from the class token and the places before n: the input is shifted by the class token.
+Source     Chang et al. 2022 (MaskGIT, arXiv 2202.04200), released configuration; Devlin et al. 2019 (BERT, 1810.04805);
+           Child et al. 2019 (1904.10509) for the pre-norm initialisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imagewright.networks.config import Network, NetworkConfig, require
+from imagewright.types import UNCONDITIONAL, Condition, UserError
+
+EPS = 1e-12
+STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTransformerConfig(NetworkConfig):
+    """Arguments of `TokenTransformer`; the defaults are MaskGIT's. Raises UserError on a value outside its range."""
+
+    values: int
+    """V: how many values a token has."""
+    length: int
+    """L: tokens of an image."""
+    label_dim: int = 0
+    """Number of classes; 0 = labels are ignored."""
+    width: int = 768
+    depth: int = 24
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's two layers, in units of `width`."""
+    dropout: float = 0.1
+    """On the embedding, on what each branch adds, and on the attention's weights."""
+    causal: bool = False
+    """Every place sees those before alone."""
+    post_norm: bool = True
+    """Normalise after adding a branch (BERT), or before it."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("values", 2), ("length", 1), ("label_dim", 0), ("width", 1), ("depth", 1), ("heads", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            require(whole, name, value, f"an integer >= {least}")
+        require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width, {self.width}")
+        require(self.mlp_ratio * self.width >= 1, "mlp_ratio", self.mlp_ratio, "positive, a hidden unit at least")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+
+
+@dataclass
+class Cache:
+    """Keys and values of the places that were answered, per block [N, heads, L, width / heads]."""
+
+    labels: Tensor
+    """The class tokens, int64 [N]."""
+    place: int = 0
+    """How many places were answered."""
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    def extend(self, block: int, length: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of the current place, [N, heads, 1, D]; returns all up to it."""
+        if block == len(self.keys):
+            shape = (*key.shape[:2], length, key.shape[3])
+            self.keys.append(key.new_empty(shape))
+            self.values.append(value.new_empty(shape))
+        self.keys[block][:, :, self.place] = key[:, :, 0]
+        self.values[block][:, :, self.place] = value[:, :, 0]
+        upto = self.place + 1
+        return self.keys[block][:, :, :upto], self.values[block][:, :, :upto]
+
+
+class TokenTransformer(Network):
+    """(tokens, time, cond) -> logits; time is ignored."""
+
+    config_class: ClassVar[type[TokenTransformerConfig]] = TokenTransformerConfig
+    config: TokenTransformerConfig
+
+    def __init__(self, config: TokenTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.tokens = nn.Embedding(config.values + 2 + config.label_dim, width)
+        self.positions = nn.Parameter(torch.empty(config.length + (not config.causal), width))
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.dense = nn.Linear(width, width)
+        self.head_norm = nn.LayerNorm(width, eps=EPS)
+        self.bias = nn.Parameter(torch.zeros(config.values))
+        self.apply(_initialise)
+        _truncated(self.positions, STD)
+        if not config.post_norm:
+            for module in self.blocks:
+                for layer in (module.out, module.down):  # type: ignore[union-attr]
+                    _truncated(layer.weight, STD / (2 * config.depth) ** 0.5)  # type: ignore[union-attr, arg-type]
+
+    def forward(self, tokens: Tensor, time: Tensor | None = None, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """tokens: int64 [N, L], `values` = unknown. Returns logits [N, L, V].
+
+        Raises UserError for another number of tokens, or a label that is no class.
+        """
+        c = self.config
+        if tokens.ndim != 2 or tokens.shape[1] != c.length:
+            raise UserError(f"tokens are {list(tokens.shape)}; this network takes [N, {c.length}]")
+        sequence = torch.cat([self._labels(cond, len(tokens), tokens.device)[:, None], tokens], 1)
+        if c.causal:
+            sequence = sequence[:, :-1]
+        h = self._embedded(sequence, self.positions)
+        for block in self.blocks:
+            h = block(h)
+        return self._logits(h if c.causal else h[:, 1:])
+
+    def start(self, cond: Condition = UNCONDITIONAL, n: int = 1) -> Cache:
+        """An empty cache for n sequences. Raises UserError where the network is not causal, or a label is no class."""
+        if not self.config.causal:
+            raise UserError("a bidirectional transformer has no cache: every token it is shown changes every answer")
+        return Cache(self._labels(cond, n, self.positions.device))
+
+    def step(self, before: Tensor | None, cache: Cache) -> Tensor:
+        """The logits [N, V] of the next place: those of `forward`, at the cost of one token.
+
+        before: the token [N] that was put at the place before; None for the first. Moves the cache on by one.
+        """
+        if (before is None) != (cache.place == 0) or cache.place >= self.config.length:
+            raise ValueError(f"place {cache.place} of {self.config.length} asked for with token {before}")
+        token = cache.labels if before is None else before
+        h = self._embedded(token[:, None], self.positions[cache.place])
+        for i, block in enumerate(self.blocks):
+            h = block.step(h, i, cache, self.config.length)  # type: ignore[operator]
+        cache.place += 1
+        return self._logits(h)[:, 0]
+
+    def _labels(self, cond: Condition, n: int, device: torch.device) -> Tensor:
+        """The class token of each sequence, int64 [N]."""
+        classes = self.config.label_dim
+        none = self.config.values + 1 + classes
+        if cond.label is None or not classes:
+            return torch.full((n,), none, dtype=torch.int64, device=device)
+        wrong = (cond.label < -1) | (cond.label >= classes)
+        if bool(wrong.any()):
+            raise UserError(f"label {int(cond.label[wrong][0])} is no class; they are 0 to {classes - 1}, or -1 = none")
+        return torch.where(cond.label < 0, none, self.config.values + 1 + cond.label)
+
+    def _embedded(self, sequence: Tensor, positions: Tensor) -> Tensor:
+        h = self.tokens(sequence) + positions
+        return F.dropout(self.norm(h) if self.config.post_norm else h, self.config.dropout, self.training)
+
+    def _logits(self, h: Tensor) -> Tensor:
+        h = h if self.config.post_norm else self.norm(h)
+        h = self.head_norm(F.gelu(self.dense(h), approximate="tanh"))
+        return F.linear(h, self.tokens.weight[: self.config.values], self.bias)
+
+
+class Block(nn.Module):
+    """Attention and two layers, each added to its input."""
+
+    def __init__(self, config: TokenTransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.causal, self.post_norm = config.causal, config.post_norm
+        width, hidden = config.width, round(config.mlp_ratio * config.width)
+        self.norm0, self.norm1 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width, eps=EPS)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[N, L, width] -> the same."""
+        if self.post_norm:
+            h = self.norm0(h + self._added(self._attention(*self._split(h), causal=self.causal)))
+            return self.norm1(h + self._added(self._mlp(h)))  # type: ignore[no-any-return]
+        h = h + self._added(self._attention(*self._split(self.norm0(h)), causal=self.causal))
+        return h + self._added(self._mlp(self.norm1(h)))
+
+    def step(self, h: Tensor, index: int, cache: Cache, length: int) -> Tensor:
+        """The same for the one place after those in the cache, [N, 1, width]."""
+        query, key, value = self._split(h if self.post_norm else self.norm0(h))
+        attended = self._attention(query, *cache.extend(index, length, key, value), causal=False)
+        if self.post_norm:
+            h = self.norm0(h + self._added(attended))
+            return self.norm1(h + self._added(self._mlp(h)))  # type: ignore[no-any-return]
+        h = h + self._added(attended)
+        return h + self._added(self._mlp(self.norm1(h)))
+
+    def _split(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values, each [N, heads, L, width / heads]."""
+        n, length, width = h.shape
+        split = self.qkv(h).view(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = split.unbind(0)
+        return query, key, value
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
+        p = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=p, is_causal=causal)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _mlp(self, h: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(h), approximate="tanh"))  # type: ignore[no-any-return]
+
+    def _added(self, branch: Tensor) -> Tensor:
+        return F.dropout(branch, self.dropout, self.training)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        _truncated(module.weight, STD)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+def _truncated(weight: Tensor, std: float) -> None:
+    """Normal, cut at two standard deviations."""
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

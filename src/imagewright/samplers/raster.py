@@ -1,0 +1,91 @@
+"""Raster decoding: a causal model's tokens one after the other, each from its distribution given those before.
+
+Cost     one network evaluation a token. With the model's cache each asks for one place only, so that an image of L tokens
+         costs O(L) places and O(L^2) in the attention; without it O(L^2) and O(L^3).
+Draws    one uniform number a token, turned by the inverse of the cumulative distribution: with and without the cache
+         the same tokens come out wherever the logits agree.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from imagewright.samplers.categorical import draw
+from imagewright.types import UNCONDITIONAL, Condition, ModelKind, Noise, OnStep, TokenModel, UserError
+
+MOST_LOOKS = 64
+"""`on_step` is called after this many places at most, evenly spread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raster:
+    """Draws from a causal token model, in raster order."""
+
+    model_kind: ClassVar[ModelKind] = "token_model"
+
+    temperature: float = 1.0
+    """Divides the logits; 1 = the model's own distribution, 0 = the most probable token each time."""
+    cache: bool = True
+    """Ask for one place at a time, keeping what the attention needs of the places before; the same tokens."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"sampler.temperature is {self.temperature}; it must be >= 0 and finite")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: TokenModel,
+        latents: Tensor,
+        cond: Condition = UNCONDITIONAL,
+        *,
+        noise: Noise | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """latents: [N, ...]; only their number and device matter. Returns images [N, C, H, W] in [-1, 1].
+
+        on_step: called with the tokens so far decoded (twice; those to come are the middle value), and the share of
+        those to come. Raises UserError for a model that is not causal, or that has no cache where one is asked for.
+        """
+        self._check(model)
+        if noise is None:
+            raise ValueError("raster decoding draws at random; give it a noise source")
+        codec, n = model.codec, len(latents)
+        like = torch.zeros((n, codec.length), dtype=torch.float64, device=latents.device)
+        uniform = noise.uniform(like)
+        # What a place holds before it is drawn no causal model sees.
+        tokens = torch.full((n, codec.length), codec.values // 2, dtype=torch.int64, device=latents.device)
+        cached: Any = model
+        cache = cached.start(cond, n) if self.cache else None
+        looks = _looks(codec.length) if on_step is not None else set()
+        for place in range(codec.length):
+            if self.cache:
+                logits = cached.step(tokens[:, place - 1] if place else None, cache)
+            else:
+                logits = model.logits(tokens, cond)[:, place]
+            tokens[:, place] = self._token(logits, uniform[:, place])
+            if on_step is not None and place in looks:
+                picture = codec.decode(tokens)
+                on_step(picture, picture, 1 - (place + 1) / codec.length)
+        return codec.decode(tokens)
+
+    def _token(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        return draw(logits.double() / self.temperature, uniform) if self.temperature else logits.argmax(-1)
+
+    def _check(self, model: TokenModel) -> None:
+        name = type(model).__name__
+        if model.order != "causal":
+            raise UserError(f"sampler Raster draws from causal models; a {name} answers from tokens in any order")
+        if self.cache and not hasattr(model, "step"):
+            raise UserError(f"a {name} has no cache; draw without it, --set cache=false")
+
+
+def _looks(length: int) -> set[int]:
+    """At most MOST_LOOKS of 0 .. length - 1, the last among them."""
+    count = min(length, MOST_LOOKS)
+    return {(i + 1) * length // count - 1 for i in range(count)}

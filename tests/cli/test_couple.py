@@ -1,0 +1,154 @@
+"""`imagewright couple` end to end: killed, shared between processes, broken, and learnt from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagewright.cli.main import main
+from imagewright.data.couplings import Couplings
+from imagewright.models.files import ModelFile, save_model
+from imagewright.models.preconditioning import EDMPrecond
+from imagewright.networks import SongUNet, SongUNetConfig
+from imagewright.pretrained import load
+from imagewright.types import DataSpec
+
+DIGITS = DataSpec(name="digits", resolution=8, channels=1, num_classes=10, class_names=tuple("0123456789"))
+WAY = "--steps 3 --n 26 --shard 4 --batch-size 3 --dtype float32 --seed 2"
+SLOW = """
+import sys, time
+from imagewright.cli import couple
+make = couple._make
+couple._make = lambda *args: (time.sleep(0.15), make(*args))
+couple.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("couple") / "teacher"
+    torch.manual_seed(0)
+    config = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, label_dim=10, model_channels=8,
+                            channel_mult=(1,), num_blocks=1, attn_resolutions=())  # fmt: skip
+    save_model(folder, ModelFile(model=EDMPrecond(SongUNet(config)), spec=DIGITS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(teacher: Path) -> Path:
+    folder = teacher.parent / "whole"
+    main(["couple", str(teacher), "--out", str(folder), *WAY.split()])
+    return folder
+
+
+def slow(teacher: Path, out: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", SLOW, str(teacher), "--out", str(out), *WAY.split()]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_pairs_are_what_the_sampler_draws(teacher: Path, whole: Path) -> None:
+    pairs = Couplings(whole)
+    assert len(pairs) == 26 and len(list(whole.glob("shard-*.safetensors"))) == 7
+    manifest = json.loads((whole / "manifest.json").read_text())
+    assert manifest["origin"]["sampler"]["class"] == "heun" and manifest["origin"]["nfe"] == 5
+    generator = load(teacher)
+    labels = generator.labels(26, 2)
+    read = pairs.coupling(range(26))
+    assert labels is not None and read.cond.label is not None and read.cond.label.tolist() == labels.tolist()
+    from imagewright.samplers import Heun
+
+    drawn = load(teacher, Heun(num_steps=3)).drawn(list(range(26)), labels=labels, seed=2)
+    torch.testing.assert_close(read.images, drawn.float(), rtol=0, atol=1e-5)
+
+
+def test_a_killed_writer_loses_and_doubles_nothing(teacher: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    process = slow(teacher, out)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("shard-*"))) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {p.name: p.stat().st_mtime_ns for p in out.glob("shard-*")}
+    assert 2 <= len(before) < 7
+    (out / ".shard-000006.safetensors.x.partial").write_bytes(b"half")
+    main(["couple", str(teacher), "--out", str(out), *WAY.split()])
+    assert all((out / name).stat().st_mtime_ns == when for name, when in before.items())
+    assert contents(out) == contents(whole)
+
+
+def test_two_processes_share_the_work(
+    teacher: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "shared"
+    other = slow(teacher, out)
+    main(["couple", str(teacher), "--out", str(out), *WAY.split()])
+    assert other.wait(timeout=120) == 0
+    assert contents(out) == contents(whole)
+
+
+def test_broken_shards_are_named_and_made_anew(
+    teacher: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "broken"
+    out.mkdir()
+    for name, data in contents(whole).items():
+        (out / name).write_bytes(data)
+    (out / "shard-000001.safetensors").unlink()
+    short = out / "shard-000003.safetensors"
+    short.write_bytes(short.read_bytes()[:-5])
+    data = bytearray((out / "shard-000005.safetensors").read_bytes())
+    data[-3] ^= 4
+    (out / "shard-000005.safetensors").write_bytes(data)
+    main(["couple", str(teacher), "--out", str(out), *WAY.split()])
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert re.search(r"shard-000003\.safetensors is not whole", said) and "of which 2 made now" in said
+    main(["couple", str(teacher), "--out", str(out), *WAY.split(), "--verify"])
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert re.search(r"shard-000005\.safetensors does not have the checksum", said) and "of which 1 made now" in said
+    assert contents(out) == contents(whole)
+
+
+def test_more_pairs_are_added(teacher: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grown"
+    main(["couple", str(teacher), "--out", str(out), *WAY.replace("--n 26", "--n 5").split()])
+    main(["couple", str(teacher), "--out", str(out), *WAY.split()])
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [("--steps 4", "couplings with another origin"), ("--n 3", "must be no less"), ("--dtype int8", "allowed")],
+)
+def test_mistakes_take_one_sentence(
+    teacher: Path, whole: Path, options: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["couple", str(teacher), "--out", str(whole), *WAY.split(), *options.split()])
+    assert stopped.value.code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_training_refuses_pairs_of_other_images(
+    teacher: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "edm-emoji64-16", "--data.couplings", str(whole), "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "are of resolution, channels and classes (8, 1, 10); the data have (16, 3, 9)" in said

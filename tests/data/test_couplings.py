@@ -1,0 +1,135 @@
+"""Pairs of noise and image: each is a function of its index, in whatever shards, and faults are named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imagewright.data import ImageSet, Loader
+from imagewright.data.couplings import (
+    Couplings,
+    Manifest,
+    claim_folder,
+    read_manifest,
+    shard_fault,
+    shard_path,
+    write_shard,
+)
+from imagewright.noise import ImageNoise
+from imagewright.types import DataSpec, UserError
+
+SPEC = DataSpec(name="toy", resolution=4, channels=2, num_classes=3)
+MANIFEST = Manifest(n=10, seed=5, shard=4, batch=2, dtype="float32", spec=SPEC, origin={"model": "m"})
+
+
+def image(i: int) -> torch.Tensor:
+    return torch.linspace(-1, 1, 32).view(2, 4, 4) * (i + 1) / 10
+
+
+def store(folder: Path, manifest: Manifest = MANIFEST) -> Path:
+    claim_folder(folder, manifest)
+    for index in range(manifest.shards):
+        rows = manifest.rows(index)
+        images, labels = torch.stack([image(i) for i in rows]), torch.tensor([i % 3 for i in rows])
+        write_shard(folder, manifest, index, images, labels)
+    return folder
+
+
+def test_pairs_are_read_by_row_across_shards(tmp_path: Path) -> None:
+    pairs = Couplings(store(tmp_path))
+    assert len(pairs) == 10 and pairs.manifest.shards == 3 and pairs.spec == SPEC
+    rows = [9, 0, 4, 4]
+    read = pairs.coupling(rows)
+    assert torch.equal(read.images, torch.stack([image(i) for i in rows]))
+    assert read.cond.label is not None and read.cond.label.tolist() == [0, 0, 1, 1]
+    for place, i in enumerate(rows):
+        assert torch.equal(read.latents[place], ImageNoise(5, [i]).normal(torch.empty(1, 2, 4, 4))[0])
+    with pytest.raises(IndexError, match=r"0 \.\. 9"):
+        pairs.coupling([10])
+
+
+def test_half_the_bytes_cost_half_the_digits(tmp_path: Path) -> None:
+    read = Couplings(store(tmp_path, replace(MANIFEST, dtype="float16"))).coupling([3]).images[0]
+    assert read.dtype == torch.float32
+    assert 0 < float((read - image(3)).abs().max()) < 5e-4
+
+
+def test_no_labels_where_there_are_no_classes(tmp_path: Path) -> None:
+    pairs = Couplings(store(tmp_path, replace(MANIFEST, spec=replace(SPEC, num_classes=0))))
+    assert pairs.coupling([1]).cond.label is None
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "other rows"])
+def test_a_broken_shard_is_named(tmp_path: Path, damage: str) -> None:
+    path = shard_path(store(tmp_path), 1)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-7])
+    elif damage == "flipped":
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    else:
+        path.write_bytes(shard_path(tmp_path, 0).read_bytes())
+    faults = [shard_fault(tmp_path, MANIFEST, i, checksum=True) for i in range(3)]
+    words = {"missing": "is missing", "truncated": "not whole", "flipped": "checksum", "other rows": "from pair 0"}
+    assert faults[0] is None and faults[2] is None and words[damage] in str(faults[1])
+    if damage == "flipped":  # a full read is not made at every start
+        assert shard_fault(tmp_path, MANIFEST, 1) is None
+    else:
+        with pytest.raises(UserError, match=r"shard-000001\.safetensors .*given again, makes what is missing"):
+            Couplings(tmp_path)
+
+
+def test_a_folder_keeps_to_one_set_which_may_grow(tmp_path: Path) -> None:
+    store(tmp_path)
+    claim_folder(tmp_path, MANIFEST)
+    with pytest.raises(UserError, match="couplings with another seed, dtype"):
+        claim_folder(tmp_path, replace(MANIFEST, seed=6, dtype="float16"))
+    with pytest.raises(UserError, match="holds 10 couplings; --n is 9"):
+        claim_folder(tmp_path, replace(MANIFEST, n=9))
+    claim_folder(tmp_path, replace(MANIFEST, n=11))
+    assert read_manifest(tmp_path).n == 11
+    assert "holds images [2, 2, 4, 4]" in str(shard_fault(tmp_path, replace(MANIFEST, n=11), 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"n": 0}, "n is 0"), ({"shard": 0}, "shard is 0"), ({"batch": 0}, "batch is 0"), ({"seed": -1}, "seed is -1"),
+     ({"dtype": "int8"}, "allowed: float16, float32")],
+)  # fmt: skip
+def test_values_out_of_range(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        replace(MANIFEST, **changes)  # type: ignore[arg-type]
+
+
+def test_folders_without_a_store(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
+        Couplings(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": "imagewright-couplings/1", "n": 3}')
+    with pytest.raises(UserError, match="damaged"):
+        Couplings(tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match="not of format"):
+        Couplings(tmp_path)
+
+
+def test_batches_bring_as_many_pairs_in_an_order_of_their_own(tmp_path: Path) -> None:
+    pixels = np.arange(7 * 4 * 4 * 1, dtype=np.uint8).reshape(7, 4, 4, 1)
+    pairs = Couplings(store(tmp_path))
+    plain, loader = (Loader(ImageSet.of(pixels), 3, seed=1, xflip=True, couplings=c) for c in (None, pairs))
+    assert plain.batch(0).coupling is None
+    assert torch.equal(plain.batch(6).images, loader.batch(6).images)
+    whole = loader.batch(0, 20).coupling
+    assert whole is not None
+    for half in (whole.images[:10], whole.images[10:]):  # an epoch has every pair once
+        assert sorted((half[:, -1, -1, -1] * 10).round().int().tolist()) == list(range(1, 11))
+    assert not torch.equal(whole.images[:10], whole.images[10:])
+    later = loader.batch(8, 5).coupling  # the same sequence from any position
+    assert later is not None and torch.equal(later.images, whole.images[8:13])
+    assert torch.equal(later.latents, whole.latents[8:13])
