@@ -3,8 +3,8 @@
     python examples/flow_maps.py digits        # half an hour or so on two cores
     python examples/flow_maps.py emoji64-32    # hours
 
-Each is trained on equally many images, measured at one, two and four calls, and drawn from the same noises; table.json and
-samples.png go to runs/flow-maps-DATA. The same call again goes on where it was interrupted.
+Each is trained on equally many images, measured at one, two and four calls, and drawn from the same noises; table.json
+and samples.png go to runs/flow-maps-DATA. The same call again goes on where it was interrupted.
 """
 
 from __future__ import annotations
