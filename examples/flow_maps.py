@@ -1,6 +1,6 @@
 """Every consistency and trajectory model from one teacher, side by side: a table and a sheet of pictures.
 
-    python examples/flow_maps.py digits        # half an hour or so on two cores
+    python examples/flow_maps.py digits        # an hour or so on two cores
     python examples/flow_maps.py emoji64-32    # hours
 
 Each is trained on equally many images, measured at one, two and four calls, and drawn from the same noises; table.json
