@@ -57,7 +57,12 @@ class Bound(TokenNetworkModel):
     likelihood = "bound"
 
     def nll(
-        self, tokens: Tensor, cond: Condition = UNCONDITIONAL, *, noise: Noise | None = None, times: Tensor | None = None
+        self,
+        tokens: Tensor,
+        cond: Condition = UNCONDITIONAL,
+        *,
+        noise: Noise | None = None,
+        times: Tensor | None = None,
     ) -> Tensor:
         assert noise is not None
         assert times is not None

@@ -35,7 +35,10 @@ METHODS = {
     "ict": (ImprovedConsistencyTraining(s0=4, s1=16), MultistepConsistency()),
     "multistep": (MultistepConsistencyDistillation(segments=2), Jumps(sigmas=segment_stops(2))),
     "ctm": (ConsistencyTrajectory(grid_points=6, target_decay=0.9, adversarial=ADVERSARIAL), Jumps()),
-    "uni": (UniInstruct(divergence="fkl", gan_weight=0.01, fake_only_images=16, plain_images=48), MultistepConsistency()),
+    "uni": (
+        UniInstruct(divergence="fkl", gan_weight=0.01, fake_only_images=16, plain_images=48),
+        MultistepConsistency(),
+    ),
     "dmd": (DMD(regression_weight=0.0), MultistepConsistency()),
     "dmd2": (DMD2(fake_updates=2, sigmas=(2.0,)), MultistepConsistency(sigmas=(2.0,), clip=False)),
     "scd": (ContinuousConsistencyDistillation(warmup_images=64), MultistepConsistency()),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,10 @@ WIDTHS = (32, 64, 128)
 
 @dataclass(frozen=True)
 class Ratio:
-    """Images per second of ours and of the peer (medians), and the median, least and largest paired ratio."""
+    """Images per second of ours and of the peer (medians), and the median, least and largest paired ratio.
+
+    details: further numbers, such as network calls.
+    """
 
     what: str
     ours: float
@@ -34,6 +37,7 @@ class Ratio:
     ratio: float
     low: float
     high: float
+    details: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,7 +57,7 @@ def measure_sampling(device: torch.device, rounds: int) -> Ratio:
     def bare() -> None:
         model.network(x, noise_label, cond)
 
-    ours, theirs, ratios = _alternate(
+    ours, theirs, ratios = alternate(
         lambda: generator.generate(BATCH, labels=labels, batch_size=BATCH), bare, device, rounds
     )
     return Ratio("one-step sampling", ours, "bare network in a loop", theirs, *ratios)
@@ -65,7 +69,7 @@ def measure_training(device: torch.device, rounds: int) -> list[Ratio]:
     try:
         from diffusers import UNet2DModel
     except ImportError:
-        rate = BATCH / statistics.median(_seconds(ours, device) for _ in range(rounds))
+        rate = BATCH / statistics.median(seconds(ours, device) for _ in range(rounds))
         return [Ratio("training step", rate, "diffusers.UNet2DModel", None, 0.0, 0.0, 0.0)]
     peer = UNet2DModel(
         sample_size=RESOLUTION,
@@ -75,7 +79,7 @@ def measure_training(device: torch.device, rounds: int) -> list[Ratio]:
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
     ).to(device)
     theirs = _training_step(peer, device, lambda net, x, t: net(x, t).sample)
-    mine, other, ratios = _alternate(ours, theirs, device, rounds)
+    mine, other, ratios = alternate(ours, theirs, device, rounds)
     return [Ratio("training step", mine, "diffusers.UNet2DModel", other, *ratios)]
 
 
@@ -93,7 +97,7 @@ def measure_tangent(device: torch.device, rounds: int) -> Ratio:
     def with_tangent() -> None:
         tangent(model, x, t, velocity, UNCONDITIONAL, 1.0)
 
-    ours, theirs, ratios = _alternate(with_tangent, plain, device, rounds)
+    ours, theirs, ratios = alternate(with_tangent, plain, device, rounds)
     return Ratio("sCM's tangent", ours, "forward and backward", theirs, *ratios)
 
 
@@ -128,21 +132,22 @@ def _training_step(
     return step
 
 
-def _alternate(
-    a: Callable[[], object], b: Callable[[], object], device: torch.device, rounds: int
+def alternate(
+    a: Callable[[], object], b: Callable[[], object], device: torch.device, rounds: int, batch: int = BATCH
 ) -> tuple[float, float, tuple[float, float, float]]:
     """Median images/s of a and b, and median, least and largest ratio of their speeds, pair by pair."""
     a(), b()
-    pairs = [(_seconds(a, device), _seconds(b, device)) for _ in range(rounds)]
+    pairs = [(seconds(a, device), seconds(b, device)) for _ in range(rounds)]
     ratios = [theirs / ours for ours, theirs in pairs]
     return (
-        BATCH / statistics.median(p[0] for p in pairs),
-        BATCH / statistics.median(p[1] for p in pairs),
+        batch / statistics.median(p[0] for p in pairs),
+        batch / statistics.median(p[1] for p in pairs),
         (statistics.median(ratios), min(ratios), max(ratios)),
     )
 
 
-def _seconds(action: Callable[[], object], device: torch.device) -> float:
+def seconds(action: Callable[[], object], device: torch.device) -> float:
+    """How long it takes, the device's work included."""
     started = time.perf_counter()
     action()
     if device.type == "cuda":

@@ -12,6 +12,7 @@ from rich.table import Table
 from imagewright.bench.claims import KEYS, load_claim
 from imagewright.bench.claims.ledger import write_ledger
 from imagewright.bench.claims.runner import LEAST_SEEDS, run_claim
+from imagewright.bench.decoding import measure_cache, measure_masked_decoding
 from imagewright.bench.orders import draw_orders, measure_orders
 from imagewright.bench.speed import measure_sampling, measure_tangent, measure_training
 from imagewright.cli.console import OUT, bar, say
@@ -25,14 +26,16 @@ imagewright bench claims KEY ... [--seeds 0 1 2] [--out docs/claims]
 imagewright bench claims --list | --ledger
 imagewright bench orders [--out orders.png]
 
-speed   ratios within one process: one-step sampling, training step, and sCM's tangent, each against a peer or bound
+speed   ratios within one process: one-step sampling, training step, sCM's tangent, raster decoding with its cache, and
+        masked decoding, each against a peer or bound
 claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
 orders  error of every deterministic sampler against network calls, on a mixture whose flow is known exactly
 """
 
 
 def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> None:
-    """One-step sampling against the bare network, a training step against diffusers' UNet2DModel, sCM's tangent.
+    """One-step sampling against the bare network, a training step against diffusers' UNet2DModel, sCM's tangent, and
+    the decoding of tokens: raster order with and without a cache, and eight masked passes against raster order.
 
     Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown.
 
@@ -48,6 +51,8 @@ def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> Non
         measure_sampling(target, rounds),
         *measure_training(target, rounds),
         measure_tangent(target, rounds),
+        measure_cache(target, rounds),
+        measure_masked_decoding(target, rounds),
     ]
     table = Table("what", "ours (images/s)", "against", "its images/s", "ratio", "range")
     for r in results:
@@ -60,6 +65,9 @@ def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> Non
             f"{r.low:.3f} to {r.high:.3f}" if r.theirs else "",
         )
     OUT.print(table)
+    for r in results:
+        if r.details:
+            say(f"{r.what}: " + ", ".join(f"{name} {value:.4g}" for name, value in r.details.items()))
     if out is not None:
         record = {
             "format": "imagewright-speed/1",

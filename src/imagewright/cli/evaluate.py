@@ -78,6 +78,9 @@ def evaluate_command(
         batch_size: images per network call.
         device: auto, cpu, cuda, mps.
     """
+    unknown = [m for m in metrics if m not in (*METRICS, "bpd")]
+    if unknown:
+        raise UserError(f"metrics has no {unknown[0]!r}; there are {', '.join((*METRICS, 'bpd'))}")
     is_model = target in shipped() or (Path(target) / "model.json").exists()
     if "bpd" not in metrics and likelihood != BitsSettings():
         raise UserError("--passes, --ode-steps and --probes go with --metrics bpd")

@@ -16,7 +16,13 @@ from imagewright.guidance import Guided, LayerSkipped, SkipScale, SkipTuned, cla
 from imagewright.models.files import ModelFile, weights_hash
 from imagewright.pretrained import find_model
 from imagewright.samplers import PRESETS, SAMPLERS
-from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_from_json, sampler_to_json
+from imagewright.samplers.generator import (
+    ImageGenerator,
+    generator_from,
+    sampler_from_json,
+    sampler_to_json,
+    usual_sampler,
+)
 from imagewright.training.distributed import pick_device
 from imagewright.types import DataSpec, Sampler, UserError, kind_of
 
@@ -26,7 +32,8 @@ def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings:
     saved = dict(file.sampler or {})
     if name is None and steps is None and not settings:
         return None
-    chosen = name or saved.get("class", "heun")
+    saved = saved or sampler_to_json(usual_sampler(file.model))
+    chosen = name or saved["class"]
     if chosen.endswith(".json"):
         if steps is not None or settings:
             raise UserError(f"{chosen} holds a whole sampler; --steps and --set do not go with it")
@@ -89,8 +96,9 @@ class Changes:
         if self.guidance == "cfg":
             if self.guide is not None:
                 raise UserError("--guide goes with --guidance auto; --guidance cfg asks the model itself")
+            denoiser = _denoiser(model)
             _require_label_dropout(file)
-            return classifier_free(_denoiser(model), self.weight, interval)
+            return classifier_free(denoiser, self.weight, interval)
         return Guided(_denoiser(model), _denoiser(self._guide_for(file.spec)), self.weight, interval)
 
     def record(self) -> dict[str, Any]:
@@ -123,8 +131,10 @@ def _require_label_dropout(file: ModelFile) -> None:
 
 
 def _denoiser(model: nn.Module) -> Any:
-    if kind_of(model) != "denoiser":
-        raise UserError(f"guidance needs denoisers; a {type(model).__name__} is a {kind_of(model).replace('_', ' ')}")
+    kind = kind_of(model)
+    if kind != "denoiser":
+        own = "; masked decoding has its own, --set guidance=2" if kind == "token_model" else ""
+        raise UserError(f"guidance needs denoisers; a {type(model).__name__} is a {kind.replace('_', ' ')}{own}")
     return model
 
 

@@ -42,6 +42,4 @@ class Autoregressive:
         logits = model.logits(tokens, batch.cond)
         per_token = nn.functional.cross_entropy(logits.transpose(1, 2), tokens, reduction="none").mean(1)
         right = (logits.detach().argmax(2) == tokens).float().mean(1)
-        yield Update(
-            "model", per_token, parts={"bits_per_token": per_token.detach() / math.log(2), "accuracy": right}
-        )
+        yield Update("model", per_token, parts={"bits_per_token": per_token.detach() / math.log(2), "accuracy": right})

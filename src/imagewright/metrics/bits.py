@@ -237,7 +237,7 @@ def spread_times(n: int, seed: int, pass_: int) -> Tensor:
     one = torch.zeros(1, 1, dtype=torch.float64)
     start = float(ImageNoise(seed, [pass_], TIMES).uniform(one))
     order = ImageNoise(seed, [pass_], ORDER).uniform(one.expand(1, n)).argsort()[0]
-    return (order / n + start) % 1
+    return (order.double() / n + start) % 1
 
 
 # --- what the number depends on -----------------------------------------------------------------------------

@@ -79,6 +79,4 @@ def check_tokens(tokens: Tensor, codec: Codec, *, unknown: bool = False) -> None
     wrong = (tokens < 0) | (tokens >= codec.values + unknown)
     if bool(wrong.any()):
         also = f", and {codec.values} for unknown" if unknown else ""
-        raise UserError(
-            f"token {int(tokens[wrong][0])} is none of the codec's; they are 0 to {codec.values - 1}{also}"
-        )
+        raise UserError(f"token {int(tokens[wrong][0])} is none of the codec's; they are 0 to {codec.values - 1}{also}")

@@ -103,8 +103,9 @@ class TokenTransformer(Network):
         _truncated(self.positions, STD)
         if not config.post_norm:
             for module in self.blocks:
-                for layer in (module.out, module.down):  # type: ignore[union-attr]
-                    _truncated(layer.weight, STD / (2 * config.depth) ** 0.5)  # type: ignore[union-attr, arg-type]
+                assert isinstance(module, Block)
+                for layer in (module.out, module.down):
+                    _truncated(layer.weight, STD / (2 * config.depth) ** 0.5)
 
     def forward(self, tokens: Tensor, time: Tensor | None = None, cond: Condition = UNCONDITIONAL) -> Tensor:
         """tokens: int64 [N, L], `values` = unknown. Returns logits [N, L, V].

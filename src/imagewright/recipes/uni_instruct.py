@@ -1,7 +1,7 @@
 """One-step generators by matching distributions (Wang et al. 2025, 2505.20755, and methods that it contains).
 
-CIFAR-10 and ImageNet-64: items of the paper's appendix and of its published script. The paper's best figures are of FKL
-from a generator that RKL has trained: `--start runs/uni-rkl-cifar10`; the fake network then learns it in the first phase.
+CIFAR-10 and ImageNet-64: as in the paper's appendix and its published script. The best figures are of FKL from a
+generator that RKL has trained: `--start runs/uni-rkl-cifar10`; the fake network learns it in the first phase.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def imagenet64(name: str) -> Experiment:
 
 SMALL: Mapping[str, str] = {
     "diff_instruct": "Diff-Instruct",
-    "sim": "score implicit matching, SIM",
-    "sid": "score identity distillation, SiD, alpha 1.2",
-    "f_distill": "f-distill: Jensen-Shannon, with an adversary",
+    "sim": "Score implicit matching, SIM",
+    "sid": "Score identity distillation, SiD, alpha 1.2",
+    "f_distill": "The f-distill method: Jensen-Shannon, with an adversary",
     "uni_rkl": "Uni-Instruct: reverse KL, with an adversary",
     "uni_fkl": "Uni-Instruct: forward KL, with an adversary",
     "uni_jkl": "Uni-Instruct: Jeffreys' divergence, with an adversary",

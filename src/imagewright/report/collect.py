@@ -7,7 +7,7 @@ Contract  `collect_run` reads the run folder (see `training.experiment`) and wri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.distributed import pick_device
 from imagewright.training.experiment import DataConfig
 from imagewright.training.log import read_log
-from imagewright.types import DataSpec, UserError
+from imagewright.types import DataSpec, UserError, kind_of
 
 Images = npt.NDArray[np.uint8]
 OnProgress = Callable[[int, int], None]
@@ -100,16 +100,19 @@ class Trajectory:
     x, estimate: the state, clipped to [-1, 1], and the estimate of x0, each uint8 [S, n, H, W, C].
     sigmas:      noise level of x at each of the steps; for a flow map of the x it jumps from; for a token model the
                  share of tokens that were unknown.
+    tokens:      whether it is a token model's; x and estimate are then the same.
     """
 
     x: Images
     estimate: Images
     sigmas: tuple[float, ...]
+    tokens: bool = False
 
     def thinned(self, most: int = MOST_STEPS) -> Trajectory:
         """At most that many steps, evenly chosen, first and last among them."""
         keep = evenly(len(self.sigmas), most)
-        return Trajectory(x=self.x[keep], estimate=self.estimate[keep], sigmas=tuple(self.sigmas[i] for i in keep))
+        sigmas = tuple(self.sigmas[i] for i in keep)
+        return replace(self, x=self.x[keep], estimate=self.estimate[keep], sigmas=sigmas)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +324,8 @@ def draw_trajectory(
 
     images = generator.generate(n, labels=labels, seed=seed, batch_size=n, on_step=note)
     x, estimate, sigmas = zip(*steps, strict=True)
-    return images, Trajectory(x=np.stack(x), estimate=np.stack(estimate), sigmas=tuple(sigmas))
+    tokens = kind_of(generator.model) == "token_model"
+    return images, Trajectory(x=np.stack(x), estimate=np.stack(estimate), sigmas=tuple(sigmas), tokens=tokens)
 
 
 # --- what the real images say -------------------------------------------------------------------------------

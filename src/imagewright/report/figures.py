@@ -10,7 +10,7 @@ import html
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -78,7 +78,7 @@ def loss_curves(log: Sequence[Mapping[str, float]]) -> dict[str, list[Curve]]:
         if points and (kind == "loss" or kind.startswith("loss_sigma_")):
             x, y = zip(*points, strict=True)
             curves.setdefault(part, []).append(Curve(label=_bin_words(kind), x=x, y=y))
-    return curves
+    return {k: v if len(v) > 1 else [replace(v[0], label="loss")] for k, v in curves.items()}
 
 
 def _low_edge(name: str) -> tuple[str, float]:
@@ -110,7 +110,8 @@ def loss_figure(part: str, curves: Sequence[Curve], prefix: str) -> Html:
             _plain_log_ticks(axes)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.legend(loc="upper right")
-        return _svg(figure, f"Loss of the {part} over images seen, in all and by noise level", prefix)
+        how = ", in all and by noise level" if len(curves) > 1 else ""
+        return _svg(figure, f"Loss of the {part} over images seen{how}", prefix)
 
 
 # --- quality against cost -----------------------------------------------------------------------------------
@@ -186,10 +187,12 @@ def _listed(value: Any) -> Any:
 def trajectory_sheets(trajectory: Trajectory) -> list[Images]:
     """x, and the estimates of x0: images uint8 [n S, H, W, C] of sheets of S columns, a row for each of n images.
 
-    A single jump makes one sheet of two columns, noise and image.
+    A single jump makes one sheet of two columns, noise and image. Of tokens there is one sheet.
     """
     stacks = [trajectory.x, trajectory.estimate]
-    if len(trajectory.sigmas) == 1:
+    if trajectory.tokens:
+        stacks = stacks[1:]
+    elif len(trajectory.sigmas) == 1:
         stacks = [np.concatenate(stacks)]
     return [stack.swapaxes(0, 1).reshape(-1, *stack.shape[2:]) for stack in stacks]
 
@@ -211,7 +214,7 @@ def trajectory_picture(
     classes = None if labels is None else np.asarray(labels[:n], dtype=np.int64)
     _, trajectory = draw_trajectory(generator, n, labels=classes, seed=seed)
     thin = trajectory.thinned(most_steps)
-    sheets = [grid(images, max(2, len(thin.sigmas))) for images in trajectory_sheets(thin)]
+    sheets = [grid(images, len(images) // n) for images in trajectory_sheets(thin)]
     gap = np.full((max(4, generator.spec.resolution // 4), *sheets[0].shape[1:]), 255, dtype=np.uint8)
     whole = np.concatenate([part for sheet in sheets for part in (gap, sheet)][1:])
     scale = max(1, 64 // generator.spec.resolution)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from imagewright.files import write_text
 from imagewright.report.collect import Measure, RunSection
-from imagewright.report.markup import Child, Html, count, el, join, number, picture, table
-from imagewright.report.section import best, card, quality_cards, run_section, strips
+from imagewright.report.likelihood import likelihood_card
+from imagewright.report.markup import Child, Html, card, count, el, join, number, picture, table
+from imagewright.report.section import best, quality_cards, run_section, strips
 from imagewright.types import UserError
 from imagewright.version import __version__
 
@@ -92,6 +93,7 @@ def _comparison(runs: Sequence[RunSection]) -> Html:
         "section",
         el("h2", "Comparison", id="comparison-title"),
         card("Measures at each run's lowest distance", _comparison_table(runs), _comparability(runs)),
+        likelihood_card([(run.name, run.likelihoods) for run in runs]),
         _same_noise(runs),
         el(
             "div",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from imagewright.report.collect import Measure, Missing, Neighbours, RunSection
+from imagewright.report.collect import Images, Measure, Missing, Neighbours, RunSection, Trajectory
 from imagewright.report.figures import (
     loss_curves,
     loss_figure,
@@ -118,6 +118,8 @@ def strips(head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: str,
 def _trajectory(run: RunSection) -> Html | None:
     if run.trajectory is None:
         return None
+    if run.trajectory.tokens:
+        return _filling(run.trajectory)
     path = run.trajectory.thinned()
     n, columns = path.x.shape[1], len(path.sigmas)
     sheets = trajectory_sheets(path)
@@ -127,16 +129,36 @@ def _trajectory(run: RunSection) -> Html | None:
         text = f"One jump from noise (σ = {_sigma(path.sigmas[0])}) to the image: the whole of the way."
         return card("From noise to image", el("p", text, class_="quiet"), jump)
     ticks = _ticks([_sigma(s) for s in path.sigmas])
-    figures = []
-    for sheet, kind in zip(sheets, ("State x, clipped", "Estimate of the clean image"), strict=True):
-        alt = f"{n} images (rows) over {columns} steps (columns): {kind}"
-        wide = el("div", ticks, picture(sheet, columns, alt, side=96), class_="wide")
-        scroll = el("div", wide, class_="scroll", tabindex=0, role="region", aria_label=f"Trajectory: {kind}")
-        figures.append(el("figure", el("figcaption", kind), scroll))
-    steps = len(run.trajectory.sigmas)
-    shown = f"{steps} steps" if steps == columns else f"{columns} of {steps} steps"
-    text = f"{shown}, left to right; the number above a column is the noise level σ of x."
+    kinds = ("State x, clipped", "Estimate of the clean image")
+    figures = (_sheet(sheet, kind, ticks, n, columns) for sheet, kind in zip(sheets, kinds, strict=True))
+    text = f"{_shown(run.trajectory, columns)}, left to right; the number above a column is the noise level σ of x."
     return card("From noise to image", el("p", text, class_="quiet"), *figures)
+
+
+def _filling(trajectory: Trajectory) -> Html:
+    """The same for a token model, whose steps put tokens in place."""
+    path = trajectory.thinned()
+    n, columns = path.x.shape[1], len(path.sigmas)
+    ticks = _ticks([f"{share:.0%}" for share in path.sigmas])
+    (sheet,) = trajectory_sheets(path)
+    text = (
+        f"{_shown(trajectory, columns)}, left to right; the number above a column is the share of tokens that were"
+        " unknown before that step."
+    )
+    figure = _sheet(sheet, "Tokens as drawn", ticks, n, columns)
+    return card("From tokens to image", el("p", text, class_="quiet"), figure)
+
+
+def _sheet(sheet: Images, kind: str, ticks: Html, n: int, columns: int) -> Html:
+    alt = f"{n} images (rows) over {columns} steps (columns): {kind}"
+    wide = el("div", ticks, picture(sheet, columns, alt, side=96), class_="wide")
+    scroll = el("div", wide, class_="scroll", tabindex=0, role="region", aria_label=f"Trajectory: {kind}")
+    return el("figure", el("figcaption", kind), scroll)
+
+
+def _shown(trajectory: Trajectory, columns: int) -> str:
+    steps = len(trajectory.sigmas)
+    return f"{steps} steps" if steps == columns else f"{columns} of {steps} steps"
 
 
 def _ticks(labels: Sequence[str]) -> Html:

@@ -49,8 +49,8 @@ class Raster:
     ) -> Tensor:
         """latents: [N, ...]; only their number and device matter. Returns images [N, C, H, W] in [-1, 1].
 
-        on_step: called with the tokens so far decoded (twice; those to come are the middle value), and the share of
-        those to come. Raises UserError for a model that is not causal, or that has no cache where one is asked for.
+        on_step: called with the tokens so far decoded (twice; those to come are the middle value), and the share that
+        was to come before the step. Raises UserError for a model that is not causal, or that has no cache where one is asked for.
         """
         self._check(model)
         if noise is None:
@@ -71,7 +71,7 @@ class Raster:
             tokens[:, place] = self._token(logits, uniform[:, place])
             if on_step is not None and place in looks:
                 picture = codec.decode(tokens)
-                on_step(picture, picture, 1 - (place + 1) / codec.length)
+                on_step(picture, picture, 1 - place / codec.length)
         return codec.decode(tokens)
 
     def _token(self, logits: Tensor, uniform: Tensor) -> Tensor:

@@ -40,13 +40,12 @@ class PointRun:
     seed: int = 0
 
 
-def distil(
-    method: Method, parts: Parts, draw: Draw, run: PointRun, couplings: Coupling | None = None
-) -> nn.Module:
+def distil(method: Method, parts: Parts, draw: Draw, run: PointRun, couplings: Coupling | None = None) -> nn.Module:
     """Train `parts` by the method for `run.iterations` steps; returns the product's average, in eval mode.
 
-    couplings: pairs [M] of which each batch gets as many as it has points, with replacement. The parts are trained in place, targets included. Points are float32 whatever `draw` gives. Deterministic in run
-    and parts; torch's global generator is left as it was. Raises UserError when a loss stops being finite.
+    couplings: pairs [M] of which each batch gets as many as it has points, with replacement. The parts are trained in
+    place, targets included. Points are float32 whatever `draw` gives. Deterministic in run and parts; torch's global
+    generator is left as it was. Raises UserError when a loss stops being finite.
     """
     total = run.iterations * run.batch
     config = TrainingConfig(
