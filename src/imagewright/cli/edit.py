@@ -1,10 +1,10 @@
-"""`imagewright edit MODEL --task ...`: fill in, colour, enlarge, redraw, blend and denoise pictures with a flow map."""
+"""`imagewright edit MODEL --task ...`: fill in, extend, colour, enlarge, redraw, blend and denoise pictures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ import tyro
 from torch import Tensor
 
 from imagewright.cli.console import say
+from imagewright.cli.edit_tokens import check_model, fill_tokens
 from imagewright.cli.scoring import reference_images, training_data
 from imagewright.data import from_uint8, to_uint8
 from imagewright.data.pixels import BadPicture, Pixels, box_reduce, decode, with_channels
@@ -24,12 +25,13 @@ from imagewright.noise import ImageNoise
 from imagewright.pretrained import find_model
 from imagewright.samplers import MultistepConsistency, editing
 from imagewright.samplers.editing import Editing, Known, between, denoised, editing_levels
-from imagewright.samplers.generator import ImageGenerator
+from imagewright.samplers.generator import ImageGenerator, generator_from
+from imagewright.samplers.token_editing import Outpainting
 from imagewright.training.distributed import pick_device
 from imagewright.training.snapshots import grid, save_image
 from imagewright.types import Condition, DataSpec, UserError, kind_of
 
-Task = Literal["inpaint", "colourise", "upscale", "stroke", "interpolate", "denoise"]
+Task = Literal["inpaint", "outpaint", "colourise", "upscale", "stroke", "interpolate", "denoise"]
 Array = npt.NDArray[np.uint8]
 
 MASKS = ("left", "right", "top", "bottom", "centre")
@@ -38,26 +40,30 @@ STROKE_LEVELS = (5.38, 2.24)
 STEPS = 20
 SIGMA = 0.5
 TAKES = {
-    "mask": ("inpaint",),
+    "mask": ("inpaint", "outpaint"),
     "factor": ("upscale",),
     "sigma": ("denoise",),
-    "steps": ("inpaint", "colourise", "upscale", "stroke"),
-    "levels": ("inpaint", "colourise", "upscale", "stroke"),
-    "image": ("inpaint", "colourise", "upscale", "stroke", "denoise"),
-    "index": ("inpaint", "colourise", "upscale", "stroke", "denoise"),
-    "data": ("inpaint", "colourise", "upscale", "stroke", "denoise"),
+    "steps": ("inpaint", "outpaint", "colourise", "upscale", "stroke"),
+    "levels": ("inpaint", "outpaint", "colourise", "upscale", "stroke"),
+    "image": ("inpaint", "outpaint", "colourise", "upscale", "stroke", "denoise"),
+    "index": ("inpaint", "outpaint", "colourise", "upscale", "stroke", "denoise"),
+    "data": ("inpaint", "outpaint", "colourise", "upscale", "stroke", "denoise"),
 }
 """The tasks in which each option has an effect."""
 EPILOG = """tasks:
-  inpaint      fill the pixels of --mask
+  inpaint      fill the pixels of --mask; with --label, as a part of a picture of that class
+  outpaint     go on beyond the side --mask (left, right, top, bottom), by half of the picture
   colourise    from the grey levels of a picture
   upscale      from the means of blocks of --factor pixels, or from a picture that is that much smaller
   stroke       from a rough drawing to a picture, by noise up to the highest of --levels and back
   interpolate  the way from one drawn picture of --seed to another
   denoise      noise of deviation --sigma is added, and removed in one step
 
+A flow map (a consistency or trajectory model) does all of them, a masked token model the first two.
+
 examples:
   imagewright edit runs/cd-digits --task inpaint --index 3 --mask bottom
+  imagewright edit runs/maskgit-digits --task inpaint --index 3 --mask top --label 5
   imagewright edit runs/cd-digits --task upscale --image small.png --factor 2 --label 7
   imagewright edit runs/cd-digits --task interpolate --label 8 --n 10
 """
@@ -89,21 +95,22 @@ def edit(
     out: Path = Path("edits"),
     device: str = "auto",
 ) -> None:
-    """Edit a picture with a consistency or trajectory model that was never trained for it.
+    """Edit a picture with a model that was never trained for it.
 
     Writes a row (picture, what the model was given, results) as TASK.png into --out, and each result as TASK-0.png ...
     Result i of a seed is always the same.
 
     Args:
-        model: run or model folder of a flow map that jumps to the clean image.
-        task: inpaint, colourise, upscale, stroke, interpolate, denoise.
+        model: run or model folder of a flow map that jumps to the clean image, or of a masked token model.
+        task: inpaint, outpaint, colourise, upscale, stroke, interpolate, denoise.
         image: picture of the model's size (upscale: or smaller by the factor).
         index: in place of --image: which picture of the model's held-out data.
         mask: what to fill: left, right, top, bottom, centre, or a picture of the model's size, white = fill; default
             right.
         factor: side of the blocks whose means are known; default 2.
         sigma: deviation of the noise that is added and removed, a colour range being 2; default 0.5.
-        steps: noise levels of the loop, on EDM's grid; default 20.
+        steps: of a flow map: noise levels of the loop, on EDM's grid, default 20; of a token model: passes of the
+            decoding, default 12, of which the first sixth is skipped.
         levels: the noise levels themselves, decreasing; default of stroke: two, by the picture's
             size.
         n: results, or pictures on the way of an interpolation.
@@ -118,12 +125,8 @@ def edit(
              "levels": levels, "data": data}  # fmt: skip
     _check(task, given, n, seed)
     file = find_model(model)
-    if kind_of(file.model) != "flow_map":
-        raise UserError(
-            f"{model} is a denoiser; editing needs a flow map that jumps to the clean image, such as a consistency "
-            "model (imagewright train cd-digits --teacher RUN)"
-        )
-    generator = ImageGenerator(file.model, file.spec, MultistepConsistency(), pick_device(device))
+    check_model(model, file.model, task, given)
+    generator = generator_from(file, device=pick_device(device))
     noise = ImageNoise(seed, range(n))
     if task == "interpolate":
         picked = _label(file.spec, label, class_name, _drawn_label(generator, seed))
@@ -131,7 +134,7 @@ def edit(
     else:
         picture = _picture(model, file, task, image, index, data, factor or 2)
         picked = _label(file.spec, label, class_name, picture.label)
-        shown, results = _edited(generator, task, picture, given, noise, n, picked)
+        shown, results = _edited(file, generator, task, picture, given, noise, n, picked)
         row = np.concatenate([shown, results])
     scale = max(1, 64 // file.spec.resolution)
     save_image(out / f"{task}.png", grid(row, len(row)), scale=scale)
@@ -222,7 +225,14 @@ def _mask(name: str, spec: DataSpec) -> Tensor:
 
 
 def _edited(
-    generator: ImageGenerator, task: str, picture: Picture, given: dict[str, Any], noise: ImageNoise, n: int, label: int
+    file: ModelFile,
+    generator: ImageGenerator,
+    task: str,
+    picture: Picture,
+    given: dict[str, Any],
+    noise: ImageNoise,
+    n: int,
+    label: int,
 ) -> tuple[Array, Array]:
     """(picture and what the model is given of it; n results), each uint8 [., H, W, C]."""
     spec = generator.spec
@@ -236,6 +246,8 @@ def _edited(
         # One noisy picture is shown, that of the first result.
         results = denoised(flow_map, noisy, sigma, cond)
         return np.concatenate([to_uint8(whole), to_uint8(noisy[:1])]), to_uint8(results)
+    if task in ("inpaint", "outpaint"):
+        return _filled(file, generator, task, same, given, noise, cond)
     known = _known(task, spec, given)
     if task == "stroke" and given["index"] is not None:
         same = from_uint8(_drawn(picture.pixels)[None]).repeat(n, 1, 1, 1).to(generator.device)
@@ -245,10 +257,45 @@ def _edited(
     return np.concatenate([to_uint8(whole), to_uint8(shown)]), to_uint8(results)
 
 
+def _filled(
+    file: ModelFile,
+    generator: ImageGenerator,
+    task: str,
+    pictures: Tensor,
+    given: dict[str, Any],
+    noise: ImageNoise,
+    cond: Condition,
+) -> tuple[Array, Array]:
+    """As `_edited`, of the tasks that both kinds of model know: one picture n times, in which a region is to be drawn.
+
+    Extended pictures are half as large again, and shown beside the picture with its free part white.
+    """
+    side, model = generator.spec.resolution, generator.model
+    beyond = _beyond(given["mask"]) if task == "outpaint" else None
+    region = beyond.region(side, side) if beyond else _mask(given["mask"] or "right", generator.spec)
+    canvas = beyond.canvas(pictures) if beyond else pictures
+    if kind_of(model) == "token_model":
+        results = fill_tokens(replace(file, model=model), canvas, region, cond, noise, given["steps"])
+    else:
+        flow_map: Any = model
+        sigmas = _levels(task, flow_map, generator.spec, given)
+        results = Editing(sigmas=sigmas)(flow_map, canvas, editing.Pixels(~region), cond, noise=noise)
+    before, free = pictures[:1], torch.ones_like(pictures[:1])
+    if beyond:
+        shown = beyond.join(before, torch.where(region.to(free.device), free, canvas[:1]))
+        return to_uint8(shown), to_uint8(beyond.join(pictures, results))
+    shown = torch.cat([before, before * ~region.to(before.device)])
+    return to_uint8(shown), to_uint8(results)
+
+
+def _beyond(side: str | None) -> Outpainting:
+    if side not in (None, "left", "right", "top", "bottom"):
+        raise UserError(f"--mask is {side!r}; --task outpaint goes on beyond left, right, top or bottom")
+    return Outpainting("right" if side is None else side)  # type: ignore[arg-type]  # one of the four
+
+
 def _known(task: str, spec: DataSpec, given: dict[str, Any]) -> Known:
     match task:
-        case "inpaint":
-            return editing.Pixels(~_mask(given["mask"] or "right", spec))
         case "colourise":
             return editing.Luma()
         case "upscale":

@@ -12,27 +12,31 @@ from imagewright.types import UNCONDITIONAL, Codec, Condition, ModelKind, UserEr
 
 
 class PixelCodec(nn.Module):
-    """Every sub-pixel is a token of 256 values, in the order row, column, channel. No weights."""
+    """Every sub-pixel is a token, in the order row, column, channel. No weights.
 
-    values = 256
-    lossless = True
+    values: evenly spaced levels that a token tells apart, 2 to 256; below 256 the codec is not lossless.
+    """
 
-    def __init__(self, resolution: int, channels: int) -> None:
+    def __init__(self, resolution: int, channels: int, values: int = 256) -> None:
         super().__init__()
         if resolution < 1 or channels < 1:
             raise UserError(f"resolution is {resolution} and channels is {channels}; both must be at least 1")
+        if not 2 <= values <= 256:
+            raise UserError(f"values is {values}; a pixel has 2 to 256 levels")
         self.resolution, self.channels = resolution, channels
+        self.values, self.lossless = values, values == 256
         self.length = channels * resolution**2
 
     def encode(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] in [-1, 1] -> int64 [N, H W C], the nearest of the 256 levels."""
-        levels = (images.float() * 127.5 + 127.5).round().clamp(0, 255).long()
+        """[N, C, H, W] in [-1, 1] -> int64 [N, H W C], the nearest levels."""
+        half = (self.values - 1) / 2
+        levels = (images.float() * half + half).round().clamp(0, self.values - 1).long()
         return levels.permute(0, 2, 3, 1).flatten(1)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """The inverse; float32."""
         grid = tokens.view(len(tokens), self.resolution, self.resolution, self.channels)
-        return grid.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return grid.permute(0, 3, 1, 2).float() / ((self.values - 1) / 2) - 1
 
     def places(self, pixels: Tensor) -> Tensor:
         """Which tokens [length] belong to some pixels, bool [H, W]."""
@@ -40,7 +44,8 @@ class PixelCodec(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """As `models.description` wants it."""
-        return {"class": type(self).__name__, "resolution": self.resolution, "channels": self.channels}
+        names = ("resolution", "channels", "values")
+        return {"class": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
 
 class TokenNetworkModel(nn.Module):

@@ -4,6 +4,7 @@ from imagewright.oracles.flow import IntegratedFlowMap
 from imagewright.oracles.gaussian import GaussianFlowMap, GaussianOracle
 from imagewright.oracles.markov import MarkovChain, MarkovTokens
 from imagewright.oracles.mixture import GaussianMixture, LowRankMixture, Mixture
+from imagewright.oracles.tokens import MixtureTokens, ProductMixture
 
 __all__ = [
     "GaussianFlowMap",
@@ -14,4 +15,6 @@ __all__ = [
     "MarkovChain",
     "MarkovTokens",
     "Mixture",
+    "MixtureTokens",
+    "ProductMixture",
 ]

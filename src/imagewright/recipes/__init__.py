@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from imagewright.recipes import autoregressive, consistency, edm, improved_consistency, uni_instruct
+from imagewright.recipes import autoregressive, consistency, edm, improved_consistency, maskgit, uni_instruct
 from imagewright.recipes import consistency_trajectory as trajectory
 from imagewright.recipes import continuous_consistency as continuous
 from imagewright.recipes import multistep_consistency as multistep
@@ -54,6 +54,14 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "causal-digits": autoregressive.digits,
     "causal-emoji64-16": autoregressive.emoji64_16,
     "causal-emoji64-32": autoregressive.emoji64_32,
+    "vq-digits": maskgit.vq_digits,
+    "vq-emoji64-32": maskgit.vq_emoji64_32,
+    "vq-imagenet64": maskgit.vq_imagenet64,
+    "vq-imagenet256": maskgit.vq_imagenet256,
+    "maskgit-digits": maskgit.maskgit_digits,
+    "maskgit-emoji64-32": maskgit.maskgit_emoji64_32,
+    "maskgit-imagenet64": maskgit.maskgit_imagenet64,
+    "maskgit-imagenet256": maskgit.maskgit_imagenet256,
     **uni_instruct.FAMILY,
 }
 """Every recipe by its name on the command line."""

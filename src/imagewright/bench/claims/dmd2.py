@@ -22,6 +22,7 @@ from imagewright.models.judging import JudgingDenoiser
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.oracles import GaussianMixture
 from imagewright.samplers import Heun, MultistepConsistency
+from imagewright.training.config import EmaConfig
 from imagewright.types import UNCONDITIONAL, Frozen, Parts, Trained
 
 WIDTH, DEPTH = 128, 3
@@ -30,7 +31,7 @@ BIAS = 1.6
 """Factor on the variance of every component of the teacher."""
 UPDATES = 400
 """Of the generator, in every arm."""
-RUN = PointRun(iterations=UPDATES, batch=256, lr=1e-3)
+RUN = PointRun(iterations=UPDATES, batch=256, lr=1e-3, ema=EmaConfig(halflife_images=5_000, rampup_ratio=None))
 GAN = DMD2(generator_gan=1.0, fake_gan=1.0)
 ARMS = {
     "ratio 1": replace(GAN, fake_updates=1, generator_gan=0.0, fake_gan=0.0),

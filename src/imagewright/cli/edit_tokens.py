@@ -1,0 +1,60 @@
+"""The part of `imagewright edit` that is a masked token model's: which models and options fit, and the drawing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from imagewright.models.files import ModelFile
+from imagewright.noise import ImageNoise
+from imagewright.samplers import MaskedDecoding
+from imagewright.samplers.generator import sampler_from_json
+from imagewright.samplers.token_editing import TokenEditing
+from imagewright.types import Condition, UserError, kind_of
+
+TASKS = ("inpaint", "outpaint")
+"""What a masked token model can do; a flow map can do all tasks."""
+NOT_FOR_TOKENS = ("levels",)
+"""Options without effect on a token model."""
+
+
+def check_model(name: str, model: nn.Module, task: str, given: dict[str, Any]) -> None:
+    """Raise UserError where this kind of model cannot do the task, or has no use for an option."""
+    kind = kind_of(model)
+    if kind == "token_model" and getattr(model, "order", None) == "causal":
+        raise UserError(
+            f"{name} is a causal token model, which knows only what stands before; editing needs one that fills in "
+            "tokens in any order (imagewright train maskgit-digits), or a flow map"
+        )
+    if kind == "codec":
+        raise UserError(f"{name} is a tokenizer, which draws nothing; edit with a model that was trained on its tokens")
+    if kind == "denoiser":
+        raise UserError(
+            f"{name} is a denoiser; editing needs a flow map that jumps to the clean image, such as a consistency "
+            "model (imagewright train cd-digits --teacher RUN), or a masked token model"
+        )
+    if kind != "token_model":
+        return
+    if task not in TASKS:
+        raise UserError(f"{name} is a masked token model; it knows --task {' and '.join(TASKS)}, not {task}")
+    for option in NOT_FOR_TOKENS:
+        if given[option] is not None:
+            raise UserError(f"--{option} has no effect on a masked token model, which knows no noise")
+
+
+def fill_tokens(
+    file: ModelFile, pictures: Tensor, region: Tensor, cond: Condition, noise: ImageNoise, steps: int | None
+) -> Tensor:
+    """The pictures [N, C, H, W] with the region [H, W] drawn anew; steps: passes in all, default 12.
+
+    The model's own decoding where it is MaskGIT's, but for the number of passes. A sixth of them is skipped, as the
+    published 2 of 12 are.
+    """
+    saved = sampler_from_json(dict(file.sampler)) if file.sampler else None
+    decoding = saved if isinstance(saved, MaskedDecoding) else MaskedDecoding()
+    passes = 12 if steps is None else steps
+    editing = TokenEditing(decoding=replace(decoding, num_steps=passes), start=passes // 6)
+    model: Any = file.model
+    return editing(model, pictures, region, cond, noise=noise)
