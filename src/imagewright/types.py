@@ -213,15 +213,11 @@ OnStep = Callable[[Tensor, Tensor, float], None]
 class Sampler(Protocol):
     """A way to draw: a frozen dataclass of settings with `__call__`. It knows the protocols only.
 
-    `model_kind` says which protocol the first argument must meet.
+    `model_kind` says which protocol the first argument must meet. What an image costs may depend on the model, as in
+    raster order: `ImageGenerator.nfe` counts it.
     """
 
     model_kind: ClassVar[ModelKind]
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations per image, exactly."""
-        ...
 
     def __call__(
         self,
@@ -237,6 +233,15 @@ class Sampler(Protocol):
 
         noise: source of every further draw; required by stochastic settings. Returns x0, [N, C, H, W].
         """
+        ...
+
+
+class CountedSampler(Sampler, Protocol):
+    """A sampler whose settings alone say what it costs."""
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per image, exactly."""
         ...
 
 

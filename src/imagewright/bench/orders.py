@@ -13,10 +13,10 @@ from imagewright.bench.claims.ledger import COLOURS, MARKERS
 from imagewright.files import replacing
 from imagewright.oracles import GaussianMixture, IntegratedFlowMap
 from imagewright.samplers import DDIM, DPMSolverPlusPlus, Euler, Heun, UniPC
-from imagewright.types import Sampler
+from imagewright.types import CountedSampler
 
 CALLS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-FAMILIES: dict[str, Callable[[int], Sampler]] = {
+FAMILIES: dict[str, Callable[[int], CountedSampler]] = {
     "Euler, karras": lambda calls: Euler(num_steps=calls),
     "DDIM, cosine": lambda calls: DDIM(num_steps=calls),
     "Heun, karras": lambda calls: Heun(num_steps=(calls + 1) // 2),

@@ -40,6 +40,7 @@ class Autoregressive:
         with torch.no_grad():
             tokens = model.codec.encode(batch.images)
         logits = model.logits(tokens, batch.cond)
-        per_token = nn.functional.cross_entropy(logits.transpose(1, 2), tokens, reduction="none").mean(1)
+        per_token = nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+        per_image = per_token.view_as(tokens).mean(1)
         right = (logits.detach().argmax(2) == tokens).float().mean(1)
-        yield Update("model", per_token, parts={"bits_per_token": per_token.detach() / math.log(2), "accuracy": right})
+        yield Update("model", per_image, parts={"bits_per_token": per_image.detach() / math.log(2), "accuracy": right})

@@ -22,13 +22,13 @@ def digits() -> Experiment:
             **FROM_DATA, width=64, depth=4, heads=4, dropout=0.1, causal=True, post_norm=False
         ),
         training=TrainingConfig(
-            total_images=80_000,
+            total_images=40_000,
             batch=64,
             optimizer=OptimizerConfig(
-                kind="adamw", lr=2e-3, lr_ramp_images=6_400, lr_cooldown_images=40_000, betas=(0.9, 0.95),
+                kind="adamw", lr=2e-3, lr_ramp_images=3_200, lr_cooldown_images=25_000, betas=(0.9, 0.95),
                 weight_decay=0.05, clip_norm=1.0,
             ),
-            ema=EmaConfig(halflife_images=4_000, rampup_ratio=0.1),
+            ema=EmaConfig(halflife_images=2_000, rampup_ratio=0.1),
             log_images=1_280,
             snapshot_images=20_000,
             checkpoint_images=20_000,

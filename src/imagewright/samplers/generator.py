@@ -179,13 +179,19 @@ class _Tally:
 
 
 class _TokenTally:
-    """The same for a token model: evenly distributed tokens, each call one evaluation, however many places it answers."""
+    """The same for a token model: evenly distributed tokens, each call one evaluation, however many places it answers.
+
+    What else a sampler asks of it (a schedule, say) is the model's own.
+    """
 
     def __init__(self, model: Any) -> None:
-        self.order, self.total = model.order, 0
+        self.model, self.total = model, 0
         self.codec = _NoCodec(model.codec.values, model.codec.length)
         if hasattr(model, "step"):
             self.start, self.step = self._start, self._step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["model"], name)
 
     def logits(self, tokens: Tensor, cond: Condition = UNCONDITIONAL, time: Tensor | None = None) -> Tensor:
         self.total += 1

@@ -65,7 +65,8 @@ class TokenEditing:
         if blur is None:
             blur = 0.0 if codec.lossless else 0.5 * math.sqrt(region.numel() / codec.length)
         weight = blurred(region, blur).to(picture)
-        return picture + weight * (codec.decode(drawn).to(picture) - picture)
+        edited: Tensor = picture + weight * (codec.decode(drawn).to(picture) - picture)
+        return edited
 
 
 def blurred(region: Tensor, deviation: float) -> Tensor:

@@ -17,6 +17,7 @@ KEYS: tuple[str, ...] = (
     "multistep_consistency",
     "ctm",
     "scm",
+    "dmd",
     "uni_instruct",
 )
 """Files of this folder, in the order of the ledger."""

@@ -14,7 +14,7 @@ from imagewright.oracles import GaussianMixture, IntegratedFlowMap
 from imagewright.samplers import Heun
 from imagewright.samplers.bespoke import Bespoke
 from imagewright.tuning.bespoke import BespokeTraining, Vary, rms, train_bespoke
-from imagewright.types import Sampler
+from imagewright.types import CountedSampler, Sampler
 
 STEPS = (4, 5)
 LEARNT: dict[str, Vary] = {"Bespoke": "both", "time only": "times", "scale only": "scales"}
@@ -35,7 +35,7 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     held = _Noise(oracle, seed, first=0, count=2000 if full else 32)
     other = _Noise(oracle, seed, first=10_000, count=500 if full else 16)
 
-    def row(name: str, sampler: Sampler, steps: int) -> Row:
+    def row(name: str, sampler: CountedSampler, steps: int) -> Row:
         errors = held.errors(sampler)
         more = {"root mean square": float(errors.square().mean().sqrt()), "median": float(errors.median())}
         return Row(name=f"{name}, n = {steps}", score=float(errors.mean()), cost=sampler.nfe, curve=name, more=more)

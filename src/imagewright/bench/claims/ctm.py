@@ -22,7 +22,17 @@ from imagewright.noise import StepNoise
 from imagewright.oracles import GaussianMixture, IntegratedFlowMap
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.samplers import Jumps, MultistepConsistency
-from imagewright.types import UNCONDITIONAL, Average, Condition, Denoiser, FlowMap, Frozen, Parts, Sampler, Trained
+from imagewright.types import (
+    UNCONDITIONAL,
+    Average,
+    Condition,
+    CountedSampler,
+    Denoiser,
+    FlowMap,
+    Frozen,
+    Parts,
+    Trained,
+)
 
 WIDTH, DEPTH = 128, 3
 SIGMA_DATA = 0.7
@@ -86,7 +96,7 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     reference = real_points(oracle, seed + 1000, 2 * count)
     pace = PointRun(iterations=iterations, batch=256, lr=3e-3, seed=seed)
 
-    def row(curve: str, model: FlowMap, sampler: Sampler, **more: float) -> Row:
+    def row(curve: str, model: FlowMap, sampler: CountedSampler, **more: float) -> Row:
         points = sampler(model, start, noise=StepNoise(seed + 2000, 1))
         off = float((points - end).flatten(1).norm(dim=1).mean())
         energy = distance(points.flatten(1).double().numpy(), reference)

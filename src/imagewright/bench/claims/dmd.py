@@ -150,13 +150,15 @@ CLAIM = Claim(
     paper="2311.18828",
     headline="ImageNet-64 FID 2.62 at 1 NFE; about 5.6 without the regression, about 9.2 without the matching",
     miniature="25 modes in the plane, an exact teacher, 500 pairs of its flow, one small network and start, equal "
-    "updates of generator and fake score. DMD against matching alone, regression alone, and matching without the fake score. "
-    "A mode is hit by a fifth of the samples that are due to it.",
+    "updates of generator and fake score. DMD against matching alone, regression alone, and matching without the fake "
+    "score. A mode is hit by a fifth of the samples that are due to it.",
     measure="samples within 3 standard deviations of a mode, %",
     cost="NFE per sample",
     better="higher",
     run=run,
-    tried="",
+    tried="A small network leaves points between the modes in all arms, so the variance of DMD is about twice the "
+    "truth's. In energy distance regression alone is as good as DMD or better, with 100 pairs too: pairs cost nothing to "
+    "learn in the plane. With a fake score that learns four times as fast as the generator, matching alone hits all modes.",
     checks=(
         Check(
             says="DMD hits at least 24 of the 25 modes, and matching alone fewer than DMD",

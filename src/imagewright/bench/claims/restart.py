@@ -15,7 +15,7 @@ from imagewright.noise import StepNoise
 from imagewright.oracles import GaussianMixture
 from imagewright.samplers import Heun, Restart
 from imagewright.samplers.restart import Interval
-from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Sampler
+from imagewright.types import UNCONDITIONAL, Condition, CountedSampler, Denoiser
 
 MODES = 8
 BIAS = 0.2
@@ -63,7 +63,9 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     biased = [Biased(oracle, seed + 100 * k) for k in range(fields)]
     reference = real_points(oracle, seed + 1000, 2 * count)
 
-    def row(name: str, sampler: Sampler, denoisers: Sequence[Denoiser] = biased, curve: str | None = None) -> Row:
+    def row(
+        name: str, sampler: CountedSampler, denoisers: Sequence[Denoiser] = biased, curve: str | None = None
+    ) -> Row:
         scores = [distance(sampled(d, sampler, seed + 2000, count), reference) for d in denoisers]
         return Row(name=name, score=statistics.fmean(scores), cost=sampler.nfe, curve=curve)
 
