@@ -1,4 +1,4 @@
-"""A causal model and bits per dimension end to end: train, sample, evaluate, export, report, with no flag for the kind."""
+"""A causal model and bits/dim end to end: train, sample, evaluate, export, report, with no flag for the kind."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_causal_run_explains_itself(home: Path) -> None:
     model = json.loads((home / "causal" / "model.json").read_text())
     assert model["kind"] == "token_model"
     assert model["sampler"] == {"class": "raster", "temperature": 1.0, "cache": True}
-    assert model["model"]["codec"] == {"class": "PixelCodec", "resolution": 8, "channels": 1}
+    assert model["model"]["codec"]["class"] == "PixelCodec"
     last = json.loads((home / "causal" / "log.jsonl").read_text().splitlines()[-1])
     assert 0 < last["model/bits_per_token"] < 9
     assert len(list((home / "causal" / "samples").iterdir())) == 2

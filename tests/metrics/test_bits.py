@@ -230,7 +230,7 @@ def test_images_that_are_not_the_models_are_named() -> None:
     model = CausalTokenModel(Independent(torch.zeros(16, 256)), PixelCodec(4, 1))
     with pytest.raises(UserError, match=r"images are \[1, 8, 8\] .* the model's \[1, 4, 4\]"):
         measure_bits(model, SPEC, open_images("digits", split="test"), split="test")
-    with pytest.raises(UserError, match="told each image's class, 0 to 2; .* class -1"):
+    with pytest.raises(UserError, match=r"told each image's class, 0 to 2; .* class -1"):
         measure_bits(model, replace(SPEC, num_classes=3), pictures(torch.zeros(2, 16)), split="all")
 
 
@@ -252,8 +252,8 @@ def test_settings_without_effect_are_named() -> None:
     exact = CausalTokenModel(Independent(torch.zeros(16, 256)), PixelCodec(4, 1))
     with pytest.raises(UserError, match="passes is 3; it has no effect on an exact likelihood"):
         measure_bits(exact, SPEC, images, split="all", settings=BitsSettings(passes=3))
+    bound = Bound(torch.nn.Identity(), PixelCodec(4, 1))
     with pytest.raises(UserError, match="ode-steps is 9; it has no effect on a bound"):
-        bound = Bound(torch.nn.Identity(), PixelCodec(4, 1))
         measure_bits(bound, SPEC, images, split="all", settings=BitsSettings(ode_steps=9))
 
 

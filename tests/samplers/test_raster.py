@@ -112,7 +112,7 @@ def test_long_images_are_told_of_now_and_then() -> None:
 
 
 def test_what_does_not_fit_is_named() -> None:
-    with pytest.raises(UserError, match="sampler.temperature is -1"):
+    with pytest.raises(UserError, match=r"sampler\.temperature is -1"):
         Raster(temperature=-1)
     with pytest.raises(UserError, match="Raster draws from causal models; a MaskedTokenModel"):
         ImageGenerator(model(causal=False), SPEC, Raster()).generate(1)

@@ -23,7 +23,7 @@ def test_rate_is_constant_unless_asked() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: OptimizerConfig(kind="sgd"), r"optimizer\.kind is 'sgd'; allowed: adam, radam"),  # type: ignore[arg-type]
+        (lambda: OptimizerConfig(kind="sgd"), r"optimizer\.kind is 'sgd'; allowed: adam, adamw, radam"),  # type: ignore[arg-type]
         (lambda: OptimizerConfig(lr=0.0), r"optimizer\.lr is 0\.0; it must be positive and finite"),
         (lambda: OptimizerConfig(lr=float("inf")), r"optimizer\.lr is inf"),
         (lambda: OptimizerConfig(lr=float("nan")), r"optimizer\.lr is nan"),

@@ -1,8 +1,8 @@
 """The yardstick of every likelihood: what lossless picture files take, in bits per dimension.
 
-PNG and WebP (lossless), by Pillow at their strongest settings; the whole file counts, header and all. Small pictures are
-mostly header, so the same pictures are also written side by side, as one sheet: there the codec learns from all of them
-together, which no model that answers image by image may do.
+PNG and WebP (lossless), by Pillow at their strongest settings; the whole file counts, header and all. Small pictures
+are mostly header, so the same pictures are also written side by side, as one sheet: there the codec learns from all of
+them together, which no model that answers image by image may do.
 """
 
 from __future__ import annotations

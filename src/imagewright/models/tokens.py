@@ -28,7 +28,10 @@ class PixelCodec(nn.Module):
         self.length = channels * resolution**2
 
     def encode(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] in [-1, 1] -> int64 [N, H W C], the nearest levels."""
+        """[N, C, H, W] in [-1, 1] -> int64 [N, H W C], the nearest levels. Raises UserError for another size."""
+        wanted = (self.channels, self.resolution, self.resolution)
+        if images.ndim != 4 or images.shape[1:] != wanted:
+            raise UserError(f"images are {list(images.shape)}; this codec takes [N, {', '.join(map(str, wanted))}]")
         half = (self.values - 1) / 2
         levels = (images.float() * half + half).round().clamp(0, self.values - 1).long()
         return levels.permute(0, 2, 3, 1).flatten(1)
@@ -64,6 +67,13 @@ class TokenNetworkModel(nn.Module):
         super().__init__()
         self.network = network
         self.codec: Codec = cast(Codec, codec)
+        ours = (self.codec.length, self.codec.values)
+        config = getattr(network, "config", None)
+        theirs = tuple(getattr(config, name, known) for name, known in zip(("length", "values"), ours, strict=True))
+        if theirs != ours:
+            raise UserError(
+                f"the network knows {theirs[0]} tokens of {theirs[1]} values; the codec has {ours[0]} of {ours[1]}"
+            )
 
     def logits(self, tokens: Tensor, cond: Condition = UNCONDITIONAL, time: Tensor | None = None) -> Tensor:
         """As `types.TokenModel`."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from imagewright.models.tokens import check_tokens
 from imagewright.networks.vq import Quantised, VQAutoencoder
 from imagewright.types import ModelKind, UserError
 
@@ -42,8 +43,7 @@ class VQTokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens -> [N, C, H, W] in [-1, 1], float32. Raises UserError for a token that is not in the codebook."""
-        if tokens.ndim != 2 or tokens.shape[1] != self.length:
-            raise UserError(f"tokens are {list(tokens.shape)}; this tokenizer has {self.length} for an image")
+        check_tokens(tokens, self)
         codes = self.network.quantiser.lookup(tokens, self.network.config.side)
         return self.network.decode(codes).float().clamp(-1, 1)
 

@@ -87,7 +87,8 @@ class MarkovTokens:
     def __init__(self, chain: MarkovChain, codec: Codec, order: Literal["masked", "causal"] = "causal") -> None:
         if (codec.values, codec.length) != (chain.values, chain.length):
             raise UserError(
-                f"the chain has {chain.length} tokens of {chain.values} values; the codec {codec.length} of {codec.values}"
+                f"the chain has {chain.length} tokens of {chain.values} values; "
+                f"the codec {codec.length} of {codec.values}"
             )
         self.chain, self.codec, self.order = chain, codec, order
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from imagewright.recipes import autoregressive, consistency, edm, improved_consistency, maskgit, uni_instruct
 from imagewright.recipes import consistency_trajectory as trajectory
 from imagewright.recipes import continuous_consistency as continuous
+from imagewright.recipes import distribution_matching as matching
 from imagewright.recipes import multistep_consistency as multistep
 from imagewright.training.experiment import Experiment
 
@@ -51,6 +52,17 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "sct-digits": continuous.sct_digits,
     "sct-cifar10": continuous.sct_cifar10,
     "sct-imagenet64": continuous.sct_imagenet64,
+    "dmd-digits": matching.dmd_digits,
+    "dmd-emoji64-32": matching.dmd_emoji64_32,
+    "dmd-cifar10": matching.dmd_cifar10,
+    "dmd-imagenet64": matching.dmd_imagenet64,
+    "dmd2-digits": matching.dmd2_digits,
+    "dmd2-digits-gan": matching.dmd2_digits_gan,
+    "dmd2-digits-4-steps": matching.dmd2_digits_4_steps,
+    "dmd2-emoji64-32": matching.dmd2_emoji64_32,
+    "dmd2-emoji64-32-gan": matching.dmd2_emoji64_32_gan,
+    "dmd2-imagenet64": matching.dmd2_imagenet64,
+    "dmd2-imagenet64-gan": matching.dmd2_imagenet64_gan,
     "causal-digits": autoregressive.digits,
     "causal-emoji64-16": autoregressive.emoji64_16,
     "causal-emoji64-32": autoregressive.emoji64_32,

@@ -65,8 +65,8 @@ def ct_digits() -> Experiment:
     assert teacher.network is not None
     return replace(
         cd_digits(),
-        # The target is an average, and what it knows climbs the grid a point at a time: a thousandth of the paper's steps
-        # needs a coarser grid and a faster target than the paper's.
+        # The target is an average, and what it knows climbs the grid a point at a time: a thousandth of the paper's
+        # steps needs a coarser grid and a faster target than the paper's.
         method=ConsistencyTraining(s1=20, mu0=0.2, distance=Distance(kind="pseudo_huber", huber_c=0.03)),
         network=replace(teacher.network, dropout=0.0),
         teacher=None,

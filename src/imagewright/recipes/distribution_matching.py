@@ -1,42 +1,155 @@
 """One- and few-step generators by DMD (Yin et al. 2024, 2311.18828) and DMD2 (2405.14867), with published settings.
 
-The published runs keep no average of the weights. Those of DMD need couplings (`imagewright couple`) of their teacher:
-CIFAR-10 100,000 of 18 Heun steps, ImageNet-64 25,000 of 256; and LPIPS, for which `features="lpips"`.
+The published runs keep no average of the weights. Those of DMD need couplings of their teacher (`imagewright couple`),
+on CIFAR-10 100,000 of 18 Heun steps, on ImageNet-64 25,000 of 256; and LPIPS, with its package and weights installed.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from imagewright.methods.distances import Distance
+import torch
+
+from imagewright.methods.distribution_matching import KarrasLevels
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
 from imagewright.samplers import MultistepConsistency
-from imagewright.training.config import EmaConfig, OptimizerConfig, Precision, TrainingConfig
+from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
 
-NO_AVERAGE = EmaConfig(halflife_images=0, rampup_ratio=None)
 NO_GAN = DMD2(generator_gan=0.0, fake_gan=0.0)
+FOUR_STEPS: tuple[float, ...] = tuple(KarrasLevels().at(torch.tensor([749, 499, 249])).tolist())
+"""Levels below sigma_max of a generator in four steps: by index those of the published text-to-image model."""
+
+
+def dmd_digits() -> Experiment:
+    """One-step digits from the run `runs/edm-digits` and 3,000 couplings: about three minutes on two cores."""
+    run = dmd2_digits()
+    optimizer = replace(run.training.optimizer, lr=3e-4, lr_cooldown_images=150 * 64)
+    return replace(
+        run,
+        data=replace(run.data, couplings="couplings/digits"),
+        method=DMD(),
+        training=replace(run.training, total_images=350 * 64, optimizer=optimizer),
+    )
 
 
 def dmd2_digits() -> Experiment:
-    """One-step digits from the run `runs/edm-digits`, without an adversary."""
-    batch = 64
+    """One-step digits from the run `runs/edm-digits`, no adversary: about two minutes on two cores."""
     return Experiment(
         data=DataConfig(source="digits"),
         method=NO_GAN,
         teacher="runs/edm-digits",
         sampler=MultistepConsistency(),
         training=TrainingConfig(
-            total_images=600 * batch,
-            batch=batch,
+            total_images=500 * 64,
+            batch=64,
             channels_last=True,
-            optimizer=OptimizerConfig(
-                kind="adamw", lr=1e-3, weight_decay=0.01, lr_cooldown_images=200 * batch, clip_norm=10.0
-            ),
+            # At half of this rate, with fake_updates = 1, the generator lost all recall.
+            optimizer=_adamw(1e-3, lr_cooldown_images=200 * 64),
             ema=EmaConfig(halflife_images=500, rampup_ratio=0.1),
             log_images=2_560,
             snapshot_images=10_000,
             checkpoint_images=10_000,
         ),
     )
+
+
+def dmd2_digits_gan() -> Experiment:
+    """One-step digits with the adversary, published weights: about three minutes on two cores."""
+    return replace(dmd2_digits(), method=DMD2())
+
+
+def dmd2_digits_4_steps() -> Experiment:
+    """Digits in four steps, trained by backward simulation, with the adversary."""
+    sampler = MultistepConsistency(sigmas=FOUR_STEPS, clip=False)  # training clips nothing on the way either
+    return replace(dmd2_digits(), method=DMD2(sigmas=FOUR_STEPS), sampler=sampler)
+
+
+def dmd_emoji64_32() -> Experiment:
+    """One-step emoji at 32x32 from the shipped denoiser and its couplings."""
+    run = dmd2_emoji64_32()
+    optimizer = replace(run.training.optimizer, lr=1e-4)
+    return replace(
+        run,
+        data=replace(run.data, couplings="couplings/emoji64-32"),
+        method=DMD(),
+        training=replace(run.training, total_images=60_000, optimizer=optimizer),
+    )
+
+
+def dmd2_emoji64_32() -> Experiment:
+    """One-step emoji at 32x32 from the shipped denoiser, no adversary."""
+    return Experiment(
+        data=DataConfig(source="emoji64", resolution=32),
+        method=NO_GAN,
+        teacher="emoji64-32",
+        sampler=MultistepConsistency(),
+        training=TrainingConfig(
+            total_images=100_000,
+            batch=32,
+            channels_last=True,
+            optimizer=_adamw(4e-4, lr_cooldown_images=40_000),
+            ema=EmaConfig(halflife_images=1_000, rampup_ratio=0.1),  # of the images that the generator learns from
+            log_images=3_200,
+            snapshot_images=16_000,
+            checkpoint_images=16_000,
+        ),
+    )
+
+
+def dmd2_emoji64_32_gan() -> Experiment:
+    """One-step emoji at 32x32 from the shipped denoiser, with the adversary, published weights."""
+    return replace(dmd2_emoji64_32(), method=DMD2())
+
+
+def dmd_cifar10() -> Experiment:
+    """CIFAR-10, class-conditional, as published: LPIPS, 100,000 couplings, 300,000 steps of 392."""
+    run = _published("cifar10-32x32.zip", "edm-cifar10", 392, 300_000, 5e-5)
+    data = replace(run.data, couplings="couplings/cifar10")
+    return replace(run, data=data, method=DMD(), features="lpips", training=replace(run.training, micro_batch=56))
+
+
+def dmd_imagenet64() -> Experiment:
+    """ImageNet-64 as published: LPIPS, 25,000 couplings, 350,000 steps of 336."""
+    run = _published("imagenet-64x64.zip", "edm-imagenet64", 336, 350_000, 2e-6)
+    data = replace(run.data, couplings="couplings/imagenet64")
+    training = replace(run.training, micro_batch=48, precision="bf16")
+    return replace(run, data=data, method=DMD(), features="lpips", training=training)
+
+
+def dmd2_imagenet64() -> Experiment:
+    """ImageNet-64, first stage as published: no adversary, 405,500 steps of 280."""
+    run = _published("imagenet-64x64.zip", "edm-imagenet64", 280, 405_500, 2e-6)
+    return replace(run, training=replace(run.training, micro_batch=40, precision="bf16"))
+
+
+def dmd2_imagenet64_gan() -> Experiment:
+    """ImageNet-64, second stage, from the weights of both networks of `runs/dmd2-imagenet64`: with the adversary."""
+    run = dmd2_imagenet64()
+    training = replace(run.training, total_images=140_000 * 280, optimizer=replace(run.training.optimizer, lr=5e-7))
+    return replace(run, method=DMD2(), start="runs/dmd2-imagenet64", training=training)
+
+
+def _published(source: str, teacher: str, batch: int, steps: int, lr: float) -> Experiment:
+    """What the published runs share: AdamW after 500 steps of warm-up, gradients clipped at 10, no average."""
+    return Experiment(
+        data=DataConfig(source=source),
+        method=NO_GAN,
+        teacher=teacher,
+        sampler=MultistepConsistency(),
+        training=TrainingConfig(
+            total_images=batch * steps,
+            batch=batch,
+            optimizer=_adamw(lr, lr_ramp_images=500 * batch),
+            ema=EmaConfig(halflife_images=0, rampup_ratio=None),
+            log_images=100 * batch,
+            snapshot_images=5_000 * batch,
+            checkpoint_images=5_000 * batch,
+        ),
+    )
+
+
+def _adamw(lr: float, **schedule: Any) -> OptimizerConfig:
+    return OptimizerConfig(kind="adamw", lr=lr, weight_decay=0.01, clip_norm=10.0, **schedule)

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from imagewright.models.tokens import check_tokens
 from imagewright.paths.mask_ratios import check_ratio, mask_ratio
 from imagewright.samplers.categorical import draw, log_probability
 from imagewright.samplers.grid import check_steps
@@ -155,9 +156,4 @@ class MaskedDecoding:
             )
         if not 0 <= start < self.num_steps:
             raise UserError(f"start is {start}; it must lie in 0 .. {self.num_steps - 1}")
-        wrong = (tokens < 0) | (tokens > model.codec.values)
-        if bool(wrong.any()):
-            raise UserError(
-                f"token {int(tokens[wrong][0])} is none of the codec's; they are 0 to {model.codec.values - 1}, "
-                f"and {model.codec.values} for unknown"
-            )
+        check_tokens(tokens, model.codec, unknown=True)

@@ -1,7 +1,7 @@
 """Raster decoding: a causal model's tokens one after the other, each from its distribution given those before.
 
-Cost     one network evaluation a token. With the model's cache each asks for one place only, so that an image of L tokens
-         costs O(L) places and O(L^2) in the attention; without it O(L^2) and O(L^3).
+Cost     one network evaluation a token. With the model's cache each asks for one place only, so that an image of L
+         tokens costs O(L) places and O(L^2) in the attention; without it O(L^2) and O(L^3).
 Draws    one uniform number a token, turned by the inverse of the cumulative distribution: with and without the cache
          the same tokens come out wherever the logits agree.
 """
@@ -50,7 +50,8 @@ class Raster:
         """latents: [N, ...]; only their number and device matter. Returns images [N, C, H, W] in [-1, 1].
 
         on_step: called with the tokens so far decoded (twice; those to come are the middle value), and the share that
-        was to come before the step. Raises UserError for a model that is not causal, or that has no cache where one is asked for.
+        was to come before the step. Raises UserError for a model that is not causal, or that has no cache where one is
+        asked for.
         """
         self._check(model)
         if noise is None:

@@ -13,12 +13,15 @@ KEYS: tuple[str, ...] = (
     "skip_tuning",
     "bespoke",
     "autodiffusion",
+    "consistency",
     "ict",
     "multistep_consistency",
     "ctm",
     "scm",
     "dmd",
+    "dmd",
     "uni_instruct",
+    "maskgit",
 )
 """Files of this folder, in the order of the ledger."""
 

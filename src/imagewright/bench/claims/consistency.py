@@ -43,8 +43,11 @@ from imagewright.types import (
 WIDTH, DEPTH = 128, 3
 SIGMA_DATA = 0.7
 L2 = Distance()
-ITERATIONS, LR = 1500, 6e-3
-MU0 = 0.03
+ITERATIONS = 1500
+LR, LR_CD = 6e-3, 1e-3
+"""Learning rates, of two tried on seeds 10 to 12 the better for every contender: CD's is the lower."""
+CT = ConsistencyTraining(s0=2, s1=80, mu0=0.03, sigma_data=SIGMA_DATA, distance=L2)
+"""With the paper's mu0 of 0.9 the target would lag by a fifth of so short a run, and not by a thousandth as there."""
 HALVED_FROM = (64, 4096)
 """Steps of the first student of progressive distillation: the best of 8, 16 and 64 for so few updates, the paper's."""
 ONE_STEP = MultistepConsistency(clip=False)
@@ -141,9 +144,9 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     oracle = ring(seed)
     reference, teacher = real_points(oracle, seed + 1000, 2 * count), ExactTeacher(oracle)
     first = start(seed, oracle, 2000 if full else 3)
-    pace = PointRun(iterations=iterations, lr=LR, seed=seed, ema=EmaConfig(halflife_images=20_000))
 
-    def learnt(method: Method, parts: Parts) -> Any:
+    def learnt(method: Method, parts: Parts, lr: float = LR) -> Any:
+        pace = PointRun(iterations=iterations, lr=lr, seed=seed, ema=EmaConfig(halflife_images=20_000))
         return distil(method, parts, mixture_points(oracle), pace)
 
     def row(name: str, model: Any, sampler: Any = ONE_STEP) -> Row:
@@ -159,20 +162,19 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
             student = model(PointNetwork(WIDTH, DEPTH), sigma_data=SIGMA_DATA)
         return learnt(method, consistency_parts(student, None, L2))
 
-    settings: dict[str, Any] = {"s0": 2, "s1": 80, "mu0": MU0, "sigma_data": SIGMA_DATA, "distance": L2}
     student = ConsistencyModel.from_denoiser(first)
     known = consistency_parts(student, None, L2, teacher=Frozen(module=teacher))
-    trained = alone(ConsistencyTraining(**settings))
+    trained = alone(CT)
     second = two_levels(trained, oracle, seed, count // 2)
     return [
-        row("CD", learnt(ConsistencyDistillation(grid_points=18, distance=L2), known)),
+        row("CD", learnt(ConsistencyDistillation(grid_points=18, distance=L2), known, LR_CD)),
         *(row(f"PD from {steps} steps", halved(steps), steps_sampler(1)) for steps in HALVED_FROM),
         row("exact denoiser, one Euler step", teacher, steps_sampler(1)),
         row("CT", trained),
         row("CT, two steps", trained, MultistepConsistency(sigmas=second, clip=False)),
-        row("CT, independent noises", alone(IndependentNoises(**settings))),
-        row("CT, no stop-gradient", alone(WithoutStopGradient(**settings))),
-        row("CT, no boundary scaling", alone(ConsistencyTraining(**settings), Unbounded)),
+        row("CT, independent noises", alone(IndependentNoises(**vars(CT)))),
+        row("CT, no stop-gradient", alone(WithoutStopGradient(**vars(CT)))),
+        row("CT, no boundary scaling", alone(CT, Unbounded)),
     ]
 
 
@@ -182,24 +184,31 @@ CLAIM = Claim(
     headline="CIFAR-10 FID at one and two steps: distilled 3.55 and 2.93, progressive distillation 8.34 and 5.58",
     miniature="8 modes in the plane, one small network, equally many updates. Consistency (CD, N = 18) and progressive "
     "distillation (PD) of the exact denoiser start from the weights of a trained one; consistency training (CT) has no "
-    "teacher and starts from nothing.",
+    "teacher and starts from nothing. Each has the better of two learning rates.",
     measure="energy distance x 1000",
     cost="NFE per sample",
     run=run,
+    tried="On seeds 10 to 12 CD came to 2.8 on average at a rate of 1e-3 and to 3.2 at 6e-3, PD in thirteen stages to "
+    "3.5 and 2.3, in seven to 1.7 and 1.6: at 1e-3 for all, CD is below the thirteen stages, at each one's better rate "
+    "it is not. Its grid is not to blame: 17 exact Heun steps come to 0.4. On seed 10 rates from 5e-4 to 2e-3 and "
+    "pseudo-Huber were the same (2.5 to 2.7), l1 (14) and N = 40 (3.6; at 6e-3 42) worse. Here a halving costs as "
+    "little as there is to learn; the paper gave each one 50,000 updates.",
     checks=(
         Check(
-            says="at one step CD is below the exact denoiser and below PD in the paper's thirteen stages",
-            holds=lambda r: (
-                r.score("CD") < min(r.score("exact denoiser, one Euler step"), r.score("PD from 4096 steps"))
-            ),
+            says="at one step CD is at most a tenth of the exact denoiser's Euler step",
+            holds=lambda r: 10 * r.score("CD") < r.score("exact denoiser, one Euler step"),
         ),
         Check(
-            says="it is below PD in the seven stages that suit so few updates",
+            says="it is below PD in the paper's thirteen stages",
+            holds=lambda r: r.score("CD") < r.score("PD from 4096 steps"),
+        ),
+        Check(
+            says="it is below PD in seven stages, which suit so few updates",
             holds=lambda r: r.score("CD") < r.score("PD from 64 steps"),
         ),
         Check(
-            says="CT is below CT with independent noises for its pairs",
-            holds=lambda r: r.score("CT") < r.score("CT, independent noises"),
+            says="CT is at most a tenth of CT with independent noises for its pairs",
+            holds=lambda r: 10 * r.score("CT") < r.score("CT, independent noises"),
         ),
         Check(says="two steps of CT are below one", holds=lambda r: r.score("CT, two steps") < r.score("CT")),
         Check(

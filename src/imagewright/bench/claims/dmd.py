@@ -157,8 +157,9 @@ CLAIM = Claim(
     better="higher",
     run=run,
     tried="A small network leaves points between the modes in all arms, so the variance of DMD is about twice the "
-    "truth's. In energy distance regression alone is as good as DMD or better, with 100 pairs too: pairs cost nothing to "
-    "learn in the plane. With a fake score that learns four times as fast as the generator, matching alone hits all modes.",
+    "truth's. In energy distance regression alone is as good as DMD or better, with 100 pairs too: in the plane pairs "
+    "are easy to learn. With a fake score that learns four times as fast as the generator, matching alone hits all "
+    "modes.",
     checks=(
         Check(
             says="DMD hits at least 24 of the 25 modes, and matching alone fewer than DMD",

@@ -33,7 +33,7 @@ CONCENTRATION = 0.1
 LEVELS = 5
 """Grey levels of the digits."""
 PASSES = 8
-STEPS = 1500
+STEPS = 700
 """Of the transformer's training, 64 images each."""
 DIVERSITY, RECALL, PRECISION = "diversity", "recall", "precision"
 DECODERS: Mapping[str, MaskedDecoding] = {
@@ -98,7 +98,15 @@ def trained(images: ImageSet, seed: int, steps: int) -> nn.Module:
         torch.manual_seed(seed)
         network = TokenTransformer(
             TokenTransformerConfig(
-                values=LEVELS, length=64, label_dim=10, width=64, depth=3, heads=4, dropout=0.1, post_norm=False
+                values=LEVELS,
+                length=64,
+                label_dim=10,
+                width=64,
+                depth=3,
+                heads=4,
+                mlp_ratio=2.0,
+                dropout=0.0,
+                post_norm=False,
             )
         )
         parts = method.parts(network=network, codec=PixelCodec(8, 1, LEVELS), spec=images.spec)
@@ -117,7 +125,7 @@ def on_digits(seed: int, budget: Budget) -> list[Row]:
     coarse = to_uint8(codec.decode(codec.encode(from_uint8(images.images()))))
     real, _ = extractor(coarse)
     model = trained(images, seed, STEPS if full else 2)
-    count = len(images) if full else 40
+    count = 1000 if full else 40
 
     def row(name: str, decoder: MaskedDecoding) -> Row:
         generator = ImageGenerator(model, images.spec, decoder)
@@ -128,7 +136,7 @@ def on_digits(seed: int, budget: Budget) -> list[Row]:
         return Row(name=f"digits, {name}", score=distance, cost=decoder.nfe,
                    more={PRECISION: found.precision, RECALL: found.recall})  # fmt: skip
 
-    return [row(name, DECODERS[name]) for name in DECODERS]
+    return [row(name, decoder) for name, decoder in DECODERS.items()]
 
 
 def run(seed: int, budget: Budget) -> Sequence[Row]:
@@ -153,6 +161,8 @@ CLAIM = Claim(
     measure="-ln p less the entropy, nats; of the digits fd_digits",
     cost="NFE per sample",
     run=run,
+    tried="On digits decoding without Gumbel noise has the lowest fd_digits of all, at a lower recall: 700 updates leave "
+    "the model so undecided that over-confidence helps it. There linear is hardly behind the cosine.",
     checks=(
         Check(
             says="on exact conditionals at 8 passes the cosine is below linear, that below the square root, and that "

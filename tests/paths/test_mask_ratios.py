@@ -1,0 +1,45 @@
+"""Masking schedules: ends, order, means."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from imagewright.paths.mask_ratios import MASK_RATIOS, check_ratio, mask_ratio, mean_ratio
+from imagewright.types import UserError
+
+R = torch.linspace(0, 1, 101, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", MASK_RATIOS)
+def test_every_schedule_falls_from_all_to_none(name: str) -> None:
+    ratio = mask_ratio(name, R, 256)
+    assert float(ratio[0]) == pytest.approx(1, abs=1 / 256 + 1e-12)
+    assert float(ratio[-1]) == 1e-6  # the published bound: never nothing at all
+    assert (ratio.diff() <= 0).all() and ratio.min() >= 1e-6 and ratio.max() <= 1
+
+
+def test_concave_schedules_lie_above_the_straight_line_and_convex_ones_below() -> None:
+    line = mask_ratio("linear", R, 256)[1:-1]
+    for name in ("cosine", "square", "cubic"):
+        assert (mask_ratio(name, R, 256)[1:-1] > line).all(), name
+    for name in ("sqrt", "log"):
+        assert (mask_ratio(name, R, 256)[10:-1] < line[9:]).all(), name
+
+
+def test_means() -> None:
+    for name, mean in (
+        ("cosine", 2 / math.pi),
+        ("linear", 1 / 2),
+        ("square", 2 / 3),
+        ("cubic", 3 / 4),
+        ("sqrt", 1 / 3),
+    ):
+        assert mean_ratio(name, 64) == pytest.approx(mean, abs=1e-5), name
+
+
+def test_an_unknown_schedule_is_named() -> None:
+    with pytest.raises(UserError, match=r"sampler\.schedule is 'cosin'; it must be one of cosine"):
+        check_ratio("sampler.schedule", "cosin")
