@@ -19,7 +19,6 @@ KEYS: tuple[str, ...] = (
     "ctm",
     "scm",
     "dmd",
-    "dmd",
     "uni_instruct",
     "maskgit",
 )
