@@ -48,6 +48,8 @@ class Log:
         if self._path is None or not self._sums:
             return
         means = {name: math.fsum(v) / len(v) for name, v in self._sums.items()} | dict(numbers)
+        # JSON knows no NaN, which a method says where a number has no meaning (the diversity of a single image).
+        means = {name: value for name, value in means.items() if math.isfinite(value)}
         self._sums.clear()
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "images": images, **means}) + "\n")

@@ -1,10 +1,12 @@
-"""Every consistency and trajectory model from one teacher, side by side: a table and a sheet of pictures.
+"""All methods of a family from one teacher, side by side: a table and a sheet of pictures.
 
-    python examples/flow_maps.py digits        # an hour or so on two cores
-    python examples/flow_maps.py emoji64-32    # hours
+    python examples/side_by_side.py flow-maps-digits       # an hour or so on two cores
+    python examples/side_by_side.py flow-maps-emoji64-32   # hours, as are all on emoji
 
-Each is trained on equally many images, measured at one, two and four calls, and drawn from the same noises; table.json
-and samples.png go to runs/flow-maps-DATA. The same call again goes on where it was interrupted.
+Flow maps are the consistency and trajectory models, measured at one, two and four calls; `matching-...` are the
+one-step generators that match distributions. In a family the product gets equally many updates, of as many images.
+All are drawn from the same noises; table.json and samples.png go to runs/NAME. The same call again goes on where it was
+interrupted.
 """
 
 from __future__ import annotations
@@ -36,9 +38,16 @@ class Row:
 
     name: str
     recipe: str
+    """Without the data set, which takes the place of {}, or is appended."""
     options: str = ""
     teacher: str | None = "--teacher"
     """The option that names the teacher; None: it learns alone."""
+    steps: int = 1
+    """Steps of the trainer in which the product is updated once."""
+    couplings: bool = False
+    """Whether it learns from the teacher's pairs."""
+    phased: bool = False
+    """Whether the fake network learns alone first, and ratio and adversary come later still."""
     stops: tuple[tuple[float, ...], ...] = ()
     """One measurement for each; empty: as the recipe's sampler goes."""
 
@@ -49,7 +58,7 @@ def _multistep(segments: int) -> Row:
     return Row(name=f"multistep CD, S = {segments}", recipe="mcd", options=options)
 
 
-ROWS = (
+FLOW_MAPS = (
     Row(name="CD", recipe="cd", stops=ANYWHERE),
     Row(name="CD, continuous time", recipe="ctcd", stops=ANYWHERE),
     Row(name="progressive distillation", recipe="pd"),
@@ -60,6 +69,18 @@ ROWS = (
     Row(name="CT", recipe="ct", teacher=None, stops=ANYWHERE),
     Row(name="iCT", recipe="ict", teacher=None, stops=ANYWHERE),
 )
+MATCHING = (
+    Row(name="DMD", recipe="dmd", couplings=True),
+    Row(name="DMD2, no adversary", recipe="dmd2", steps=5),
+    Row(name="DMD2", recipe="dmd2-{}-gan", steps=5),
+    Row(name="Diff-Instruct", recipe="diff-instruct"),
+    Row(name="SIM", recipe="sim"),
+    Row(name="SiD", recipe="sid"),
+    Row(name="f-distill (JS)", recipe="f-distill"),
+    Row(name="Uni-Instruct, RKL", recipe="uni-rkl", phased=True),
+    Row(name="Uni-Instruct, FKL", recipe="uni-fkl", phased=True),
+    Row(name="Uni-Instruct, JKL", recipe="uni-jkl", phased=True),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,30 +89,39 @@ class Setting:
 
     data: str
     rows: tuple[Row, ...]
-    options: str
+    images: int
+    """From which each product learns."""
+    cooldown: bool = False
+    """Lower the rate to zero over the last half, whatever the recipe's own length has."""
+    options: str = ""
+    pairs: int = 0
+    """Couplings drawn for those that need them."""
     teacher_recipe: str | None = None
     """Trained first; None: the teacher is the shipped model of the data's name."""
 
 
+_SMALL = "--training.batch 16 --training.channels-last --training.ema.halflife-images"
 SETTINGS = {
-    "digits": Setting(
-        data="digits",
-        rows=ROWS,
-        options="--training.total-images 28000",
-        teacher_recipe="edm-digits",
-    ),
-    "emoji64-32": Setting(
+    "flow-maps-digits": Setting(data="digits", rows=FLOW_MAPS, images=28_000, teacher_recipe="edm-digits"),
+    "flow-maps-emoji64-32": Setting(
         data="emoji64-32",
-        rows=tuple(row for row in ROWS if row.name in ("CD", "multistep CD, S = 4", "CTM", "sCD")),
-        options="--training.total-images 6400 --training.batch 16 --training.channels-last "
-        "--training.optimizer.lr-cooldown-images 3200 --training.ema.halflife-images 1000",
+        rows=tuple(row for row in FLOW_MAPS if row.name in ("CD", "multistep CD, S = 4", "CTM", "sCD")),
+        images=6_400,
+        cooldown=True,
+        options=f"{_SMALL} 1000",
+    ),
+    "matching-digits": Setting(
+        data="digits", rows=MATCHING, images=9_600, cooldown=True, pairs=3_000, teacher_recipe="edm-digits"
+    ),
+    "matching-emoji64-32": Setting(
+        data="emoji64-32", rows=MATCHING, images=3_200, cooldown=True, options=f"{_SMALL} 500", pairs=1_000
     ),
 }
 
 
-def run(setting: Setting) -> None:
+def run(name: str, setting: Setting) -> None:
     """Train and measure what has not been, then write the table and the sheet."""
-    out = Path("runs") / f"flow-maps-{setting.data}"
+    out = Path("runs") / name
     teacher = setting.data
     if setting.teacher_recipe is not None:
         teacher = str(out / "teacher")
@@ -101,18 +131,35 @@ def run(setting: Setting) -> None:
         out.mkdir(parents=True, exist_ok=True)
         _command(f"evaluate {teacher} --sampler euler --steps 1 2 4 --out {scores}")
         _command(f"evaluate {teacher} --sampler heun --steps 18 --out {scores}")
+    if setting.pairs:
+        _command(f"couple {teacher} --n {setting.pairs} --sampler heun --steps 18 --out {out}/couplings")
     folders = {row: out / _folder_name(row) for row in setting.rows}
     for row, folder in folders.items():
-        source = f"{row.teacher} {teacher}" if row.teacher else ""
-        _command(f"train {row.recipe}-{setting.data} {source} {setting.options} {row.options} --out {folder} --resume")
+        _train(row, setting, teacher, folder)
         if not (folder / "metrics.json").exists():
             for stops in row.stops:
                 _command(f"evaluate {folder} --set sigmas=[{','.join(map(str, stops))}]")
             if not row.stops:
                 _command(f"evaluate {folder}")
     table = {"teacher": _scores(scores)} | {row.name: _scores(f / "metrics.json") for row, f in folders.items()}
-    write_json(out / "table.json", {"data": setting.data, "options": setting.options, "rows": table})
+    write_json(out / "table.json", {"data": setting.data, "images": setting.images, "rows": table})
     _sheet(teacher, [str(folder) for folder in folders.values()], out / "samples.png")
+
+
+def _train(row: Row, setting: Setting, teacher: str, folder: Path) -> None:
+    """A row's training, from where it stands."""
+    total = setting.images * row.steps
+    recipe = row.recipe.format(setting.data) if "{}" in row.recipe else f"{row.recipe}-{setting.data}"
+    words = [f"train {recipe} --out {folder} --resume --training.total-images {total}", setting.options, row.options]
+    if row.teacher:
+        words.append(f"{row.teacher} {teacher}")
+    if setting.cooldown:
+        words.append(f"--training.optimizer.lr-cooldown-images {total // 2}")
+    if row.couplings:
+        words.append(f"--data.couplings {folder.parent}/couplings")
+    if row.phased:
+        words.append(f"--method.fake-only-images {total // 10} --method.plain-images {total // 5}")
+    _command(" ".join(words))
 
 
 def _folder_name(row: Row) -> str:
@@ -138,5 +185,5 @@ def _sheet(teacher: str, students: list[str], path: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in SETTINGS:
-        sys.exit(f"usage: python examples/flow_maps.py {{{','.join(SETTINGS)}}}")
-    run(SETTINGS[sys.argv[1]])
+        sys.exit(f"usage: python examples/side_by_side.py {{{','.join(SETTINGS)}}}")
+    run(sys.argv[1], SETTINGS[sys.argv[1]])
