@@ -19,6 +19,7 @@ KEYS: tuple[str, ...] = (
     "ctm",
     "scm",
     "dmd",
+    "dmd2",
     "uni_instruct",
     "maskgit",
 )

@@ -162,8 +162,7 @@ CLAIM = Claim(
     cost="NFE per sample",
     run=run,
     tried="On digits decoding without Gumbel noise has the lowest fd_digits of all, at a lower recall: "
-    "700 updates "
-    "leave the model so undecided that over-confidence helps it. There linear is hardly behind the cosine.",
+    "700 updates leave the model so undecided that over-confidence helps it. There linear is hardly behind the cosine.",
     checks=(
         Check(
             says="on exact conditionals at 8 passes the cosine is below linear, that below the square root, and that "
