@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from imagewright.cli.console import bar, say, told_errors
+from imagewright.cli.dry_run import dry_run
 from imagewright.files import read_json
-from imagewright.networks import UNet
 from imagewright.recipes import RECIPES
 from imagewright.training.distributed import pick_device, processes
-from imagewright.training.experiment import Experiment, assemble, experiment_record, run_experiment
-from imagewright.training.footprint import footprint
+from imagewright.training.experiment import Experiment, run_experiment
 from imagewright.training.trainer import Interrupted, Progress
-from imagewright.types import Trained, UserError
+from imagewright.types import UserError
 
 HELP = """imagewright train RECIPE [options]
 
@@ -54,7 +52,7 @@ class Run:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     dry_run: bool = False
-    """Build everything, print the resolved run and the networks' sizes, and stop."""
+    """Print the resolved run, its networks' sizes and costs, and stop; neither data nor teacher need be there."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -69,7 +67,7 @@ def main(args: Sequence[str]) -> None:
     folder = run.out or Path("runs") / Path(name).stem
     with processes() as group, told_errors():
         if run.dry_run:
-            _dry_run(run.experiment)
+            dry_run(run.experiment)
             return
         device = pick_device(run.device)
         total = run.experiment.training.total_images
@@ -151,28 +149,6 @@ def _recorded_command(args: list[str]) -> list[str]:
         raise UserError(f"{args[0]} was not started from the command line; resume it with its recipe and --out")
     command = [a for a in record["command"] if a != "--resume"]
     return [*command, *args[1:], "--out", args[0], "--resume"]
-
-
-def _dry_run(experiment: Experiment) -> None:
-    say(json.dumps(experiment_record(experiment)["experiment"], indent=2))
-    assembled = assemble(experiment)
-    say(f"data: {assembled.images.source}, {len(assembled.images)} images, {assembled.images.spec}")
-    for name, role in assembled.parts.roles.items():
-        count = sum(p.numel() for p in role.module.parameters())
-        memory = _bytes_per_parameter(role, experiment) * count / 2**20
-        line = f"{name}: {type(role).__name__.lower()}, {count / 1e6:.2f} M parameters, {memory:.0f} MiB of state"
-        network = getattr(role.module, "network", None)
-        if isinstance(network, UNet):
-            cost = footprint(network, assembled.images.spec)
-            line += f"; an image {cost.flops / 1e9:.3g} GFLOP"
-            line += f", {cost.activation_bytes / 2**20:.3g} MiB kept for backward" if isinstance(role, Trained) else ""
-        say(line)
-
-
-def _bytes_per_parameter(role: Any, experiment: Experiment) -> int:
-    """Weights, and for what learns: gradient, two Adam moments and the averages."""
-    averages = 1 + len(experiment.training.ema.power_std)
-    return 4 * (4 + averages) if isinstance(role, Trained) else 4
 
 
 def recipe_fields() -> list[str]:

@@ -16,6 +16,7 @@ from imagewright.models.causal import CausalTokenModel
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.masked import MaskedTokenModel
+from imagewright.models.masked_diffusion import LearnedMaskingModel, MaskedDiffusionModel
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from imagewright.models.segments import MultistepConsistencyModel
 from imagewright.models.tokens import PixelCodec
@@ -31,6 +32,8 @@ MODELS: dict[str, type[nn.Module]] = {
     "ContinuousConsistencyModel": ContinuousConsistencyModel,
     "EDMPrecond": EDMPrecond,
     "FewStepGenerator": FewStepGenerator,
+    "LearnedMaskingModel": LearnedMaskingModel,
+    "MaskedDiffusionModel": MaskedDiffusionModel,
     "MaskedTokenModel": MaskedTokenModel,
     "MultistepConsistencyModel": MultistepConsistencyModel,
     "PixelCodec": PixelCodec,

@@ -2,6 +2,7 @@
 
 from imagewright.networks.config import Network
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
+from imagewright.networks.pixel_unet import PixelUNet, PixelUNetConfig
 from imagewright.networks.song_unet import SongUNet, SongUNetConfig
 from imagewright.networks.token_transformer import TokenTransformer, TokenTransformerConfig
 from imagewright.networks.unet import UNet
@@ -9,6 +10,7 @@ from imagewright.networks.vq import VQAutoencoder, VQAutoencoderConfig
 
 NETWORKS: dict[str, type[Network]] = {
     "DhariwalUNet": DhariwalUNet,
+    "PixelUNet": PixelUNet,
     "SongUNet": SongUNet,
     "TokenTransformer": TokenTransformer,
     "VQAutoencoder": VQAutoencoder,
@@ -20,6 +22,8 @@ __all__ = [
     "DhariwalUNet",
     "DhariwalUNetConfig",
     "Network",
+    "PixelUNet",
+    "PixelUNetConfig",
     "SongUNet",
     "SongUNetConfig",
     "TokenTransformer",

@@ -2,7 +2,15 @@
 
 from collections.abc import Callable
 
-from imagewright.recipes import autoregressive, consistency, edm, improved_consistency, maskgit, uni_instruct
+from imagewright.recipes import (
+    autoregressive,
+    consistency,
+    edm,
+    improved_consistency,
+    masked_diffusion,
+    maskgit,
+    uni_instruct,
+)
 from imagewright.recipes import consistency_trajectory as trajectory
 from imagewright.recipes import continuous_consistency as continuous
 from imagewright.recipes import distribution_matching as matching
@@ -14,6 +22,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "edm-emoji64-16": edm.emoji64_16,
     "edm-emoji64-32": edm.emoji64_32,
     "edm-cifar10": edm.cifar10,
+    "edm-cifar10-ncsnpp": edm.cifar10_ncsnpp,
     "edm-imagenet64": edm.imagenet64,
     "cd-digits": consistency.cd_digits,
     "cd-emoji64-32": consistency.cd_emoji64_32,
@@ -74,6 +83,13 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "maskgit-emoji64-32": maskgit.maskgit_emoji64_32,
     "maskgit-imagenet64": maskgit.maskgit_imagenet64,
     "maskgit-imagenet256": maskgit.maskgit_imagenet256,
+    "md4-digits": masked_diffusion.md4_digits,
+    "md4-codebook-digits": masked_diffusion.md4_codebook_digits,
+    "md4-emoji64-32": masked_diffusion.md4_emoji64_32,
+    "md4-cifar10": masked_diffusion.md4_cifar10,
+    "md4-imagenet64": masked_diffusion.md4_imagenet64,
+    "md4-imagenet64-classes": masked_diffusion.md4_imagenet64_classes,
+    "genmd4-digits": masked_diffusion.genmd4_digits,
     **uni_instruct.FAMILY,
 }
 """Every recipe by its name on the command line."""

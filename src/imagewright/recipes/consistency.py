@@ -11,9 +11,9 @@ from imagewright.methods.consistency import ConsistencyDistillation, Consistency
 from imagewright.methods.consistency_continuous import ContinuousTimeDistillation, ContinuousTimeTraining
 from imagewright.methods.distances import Distance
 from imagewright.methods.progressive_distillation import ProgressiveDistillation, steps_sampler
-from imagewright.networks import DhariwalUNetConfig, SongUNetConfig
+from imagewright.networks import DhariwalUNetConfig
+from imagewright.recipes import edm
 from imagewright.recipes.edm import FROM_DATA
-from imagewright.recipes.edm import digits as edm_digits
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -61,7 +61,7 @@ def cd_emoji64_32() -> Experiment:
 
 def ct_digits() -> Experiment:
     """One-step digits without a teacher."""
-    teacher = edm_digits()
+    teacher = edm.digits()
     assert teacher.network is not None
     return replace(
         cd_digits(),
@@ -117,17 +117,7 @@ def cd_imagenet64() -> Experiment:
 def ct_cifar10() -> Experiment:
     """CIFAR-10 training without a teacher as published (NCSN++), except l2 for LPIPS."""
     run = _published("cifar10-32x32.zip", 512, 800_000, 4e-4, 10_000_000, 0.9999)
-    network = SongUNetConfig(
-        **FROM_DATA,
-        model_channels=128,
-        channel_mult=(2, 2, 2),
-        num_blocks=4,
-        dropout=0.0,
-        embedding_type="fourier",
-        channel_mult_noise=2,
-        encoder_type="residual",
-        resample_filter=(1, 3, 3, 1),
-    )
+    network = replace(edm.cifar10_ncsnpp().network, dropout=0.0)
     method = ConsistencyTraining(s0=2, s1=150, mu0=0.9)
     return replace(run, data=replace(run.data, labels=False), network=network, method=method)
 
@@ -180,6 +170,8 @@ def ctct_cifar10() -> Experiment:
     return replace(
         run,
         method=ContinuousTimeTraining(),
+        # The denoiser's network has an input for augmentation; it is kept, and given nothing.
+        network=replace(run.network, augment_dim=edm.cifar10_ncsnpp().method.augment_dim),
         start="edm-cifar10-ncsnpp",
         training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6)),
     )

@@ -85,7 +85,8 @@ def scd_cifar10() -> Experiment:
 def sct_cifar10() -> Experiment:
     """CIFAR-10 training as published: dropout 0.2, from the weights of the denoiser."""
     run = trigflow_cifar10()
-    run = replace(run, network=replace(run.network, dropout=0.2))
+    # The denoiser's network has an input for augmentation; it is kept, and given nothing.
+    run = replace(run, network=replace(run.network, dropout=0.2, augment_dim=run.method.augment_dim))
     method = ContinuousConsistencyTraining(noise_levels=CIFAR10)
     return _published(run, method, batch=512, steps=400_000, start="trigflow-cifar10")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from imagewright.data.augment import Augment
@@ -84,6 +85,21 @@ def cifar10() -> Experiment:
             log_images=50_000,
             snapshot_images=2_500_000,
             checkpoint_images=2_500_000,
+        ),
+    )
+
+
+def cifar10_ncsnpp() -> Experiment:
+    """CIFAR-10 with the other published network, NCSN++."""
+    run = cifar10()
+    return replace(
+        run,
+        network=replace(
+            run.network,
+            embedding_type="fourier",
+            channel_mult_noise=2,
+            encoder_type="residual",
+            resample_filter=(1, 3, 3, 1),
         ),
     )
 

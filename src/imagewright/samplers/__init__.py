@@ -2,6 +2,7 @@
 
 from imagewright.samplers.ablation import Ablation
 from imagewright.samplers.addim import ADDIM
+from imagewright.samplers.ancestral import Ancestral
 from imagewright.samplers.bespoke import Bespoke
 from imagewright.samplers.consistency import MultistepConsistency
 from imagewright.samplers.ddim import DDIM
@@ -18,6 +19,7 @@ from imagewright.samplers.unipc import UniPC
 SAMPLERS = {
     "ablation": Ablation,
     "addim": ADDIM,
+    "ancestral": Ancestral,
     "bespoke": Bespoke,
     "ddim": DDIM,
     "dpm-solver++": DPMSolverPlusPlus,
@@ -42,6 +44,7 @@ __all__ = [
     "PRESETS",
     "SAMPLERS",
     "Ablation",
+    "Ancestral",
     "Bespoke",
     "DPMSolverPlusPlus",
     "Euler",

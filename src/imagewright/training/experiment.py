@@ -82,7 +82,8 @@ class Experiment:
     method: Any
     """What is trained and how: a dataclass of `imagewright.methods`."""
     network: Any = None
-    """Configuration of the network; resolution, channels, classes and augmentation length are taken from the data."""
+    """Configuration of the network; resolution, channels and classes are taken from the data, the
+    length of augmentation labels from a method that augments."""
     teacher: str | None = None
     """Run folder, model folder or shipped model that the method learns from."""
     tokenizer: str | None = None
@@ -107,20 +108,46 @@ class Assembled:
     couplings: Couplings | None = None
 
 
-def assemble(experiment: Experiment, on_progress: Callable[[int, int], None] | None = None) -> Assembled:
+class Sources:
+    """Where what an experiment names is found; a dry run has another, with stand-ins for what is not there."""
+
+    def images(self, data: DataConfig, on_progress: Callable[[int, int], None] | None) -> ImageSet:
+        """The images."""
+        return data.open(on_progress)
+
+    def model(self, name: str) -> ModelFile:
+        """A teacher, a tokenizer, or the model to start from."""
+        return find_model(name)
+
+    def couplings(self, name: str) -> Couplings | None:
+        """The pairs."""
+        return Couplings(name)
+
+    def features(self, name: str | None, spec: DataSpec) -> nn.Module | None:
+        """What a perceptual distance compares by."""
+        return perceptual_network(name, spec)
+
+
+def assemble(
+    experiment: Experiment,
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    sources: Sources | None = None,
+) -> Assembled:
     """Open the data, build the networks, load the teacher. Raises UserError where they do not fit together."""
-    images = experiment.data.open(on_progress)
+    sources = sources or Sources()
+    images = sources.images(experiment.data, on_progress)
     spec = images.spec
     wanted = inspect.signature(experiment.method.parts).parameters
     given: dict[str, Any] = {"spec": spec}
     if "teacher" in wanted:
-        given["teacher"] = _teacher(experiment.teacher, spec)
+        given["teacher"] = _teacher(experiment.teacher, spec, sources)
     if "codec" in wanted:
-        given["codec"] = _codec(experiment.tokenizer, spec)
+        given["codec"] = _codec(experiment.tokenizer, spec, sources)
     elif experiment.tokenizer is not None:
         raise UserError(f"method {type(experiment.method).__name__} learns no tokens; tokenizer has no effect")
     if "features" in wanted:
-        given["features"] = perceptual_network(experiment.features, spec)
+        given["features"] = sources.features(experiment.features, spec)
     elif experiment.features is not None:
         raise UserError(f"method {type(experiment.method).__name__} compares no features; features has no effect")
     if "network" in wanted:
@@ -132,23 +159,25 @@ def assemble(experiment: Experiment, on_progress: Callable[[int, int], None] | N
         torch.manual_seed(derive_seed(experiment.training.seed, 1))
         parts = experiment.method.parts(**{n: v for n, v in given.items() if n in wanted})
     if experiment.start is not None:
-        _start_from(experiment.start, parts, experiment.method.product)
-    return Assembled(images, parts, _couplings(experiment.data.couplings, spec))
+        _start_from(experiment.start, sources.model(experiment.start).model, parts, experiment.method.product)
+    pairs = experiment.data.couplings
+    store = None if pairs is None else sources.couplings(pairs)
+    return Assembled(images, parts, None if store is None else _fitting(store, spec))
 
 
-def _couplings(name: str | None, spec: DataSpec) -> Couplings | None:
-    if name is None:
-        return None
-    store = Couplings(name)
+def _fitting(store: Couplings, spec: DataSpec) -> Couplings:
+    """The pairs, if they are of such images."""
     ours, theirs = ((s.resolution, s.channels, s.num_classes) for s in (spec, store.spec))
     if ours != theirs:
-        raise UserError(f"couplings {name} are of resolution, channels and classes {theirs}; the data have {ours}")
+        raise UserError(
+            f"couplings {store.folder} are of resolution, channels and classes {theirs}; the data have {ours}"
+        )
     return store
 
 
-def _start_from(name: str, parts: Parts, product: str) -> None:
+def _start_from(name: str, model: nn.Module, parts: Parts, product: str) -> None:
     """Give the product, and the averages that begin with its weights, those of a run or model."""
-    model, module = find_model(name).model, parts.roles[product].module
+    module = parts.roles[product].module
     theirs, ours = getattr(model, "sigma_max", 0.0), getattr(module, "sigma_max", math.inf)
     if ours < theirs:
         raise UserError(
@@ -195,8 +224,9 @@ def _network(experiment: Experiment, spec: DataSpec, codec: Codec | None) -> nn.
         "in_channels": spec.channels,
         "out_channels": spec.channels,
         "label_dim": spec.num_classes,
-        "augment_dim": getattr(experiment.method, "augment_dim", 0),
     }
+    if hasattr(experiment.method, "augment_dim"):
+        known["augment_dim"] = experiment.method.augment_dim
     if codec is not None:
         known |= {"values": codec.values, "length": codec.length}
     fields = {f.name for f in dataclasses.fields(experiment.network)}
@@ -206,10 +236,10 @@ def _network(experiment: Experiment, spec: DataSpec, codec: Codec | None) -> nn.
         return NETWORKS[type(config).__name__.removesuffix("Config")](config)
 
 
-def _codec(name: str | None, spec: DataSpec) -> nn.Module:
+def _codec(name: str | None, spec: DataSpec, sources: Sources) -> nn.Module:
     if name is None:
         return PixelCodec(spec.resolution, spec.channels)
-    file = find_model(name)
+    file = sources.model(name)
     if kind_of(file.model) != "codec":
         raise UserError(
             f"tokenizer {name} is a {kind_of(file.model).replace('_', ' ')}, which turns no images into tokens; "
@@ -223,10 +253,10 @@ def _codec(name: str | None, spec: DataSpec) -> nn.Module:
     return file.model
 
 
-def _teacher(name: str | None, spec: DataSpec) -> nn.Module:
+def _teacher(name: str | None, spec: DataSpec, sources: Sources) -> nn.Module:
     if name is None:
         raise UserError("this method learns from a teacher; give one with --teacher RUN")
-    file = find_model(name)
+    file = sources.model(name)
     ours = (spec.resolution, spec.channels, spec.num_classes)
     theirs = (file.spec.resolution, file.spec.channels, file.spec.num_classes)
     if ours != theirs:

@@ -1,0 +1,123 @@
+"""`imagewright train RECIPE --dry-run`: everything is built, nothing is computed, and nothing need be there.
+
+Networks are made without memory (torch's meta device), so a run of any size is told in seconds. Images that a recipe
+names and this machine lacks are stood in for, and so are teachers, tokenizers and starting weights that have recipes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from imagewright.cli.console import say
+from imagewright.data import ImageSet
+from imagewright.data.couplings import Couplings
+from imagewright.metrics.perceptual import perceptual_network
+from imagewright.models.files import ModelFile
+from imagewright.recipes import RECIPES
+from imagewright.training.experiment import DataConfig, Experiment, Sources, assemble, experiment_record
+from imagewright.training.footprint import footprint
+from imagewright.types import DataSpec, Trained, UserError
+
+KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
+    "cifar10-32x32.zip": (32, 3, 10),
+    "imagenet-64x64.zip": (64, 3, 1000),
+    "imagenet-256x256.zip": (256, 3, 1000),
+}
+"""Resolution, channels and classes of the files that recipes name."""
+
+
+class StandIns(Sources):
+    """Finds what is there, and makes up what is not; `missing` says of what, in words."""
+
+    def __init__(self, labels: bool) -> None:
+        self.labels = labels
+        self.missing: list[str] = []
+
+    def images(self, data: DataConfig, on_progress: Callable[[int, int], None] | None) -> ImageSet:
+        """The images, or an empty set like the one that the recipe names."""
+        name = Path(data.source).name
+        if Path(data.source).exists() or name not in KNOWN_SETS:
+            return data.open(on_progress)
+        side, channels, classes = KNOWN_SETS[name]
+        self.missing.append(f"images {data.source}")
+        side = data.resolution or side
+        spec = DataSpec(
+            name=Path(name).stem,
+            resolution=side,
+            channels=channels,
+            num_classes=classes if data.labels else 0,
+            class_names=tuple(map(str, range(classes))) if data.labels else (),
+        )
+        pixels = np.zeros((0, side, side, channels), np.uint8)
+        return ImageSet(
+            spec=spec, pixels=pixels, labels=np.zeros(0, np.int64), names=(), source=data.source, digests=()
+        )
+
+    def model(self, name: str) -> ModelFile:
+        """The model, or the product of the recipe of that name, untrained, with classes where the run has them."""
+        recipe = Path(name).name
+        if Path(name).exists() or recipe not in RECIPES:
+            with torch.device("cpu"):
+                file = super().model(name)
+            return replace(file, model=file.model.to("meta"))
+        self.missing.append(f"model {name}: as recipe {recipe} makes it")
+        experiment = RECIPES[recipe]()
+        made = assemble(replace(experiment, data=replace(experiment.data, labels=self.labels)), sources=self)
+        return ModelFile(model=made.parts.roles[experiment.method.product].module, spec=made.images.spec)
+
+    def couplings(self, name: str) -> Couplings | None:
+        """The pairs, or none."""
+        if Path(name).exists():
+            return super().couplings(name)
+        self.missing.append(f"couplings {name}")
+        return None
+
+    def features(self, name: str | None, spec: DataSpec) -> nn.Module | None:
+        """The feature network, or one without parameters in its place."""
+        try:
+            with torch.device("cpu"):
+                network = perceptual_network(name, spec)
+            return None if network is None else network.to("meta")
+        except UserError as fault:
+            self.missing.append(f"features {name} ({fault})")
+            return nn.Identity()
+
+
+def dry_run(experiment: Experiment) -> None:
+    """Print the resolved run, what is missing for it, and what its networks cost."""
+    say(json.dumps(experiment_record(experiment)["experiment"], indent=2))
+    sources = StandIns(experiment.data.labels)
+    with torch.device("meta"):
+        assembled = assemble(experiment, sources=sources)
+    spec = assembled.images.spec
+    shape = f"{spec.resolution}x{spec.resolution}x{spec.channels}, {spec.num_classes} classes"
+    say(f"data: {assembled.images.source}, {len(assembled.images)} images, {shape}")
+    for line in dict.fromkeys(sources.missing):
+        say(f"not there: {line}")
+    for name, role in assembled.parts.roles.items():
+        say(f"{name}: {_cost(role, experiment, spec)}")
+
+
+def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
+    count = sum(p.numel() for p in role.module.parameters())
+    memory = _bytes_per_parameter(role, experiment) * count / 2**20
+    line = f"{type(role).__name__.lower()}, {count / 1e6:.2f} M parameters, {memory:.0f} MiB of state"
+    cost = footprint(getattr(role.module, "network", None), spec)
+    if cost is not None:
+        line += f"; an image {cost.flops / 1e9:.3g} GFLOP"
+        line += f", {cost.activation_bytes / 2**20:.3g} MiB kept for backward" if isinstance(role, Trained) else ""
+    return line
+
+
+def _bytes_per_parameter(role: Any, experiment: Experiment) -> int:
+    """Weights, and for what learns: gradient, two Adam moments and the averages."""
+    averages = 1 + len(experiment.training.ema.power_std)
+    return 4 * (4 + averages) if isinstance(role, Trained) else 4

@@ -1,0 +1,42 @@
+"""`imagewright train RECIPE --dry-run`: every recipe can be built at its true size, whatever is missing for it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from imagewright.cli.dry_run import StandIns
+from imagewright.cli.main import main
+from imagewright.recipes import RECIPES
+from imagewright.training.experiment import assemble
+from imagewright.types import Trained, UserError
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_fits_together(name: str) -> None:
+    experiment = RECIPES[name]()
+    with torch.device("meta"):
+        assembled = assemble(experiment, sources=StandIns(experiment.data.labels))
+    product = assembled.parts.roles[experiment.method.product]
+    assert isinstance(product, Trained) and all(p.is_meta for p in product.module.parameters())
+    assert assembled.images.spec.resolution == (experiment.data.resolution or assembled.images.spec.resolution)
+
+
+def test_missing_data_and_models_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "dmd2-imagenet64-gan", "--dry-run"])
+    told = capsys.readouterr().out
+    assert "not there: images imagenet-64x64.zip" in told
+    assert "not there: model runs/dmd2-imagenet64: as recipe dmd2-imagenet64 makes it" in told
+    assert "generator: trained, 295.90 M parameters" in told and "GFLOP" in told and "kept for backward" in told
+
+
+def test_a_token_model_has_its_cost_told(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "maskgit-imagenet64", "--dry-run"])
+    told = capsys.readouterr().out
+    assert "model: trained" in told and "GFLOP" in told
+
+
+def test_parts_that_do_not_fit_are_refused_as_in_a_run() -> None:
+    experiment = replace(RECIPES["cd-imagenet64"](), teacher="edm-cifar10")
+    with pytest.raises(UserError, match="teacher edm-cifar10 makes images of resolution"), torch.device("meta"):
+        assemble(experiment, sources=StandIns(experiment.data.labels))

@@ -1,0 +1,130 @@
+"""MD4's network: shapes, uniform answers at the start, what it is told, what it sees, mistakes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from imagewright.models.description import build, describe
+from imagewright.networks import PixelUNet, PixelUNetConfig
+from imagewright.types import Condition, UserError
+
+PLAIN = PixelUNetConfig(img_resolution=4, in_channels=3, values=5, label_dim=2, model_channels=8, num_blocks=2)
+PATCHES = replace(PLAIN, transformer_depth=1, transformer_width=12, transformer_heads=3)
+both = pytest.mark.parametrize("config", [PLAIN, PATCHES], ids=["attention", "transformer"])
+
+
+def network(config: PixelUNetConfig, *, stirred: bool = True) -> PixelUNet:
+    """In eval mode; stirred: also the weights that are zero at the start are drawn."""
+    torch.manual_seed(0)
+    made = PixelUNet(config).eval()
+    if stirred:
+        for p in made.parameters():
+            nn.init.normal_(p, std=0.1)
+    return made
+
+
+def tokens(n: int = 2) -> torch.Tensor:
+    return torch.randint(6, (n, 48), generator=torch.Generator().manual_seed(1))
+
+
+TIME = torch.tensor([0.3, 0.9])
+
+
+@both
+def test_all_values_are_alike_at_the_start(config: PixelUNetConfig) -> None:
+    logits = network(config, stirred=False)(tokens(), TIME)
+    assert logits.shape == (2, 48, 5) and not logits.any()
+
+
+@both
+def test_everything_learns(config: PixelUNetConfig) -> None:
+    made = network(config)
+    made(tokens(), TIME, Condition(label=torch.tensor([0, -1]))).square().sum().backward()
+    silent = [name for name, p in made.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+    assert made.classes is not None and made.classes.weight.grad is not None
+    assert made.classes.weight.grad.any(1).tolist() == [True, False, True]  # class 0, and none
+
+
+@both
+def test_time_label_and_every_token_are_heard(config: PixelUNetConfig) -> None:
+    made, shown = network(config).double(), tokens()[:1]
+    base = made(shown, TIME[:1])
+    assert not torch.allclose(base, made(shown, TIME[1:]))
+    assert not torch.allclose(base, made(shown, TIME[:1], Condition(label=torch.tensor([1]))))
+    torch.testing.assert_close(base, made(shown, TIME[:1], Condition(label=torch.tensor([-1]))))
+    changed = shown.clone()
+    changed[0, 47] = (changed[0, 47] + 1) % 6
+    assert (made(changed, TIME[:1]) != base).any(2).all()  # to the other corner, through the middle
+
+
+def test_logits_stand_where_their_tokens_do() -> None:
+    """Without what mixes places, an answer depends on its own pixel alone: row, column, channel."""
+    made = network(PLAIN)
+    head = made.head
+    with torch.no_grad():
+        for name, module in made.named_modules():
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                centre = module.weight[:, :, 1, 1].clone()
+                module.weight.zero_()
+                module.weight[:, :, 1, 1] = centre
+            if name.endswith("out"):
+                module.weight.zero_()  # type: ignore[operator, union-attr]
+                module.bias.zero_()  # type: ignore[operator, union-attr]
+            if isinstance(module, nn.GroupNorm):
+                module.forward = lambda x: x  # type: ignore[method-assign, assignment]
+    assert head.weight[:, :, 0].abs().sum() == 0
+    shown = tokens()[:1]
+    base = made(shown, TIME[:1])
+    for place in (0, 4, 17, 47):
+        changed = shown.clone()
+        changed[0, place] = (changed[0, place] + 1) % 6
+        moved = (made(changed, TIME[:1]) != base).any(2)[0].view(16, 3)
+        assert moved.any(1).nonzero().flatten().tolist() == [place // 3]
+    # Of the head's channels, those of one sub-pixel stand together.
+    with torch.no_grad():
+        head.bias.copy_(torch.arange(15.0))
+        head.weight.zero_()
+    torch.testing.assert_close(made(shown, TIME[:1])[0].view(16, 15), torch.arange(15.0).expand(16, 15))
+
+
+@both
+def test_a_description_makes_the_same_network(config: PixelUNetConfig) -> None:
+    made = network(config)
+    again = build(describe(made))
+    again.load_state_dict(made.state_dict())
+    assert isinstance(again, PixelUNet) and again.config == config
+    torch.testing.assert_close(again.eval()(tokens(), TIME), made(tokens(), TIME))
+
+
+def test_parameters_of_the_published_networks() -> None:
+    def millions(config: PixelUNetConfig) -> float:
+        with torch.device("meta"):
+            return sum(p.numel() for p in PixelUNet(config).parameters()) / 1e6
+
+    imagenet = PixelUNetConfig(
+        img_resolution=64, in_channels=3, model_channels=256, num_blocks=24, transformer_depth=12
+    )
+    assert millions(imagenet) == pytest.approx(198, abs=0.5)
+
+
+def test_mistakes_are_named() -> None:
+    made = network(PLAIN)
+    with pytest.raises(UserError, match=r"tokens are \[2, 47\]; this network takes \[N, 48\]"):
+        made(tokens()[:, 1:], TIME)
+    with pytest.raises(UserError, match="this network is told the time"):
+        made(tokens())
+    with pytest.raises(UserError, match="label 2 is no class; they are 0 to 1, or -1"):
+        made(tokens(), TIME, Condition(label=torch.tensor([0, 2])))
+    with pytest.raises(UserError, match="patch is 3; it must be a divisor of img_resolution, 4"):
+        replace(PATCHES, patch=3)
+    with pytest.raises(UserError, match="transformer_heads is 5; it must be a divisor of transformer_width, 12"):
+        replace(PATCHES, transformer_heads=5)
+    with pytest.raises(UserError, match="num_blocks is 0"):
+        replace(PLAIN, num_blocks=0)
+    with pytest.raises(UserError, match="model_channels is 9; it must be even"):
+        replace(PLAIN, model_channels=9)
