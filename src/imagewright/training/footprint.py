@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,9 @@ def footprint(network: nn.Module | None, spec: DataSpec) -> Footprint | None:
 
     None for what is no network of images or of tokens.
     """
-    config = getattr(network, "config", None)
+    if network is None:
+        return None
+    config: Any = getattr(network, "config", None)
     level = torch.empty(1, device="meta")
     if isinstance(network, UNet):
         x = torch.empty(1, *spec.shape, device="meta")
