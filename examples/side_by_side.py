@@ -114,7 +114,7 @@ SETTINGS = {
         data="digits", rows=MATCHING, images=9_600, cooldown=True, pairs=3_000, teacher_recipe="edm-digits"
     ),
     "matching-emoji64-32": Setting(
-        data="emoji64-32", rows=MATCHING, images=3_200, cooldown=True, options=f"{_SMALL} 500", pairs=1_000
+        data="emoji64-32", rows=MATCHING, images=2_400, cooldown=True, options=f"{_SMALL} 500", pairs=1_000
     ),
 }
 
