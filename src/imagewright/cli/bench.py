@@ -1,4 +1,4 @@
-"""`imagewright bench speed | claims | orders`: speed ratios, claims in miniature, convergence of samplers."""
+"""`imagewright bench speed | claims | orders | updates`: ratios of speed, claims in miniature, errors of samplers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from imagewright.bench.claims.runner import LEAST_SEEDS, run_claim
 from imagewright.bench.decoding import measure_cache, measure_masked_decoding
 from imagewright.bench.orders import draw_orders, measure_orders
 from imagewright.bench.speed import measure_sampling, measure_tangent, measure_training
+from imagewright.bench.updates import measure_updates
 from imagewright.cli.console import OUT, bar, say
+from imagewright.cli.train import find_experiment
 from imagewright.files import read_json, write_json
 from imagewright.training.distributed import pick_device
 from imagewright.types import UserError
@@ -25,10 +27,12 @@ HELP = """imagewright bench speed [--rounds 9] [--device auto] [--out speed.json
 imagewright bench claims KEY ... [--seeds 0 1 2] [--out docs/claims]
 imagewright bench claims --list | --ledger
 imagewright bench orders [--out orders.png]
+imagewright bench updates RECIPE ... [--against RECIPE] [--out updates.json]
 
 speed   ratios within one process: one-step sampling, training step, sCM's tangent, raster decoding with its cache, and
         masked decoding, each against a peer or bound
 claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
+updates seconds that one update of a recipe's model takes, with all that it takes of other networks, against a recipe
 orders  error of every deterministic sampler against network calls, on a mixture whose flow is known exactly
 """
 
@@ -139,6 +143,52 @@ def orders(out: Path = Path("orders.png")) -> None:
     say(f"written to {out}")
 
 
+def updates(
+    recipes: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    /,
+    against: str = "cd-emoji64-32",
+    batch: int = 16,
+    rounds: int = 5,
+    device: str = "auto",
+    out: Path | None = None,
+) -> None:
+    """What one update of a recipe's model costs, with all that it takes of other networks, against another recipe's.
+
+    Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown.
+
+    Args:
+        recipes: names of recipes, whose data and teachers must be there.
+        against: the recipe whose update counts 1.
+        batch: images of an update, for all.
+        rounds: measurements of each side.
+        device: auto, cpu, cuda, mps.
+        out: also write the figures as JSON.
+    """
+    for name, value, least in (("rounds", rounds, 3), ("batch", batch, 2)):
+        if value < least:
+            raise UserError(f"--{name} is {value}; it must be at least {least}")
+    target = pick_device(device)
+    experiments = {name: find_experiment(name) for name in dict.fromkeys((against, *recipes))}
+    costs = measure_updates(experiments, against, target, rounds, batch, lambda name: say(f"measuring {name}"))
+    table = Table("recipe", "seconds", "ratio", "range", "learning", "frozen", "optimiser steps")
+    for c in costs:
+        steps = ", ".join(f"{part} {count}" for part, count in c.updates.items())
+        sizes = (f"{c.learning / 1e6:.2f} M", f"{c.frozen / 1e6:.2f} M")
+        table.add_row(c.recipe, f"{c.seconds:.3g}", f"{c.ratio:.2f}", f"{c.low:.2f} to {c.high:.2f}", *sizes, steps)
+    OUT.print(table)
+    if out is not None:
+        record = {
+            "format": "imagewright-updates/1",
+            "command": f"imagewright bench updates {' '.join(recipes)} --against {against} --batch {batch} "
+            f"--rounds {rounds} --device {device}",
+            "device": str(target),
+            "versions": versions(),
+            "results": [c.as_dict() for c in costs],
+        }
+        write_json(out, record)
+        say(f"written to {out}")
+
+
 def _show(record: dict[str, object], smoke: bool) -> None:
     table = Table("", f"{record['measure']} ({record['better']} is better)", "spread", str(record["cost"]))
     for row in record["summary"]:  # type: ignore[attr-defined]
@@ -169,7 +219,12 @@ def main(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         say(HELP)
         return
-    commands: dict[str, Callable[..., None]] = {"speed": speed, "claims": claims, "orders": orders}
+    commands: dict[str, Callable[..., None]] = {
+        "speed": speed,
+        "claims": claims,
+        "orders": orders,
+        "updates": updates,
+    }
     if args[0] not in commands:
         raise UserError(f"there is no benchmark {args[0]!r}; allowed: {', '.join(commands)}")
     tyro.cli(commands[args[0]], args=args[1:], prog=f"imagewright bench {args[0]}")

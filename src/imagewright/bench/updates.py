@@ -1,0 +1,129 @@
+"""What one update of a product costs: recipes take turns with a reference on the same machine, in one process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from imagewright.bench.speed import alternate
+from imagewright.data import ImageSet, Loader
+from imagewright.data.couplings import Couplings
+from imagewright.training.experiment import Experiment, Sources, assemble
+from imagewright.training.log import Log
+from imagewright.training.trainer import Trainer
+from imagewright.types import Batch, Coupling, Trained, Update
+
+
+@dataclass(frozen=True)
+class UpdateCost:
+    """Seconds of one update of the product, with all that it takes of others; ratios to the reference.
+
+    ratio, low, high: median, least and largest of the paired measurements. learning: numbers of parameters that learn.
+    frozen: of those that do not. updates: optimiser steps of every part within one update of the product.
+    """
+
+    recipe: str
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+    learning: int
+    frozen: int
+    updates: Mapping[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_updates(
+    experiments: Mapping[str, Experiment],
+    reference: str,
+    device: torch.device,
+    rounds: int,
+    batch: int,
+    on_progress: Callable[[str], None] = lambda recipe: None,
+) -> list[UpdateCost]:
+    """The cost of every recipe, the reference among them.
+
+    Each is in the middle of its run, so that all phases have begun. Couplings are made up: their reading is left out.
+    """
+    base = _Updates(experiments[reference], device, batch)
+    costs = []
+    for name, experiment in experiments.items():
+        on_progress(name)
+        other = base if name == reference else _Updates(experiment, device, batch)
+        rate, _, (median, low, high) = alternate(other, base, device, rounds, batch=1)
+        ratio, low, high = 1 / median, 1 / high, 1 / low  # of seconds, where `alternate` has them of speeds
+        costs.append(UpdateCost(name, 1 / rate, ratio, low, high, other.learning, other.frozen, dict(other.updates)))
+    return costs
+
+
+class _Updates:
+    """Calling it trains until the product has been updated once more."""
+
+    def __init__(self, experiment: Experiment, device: torch.device, batch: int) -> None:
+        assembled = assemble(experiment, sources=_WithoutPairs())
+        training = replace(experiment.training, batch=batch, micro_batch=None)
+        loader = _MadeUpPairs(assembled.images, batch, paired=experiment.data.couplings is not None)
+        self._log = _Counts()
+        self._trainer = Trainer(
+            experiment.method,
+            assembled.parts,
+            cast(Loader, loader),
+            training,
+            Path(),
+            log=self._log,
+            device=device,
+        )
+        self._trainer.images = training.total_images // 2
+        self._product = experiment.method.product
+        roles = assembled.parts.roles.values()
+        sizes = [(isinstance(r, Trained), sum(p.numel() for p in r.module.parameters())) for r in roles]
+        self.learning = sum(size for learns, size in sizes if learns)
+        self.frozen = sum(size for learns, size in sizes if not learns)
+        self()
+        self._log.counts.clear()
+        self()
+        self.updates = Counter(self._log.counts)
+
+    def __call__(self) -> None:
+        before = self._log.counts[self._product]
+        while self._log.counts[self._product] == before:
+            self._trainer.train_step()
+
+
+class _Counts(Log):
+    """Optimiser steps of every part."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.counts: Counter[str] = Counter()
+
+    def add(self, part: str, updates: Sequence[Update], loss: float, numbers: Mapping[str, float]) -> None:
+        self.counts[part] += 1
+
+
+class _WithoutPairs(Sources):
+    """No store of couplings is looked for."""
+
+    def couplings(self, name: str) -> Couplings | None:
+        return None
+
+
+class _MadeUpPairs:
+    """The part of a `Loader` that the trainer asks for; the pairs are noise beside the batch's own images."""
+
+    def __init__(self, images: ImageSet, batch: int, paired: bool) -> None:
+        self._loader, self._paired = Loader(images, batch, 0), paired
+        self.image_set = images
+
+    def batch(self, position: int, size: int) -> Batch:
+        batch = self._loader.batch(position, size)
+        if not self._paired:
+            return batch
+        return replace(batch, coupling=Coupling(torch.randn_like(batch.images), batch.images, batch.cond))
