@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.md4 import MD4, spread_times
+from imagewright.methods.md4 import MD4, batch_times
 from imagewright.models.masked_diffusion import MaskedDiffusionModel
 from imagewright.models.tokens import PixelCodec
 from imagewright.networks import TokenTransformerConfig, VQAutoencoderConfig
@@ -68,7 +68,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_unknown_tokens(method: MD4) -
     levels = CODEC.encode(batch().images)
     masked = network.shown == 5
     assert torch.equal(network.shown[~masked], levels[~masked])
-    t = 1 - spread_times(levels, StepNoise(0))
+    t = 1 - batch_times(levels, StepNoise(0))
     path = MaskedDiffusionModel(Table(), CODEC, method.schedule, method.power, method.epsilon).path
     if method.steps:
         t = (t * method.steps).ceil() / method.steps
@@ -92,7 +92,7 @@ def test_known_tokens_give_no_gradient(method: MD4) -> None:
 
 
 def test_times_are_spread_over_the_batch() -> None:
-    t = spread_times(torch.zeros(100, 3, dtype=torch.int64), StepNoise(4))
+    t = batch_times(torch.zeros(100, 3, dtype=torch.int64), StepNoise(4))
     torch.testing.assert_close(t.sort().values.diff(), torch.full((99,), 0.01, dtype=torch.float64))
     network, _ = stepped(MD4(), n=512)
     assert network.time is not None

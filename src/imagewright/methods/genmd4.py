@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.md4 import draw_mask, numbers, spread_times
+from imagewright.methods.md4 import batch_times, draw_mask, numbers
 from imagewright.models.masked_diffusion import LearnedMaskingModel
 from imagewright.noise import StepNoise
 from imagewright.types import Batch, Clock, Condition, DataSpec, Event, Parts, Trained, Update, UserError
@@ -56,7 +56,7 @@ class GenMD4:
         model = parts.model
         with torch.no_grad():
             tokens = model.codec.encode(batch.images)
-        t = model.times(spread_times(tokens, noise))
+        t = model.times(batch_times(tokens, noise))
         masks = (draw_mask(model, tokens, t, noise), draw_mask(model, tokens, t, noise))
         nats, surrogate = leave_one_out(model, tokens, masks, t, batch.cond)
         powers = model.powers.detach()

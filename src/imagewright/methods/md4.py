@@ -62,13 +62,13 @@ class MD4:
         model = parts.model
         with torch.no_grad():
             tokens = model.codec.encode(batch.images)
-        t = model.times(spread_times(tokens, noise), self.steps)
+        t = model.times(batch_times(tokens, noise), self.steps)
         masked = draw_mask(model, tokens, t, noise)
         nats = model.bound(tokens, masked, t, batch.cond, self.steps).published
         yield Update("model", nats / tokens.shape[1], parts=numbers(nats, tokens))
 
 
-def spread_times(tokens: Tensor, noise: StepNoise) -> Tensor:
+def batch_times(tokens: Tensor, noise: StepNoise) -> Tensor:
     """As many numbers in [0, 1) as there are sequences, evenly spread from a random start; float64 [N]."""
     return antithetic(noise.uniform(torch.zeros(1, dtype=torch.float64, device=tokens.device)), len(tokens))
 

@@ -4,7 +4,7 @@ Time       0 is the data, 1 (nearly) all unknown; alpha falls. Everything is flo
 Schedules  of m, the share of masked tokens before squeezing: linear t; polynomial t^power; cosine sin(pi t / 2);
            geometric 1 - exp(-a^(1-t) b^t), a = 1e-5, b = 20.
 Squeezed   alpha = (1 - 2 epsilon)(1 - m) + epsilon, so that neither alpha nor 1 - alpha is ever 0.
-Source     Shi et al. 2024 (MD4, arXiv 2406.04329), section 2, table 4, appendix on implementation.
+Source     Shi et al. 2024 (MD4, arXiv 2406.04329), sections 2 and 3; the grids section 4.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ KEYS: tuple[str, ...] = (
     "dmd2",
     "uni_instruct",
     "maskgit",
+    "md4",
 )
 """Files of this folder, in the order of the ledger."""
 
