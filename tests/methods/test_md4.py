@@ -200,5 +200,7 @@ def test_recipes_have_the_published_settings(name: str) -> None:
     optimizer = training.optimizer
     assert (optimizer.kind, optimizer.lr, optimizer.betas, optimizer.weight_decay) == ("adamw", 2e-4, (0.9, 0.99), 0.01)
     assert optimizer.clip_norm is None and optimizer.lr_ramp_images == 100 * training.batch
+    half = optimizer.lr_at(training.total_images // 2 + 50 * training.batch, training.total_images)
+    assert half == pytest.approx(1e-4) and optimizer.lr_cooldown_shape == "cosine"
     assert 0.5 ** (training.batch / training.ema.halflife_images) == pytest.approx(0.9999, abs=1e-9)
     assert training.total_images == 2_000_000 * training.batch and network.dropout == 0.1

@@ -16,6 +16,13 @@ def test_rate_ramps_decays_and_cools_down() -> None:
     assert rates == pytest.approx([0, 1, 2, 2, 1, 2 * (400 / 1800) ** 0.5, (400 / 1900) ** 0.5, 0, 0])
 
 
+def test_rate_may_cool_down_as_half_a_cosine() -> None:
+    config = OptimizerConfig(lr=2.0, lr_cooldown_images=120, lr_cooldown_shape="cosine")
+    assert [config.lr_at(n, 200) for n in (0, 80, 120, 140, 180, 200)] == pytest.approx(
+        [2, 2, 1.5, 1, 1 - 0.75**0.5, 0]
+    )
+
+
 def test_rate_is_constant_unless_asked() -> None:
     assert {OptimizerConfig(lr=0.5).lr_at(n, 100) for n in (1, 50, 100)} == {0.5}
 
@@ -29,6 +36,7 @@ def test_rate_is_constant_unless_asked() -> None:
         (lambda: OptimizerConfig(lr=float("nan")), r"optimizer\.lr is nan"),
         (lambda: OptimizerConfig(lr_ramp_images=-1), r"lr_ramp_images is -1; it must be >= 0"),
         (lambda: OptimizerConfig(lr_cooldown_images=-1), r"lr_cooldown_images is -1; it must be >= 0"),
+        (lambda: OptimizerConfig(lr_cooldown_shape="step"), r"lr_cooldown_shape is 'step'; allowed: linear, cosine"),  # type: ignore[arg-type]
         (lambda: OptimizerConfig(lr_decay_images=0), r"lr_decay_images is 0"),
         (lambda: OptimizerConfig(betas=(0.9, 1.0)), r"betas is \(0\.9, 1\.0\); both must lie in \[0, 1\)"),
         (lambda: OptimizerConfig(betas=(-0.1, 0.9)), r"optimizer\.betas is \(-0\.1, 0\.9\)"),

@@ -9,8 +9,7 @@ Loss       -alpha'_t / (1 - alpha_t) times the cross-entropy of the unknown toke
 Times      antithetic: t_i = 1 - (u + i/B) mod 1 from one u a batch.
 Optimiser  the run's: AdamW with betas (0.9, 0.99), average 0.9999.
 Departs    The network is told 1 - alpha_t in place of t (the same for the linear schedule, but for epsilon). Times are
-           spread over a micro-batch where a batch is cut up. The published rate falls as a cosine; recipes let it fall
-           linearly, which the trainer knows.
+           spread over a micro-batch where a batch is cut up.
 Checked    the bound against exact likelihoods for every schedule; the weight in discrete time; uniform answers cost
            (1 - epsilon) ln V a token; known tokens give no gradient; resume bit for bit.
 """

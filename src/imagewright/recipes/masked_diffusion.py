@@ -1,7 +1,7 @@
 """Masked diffusion (Shi et al. 2024, 2406.04329): MD4 and GenMD4.
 
 The published runs: AdamW at 2e-4 with betas (0.9, 0.99) and weight decay 0.01, 100 updates of warm-up, then a cosine
-down to 0, here a straight line; averages of 0.9999 an update; 2,000,000 updates; linear schedule, continuous time.
+down to 0; averages of 0.9999 an update; 2,000,000 updates; linear schedule, continuous time.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def md4_cifar10() -> Experiment:
             batch=batch,
             channels_last=True,
             optimizer=OptimizerConfig(
-                kind="adamw", lr=2e-4, lr_ramp_images=100 * batch, lr_cooldown_images=total, betas=(0.9, 0.99),
-                weight_decay=0.01,
+                kind="adamw", lr=2e-4, lr_ramp_images=100 * batch, lr_cooldown_images=total - 100 * batch,
+                lr_cooldown_shape="cosine", betas=(0.9, 0.99), weight_decay=0.01,
             ),
             ema=EmaConfig(halflife_images=batch * math.log(0.5) / math.log(0.9999), rampup_ratio=None),
             log_images=100 * batch,
@@ -124,7 +124,9 @@ def md4_imagenet64() -> Experiment:
             run.training,
             total_images=total,
             batch=batch,
-            optimizer=replace(run.training.optimizer, lr_ramp_images=100 * batch, lr_cooldown_images=total),
+            optimizer=replace(
+                run.training.optimizer, lr_ramp_images=100 * batch, lr_cooldown_images=total - 100 * batch
+            ),
             ema=replace(run.training.ema, halflife_images=2 * run.training.ema.halflife_images),
             log_images=100 * batch,
             snapshot_images=10_000 * batch,

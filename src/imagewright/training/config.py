@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from imagewright.types import UserError
 
+Cooldown = Literal["linear", "cosine"]
 OptimizerKind = Literal["adam", "adamw", "radam"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -45,7 +46,9 @@ class OptimizerConfig:
     lr_decay_images: int | None = None
     """EDM2's inverse-square-root decay, starting after this many images; None = constant."""
     lr_cooldown_images: int = 0
-    """Last images of the run over which the rate falls linearly to zero."""
+    """Last images of the run over which the rate falls to zero."""
+    lr_cooldown_shape: Cooldown = "linear"
+    """How it falls: in a straight line, or as half a cosine."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -58,6 +61,10 @@ class OptimizerConfig:
             raise UserError(f"optimizer.kind is {self.kind!r}; allowed: {', '.join(get_args(OptimizerKind))}")
         if not 0 < self.lr < math.inf:
             raise UserError(f"optimizer.lr is {self.lr}; it must be positive and finite")
+        if self.lr_cooldown_shape not in get_args(Cooldown):
+            raise UserError(
+                f"optimizer.lr_cooldown_shape is {self.lr_cooldown_shape!r}; allowed: {', '.join(get_args(Cooldown))}"
+            )
         for name in ("lr_ramp_images", "lr_cooldown_images"):
             if getattr(self, name) < 0:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be >= 0")
@@ -79,7 +86,8 @@ class OptimizerConfig:
         if self.lr_decay_images:
             lr /= max(images / self.lr_decay_images, 1.0) ** 0.5
         if self.lr_cooldown_images:
-            lr *= min(max(total_images - images, 0) / self.lr_cooldown_images, 1.0)
+            left = min(max(total_images - images, 0) / self.lr_cooldown_images, 1.0)
+            lr *= left if self.lr_cooldown_shape == "linear" else (1 - math.cos(math.pi * left)) / 2
         return lr
 
 
