@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def draw_figure(record: dict[str, Any], path: Path) -> None:
 
 
 def _style(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]}
 
 
 def _draw_over_cost(axes: Any, record: dict[str, Any], curves: Curves, scores: dict[str, list[float]]) -> None:
@@ -94,7 +95,7 @@ def _draw_over_cost(axes: Any, record: dict[str, Any], curves: Curves, scores: d
             axes.scatter([row["cost"]] * len(values), values, s=10, alpha=0.45, **_style(i))
     _scale(axes, record)
     axes.set_xlabel(record["cost"])
-    axes.set_ylabel(f"{record['measure']} ({record['better']} is better)")
+    axes.set_ylabel(textwrap.fill(f"{record['measure']} ({record['better']} is better)", 48))
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -110,7 +111,8 @@ def _draw_names(axes: Any, record: dict[str, Any], curves: Curves, scores: dict[
     least, most = (f(r[k] for r in record["summary"]) for f, k in ((min, "least"), (max, "most")))
     if least > 0 and most > 4 * least:
         axes.set_xscale("log")
-    axes.set_xlabel(f"{record['measure']} ({record['better']} is better)   [{record['cost']}]", fontsize=8)
+    label = f"{record['measure']} ({record['better']} is better)   [{record['cost']}]"
+    axes.set_xlabel(textwrap.fill(label, 72), fontsize=8)
     axes.grid(alpha=0.2)
 
 
@@ -119,13 +121,16 @@ def _first_rows(record: dict[str, Any]) -> Sequence[Any]:
 
 
 def _scale(axes: Any, record: dict[str, Any]) -> None:
-    """Logarithmic where the numbers are positive and span more than a factor of 4."""
+    """Logarithmic where the numbers are positive and span more than a factor of 4; costs beside a 0 as well."""
     for values, set_scale in (
         ([r["cost"] for r in record["summary"]], axes.set_xscale),
         ([r["least"] for r in record["summary"]], axes.set_yscale),
     ):
-        if min(values) > 0 and max(values) > 4 * min(values):
+        positive = [v for v in values if v > 0]
+        if len(positive) == len(values) and max(values) > 4 * min(values):
             set_scale("log")
+        elif set_scale == axes.set_xscale and positive and max(positive) > 16 * min(positive):
+            set_scale("symlog", linthresh=min(positive))
     costs = sorted({round(row["cost"], 3) for row in record["summary"]})
     if len(costs) <= 12:
         axes.set_xticks(costs, [f"{cost:g}" for cost in costs])
