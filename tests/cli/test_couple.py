@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -142,6 +143,41 @@ def test_mistakes_take_one_sentence(
         main(["couple", str(teacher), "--out", str(whole), *WAY.split(), *options.split()])
     assert stopped.value.code == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--sampler heun --set S_churn=10", "sampler Heun draws at random on its way"),
+        ("--sampler restart", "sampler Restart draws at random on its way"),
+    ],
+)
+def test_images_that_are_no_function_of_their_noise_are_refused(
+    teacher: Path, tmp_path: Path, options: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["couple", str(teacher), "--out", str(tmp_path / "new"), "--n", "2", *options.split()])
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_is_no_folder(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        main(["couple", str(teacher), "--out", str(tmp_path / "file"), *WAY.split()])
+    assert "is a file; couplings need a folder" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_system_without_locks_will_do(
+    teacher: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("imagewright.cli.couple.fcntl.flock", refuse)
+    main(["couple", str(teacher), "--out", str(tmp_path / "new"), *WAY.split()])
+    pairs = {name: data for name, data in contents(tmp_path / "new").items() if not name.endswith(".lock")}
+    assert pairs == contents(whole)
 
 
 def test_training_refuses_pairs_of_other_images(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from imagewright.cli.dry_run import StandIns
+from imagewright.cli.dry_run import StandIns, bytes_per_parameter
 from imagewright.cli.main import main
 from imagewright.recipes import RECIPES
 from imagewright.training.experiment import assemble
@@ -40,3 +40,17 @@ def test_parts_that_do_not_fit_are_refused_as_in_a_run() -> None:
     experiment = replace(RECIPES["cd-imagenet64"](), teacher="edm-cifar10")
     with pytest.raises(UserError, match="teacher edm-cifar10 makes images of resolution"), torch.device("meta"):
         assemble(experiment, sources=StandIns(experiment.data.labels))
+
+
+def test_a_mistaken_feature_network_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "dmd-emoji64-32", "--features", "nosuch", "--dry-run"])
+    assert "features is 'nosuch'" in capsys.readouterr().err
+
+
+def test_parts_without_an_average_take_less_memory() -> None:
+    experiment = RECIPES["dmd2-emoji64-32"]()
+    with torch.device("meta"):
+        roles = assemble(experiment, sources=StandIns(experiment.data.labels)).parts.roles
+    found = {name: bytes_per_parameter(role, experiment) for name, role in roles.items()}
+    assert found == {"generator": 20, "fake_score": 16, "teacher": 4}

@@ -13,6 +13,7 @@ from torch import Tensor
 from imagewright.methods.distribution_matching import (
     Generated,
     KarrasLevels,
+    check_levels,
     diversity,
     fake_score_loss,
     fresh_noise,
@@ -27,6 +28,7 @@ from imagewright.models.preconditioning import EDMPrecond, VPPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.noise import StepNoise
 from imagewright.oracles import GaussianMixture
+from imagewright.paths.noise_levels import LogNormal
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 GRID = torch.linspace(-16, 16, 8001, dtype=torch.float64)[:, None, None, None]
@@ -227,3 +229,10 @@ def test_diversity_is_the_mean_distance_of_pairs() -> None:
     images = torch.tensor([0.0, 1.0, 4.0])[:, None, None, None].expand(3, 2, 5, 5)
     torch.testing.assert_close(diversity(images), torch.tensor(8 / 3))
     assert diversity(torch.ones(4, 1, 2, 2)) == 0
+
+
+def test_levels_that_the_teacher_does_not_know_are_refused() -> None:
+    teacher = SimpleNamespace(sigma_min=0.002, sigma_max=80.0)
+    check_levels(teacher, levels=KarrasLevels(), fake_levels=LogNormal(mean=-1.2, std=1.2))
+    with pytest.raises(UserError, match=r"method\.levels go from 0\.002 to 2000; the teacher knows .* 0\.002 to 80"):
+        check_levels(teacher, levels=KarrasLevels(sigma_max=2000.0))

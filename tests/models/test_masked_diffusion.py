@@ -20,6 +20,7 @@ from imagewright.models.tokens import PixelCodec
 from imagewright.networks import TokenTransformer, TokenTransformerConfig
 from imagewright.noise import StepNoise
 from imagewright.oracles import ProductMixture
+from imagewright.samplers import MaskedDecoding
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec, LikelihoodModel, UserError
 
 LENGTH, VALUES = 4, 3
@@ -256,3 +257,21 @@ def test_mistakes_are_named() -> None:
     config = TokenTransformerConfig(values=5, length=LENGTH, width=8, depth=1, heads=1)
     with pytest.raises(UserError, match="the network knows 4 tokens of 5 values; the codec has 4 of 3"):
         MaskedDiffusionModel(TokenTransformer(config), CODEC)
+
+
+def test_a_share_of_unknown_tokens_has_its_time() -> None:
+    network = Fixed(torch.zeros(4, 3))
+    model = LearnedMaskingModel(network, PixelCodec(2, 1, 3), epsilon=1e-3)
+    with torch.no_grad():
+        model.raw_powers.copy_(torch.tensor([-1.0, 0.5, 3.0]))
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    share = (1 - 1e-3) * (t[:, None] ** model.powers.detach()).mean(1)
+    torch.testing.assert_close(model.told_of_share(share), t)
+    plain = MaskedDiffusionModel(network, PixelCodec(2, 1, 3))
+    torch.testing.assert_close(plain.told_of_share(share), share)
+
+
+def test_guidance_needs_a_class_that_was_hidden() -> None:
+    model = MaskedDiffusionModel(Fixed(torch.zeros(4, 3)), PixelCodec(2, 1, 3))
+    with pytest.raises(UserError, match="guidance is 2"):
+        MaskedDecoding(guidance=2).fill(model, torch.full((1, 4), 3), noise=StepNoise(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.masked import MaskedTokenModel
@@ -15,7 +15,7 @@ from imagewright.noise import ImageNoise
 from imagewright.oracles import MarkovChain, MarkovTokens
 from imagewright.samplers import Heun, MaskedDecoding, Raster
 from imagewright.samplers.generator import ImageGenerator, sampler_from_json, sampler_to_json
-from imagewright.types import Condition, DataSpec, UserError
+from imagewright.types import UNCONDITIONAL, Condition, DataSpec, UserError
 
 SPEC = DataSpec(name="test", resolution=4, channels=1, num_classes=3)
 
@@ -134,3 +134,16 @@ def test_what_does_not_fit_is_named() -> None:
 def test_settings_as_json() -> None:
     made = Raster(temperature=0.9, cache=False)
     assert sampler_from_json(sampler_to_json(made)) == made
+
+
+def test_a_network_without_a_cache_is_drawn_from_without() -> None:
+    class Plain(nn.Module):
+        def forward(self, tokens: Tensor, time: Tensor | None = None, cond: Condition = UNCONDITIONAL) -> Tensor:
+            return torch.zeros(*tokens.shape, 3)
+
+    spec = DataSpec(name="x", resolution=2, channels=1, num_classes=0)
+    plain = CausalTokenModel(Plain(), PixelCodec(2, 1, 3))
+    with pytest.raises(UserError, match="has no cache; draw without it, --set cache=false"):
+        ImageGenerator(plain, spec, Raster()).generate(1)
+    generator = ImageGenerator(plain, spec, Raster(cache=False))
+    assert generator.generate(2).shape == (2, 2, 2, 1) and generator.nfe == 4

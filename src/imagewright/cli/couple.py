@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -18,12 +19,14 @@ from imagewright.data.couplings import Manifest, claim_folder, shard_fault, shar
 from imagewright.models.files import weights_hash
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
+from imagewright.types import UserError
 
 try:
     import fcntl
 except ImportError:  # not on every system; without it two writers may make the same shard, which is only slower
     fcntl = None  # type: ignore[assignment]
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 EPILOG = """examples:
   imagewright couple runs/edm-digits --n 20000 --out couplings/digits
   imagewright couple emoji64-32 --n 50000 --sampler heun --steps 18 --out couplings/emoji
@@ -68,6 +71,12 @@ def couple(
     """
     file = find_model(model)
     generator = make_generator(file, sampler, steps, set, device, changes)
+    if not generator.deterministic:
+        name = type(generator.sampler).__name__
+        raise UserError(
+            f"sampler {name} draws at random on its way, so that its images are no function "
+            "of the noise beside them; couplings need one that does not, such as --sampler heun"
+        )
     origin = {
         "model": model,
         "weights_sha256": weights_hash(file.model.state_dict()),
@@ -88,14 +97,16 @@ def _fill(out: Path, manifest: Manifest, generator: ImageGenerator, verify: bool
         while waiting:
             busy = []
             for index in waiting:
-                with _alone(out, index) as mine:
-                    if not mine:
+                with _alone(out, index) as lock:
+                    if lock == "busy":
                         busy.append(index)
                         continue
                     fault = shard_fault(out, manifest, index, checksum=verify)
                     if fault:
                         if shard_path(out, index).exists():
                             say(f"{shard_path(out, index)} {fault}; it is made anew")
+                        if lock == "held":
+                            _remove_partials(out, index)
                         _make(out, manifest, index, generator)
                         made += 1
                 done += len(manifest.rows(index))
@@ -108,8 +119,6 @@ def _fill(out: Path, manifest: Manifest, generator: ImageGenerator, verify: bool
 
 
 def _make(out: Path, manifest: Manifest, index: int, generator: ImageGenerator) -> None:
-    for left in out.glob(f".{shard_path(out, index).name}.*.partial"):  # of a writer that was killed
-        left.unlink(missing_ok=True)
     rows = manifest.rows(index)
     labels = generator.labels(len(rows), manifest.seed, rows.start)
     parts = []
@@ -121,11 +130,20 @@ def _make(out: Path, manifest: Manifest, index: int, generator: ImageGenerator) 
     write_shard(out, manifest, index, torch.cat(parts), torch.as_tensor(known))
 
 
+def _remove_partials(out: Path, index: int) -> None:
+    """What a writer that was killed left of a shard; to be called under its lock."""
+    for left in out.glob(f".{shard_path(out, index).name}.*.partial"):
+        left.unlink(missing_ok=True)
+
+
 @contextmanager
-def _alone(out: Path, index: int, *, wait: bool = False) -> Iterator[bool]:
-    """Whether this process may work on a shard now. The lock goes with the process, however that ends."""
+def _alone(out: Path, index: int, *, wait: bool = False) -> Iterator[Literal["held", "busy", "none"]]:
+    """Whether this process may work on a shard now; none = the system has no locks, and it may.
+
+    The lock goes with the process, however that ends.
+    """
     if fcntl is None:
-        yield True
+        yield "none"
         return
     path = out / f".shard-{index:06d}.lock"
     handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
@@ -133,9 +151,14 @@ def _alone(out: Path, index: int, *, wait: bool = False) -> Iterator[bool]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            yield False
+            yield "busy"
             return
-        yield True
+        except OSError as fault:
+            if fault.errno not in NO_LOCKS:
+                raise
+            yield "none"
+            return
+        yield "held"
         path.unlink(missing_ok=True)
     finally:
         os.close(handle)

@@ -87,6 +87,8 @@ class StandIns(Sources):
                 network = perceptual_network(name, spec)
             return None if network is None else network.to("meta")
         except UserError as fault:
+            if name != "lpips":  # the only one that has to be installed
+                raise
             self.missing.append(f"features {name} ({fault})")
             return nn.Identity()
 
@@ -108,7 +110,7 @@ def dry_run(experiment: Experiment) -> None:
 
 def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
     count = sum(p.numel() for p in role.module.parameters())
-    memory = _bytes_per_parameter(role, experiment) * count / 2**20
+    memory = bytes_per_parameter(role, experiment) * count / 2**20
     line = f"{type(role).__name__.lower()}, {count / 1e6:.2f} M parameters, {memory:.0f} MiB of state"
     cost = footprint(getattr(role.module, "network", None), spec)
     if cost is not None:
@@ -117,7 +119,9 @@ def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
     return line
 
 
-def _bytes_per_parameter(role: Any, experiment: Experiment) -> int:
+def bytes_per_parameter(role: Any, experiment: Experiment) -> int:
     """Weights, and for what learns: gradient, two Adam moments and the averages."""
-    averages = 1 + len(experiment.training.ema.power_std)
-    return 4 * (4 + averages) if isinstance(role, Trained) else 4
+    if not isinstance(role, Trained):
+        return 4
+    averages = 1 + len(experiment.training.ema.power_std) if role.ema else 0
+    return 4 * (4 + averages)

@@ -75,6 +75,8 @@ def claim_folder(folder: Path, manifest: Manifest) -> None:
 
     Raises UserError naming what differs.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; couplings need a folder")
     path = folder / "manifest.json"
     if path.exists():
         before = read_manifest(folder)

@@ -64,6 +64,18 @@ class KarrasLevels:
         return self.at(self.first + noise.integers(self.last - self.first + 1, like)).to(like)
 
 
+def check_levels(teacher: Any, **laws: Any) -> None:
+    """Raise UserError where a law of noise levels with bounds goes beyond those that the teacher knows."""
+    for name, law in laws.items():
+        if isinstance(law, KarrasLevels) and not (
+            teacher.sigma_min <= law.sigma_min and law.sigma_max <= teacher.sigma_max
+        ):
+            raise UserError(
+                f"method.{name} go from {law.sigma_min:g} to {law.sigma_max:g}; the teacher knows noise levels from "
+                f"{teacher.sigma_min:g} to {teacher.sigma_max:g}"
+            )
+
+
 class Generated(NamedTuple):
     """A generator's images [N, C, H, W], and the classes that it was asked for."""
 
@@ -86,7 +98,7 @@ def matching_parts(teacher: Denoiser, *, sigma_max: float | None = None, dropout
 
 
 def quiet(network: nn.Module) -> nn.Module:
-    """The network without dropout."""
+    """The network, without dropout if it is one of the library's U-Nets."""
     return network.without_dropout() if isinstance(network, UNet) else network
 
 

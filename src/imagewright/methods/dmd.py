@@ -29,6 +29,7 @@ from imagewright.methods.distances import Distance, Features
 from imagewright.methods.distribution_matching import (
     Generated,
     KarrasLevels,
+    check_levels,
     diversity,
     fake_score_loss,
     fresh_noise,
@@ -65,6 +66,7 @@ class DMD:
         Raises UserError for another teacher, and where a perceptual regression lacks its features.
         """
         roles = matching_parts(teacher)
+        check_levels(teacher, levels=self.levels, fake_levels=self.fake_levels)
         if self.regression_weight and self.regression.kind == "perceptual":
             if not isinstance(features, nn.Module):
                 raise UserError("method.regression.kind is 'perceptual'; it needs a feature network (give `features`)")

@@ -12,7 +12,9 @@ Several steps   (4.4, 4.5) further levels `sigmas`; the generator's input at a l
            before, noised anew, without gradient: one level for the whole step, on all micro-batches and processes.
 Gradients  an update's go to its own part alone, by the trainer's contract: the adversarial loss leaves none in the fake
            score, which the paper's program has to clear.
-Departs    Guidance of the teacher, and a latent decoder, are the text models' and not built in here.
+           Which level is a function of the step alone, the same for all seeds.
+Departs    Images for evaluation have classes drawn uniformly; the paper's go through the 1,000 in order. Guidance of
+           the teacher, and a latent decoder, are the text models' and not built in here.
 Checked    generator unmoved on the other steps, no gradient left in the fake score; without GAN at ratio 1 it is DMD
            without regression to the bit; one step has pure noise for input; the head finds the log density ratio.
 """
@@ -32,6 +34,7 @@ from torch.nn import functional as F
 from imagewright.methods.distribution_matching import (
     Generated,
     KarrasLevels,
+    check_levels,
     diversity,
     fake_score_loss,
     fresh_noise,
@@ -81,6 +84,7 @@ class DMD2:
     def parts(self, *, teacher: Denoiser, spec: DataSpec) -> Parts:
         """teacher: an EDM-preconditioned denoiser. Raises UserError for another, and for sigmas outside its range."""
         roles = matching_parts(teacher)
+        check_levels(teacher, levels=self.levels, fake_levels=self.fake_levels)
         low, high = teacher.sigma_min, teacher.sigma_max
         if self.sigmas and not low < self.sigmas[-1] <= self.sigmas[0] < high:
             raise UserError(

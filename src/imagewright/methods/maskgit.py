@@ -9,7 +9,8 @@ Optimiser  Adam with betas (0.9, 0.96), here the part's own; the rest is the run
 Departs    The sum over an image's masked places is divided by L E[ratio], their mean number, in place of the batch's
            own number: the same on average, and then micro-batches and processes add up to one mean. The published
            configuration has a `min_masking_rate` of 0.5, whose use was never released. `label_dropout` is ours: it
-           hides labels, so that sampling may use classifier-free guidance, which the paper has not.
+           hides labels, so that sampling may use classifier-free guidance, which the paper has not. Of its evaluation
+           the classification accuracy score, and rejection by a classifier, are not built in.
 Checked    how many places are masked; places that are known give no gradient; loss of a model that knows the
            distribution; resume bit for bit.
 """

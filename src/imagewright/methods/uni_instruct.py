@@ -45,6 +45,7 @@ from imagewright.data.augment import Augment
 from imagewright.methods.distribution_matching import (
     Generated,
     KarrasLevels,
+    check_levels,
     diversity,
     fake_score_loss,
     generate,
@@ -164,6 +165,7 @@ class UniInstruct:
         one that does not take this augmentation's labels.
         """
         roles = matching_parts(teacher, sigma_max=self.start_sigma, dropout=True)
+        check_levels(teacher, levels=self.levels, fake_levels=self.fake_levels)
         network = roles["fake_score"].module.network
         if self.judges and not isinstance(network, HasBottleneck):
             raise UserError(f"the teacher's network is a {type(network).__name__}, which has no bottleneck to judge by")

@@ -14,8 +14,8 @@ from imagewright.types import UNCONDITIONAL, Condition, Noise, UserError
 class CausalTokenModel(TokenNetworkModel):
     """network(tokens, time, cond) -> logits, those of a place depending on the tokens before it alone.
 
-    Where the network has a cache (`start`, `step`), so has the model. Raises UserError for a network that says it is
-    not causal.
+    Where the network has a cache (`start`, `step`), so has the model: `cached`. Raises UserError for a network that
+    says it is not causal.
     """
 
     order: ClassVar[Literal["masked", "causal"]] = "causal"
@@ -39,6 +39,11 @@ class CausalTokenModel(TokenNetworkModel):
         check_tokens(tokens, self.codec)
         log_p = torch.log_softmax(self.logits(tokens, cond).double(), 2)
         return -log_p.gather(2, tokens[..., None]).sum((1, 2))
+
+    @property
+    def cached(self) -> bool:
+        """Whether the network has a cache."""
+        return hasattr(self.network, "step")
 
     def start(self, cond: Condition = UNCONDITIONAL, n: int = 1) -> Any:
         """The network's empty cache for n sequences."""

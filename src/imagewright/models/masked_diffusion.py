@@ -145,6 +145,16 @@ class LearnedMaskingModel(MaskedDiffusionModel):
         """t itself."""
         return t
 
+    @torch.no_grad()
+    def told_of_share(self, unknown: Tensor) -> Tensor:
+        """The t at which tokens of all values, equally often, would be unknown to this share; by bisection."""
+        low, high = torch.zeros_like(unknown, dtype=torch.float64), torch.ones_like(unknown, dtype=torch.float64)
+        for _ in range(40):
+            middle = (low + high) / 2
+            share = (1 - self.epsilon) * (middle[:, None] ** self.powers).mean(1)
+            low, high = torch.where(share < unknown, middle, low), torch.where(share < unknown, high, middle)
+        return high.to(unknown)
+
     def hidden(self, tokens: Tensor, t: Tensor) -> Tensor:
         """As the base class; with gradient."""
         return (1 - self.epsilon) * t.double()[:, None] ** self.powers[tokens]

@@ -62,6 +62,8 @@ class TokenNetworkModel(nn.Module):
     order: ClassVar[Literal["masked", "causal"]]
     usual_sampler: ClassVar[str] = "masked-decoding"
     settings: ClassVar[tuple[str, ...]] = ()
+    label_dropout: float = 0.0
+    """Share of training images whose class was hidden; only above 0 may sampling be guided away from no class."""
 
     def __init__(self, network: nn.Module, codec: nn.Module) -> None:
         super().__init__()
@@ -79,6 +81,10 @@ class TokenNetworkModel(nn.Module):
         """As `types.TokenModel`."""
         logits: Tensor = self.network(tokens, time, cond)
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def told_of_share(self, unknown: Tensor) -> Tensor:
+        """The time at which the network sees this share [N] of unknown tokens, for samplers that go by shares."""
+        return unknown
 
     def describe(self) -> dict[str, Any]:
         """As `models.description` wants it."""

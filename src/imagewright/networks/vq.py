@@ -103,8 +103,11 @@ class Quantiser(nn.Module):
         """z: [N, D, h, w]."""
         n, dim, h, w = z.shape
         places = z.permute(0, 2, 3, 1).reshape(n, h * w, dim)
-        squares = places.square().sum(2, keepdim=True) + self.codebook.square().sum(1)
-        distances = squares - 2 * places @ self.codebook.T
+        # In half precision nearest codes would be rounded; the entropy loss divides the distances by 0.01.
+        with torch.autocast(z.device.type, enabled=False):
+            places, codebook = (v if v.dtype == torch.float64 else v.float() for v in (places, self.codebook))
+            squares = places.square().sum(2, keepdim=True) + codebook.square().sum(1)
+            distances = squares - 2 * places @ codebook.T
         tokens = distances.argmin(2)
         codes = self.lookup(tokens, h)
         return Quantised(z, self.codebook, codes, z + (codes - z).detach(), tokens, distances)

@@ -66,6 +66,15 @@ class ImageGenerator:
         self.sampler(tally, like, noise=ImageNoise(0, [0]))
         return tally.total
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether an image is a function of its latents: the sampler draws nothing on its way."""
+        if kind_of(self.model) == "token_model":
+            return False
+        noise = _Watched(0, [0])
+        self.sampler(_Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64), noise=noise)
+        return not noise.drawn
+
     def labels(self, n: int, seed: int, first: int = 0) -> npt.NDArray[np.int64] | None:
         """Classes of images first .. first + n - 1 when none are asked for: uniform, from (seed, i) alone."""
         if not self.spec.num_classes:
@@ -176,6 +185,16 @@ class _Tally:
     def round_sigma(self, sigma: Tensor) -> Tensor:
         rounded: Tensor = self.model.round_sigma(sigma)
         return rounded
+
+
+class _Watched(ImageNoise):
+    """Knows whether it was ever asked."""
+
+    drawn = False
+
+    def _draw(self, like: Tensor, fill: str) -> Tensor:
+        self.drawn = True
+        return super()._draw(like, fill)
 
 
 class _TokenTally:

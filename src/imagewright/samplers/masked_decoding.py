@@ -136,6 +136,8 @@ class MaskedDecoding:
 
     def _logits(self, model: TokenModel, tokens: Tensor, cond: Condition, unknown: Tensor) -> Tensor:
         time = unknown.double().mean(1).float()
+        if hasattr(model, "told_of_share"):
+            time = model.told_of_share(time)
         logits = model.logits(tokens, cond, time)
         if self.guidance == 1:
             return logits
@@ -151,8 +153,8 @@ class MaskedDecoding:
         known: Any = getattr(model, "label_dropout", None)
         if self.guidance != 1 and known == 0:
             raise UserError(
-                f"sampler.guidance is {self.guidance}; it needs a model trained with --method.label-dropout above 0, "
-                "and this one always saw its label"
+                f"sampler.guidance is {self.guidance}; it needs a model whose class was at times hidden in training "
+                "(MaskGIT's --method.label-dropout above 0), and this one always saw it"
             )
         if not 0 <= start < self.num_steps:
             raise UserError(f"start is {start}; it must lie in 0 .. {self.num_steps - 1}")

@@ -82,7 +82,7 @@ class Raster:
         name = type(model).__name__
         if model.order != "causal":
             raise UserError(f"sampler Raster draws from causal models; a {name} answers from tokens in any order")
-        if self.cache and not hasattr(model, "step"):
+        if self.cache and not getattr(model, "cached", hasattr(model, "step")):
             raise UserError(f"a {name} has no cache; draw without it, --set cache=false")
 
 
