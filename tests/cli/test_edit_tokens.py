@@ -133,7 +133,7 @@ def test_the_other_commands_find_out_by_themselves(
     assert "(8 network calls each)" in " ".join(told.split()) and (tmp_path / "s/trajectory.png").exists()
     call("sample", models / "maskgit", "--n", 2, "--steps", 3, "--set", "guidance=2", "--out", tmp_path / "g")
     assert "(6 network calls each)" in " ".join(capsys.readouterr().out.split())
-    assert "guidance is 2; it needs a model trained with --method.label-dropout" in refused(
+    assert "guidance is 2; it needs a model whose class was at times hidden" in refused(
         capsys, "sample", models / "masked", "--n", 1, "--set", "guidance=2", "--out", tmp_path / "x"
     )
     assert "VQTokenizer draws no images" in refused(capsys, "sample", models / "vq", "--out", tmp_path / "v")

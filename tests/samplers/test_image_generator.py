@@ -191,7 +191,10 @@ def test_samplers_survive_json(sampler):
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        ({"class": "dpm"}, r"sampler 'dpm'; this version has ablation, addim, bespoke, ddim, dpm-solver\+\+"),
+        (
+            {"class": "dpm"},
+            r"sampler 'dpm'; this version has ablation, addim, ancestral, bespoke, ddim, dpm-solver\+\+",
+        ),
         ({"num_steps": 3}, "sampler None; this version has"),
         ({"class": ["heun"]}, "this version has"),
         ({"class": "heun", "order": 3}, "sampler 'heun': .*order"),
