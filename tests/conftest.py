@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from imagewright.training.experiment import Experiment, run_experiment
+from imagewright.training.trainer import Progress
 
 # One thread for each worker and the processes it starts: on two cores, two workers of two threads take twice as long.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -35,3 +39,35 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.py"
     path.write_text(TINY)
     return path
+
+
+class Died(Exception):  # noqa: N818, a power cut, not an error
+    pass
+
+
+@pytest.fixture
+def resumed_run(tmp_path: Path) -> Callable[[Experiment], Path]:
+    """Trains an experiment whole, and again with a death at two thirds: the same bits must come out.
+
+    Its length must be three times that between checkpoints, and a snapshot at the end. Returns the folder of the run.
+    """
+
+    def run(experiment: Experiment) -> Path:
+        total, each = experiment.training.total_images, experiment.training.checkpoint_images
+        assert total == 3 * each == experiment.training.snapshot_images
+
+        def die(progress: Progress) -> None:
+            if progress.images == 2 * each:  # the checkpoint of this moment is not written yet
+                raise Died
+
+        run_experiment(experiment, tmp_path / "whole")
+        with pytest.raises(Died):
+            run_experiment(experiment, tmp_path / "died", on_progress=die)
+        left = [p.name for p in (tmp_path / "died/checkpoints").iterdir()]
+        assert left == [f"state-{each:012d}.safetensors"]
+        run_experiment(experiment, tmp_path / "died", resume=True)
+        for file in ("model.safetensors", f"checkpoints/state-{total:012d}.safetensors", f"samples/{total:012d}.png"):
+            assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "died" / file).read_bytes(), file
+        return tmp_path / "whole"
+
+    return run

@@ -180,11 +180,17 @@ def test_a_file_system_without_locks_will_do(
     assert pairs == contents(whole)
 
 
-def test_training_refuses_pairs_of_other_images(
-    teacher: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ("dmd-emoji64-32", "are of resolution, channels and classes (8, 1, 10); the data have (32, 3, 9)"),
+        ("edm-digits", "method EDM learns from no pairs; data.couplings has no effect"),
+    ],
+)
+def test_training_refuses_pairs_of_other_images_or_for_other_methods(
+    recipe: str, says: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "edm-emoji64-16", "--data.couplings", str(whole), "--out", str(tmp_path / "run")])
+        main(["train", recipe, "--data.couplings", str(whole), "--out", str(tmp_path / "run")])
     assert stopped.value.code == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "are of resolution, channels and classes (8, 1, 10); the data have (16, 3, 9)" in said
+    assert says in " ".join(capsys.readouterr().err.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,7 @@ from imagewright.networks import TokenTransformer, TokenTransformerConfig
 from imagewright.noise import StepNoise
 from imagewright.oracles import MarkovChain, MarkovTokens
 from imagewright.recipes import RECIPES
-from imagewright.training.experiment import run_experiment
-from imagewright.training.trainer import Progress
+from imagewright.training.experiment import Experiment
 from imagewright.types import Batch, Clock, Condition, DataSpec, Parts, Trained, Update, UserError
 
 CONFIG = TokenTransformerConfig(values=256, length=16, label_dim=2, width=16, depth=1, heads=2, causal=True)
@@ -94,26 +94,13 @@ def test_a_model_comes_back_from_its_file(tmp_path: Path) -> None:
     torch.testing.assert_close(load_model(tmp_path).model.nll(tokens), model.nll(tokens), rtol=0, atol=0)
 
 
-class Died(Exception):  # noqa: N818, a power cut, not an error
-    pass
-
-
-def test_resuming_changes_no_bit(tmp_path: Path) -> None:
+def test_resuming_changes_no_bit(resumed_run: Callable[[Experiment], Path]) -> None:
     base = RECIPES["causal-digits"]()
     small = replace(base.network, width=16, depth=1, heads=2)
     sizes = {"total_images": 48, "batch": 16, "micro_batch": 8, "log_images": 16, "snapshot_images": 48}
     run = replace(base, network=small, training=replace(base.training, checkpoint_images=16, **sizes))
 
-    def die(progress: Progress) -> None:
-        if progress.images == 32:
-            raise Died
-
-    run_experiment(run, tmp_path / "whole")
-    with pytest.raises(Died):
-        run_experiment(run, tmp_path / "died", on_progress=die)
-    run_experiment(run, tmp_path / "died", resume=True)
-    for file in ("model.safetensors", "checkpoints/state-000000000048.safetensors", "samples/000000000048.png"):
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "died" / file).read_bytes(), file
+    resumed_run(run)
 
 
 @pytest.mark.parametrize("name", ["causal-digits", "causal-emoji64-16", "causal-emoji64-32"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +20,7 @@ from imagewright.paths.mask_ratios import mean_ratio
 from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
 from imagewright.samplers import MaskedDecoding
-from imagewright.training.experiment import assemble, run_experiment
-from imagewright.training.trainer import Progress
+from imagewright.training.experiment import Experiment, assemble, run_experiment
 from imagewright.types import UNCONDITIONAL, Batch, Clock, Condition, DataSpec, Update, UserError
 
 SPEC = DataSpec(name="test", resolution=4, channels=1, num_classes=3)
@@ -134,10 +133,6 @@ def test_mistakes_are_named() -> None:
         MaskGIT(label_dropout=-1.0)
 
 
-class Died(Exception):  # noqa: N818, a power cut, not an error
-    pass
-
-
 VQ = VQAutoencoderConfig(
     img_resolution=8, in_channels=1, model_channels=4, channel_mult=(1, 1), num_blocks=1, codebook_size=7,
     codebook_dim=4,
@@ -154,24 +149,15 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("codec", ["codebook", "pixels"])
-def test_resuming_changes_no_bit(codec: str, tokenizer: Path, tmp_path: Path) -> None:
+def test_resuming_changes_no_bit(codec: str, tokenizer: Path, resumed_run: Callable[[Experiment], Path]) -> None:
     base = RECIPES["maskgit-digits"]()
     training = replace(base.training, total_images=96, batch=16, micro_batch=8, log_images=16, snapshot_images=96,
                        checkpoint_images=32)  # fmt: skip
     experiment = replace(base, tokenizer=str(tokenizer) if codec == "codebook" else None, network=NETWORK,
                          training=training, sampler=MaskedDecoding(num_steps=2))  # fmt: skip
 
-    def die(progress: Progress) -> None:
-        if progress.images == 64:
-            raise Died
-
-    run_experiment(experiment, tmp_path / "whole")
-    with pytest.raises(Died):
-        run_experiment(experiment, tmp_path / "died", on_progress=die)
-    run_experiment(experiment, tmp_path / "died", resume=True)
-    for file in ("model.safetensors", "checkpoints/state-000000000096.safetensors", "samples/000000000096.png"):
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "died" / file).read_bytes(), file
-    model = find_model(tmp_path / "whole").model
+    folder = resumed_run(experiment)
+    model = find_model(folder).model
     assert isinstance(model, MaskedTokenModel) and model.label_dropout == 0.1
     if codec == "codebook":
         assert (model.codec.values, model.codec.length) == (7, 16)

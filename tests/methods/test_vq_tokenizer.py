@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from imagewright.models.vq import VQTokenizer
 from imagewright.networks import VQAutoencoder, VQAutoencoderConfig
 from imagewright.networks.vq import Quantiser
 from imagewright.noise import StepNoise
+from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
-from imagewright.training.experiment import run_experiment
-from imagewright.training.trainer import Progress
+from imagewright.training.experiment import Experiment
 from imagewright.types import Batch, Clock, DataSpec, Parts, Update, UserError
 
 SPEC = DataSpec(name="test", resolution=8, channels=1)
@@ -156,30 +157,17 @@ def test_mistakes_are_named() -> None:
         VQTokenizerTraining().parts(network=VQAutoencoder(TINY), spec=SPEC)
 
 
-class Died(Exception):  # noqa: N818, a power cut, not an error
-    pass
-
-
-def test_resuming_changes_no_bit_and_the_run_leaves_reconstructions(tmp_path: Path) -> None:
+def test_resuming_changes_no_bit_and_the_run_leaves_reconstructions(
+    resumed_run: Callable[[Experiment], Path],
+) -> None:
     base = RECIPES["vq-digits"]()
     training = replace(base.training, total_images=96, batch=16, micro_batch=8, log_images=16, snapshot_images=96,
                        checkpoint_images=32)  # fmt: skip
     method = VQTokenizerTraining(discriminator_width=4, revive=0.1)
     experiment = replace(base, network=TINY, method=method, training=training)
 
-    def die(progress: Progress) -> None:
-        if progress.images == 64:
-            raise Died
-
-    run_experiment(experiment, tmp_path / "whole")
-    with pytest.raises(Died):
-        run_experiment(experiment, tmp_path / "died", on_progress=die)
-    run_experiment(experiment, tmp_path / "died", resume=True)
-    for file in ("model.safetensors", "checkpoints/state-000000000096.safetensors", "samples/000000000096.png"):
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "died" / file).read_bytes(), file
-    from imagewright.pretrained import find_model
-
-    file = find_model(tmp_path / "whole")
+    folder = resumed_run(experiment)
+    file = find_model(folder)
     assert isinstance(file.model, VQTokenizer) and file.sampler is None
     assert file.origin["codebook"]["size"] == 12 and 0 <= file.origin["codebook"]["dead"] < 12
     assert 1 <= file.origin["codebook"]["perplexity"] <= 12 and file.origin["psnr"] > 0

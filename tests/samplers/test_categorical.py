@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from imagewright.samplers.categorical import draw, log_probability
+from imagewright.samplers.categorical import draw
 
 
 def test_each_value_has_its_share_of_the_unit_interval() -> None:
@@ -29,10 +29,3 @@ def test_a_draw_does_not_depend_on_the_others() -> None:
     uniform = torch.rand(7, 3, generator=torch.Generator().manual_seed(1))
     together = draw(logits, uniform)
     assert all(torch.equal(draw(logits[i : i + 1], uniform[i : i + 1])[0], together[i]) for i in range(7))
-
-
-def test_log_probabilities() -> None:
-    logits = torch.tensor([[0.0, math.log(3.0)]])
-    torch.testing.assert_close(
-        log_probability(logits.expand(2, 2), torch.tensor([0, 1])), torch.tensor([0.25, 0.75]).double().log()
-    )

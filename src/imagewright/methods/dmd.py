@@ -60,11 +60,19 @@ class DMD:
         if not 0 <= self.regression_weight < math.inf:
             raise UserError(f"method.regression_weight is {self.regression_weight}; it must be >= 0 and finite")
 
-    def parts(self, *, teacher: Denoiser, spec: DataSpec, features: Features | None = None) -> Parts:
+    def parts(
+        self, *, teacher: Denoiser, spec: DataSpec, features: Features | None = None, couplings: bool = True
+    ) -> Parts:
         """teacher: an EDM-preconditioned denoiser; generator and fake_score start from its weights.
 
-        Raises UserError for another teacher, and where a perceptual regression lacks its features.
+        couplings: whether the batches will bring the teacher's pairs. Raises UserError for another teacher, where the
+        regression lacks pairs or, if perceptual, its features.
         """
+        if self.regression_weight and not couplings:
+            raise UserError(
+                f"method.regression_weight is {self.regression_weight}, which needs couplings: give data.couplings "
+                "(written by `imagewright couple`), or set it to 0"
+            )
         roles = matching_parts(teacher)
         check_levels(teacher, levels=self.levels, fake_levels=self.fake_levels)
         if self.regression_weight and self.regression.kind == "perceptual":
@@ -81,15 +89,11 @@ class DMD:
         yield Update("fake_score", loss, at=sigma)
 
     def generator_update(self, parts: Any, generated: Generated, coupling: Coupling | None, noise: StepNoise) -> Update:
-        """The matching loss, and the regression on the pairs. Raises UserError where these are wanted and missing."""
+        """The matching loss, and the regression on the pairs."""
         loss, sigma = matching_loss(parts, generated, self.levels, noise)
         numbers = {"matching": loss, "diversity": diversity(generated.images)}
         if self.regression_weight:
-            if coupling is None:
-                raise UserError(
-                    f"method.regression_weight is {self.regression_weight}, which needs couplings: give data.couplings "
-                    "(written by `imagewright couple`), or set it to 0"
-                )
+            assert coupling is not None, "parts() was told that there are couplings"
             answer = generate(parts.generator, coupling.latents, coupling.cond).images
             regression = self.regression(answer, coupling.images, getattr(parts, "features", None))
             numbers["regression"] = regression

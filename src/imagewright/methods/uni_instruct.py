@@ -55,8 +55,8 @@ from imagewright.methods.distribution_matching import (
 )
 from imagewright.methods.edm import loss_weight
 from imagewright.methods.pairs import column
+from imagewright.models.judging import bottleneck, check_bottleneck
 from imagewright.networks import UNet
-from imagewright.networks.bottleneck_head import HasBottleneck
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.types import Batch, Clock, Condition, DataSpec, Denoiser, Event, Noise, Parts, Update, UserError
@@ -167,8 +167,8 @@ class UniInstruct:
         roles = matching_parts(teacher, sigma_max=self.start_sigma, dropout=True)
         check_levels(teacher, levels=self.levels, fake_levels=self.fake_levels)
         network = roles["fake_score"].module.network
-        if self.judges and not isinstance(network, HasBottleneck):
-            raise UserError(f"the teacher's network is a {type(network).__name__}, which has no bottleneck to judge by")
+        if self.judges:
+            check_bottleneck(network)
         takes = getattr(getattr(network, "config", None), "augment_dim", 0)
         if self.augment.p > 0 and takes != self.augment.augment_dim:
             raise UserError(
@@ -315,14 +315,7 @@ def answer_and_judge(denoiser: Any, x: Tensor, sigma: Tensor, cond: Condition) -
 
 def judge(denoiser: Any, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
     """The logits of `answer_and_judge`; the decoder is not run."""
-    seen: list[Tensor] = []
-
-    def network(x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
-        seen.append(_logits(denoiser.network.bottleneck(x, noise_label, cond)))
-        return x
-
-    denoiser.through(network, x, sigma, cond)
-    return seen[0]
+    return _logits(bottleneck(denoiser, x, sigma, cond))
 
 
 def _logits(hidden: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from imagewright.models.tokens import TokenNetworkModel, check_tokens
+from imagewright.models.tokens import TokenNetworkModel, check_tokens, negative_log
 from imagewright.types import UNCONDITIONAL, Condition, Noise, UserError
 
 
@@ -37,8 +37,7 @@ class CausalTokenModel(TokenNetworkModel):
     ) -> Tensor:
         """As `types.LikelihoodModel`; nothing is drawn. Raises UserError for a token that is none of the codec's."""
         check_tokens(tokens, self.codec)
-        log_p = torch.log_softmax(self.logits(tokens, cond).double(), 2)
-        return -log_p.gather(2, tokens[..., None]).sum((1, 2))
+        return negative_log(self.logits(tokens, cond).double(), tokens).sum(1)
 
     @property
     def cached(self) -> bool:

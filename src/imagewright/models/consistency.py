@@ -13,20 +13,18 @@ import copy
 import math
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from imagewright.models.preconditioning import EDMPrecond, Scalings
-from imagewright.types import UNCONDITIONAL, Condition, UserError, kind_of
+from imagewright.models.start_map import StartMap
+from imagewright.types import UserError, kind_of
 
 
-class ConsistencyModel(EDMPrecond):
-    """f(x, sigma): EDM's wrapper with the boundary condition. As a `FlowMap` it answers for sigma_to = 0 alone.
+class ConsistencyModel(StartMap):
+    """f(x, sigma): EDM's wrapper with the boundary condition.
 
     The trajectory's start is its point at sigma_min, which stands for the clean image.
     """
-
-    kind = "flow_map"
 
     def scalings(self, sigma: Tensor) -> Scalings:
         above = sigma - self.sigma_min
@@ -37,18 +35,6 @@ class ConsistencyModel(EDMPrecond):
             c_in=1 / total.sqrt(),
             c_noise=self.c_noise(sigma),
         )
-
-    def start(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
-        """The trajectory's start, [N, C, H, W], from its point x at sigma [N] >= sigma_min."""
-        return super().forward(x, sigma, cond)
-
-    def forward(  # type: ignore[override]  # a flow map takes where to go before the condition
-        self, x: Tensor, sigma: Tensor, sigma_to: Tensor, cond: Condition = UNCONDITIONAL
-    ) -> Tensor:
-        """As `types.FlowMap`; raises ValueError for a sigma_to other than 0."""
-        if torch.any(torch.as_tensor(sigma_to) != 0):
-            raise ValueError("a consistency model only goes to sigma_to = 0")
-        return self.start(x, sigma, cond)
 
     @classmethod
     def from_denoiser(cls, denoiser: EDMPrecond) -> Self:

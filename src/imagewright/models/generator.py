@@ -10,37 +10,15 @@ from __future__ import annotations
 import copy
 from typing import Self
 
-import torch
-from torch import Tensor
-
 from imagewright.models.preconditioning import EDMPrecond
-from imagewright.types import UNCONDITIONAL, Condition
+from imagewright.models.start_map import StartMap
 
 
-class FewStepGenerator(EDMPrecond):
+class FewStepGenerator(StartMap):
     """G(x, sigma), an image from noise at sigma_max, or from a noised image at another level that it was trained for.
 
-    As a `FlowMap` it answers for sigma_to = 0 alone. It is no map along trajectories: what it keeps is the law.
+    It is no map along trajectories: what it keeps is the law.
     """
-
-    kind = "flow_map"
-
-    @property
-    def num_classes(self) -> int:
-        """Classes that can be asked for; 0 = none."""
-        return int(getattr(getattr(self.network, "config", None), "label_dim", 0))
-
-    def start(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
-        """The image [N, C, H, W] from x at noise level sigma [N]."""
-        return super().forward(x, sigma, cond)
-
-    def forward(  # type: ignore[override]  # a flow map takes where to go before the condition
-        self, x: Tensor, sigma: Tensor, sigma_to: Tensor, cond: Condition = UNCONDITIONAL
-    ) -> Tensor:
-        """As `types.FlowMap`; raises ValueError for a sigma_to other than 0."""
-        if torch.any(torch.as_tensor(sigma_to) != 0):
-            raise ValueError("a generator only goes to sigma_to = 0")
-        return self.start(x, sigma, cond)
 
     @classmethod
     def from_denoiser(cls, denoiser: EDMPrecond, sigma_max: float | None = None) -> Self:

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from imagewright.models.preconditioning import EDMPrecond
+from imagewright.models.preconditioning import EDMPrecond, Preconditioned
 from imagewright.networks.bottleneck_head import BottleneckHead, HasBottleneck
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
@@ -25,26 +25,41 @@ class JudgingDenoiser(EDMPrecond):
 
     head: BottleneckHead
 
-    @property
-    def _middle(self) -> HasBottleneck:
-        assert isinstance(self.network, HasBottleneck)
-        return self.network
-
     def judge(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         """Logits [N] of noised images x [N, C, H, W] at sigma [N]; the decoder is not run."""
-        s = self.scalings(sigma)
-        logits: Tensor = self.head(self._middle.bottleneck(s.c_in[:, None, None, None] * x, s.c_noise, cond))
+        logits: Tensor = self.head(bottleneck(self, x, sigma, cond))
         return logits
 
     @classmethod
     def from_denoiser(cls, denoiser: EDMPrecond, image_shape: tuple[int, int, int]) -> Self:
         """A copy of a denoiser, and a new head; image_shape: [C, H, W]. Raises UserError without a bottleneck."""
         network = copy.deepcopy(denoiser.network).requires_grad_(True)
-        if not isinstance(network, HasBottleneck):
-            raise UserError(f"the teacher's network is a {type(network).__name__}, which has no bottleneck to judge by")
+        check_bottleneck(network)
         judging = cls(network, denoiser.sigma_min, denoiser.sigma_max, denoiser.sigma_data, denoiser.noise_label)
         like = next(network.parameters())
         with torch.no_grad():
-            maps = network.eval().bottleneck(like.new_zeros(1, *image_shape), like.new_zeros(1))
+            maps = bottleneck(judging.eval(), like.new_zeros(1, *image_shape), like.new_ones(1))
         judging.head = BottleneckHead(maps.shape[1], min(maps.shape[2:])).to(like)
         return judging.train()
+
+
+def bottleneck(denoiser: Preconditioned, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+    """What a denoiser's network has in its middle for x [N, C, H, W] at sigma [N]: [N, C', H', W'].
+
+    The network must be one with a bottleneck (`check_bottleneck`); its decoder is not run.
+    """
+    seen: list[Tensor] = []
+
+    def encoder(x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
+        assert isinstance(denoiser.network, HasBottleneck)
+        seen.append(denoiser.network.bottleneck(x, noise_label, cond))
+        return x
+
+    denoiser.through(encoder, x, sigma, cond)
+    return seen[0]
+
+
+def check_bottleneck(network: object) -> None:
+    """Raise UserError for a teacher's network that has no bottleneck."""
+    if not isinstance(network, HasBottleneck):
+        raise UserError(f"the teacher's network is a {type(network).__name__}, which has no bottleneck to judge by")

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagewright.models.tokens import TokenNetworkModel, check_tokens
+from imagewright.models.tokens import TokenNetworkModel, check_tokens, negative_log
 from imagewright.paths.masking import MaskingSchedule
 from imagewright.types import UNCONDITIONAL, Condition, Noise, UserError
 
@@ -189,8 +189,3 @@ class LearnedMaskingModel(MaskedDiffusionModel):
     def times(self, uniform: Tensor, steps: int | None = None) -> Tensor:
         """As the base class, in (first, 1]."""
         return self.first + (1 - self.first) * super().times(uniform, steps)
-
-
-def negative_log(logits: Tensor, tokens: Tensor) -> Tensor:
-    """-ln of the probability that logits [N, L, V] give to tokens [N, L]: [N, L], dtype of the logits."""
-    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)

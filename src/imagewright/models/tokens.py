@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from imagewright.models.preconditioning import Describable
 from imagewright.types import UNCONDITIONAL, Codec, Condition, ModelKind, UserError
@@ -101,3 +102,8 @@ def check_tokens(tokens: Tensor, codec: Codec, *, unknown: bool = False) -> None
     if bool(wrong.any()):
         also = f", and {codec.values} for unknown" if unknown else ""
         raise UserError(f"token {int(tokens[wrong][0])} is none of the codec's; they are 0 to {codec.values - 1}{also}")
+
+
+def negative_log(logits: Tensor, tokens: Tensor) -> Tensor:
+    """-ln of the probability that logits [..., V] give to tokens [...]: their shape, dtype of the logits."""
+    return F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none").view_as(tokens)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from imagewright.types import UserError
+from imagewright.types import Condition, UserError
 
 # --- initialisation -----------------------------------------------------------------------------------------
 
@@ -208,3 +208,16 @@ class FourierEmbedding(nn.Module):
 def one_hot(label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """int64 [N] in [-1, classes) -> [N, classes]; -1 is a row of zeros. Raises on a label out of range."""
     return F.one_hot(label + 1, classes + 1)[:, 1:].to(dtype)
+
+
+def class_index(cond: Condition, classes: int, n: int, device: torch.device) -> Tensor:
+    """The row of a table of classes + 1 rows for each of n images, int64 [N]; the last row stands for no class.
+
+    A network without classes looks at no label. Raises UserError for a label that is no class, nor -1.
+    """
+    if cond.label is None or not classes:
+        return torch.full((n,), classes, dtype=torch.int64, device=device)
+    wrong = (cond.label < -1) | (cond.label >= classes)
+    if bool(wrong.any()):
+        raise UserError(f"label {int(cond.label[wrong][0])} is no class; they are 0 to {classes - 1}, or -1 = none")
+    return torch.where(cond.label < 0, classes, cond.label)

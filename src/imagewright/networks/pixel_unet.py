@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from imagewright.networks.block import attention
 from imagewright.networks.config import Network, NetworkConfig, require
-from imagewright.networks.layers import Init, PositionalEmbedding, conv, group_norm, linear
+from imagewright.networks.layers import Init, PositionalEmbedding, class_index, conv, group_norm, linear
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 EPS = 1e-6
@@ -136,18 +136,9 @@ class PixelUNet(Network):
         weight = self.tokens.weight
         told: Tensor = self.time(self.sines(1000 * time.float()).to(weight.dtype))
         if self.classes is not None:
-            told = torch.cat([told, self.classes(self._labels(cond, len(time), weight.device))], 1)
+            index = class_index(cond, self.config.label_dim, len(time), weight.device)
+            told = torch.cat([told, self.classes(index)], 1)
         return F.silu(told)
-
-    def _labels(self, cond: Condition, n: int, device: torch.device) -> Tensor:
-        """The class of each image, int64 [N]; the last row of the table stands for none."""
-        none = self.config.label_dim
-        if cond.label is None:
-            return torch.full((n,), none, dtype=torch.int64, device=device)
-        wrong = (cond.label < -1) | (cond.label >= none)
-        if bool(wrong.any()):
-            raise UserError(f"label {int(cond.label[wrong][0])} is no class; they are 0 to {none - 1}, or -1 = none")
-        return torch.where(cond.label < 0, none, cond.label)
 
 
 class ConditionedNorm(nn.Module):

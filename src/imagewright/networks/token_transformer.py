@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagewright.networks.config import Network, NetworkConfig, require
+from imagewright.networks.layers import class_index
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 EPS = 1e-12
@@ -145,14 +146,7 @@ class TokenTransformer(Network):
 
     def _labels(self, cond: Condition, n: int, device: torch.device) -> Tensor:
         """The class token of each sequence, int64 [N]."""
-        classes = self.config.label_dim
-        none = self.config.values + 1 + classes
-        if cond.label is None or not classes:
-            return torch.full((n,), none, dtype=torch.int64, device=device)
-        wrong = (cond.label < -1) | (cond.label >= classes)
-        if bool(wrong.any()):
-            raise UserError(f"label {int(cond.label[wrong][0])} is no class; they are 0 to {classes - 1}, or -1 = none")
-        return torch.where(cond.label < 0, none, self.config.values + 1 + cond.label)
+        return self.config.values + 1 + class_index(cond, self.config.label_dim, n, device)
 
     def _embedded(self, sequence: Tensor, positions: Tensor) -> Tensor:
         h = self.tokens(sequence) + positions

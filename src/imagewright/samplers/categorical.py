@@ -20,9 +20,3 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     # A uniform next to 1 may round to the whole sum; the last value that has any probability is meant.
     last = logits.shape[-1] - 1 - (probabilities.flip(-1) > 0).long().argmax(-1)
     return torch.minimum(drawn, last)
-
-
-def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log p of tokens [...] under logits [..., V], float64."""
-    normalised: Tensor = torch.log_softmax(logits.double(), -1)
-    return normalised.gather(-1, tokens[..., None])[..., 0]

@@ -22,9 +22,9 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from imagewright.models.tokens import check_tokens
+from imagewright.models.tokens import check_tokens, negative_log
 from imagewright.paths.mask_ratios import check_ratio, mask_ratio
-from imagewright.samplers.categorical import draw, log_probability
+from imagewright.samplers.categorical import draw
 from imagewright.samplers.grid import check_steps
 from imagewright.types import UNCONDITIONAL, Condition, ModelKind, Noise, OnStep, TokenModel, UserError
 
@@ -130,7 +130,7 @@ class MaskedDecoding:
         """(c) and (d), [N, length], float64."""
         if self.choice == "random":
             return uniform
-        surety = log_probability(logits, drawn)
+        surety = -negative_log(logits.double(), drawn)
         scale = self.temperature * (1 - (t + 1) / self.num_steps)
         return surety + scale * -(-uniform.log()).log() if scale else surety
 

@@ -142,6 +142,13 @@ def assemble(
     given: dict[str, Any] = {"spec": spec}
     if "teacher" in wanted:
         given["teacher"] = _teacher(experiment.teacher, spec, sources)
+    elif experiment.teacher is not None:
+        raise UserError(f"method {type(experiment.method).__name__} learns from no teacher; teacher has no effect")
+    pairs = experiment.data.couplings
+    if "couplings" in wanted:
+        given["couplings"] = pairs is not None
+    elif pairs is not None:
+        raise UserError(f"method {type(experiment.method).__name__} learns from no pairs; data.couplings has no effect")
     if "codec" in wanted:
         given["codec"] = _codec(experiment.tokenizer, spec, sources)
     elif experiment.tokenizer is not None:
@@ -160,7 +167,6 @@ def assemble(
         parts = experiment.method.parts(**{n: v for n, v in given.items() if n in wanted})
     if experiment.start is not None:
         _start_from(experiment.start, sources.model(experiment.start).model, parts, experiment.method.product)
-    pairs = experiment.data.couplings
     store = None if pairs is None else sources.couplings(pairs)
     return Assembled(images, parts, None if store is None else _fitting(store, spec))
 
