@@ -188,7 +188,7 @@ def test_mistakes_are_told_in_one_sentence(
         ((digits, *known, "--sigma", 1), "--sigma has no effect on --task inpaint; it goes with denoise"),
         ((digits, *known, "--steps", 2, "--levels", 1), "--steps and --levels do not go together"),
         ((digits, *known, "--steps", 0), "steps is 0; editing needs at least 1"),
-        ((digits, *known, "--levels", 1, 2), "the levels must be strictly decreasing"),
+        ((digits, *known, "--levels", 1, 2), "the levels must be positive and strictly decreasing"),
         ((digits, *known, "--levels", 90), "every level must lie between 0.002 and 80"),
         ((digits, *known, "--mask", "middle"), "--mask is 'middle'; it must be one of left, right"),
         ((digits, *known, "--mask", pictures / "16.png"), "16.png has 16x16 pixels; the model needs 8x8"),

@@ -304,7 +304,7 @@ def test_bad_settings(bad: dict[str, Any], says: str) -> None:
 
 
 def test_levels_outside_the_teachers_range() -> None:
-    with pytest.raises(UserError, match=r"every level must lie between the teacher's 0\.002 and 80"):
+    with pytest.raises(UserError, match=r"every level must lie between 0\.002 and 80"):
         DMD2(sigmas=(80.0, 1.0)).parts(teacher=teacher(), spec=SPEC)
 
 

@@ -200,9 +200,9 @@ def test_levels_go_from_the_highest_towards_sigma_min() -> None:
 def test_bad_settings_get_one_sentence() -> None:
     for sigmas, sentence in (
         ((), "editing needs at least one noise level"),
-        ((1.0, -1.0), "editing needs at least one noise level, all positive"),
-        ((1.0, 2.0), "the levels must be strictly decreasing"),
-        ((1.0, 1.0), "the levels must be strictly decreasing"),
+        ((1.0, -1.0), "the levels must be positive and strictly decreasing"),
+        ((1.0, 2.0), "the levels must be positive and strictly decreasing"),
+        ((1.0, 1.0), "the levels must be positive and strictly decreasing"),
     ):
         with pytest.raises(UserError, match=sentence):
             Editing(sigmas=sigmas)

@@ -146,7 +146,7 @@ def test_levels_replace_the_grid():
     [
         (
             lambda: Euler(levels=(1.0, 2.0)),
-            r"sampler\.levels is \(1\.0, 2\.0\); they must be positive and strictly",
+            r"sampler\.levels is \(1\.0, 2\.0\); the levels must be positive and strictly",
         ),
         (lambda: Euler(levels=(1.0, 0.0)), "strictly decreasing"),
         (lambda: Euler(grid="edm"), "grid is 'edm'; it must be one of karras, log, sigma, vp, cosine, linear, trigfl"),

@@ -43,6 +43,7 @@ from imagewright.methods.distribution_matching import (
 )
 from imagewright.models.judging import JudgingDenoiser
 from imagewright.noise import StepNoise
+from imagewright.paths.grids import check_decreasing, check_stops
 from imagewright.types import Batch, Clock, Condition, DataSpec, Denoiser, Event, Parts, Trained, Update, UserError
 
 SHARED = 0xD2
@@ -78,18 +79,13 @@ class DMD2:
             raise UserError(
                 f"method.generator_gan is {self.generator_gan}; it needs a fake_gan above 0, or no head learns"
             )
-        if not all(s > 0 for s in self.sigmas) or list(self.sigmas) != sorted(set(self.sigmas), reverse=True):
-            raise UserError(f"method.sigmas is {self.sigmas}; the levels must be positive and strictly decreasing")
+        check_decreasing("method.sigmas", self.sigmas)
 
     def parts(self, *, teacher: Denoiser, spec: DataSpec) -> Parts:
         """teacher: an EDM-preconditioned denoiser. Raises UserError for another, and for sigmas outside its range."""
         roles = matching_parts(teacher)
         check_levels(teacher, levels=self.levels, fake_levels=self.fake_levels)
-        low, high = teacher.sigma_min, teacher.sigma_max
-        if self.sigmas and not low < self.sigmas[-1] <= self.sigmas[0] < high:
-            raise UserError(
-                f"method.sigmas is {self.sigmas}; every level must lie between the teacher's {low} and {high}"
-            )
+        check_stops("method.sigmas", self.sigmas, teacher.sigma_min, teacher.sigma_max)
         if self.fake_gan:
             fake = JudgingDenoiser.from_denoiser(roles["fake_score"].module, spec.shape)
             roles["fake_score"] = Trained(module=fake, ema=False)

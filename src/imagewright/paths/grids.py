@@ -9,11 +9,14 @@ vp, cosine, linear, trigflow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from imagewright.paths.gaussian import Cosine, GaussianPath, Linear, TrigFlow, VariancePreserving
 from imagewright.paths.schedules import VEGrid, karras_sigmas
+from imagewright.types import UserError
 
 PATHS: dict[str, GaussianPath] = {
     "vp": VariancePreserving(),
@@ -41,3 +44,15 @@ def noise_levels(name: str, n: int, sigma_min: float, sigma_max: float, rho: flo
     inner = path.nsr(ends[0] + torch.linspace(0, 1, n, dtype=torch.float64) * (ends[1] - ends[0]))
     # The ends exactly as given, whatever a path's inverse rounds.
     return torch.cat([levels[:1], inner[1:-1], levels[-1:]]) if n > 1 else levels
+
+
+def check_decreasing(name: str, levels: Sequence[float]) -> None:
+    """Raise UserError, calling them `name`, unless noise levels are positive and strictly decreasing; none will do."""
+    if not all(level > 0 for level in levels) or list(levels) != sorted(set(levels), reverse=True):
+        raise UserError(f"{name} is {tuple(levels)}; the levels must be positive and strictly decreasing")
+
+
+def check_stops(name: str, levels: Sequence[float], low: float, high: float) -> None:
+    """Raise UserError unless stops on the way down from `high`, decreasing, lie between it and `low`."""
+    if levels and not low < levels[-1] <= levels[0] < high:
+        raise UserError(f"{name} is {tuple(levels)}; every level must lie between {low} and {high}")

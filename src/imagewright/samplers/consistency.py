@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from imagewright.paths.grids import check_decreasing, check_stops
 from imagewright.samplers.grid import per_row
 from imagewright.types import UNCONDITIONAL, Condition, FlowMap, ModelKind, Noise, OnStep, UserError
 
@@ -27,8 +28,7 @@ class MultistepConsistency:
     clip: bool = True
 
     def __post_init__(self) -> None:
-        if not all(s > 0 for s in self.sigmas) or list(self.sigmas) != sorted(set(self.sigmas), reverse=True):
-            raise UserError(f"sampler.sigmas is {self.sigmas}; the levels must be positive and strictly decreasing")
+        check_decreasing("sampler.sigmas", self.sigmas)
 
     @property
     def nfe(self) -> int:
@@ -49,8 +49,7 @@ class MultistepConsistency:
         if self.sigmas and noise is None:
             raise UserError(f"sampler.sigmas is {self.sigmas}; sampling in several steps needs a noise source")
         high, low = flow_map.sigma_max, flow_map.sigma_min
-        if self.sigmas and not low < self.sigmas[-1] <= self.sigmas[0] < high:
-            raise UserError(f"sampler.sigmas is {self.sigmas}; every level must lie between {low} and {high}")
+        check_stops("sampler.sigmas", self.sigmas, low, high)
         x = self._jump(flow_map, latents * high, high, cond, on_step)
         for sigma in self.sigmas:
             assert noise is not None

@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from imagewright.paths.grids import check_decreasing
 from imagewright.paths.schedules import karras_sigmas
 from imagewright.samplers.grid import per_row
 from imagewright.types import UNCONDITIONAL, Condition, FlowMap, Noise, OnStep, UserError
@@ -84,10 +85,9 @@ class Editing:
     clip: bool = True
 
     def __post_init__(self) -> None:
-        if not self.sigmas or not all(s > 0 for s in self.sigmas):
-            raise UserError(f"sigmas is {self.sigmas}; editing needs at least one noise level, all positive")
-        if list(self.sigmas) != sorted(set(self.sigmas), reverse=True):
-            raise UserError(f"sigmas is {self.sigmas}; the levels must be strictly decreasing")
+        if not self.sigmas:
+            raise UserError("sigmas is (); editing needs at least one noise level")
+        check_decreasing("sigmas", self.sigmas)
 
     @property
     def nfe(self) -> int:

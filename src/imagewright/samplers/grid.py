@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from imagewright.paths.grids import GRIDS, noise_levels
+from imagewright.paths.grids import GRIDS, check_decreasing, noise_levels
 from imagewright.types import Denoiser, ModelKind, UserError
 
 
@@ -35,8 +35,7 @@ class OnGrid:
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(float(level) for level in self.levels))
         if self.levels:
-            if list(self.levels) != sorted(set(self.levels), reverse=True) or not self.levels[-1] > 0:
-                raise UserError(f"sampler.levels is {self.levels}; they must be positive and strictly decreasing")
+            check_decreasing("sampler.levels", self.levels)
             object.__setattr__(self, "num_steps", len(self.levels))
         check_steps(self.num_steps)
         if not 0 < self.sigma_min < self.sigma_max:

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from imagewright.paths.grids import check_decreasing, check_stops
 from imagewright.samplers.grid import per_row
 from imagewright.types import UNCONDITIONAL, Condition, FlowMap, ModelKind, Noise, OnStep, UserError
 
@@ -33,8 +34,7 @@ class Jumps:
     clip: bool = True
 
     def __post_init__(self) -> None:
-        if not all(s > 0 for s in self.sigmas) or list(self.sigmas) != sorted(set(self.sigmas), reverse=True):
-            raise UserError(f"sampler.sigmas is {self.sigmas}; the levels must be positive and strictly decreasing")
+        check_decreasing("sampler.sigmas", self.sigmas)
         if not 0 <= self.gamma <= 1:
             raise UserError(f"sampler.gamma is {self.gamma}; it must lie in [0, 1]")
 
@@ -57,8 +57,7 @@ class Jumps:
         if self.sigmas and self.gamma > 0 and noise is None:
             raise UserError(f"sampler.gamma is {self.gamma}; putting noise back needs a noise source")
         high, low = flow_map.sigma_max, flow_map.sigma_min
-        if self.sigmas and not low < self.sigmas[-1] <= self.sigmas[0] < high:
-            raise UserError(f"sampler.sigmas is {self.sigmas}; every level must lie between {low} and {high}")
+        check_stops("sampler.sigmas", self.sigmas, low, high)
         x, sigma = latents * high, high
         for level in self.sigmas:
             below = low + math.sqrt(1 - self.gamma**2) * (level - low)
