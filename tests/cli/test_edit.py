@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,15 +67,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(*words: object) -> None:
     main([str(w) for w in words])
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    with pytest.raises(SystemExit) as stop:
-        call(*words)
-    assert stop.value.code == 2
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return " ".join(told.split())
 
 
 def edited(model: Path, out: Path, *words: object, n: int = 2) -> npt.NDArray[np.uint8]:
@@ -166,7 +158,7 @@ def test_levels_and_labels_are_taken_as_given(models: Path, tmp_path: Path) -> N
 
 
 def test_mistakes_are_told_in_one_sentence(
-    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, pictures: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     digits, colour = models / "digits", models / "colour"
     inpaint = ("--task", "inpaint", "--image", pictures / "8.png")
@@ -202,7 +194,7 @@ def test_mistakes_are_told_in_one_sentence(
         ((digits, "--task", "denoise", "--index", 0, "--sigma", 0), "--sigma is 0.0; it must be positive and finite"),
         ((digits, "--task", "denoise", "--index", 0, "--sigma", 99), "noise level is 99.0; the model knows 0.002 to"),
     ):
-        assert sentence in refused(capsys, "edit", *words, "--out", tmp_path / "o", "--device", "cpu"), sentence
+        assert sentence in refused("edit", *words, "--out", tmp_path / "o", "--device", "cpu"), sentence
     for file, sentence in (
         ("16.png", "16.png has 16x16 pixels; the model needs 8x8"),
         ("tall.png", "tall.png has 4x8 pixels"),
@@ -210,15 +202,15 @@ def test_mistakes_are_told_in_one_sentence(
         ("missing.png", "missing.png cannot be read: No such file"),
     ):
         words = ("edit", colour, "--task", "inpaint", "--image", pictures / file, "--out", tmp_path / "o")
-        assert sentence in refused(capsys, *words), sentence
+        assert sentence in refused(*words), sentence
     assert "the model needs 8x8 or 4x4" in refused(
-        capsys, "edit", colour, "--task", "upscale", "--image", pictures / "16.png", "--out", tmp_path / "o"
+        "edit", colour, "--task", "upscale", "--image", pictures / "16.png", "--out", tmp_path / "o"
     )
     assert not (tmp_path / "o").exists()
 
 
 def test_searched_times_are_saved_and_selectable(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     words = ["--steps", 3, "--points", 6, "--n", 12, "--device", "cpu"]
     call("tune", "times", models / "digits", *words)
@@ -232,8 +224,6 @@ def test_searched_times_are_saved_and_selectable(
     call("sample", models / "digits", "--sampler", path, "--n", 2, "--out", tmp_path / "s", "--device", "cpu")
     assert "3 network calls each" in " ".join(capsys.readouterr().out.split())
     denoiser = ("tune", "times", models / "denoiser", "--n", 12)
-    assert "is a denoiser; tune times searches the steps of a flow map" in refused(capsys, *denoiser)
-    assert "steps is 1; a search" in refused(capsys, "tune", "times", models / "digits", "--steps", 1)
-    assert "points is 3; for 3 steps" in refused(
-        capsys, "tune", "times", models / "digits", "--steps", 3, "--points", 3
-    )
+    assert "is a denoiser; tune times searches the steps of a flow map" in refused(*denoiser)
+    assert "steps is 1; a search" in refused("tune", "times", models / "digits", "--steps", 1)
+    assert "points is 3; for 3 steps" in refused("tune", "times", models / "digits", "--steps", 3, "--points", 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,15 +61,6 @@ def call(*words: object) -> None:
     main([str(w) for w in words])
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    with pytest.raises(SystemExit) as stop:
-        call(*words)
-    assert stop.value.code == 2
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return " ".join(told.split())
-
-
 def edited(model: Path, out: Path, *words: object, n: int = 2) -> npt.NDArray[np.uint8]:
     call("edit", model, "--index", 3, "--n", n, "--out", out, "--device", "cpu", *words)
     task = words[words.index("--task") + 1]
@@ -111,9 +103,9 @@ def test_a_model_of_codes_edits_under_another_class(models: Path, tmp_path: Path
     assert json.loads((tmp_path / "a/inpaint.json").read_text())["label"] == 5
 
 
-def test_what_a_model_cannot_do_is_told(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_model_cannot_do_is_told(models: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     def told(model: str, *words: object) -> str:
-        return refused(capsys, "edit", models / model, "--index", 0, "--out", tmp_path, *words)
+        return refused("edit", models / model, "--index", 0, "--out", tmp_path, *words)
 
     assert "it knows --task inpaint and outpaint, not colourise" in told("masked", "--task", "colourise")
     assert "--levels has no effect on a masked token model" in told("masked", "--task", "inpaint", "--levels", 2.0)
@@ -126,7 +118,7 @@ def test_what_a_model_cannot_do_is_told(models: Path, tmp_path: Path, capsys: py
 
 
 def test_the_other_commands_find_out_by_themselves(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     call("sample", models / "maskgit", "--n", 4, "--out", tmp_path / "s", "--device", "cpu", "--trajectory")
     told = capsys.readouterr().out
@@ -134,9 +126,9 @@ def test_the_other_commands_find_out_by_themselves(
     call("sample", models / "maskgit", "--n", 2, "--steps", 3, "--set", "guidance=2", "--out", tmp_path / "g")
     assert "(6 network calls each)" in " ".join(capsys.readouterr().out.split())
     assert "guidance is 2; it needs a model whose class was at times hidden" in refused(
-        capsys, "sample", models / "masked", "--n", 1, "--set", "guidance=2", "--out", tmp_path / "x"
+        "sample", models / "masked", "--n", 1, "--set", "guidance=2", "--out", tmp_path / "x"
     )
-    assert "VQTokenizer draws no images" in refused(capsys, "sample", models / "vq", "--out", tmp_path / "v")
+    assert "VQTokenizer draws no images" in refused("sample", models / "vq", "--out", tmp_path / "v")
     call("report", models / "vq", "--out", tmp_path / "vq.html")
     assert "A tokenizer draws no images" in (tmp_path / "vq.html").read_text()
     call("report", models / "maskgit", "--out", tmp_path / "maskgit.html")

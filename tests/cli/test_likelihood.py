@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 from PIL import Image
 
 from imagewright.cli.main import main
-from tests.cli.test_commands import fails
 
 TINY = """
 import dataclasses
@@ -107,7 +107,7 @@ def test_an_exported_model_is_told_from_others_by_itself(home: Path, tmp_path: P
     assert (tmp_path / "model" / "metrics.json").exists()
 
 
-def test_mistakes_are_told_in_a_sentence(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_told_in_a_sentence(home: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     causal, denoiser, student = (str(home / name) for name in ("causal", "denoiser", "student"))
     lossy = tmp_path / "zip"
     shutil.copytree(home / "causal" / "samples", lossy)
@@ -121,7 +121,7 @@ def test_mistakes_are_told_in_a_sentence(home: Path, tmp_path: Path, capsys: pyt
         ([denoiser, "--metrics", "bits"], "metrics has no 'bits'"),
         ([causal, "--metrics", "bpd", "--guidance", "cfg", "--weight", "2"], "guidance needs denoisers"),
     ):
-        assert told in fails(capsys, "evaluate", *args)
-    assert "sampler 'raster' has no setting 'num_steps'" in fails(capsys, "sample", causal, "--steps", "3")
-    assert "Heun draws from a denoiser" in fails(capsys, "sample", causal, "--sampler", "heun")
-    assert "Raster draws from a token model" in fails(capsys, "sample", denoiser, "--sampler", "raster")
+        assert told in refused("evaluate", *args)
+    assert "sampler 'raster' has no setting 'num_steps'" in refused("sample", causal, "--steps", "3")
+    assert "Heun draws from a denoiser" in refused("sample", causal, "--sampler", "heun")
+    assert "Raster draws from a token model" in refused("sample", denoiser, "--sampler", "raster")

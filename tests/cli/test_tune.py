@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) -> Path:
     folder = tmp_path_factory.mktemp("tune") / "run"
     call("train", tiny_recipe, "--out", folder, "--device", "cpu", "--network.label-dropout", "0.2", *KEEP)
     return folder
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    with pytest.raises(SystemExit) as stop:
-        call(*words)
-    assert stop.value.code == 2
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return " ".join(told.split())
 
 
 def picture(folder: Path) -> np.ndarray:
@@ -133,7 +125,9 @@ def test_self_consuming_generations(run: Path, tmp_path: Path) -> None:
 # --- guidance -------------------------------------------------------------------------------------------------------
 
 
-def test_guidance_and_interval(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_guidance_and_interval(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
     options = ["--n", 4, "--steps", 3, "--device", "cpu"]
     call("sample", run, *options, "--out", tmp_path / "plain")
     call("sample", run, *options, "--guidance", "cfg", "--weight", 1.0, "--out", tmp_path / "one")
@@ -146,7 +140,7 @@ def test_guidance_and_interval(run: Path, tmp_path: Path, capsys: pytest.Capture
     call("sample", run, *options, "--skip-scale", 0.5, "--out", tmp_path / "skip")
     record = json.loads((tmp_path / "auto" / "samples.json").read_text())
     assert record["guidance"] == "auto" and len(record["guide_sha256"]) == 64
-    told = refused(capsys, "sample", run, *options, "--skip-scale", 0.4, "--out", tmp_path / "skip")
+    told = refused("sample", run, *options, "--skip-scale", 0.4, "--out", tmp_path / "skip")
     assert "holds samples with another skip_scale" in told
 
 
@@ -178,10 +172,10 @@ def test_guidance_and_interval(run: Path, tmp_path: Path, capsys: pytest.Capture
     ],
 )
 def test_wrong_combinations_are_told(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[object], sentence: str
+    run: Path, tmp_path: Path, refused: Callable[..., str], words: list[object], sentence: str
 ) -> None:
     given = [str(w).replace("RUN", str(run)) for w in words]
-    assert sentence in refused(capsys, "sample", run, "--n", 2, "--out", tmp_path / "s", "--device", "cpu", *given)
+    assert sentence in refused("sample", run, "--n", 2, "--out", tmp_path / "s", "--device", "cpu", *given)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +197,7 @@ def test_searches_tell_what_is_missing(
     tmp_path: Path,
     tiny_recipe: Path,
     capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
     words: list[str],
     sentence: str,
 ) -> None:
@@ -210,12 +205,12 @@ def test_searches_tell_what_is_missing(
         call("train", tiny_recipe, "--out", tmp_path / "plain", "--device", "cpu", "--training.total-images", 16)
     names = {"PLAIN": tmp_path / "plain", "RUN": run, "OUT": tmp_path / "out"}
     capsys.readouterr()
-    assert sentence in refused(capsys, "tune", *(names.get(w, w) for w in words))
+    assert sentence in refused("tune", *(names.get(w, w) for w in words))
 
 
 def test_classifier_free_guidance_needs_label_dropping(
-    tmp_path: Path, tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_recipe: Path, refused: Callable[..., str]
 ) -> None:
     call("train", tiny_recipe, "--out", tmp_path / "run", "--device", "cpu", "--training.total-images", 16)
-    told = refused(capsys, "sample", tmp_path / "run", "--guidance", "cfg", "--weight", 2, "--out", tmp_path / "s")
+    told = refused("sample", tmp_path / "run", "--guidance", "cfg", "--weight", 2, "--out", tmp_path / "s")
     assert "trained with --network.label-dropout above 0" in told
