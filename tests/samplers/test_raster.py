@@ -120,6 +120,8 @@ def test_what_does_not_fit_is_named() -> None:
         ImageGenerator(model(), SPEC, MaskedDecoding()).generate(1)
     with pytest.raises(UserError, match="sampler Heun draws from a denoiser; this model is a token model"):
         ImageGenerator(model(), SPEC, Heun())
+    with pytest.raises(UserError, match="a CausalTokenModel needs 64-bit floats, which mps does not have"):
+        ImageGenerator(model(), SPEC, Raster(), "mps")
     codec = PixelCodec(4, 1)
     codec.kind = "codec"
     with pytest.raises(UserError, match="a PixelCodec draws no images; it turns images into tokens and back"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imagewright.models.preconditioning import Describable
-from imagewright.types import UNCONDITIONAL, Codec, Condition, ModelKind, UserError
+from imagewright.types import UNCONDITIONAL, Codec, Condition, ModelKind, UserError, kind_of
 
 
 class PixelCodec(nn.Module):
@@ -92,6 +92,12 @@ class TokenNetworkModel(nn.Module):
         modules = {"network": self.network, "codec": self.codec}
         described = {name: cast(Describable, module).describe() for name, module in modules.items()}
         return {"class": type(self).__name__, **described, **{name: getattr(self, name) for name in self.settings}}
+
+
+def check_device(model: object, device: torch.device | str) -> None:
+    """Raise UserError for a token model on a device without 64-bit floats, in which its probabilities are summed."""
+    if kind_of(model) == "token_model" and torch.device(device).type == "mps":
+        raise UserError(f"a {type(model).__name__} needs 64-bit floats, which mps does not have; use --device cpu")
 
 
 def check_tokens(tokens: Tensor, codec: Codec, *, unknown: bool = False) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from imagewright.data import to_uint8
 from imagewright.guidance import evaluations
 from imagewright.models.files import ModelFile
+from imagewright.models.tokens import check_device
 from imagewright.noise import ImageNoise
 from imagewright.samplers import SAMPLERS
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec, ModelKind, OnStep, Sampler, UserError, kind_of
@@ -40,7 +41,7 @@ def usual_sampler(model: object) -> Sampler:
 class ImageGenerator:
     """A model, a sampler and what the images are. Image i of seed s depends on (s, i) alone.
 
-    Raises UserError when the sampler is made for another kind of model.
+    Raises UserError when the sampler is made for another kind of model, or the device cannot run this one.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ImageGenerator:
                 f"sampler {type(self.sampler).__name__} draws from a {self.sampler.model_kind.replace('_', ' ')}; "
                 f"this model is a {kind.replace('_', ' ')}"
             )
+        check_device(model, device)
         self.device = torch.device(device)
         # Pixels with their channels together: 10% faster on CPUs, more on GPUs with half precision.
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -28,7 +28,7 @@ from imagewright.data.couplings import Couplings
 from imagewright.files import read_json, write_json
 from imagewright.metrics.perceptual import perceptual_network
 from imagewright.models.files import ModelFile, save_model
-from imagewright.models.tokens import PixelCodec
+from imagewright.models.tokens import PixelCodec, check_device
 from imagewright.networks import NETWORKS
 from imagewright.noise import derive_seed
 from imagewright.pretrained import find_model
@@ -303,6 +303,7 @@ def run_experiment(
     _claim(folder, record, resume)
     processes.wait()  # or a slow process would find the record of this very run in the folder
     assembled = assemble(experiment, on_open)
+    check_device(assembled.parts.roles[experiment.method.product].module, device)
     if processes.is_first:
         write_json(folder / "experiment.json", record)
     loader = Loader(
