@@ -55,9 +55,19 @@ class KarrasLevels:
 
     def at(self, index: Tensor) -> Tensor:
         """sigma of grid indices, any shape; float64."""
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        low, high = self._ends
         sigma: Tensor = (low + index.double() / (self.points - 1) * (high - low)) ** self.rho
         return sigma
+
+    def spacing(self, sigma: Tensor) -> Tensor:
+        """One over the density of a drawn sigma: d sigma / d index, times how many indices are drawn from."""
+        low, high = self._ends
+        per_index: Tensor = self.rho * sigma ** (1 - 1 / self.rho) * (high - low) / (self.points - 1)
+        return per_index * (self.last - self.first + 1)
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
 
     def sample(self, noise: StepNoise, like: Tensor) -> Tensor:
         """Draw sigma [N], dtype and device of `like` [N]."""

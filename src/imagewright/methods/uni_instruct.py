@@ -252,7 +252,7 @@ class UniInstruct:
             if self.normaliser == "huber":
                 return ((real - fake).square().flatten(1).mean(1) + self.huber_c**2).sqrt()
             if self.normaliser == "integral":
-                return sigma**3 / (2 * spacing(self.levels, sigma))
+                return sigma**3 / (2 * self.levels.spacing(sigma))
             return torch.ones_like(sigma)
 
     def _direction(self, images: Tensor, real: Tensor, fake: Tensor, sigma: Tensor, scale: Tensor) -> Tensor:
@@ -281,13 +281,6 @@ def expanded(real: Tensor, fake: Tensor, clean: Tensor, h: Tensor, rest: Tensor,
 def ratio_along(log_ratio: Tensor, noisy: Tensor, u: Tensor) -> Tensor:
     """log r [N] whose gradient in `noisy` [N, C, H, W] is -u, which is the true one: u = s_p - s_q, detached."""
     return log_ratio - (u * (noisy - noisy.detach())).flatten(1).sum(1)
-
-
-def spacing(levels: KarrasLevels, sigma: Tensor) -> Tensor:
-    """d sigma / d index at levels of the grid, times the number of intervals drawn from: one over sigma's density."""
-    low, high = levels.sigma_min ** (1 / levels.rho), levels.sigma_max ** (1 / levels.rho)
-    per_index: Tensor = levels.rho * sigma ** (1 - 1 / levels.rho) * (high - low) / (levels.points - 1)
-    return per_index * (levels.last - levels.first + 1)
 
 
 def answer_and_judge(denoiser: Any, x: Tensor, sigma: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
