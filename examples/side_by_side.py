@@ -1,11 +1,13 @@
 """All methods of a family from one teacher, side by side: a table and a sheet of pictures.
 
-    python examples/side_by_side.py flow-maps-digits       # an hour or so on two cores
-    python examples/side_by_side.py flow-maps-emoji64-32   # hours, as are all on emoji
+    python examples/side_by_side.py flow-maps-digits        # an hour or so on two cores
+    python examples/side_by_side.py flow-maps-emoji64-32    # hours, as are all on emoji
+    python examples/side_by_side.py matching-digits 0 1 2   # three trainings of every row
 
 Flow maps are the consistency and trajectory models, measured at one, two and four calls; `matching-...` are the
 one-step generators that match distributions. In a family the product gets equally many updates, of as many images.
-All are drawn from the same noises; table.json and samples.png go to runs/NAME. The same call again goes on where it was
+Seeds are those of the trainings; teacher, pairs and the noises that are drawn from are the same for all. table.json,
+with the scores of every seed, and samples.png, of the first, go to runs/NAME. The same call again goes on where it was
 interrupted.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +122,7 @@ SETTINGS = {
 }
 
 
-def run(name: str, setting: Setting) -> None:
+def run(name: str, setting: Setting, seeds: Sequence[int]) -> None:
     """Train and measure what has not been, then write the table and the sheet."""
     out = Path("runs") / name
     teacher = setting.data
@@ -133,33 +136,40 @@ def run(name: str, setting: Setting) -> None:
         _command(f"evaluate {teacher} --sampler heun --steps 18 --out {scores}")
     if setting.pairs:
         _command(f"couple {teacher} --n {setting.pairs} --sampler heun --steps 18 --out {out}/couplings")
-    folders = {row: out / _folder_name(row) for row in setting.rows}
-    for row, folder in folders.items():
-        _train(row, setting, teacher, folder)
-        if not (folder / "metrics.json").exists():
-            for stops in row.stops:
-                _command(f"evaluate {folder} --set sigmas=[{','.join(map(str, stops))}]")
-            if not row.stops:
-                _command(f"evaluate {folder}")
-    table = {"teacher": _scores(scores)} | {row.name: _scores(f / "metrics.json") for row, f in folders.items()}
-    write_json(out / "table.json", {"data": setting.data, "images": setting.images, "rows": table})
-    _sheet(teacher, [str(folder) for folder in folders.values()], out / "samples.png")
+    folders = {row: [out / f"seed-{seed}" / _folder_name(row) for seed in seeds] for row in setting.rows}
+    for row, places in folders.items():
+        for seed, folder in zip(seeds, places, strict=True):
+            _train(row, setting, teacher, folder, seed)
+            _measure(row, folder)
+    students = {row.name: [_scores(folder / "metrics.json") for folder in places] for row, places in folders.items()}
+    table = {"data": setting.data, "images": setting.images, "seeds": list(seeds), "teacher": _scores(scores)}
+    write_json(out / "table.json", {**table, "students": students})
+    _sheet(teacher, [str(places[0]) for places in folders.values()], out / "samples.png")
 
 
-def _train(row: Row, setting: Setting, teacher: str, folder: Path) -> None:
+def _train(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) -> None:
     """A row's training, from where it stands."""
     total = setting.images * row.steps
     recipe = row.recipe.format(setting.data) if "{}" in row.recipe else f"{row.recipe}-{setting.data}"
-    words = [f"train {recipe} --out {folder} --resume --training.total-images {total}", setting.options, row.options]
+    words = [f"train {recipe} --out {folder} --resume --training.seed {seed} --training.total-images {total}"]
+    words += [setting.options, row.options]
     if row.teacher:
         words.append(f"{row.teacher} {teacher}")
     if setting.cooldown:
         words.append(f"--training.optimizer.lr-cooldown-images {total // 2}")
     if row.couplings:
-        words.append(f"--data.couplings {folder.parent}/couplings")
+        words.append(f"--data.couplings {folder.parents[1]}/couplings")
     if row.phased:
         words.append(f"--method.fake-only-images {total // 10} --method.plain-images {total // 5}")
     _command(" ".join(words))
+
+
+def _measure(row: Row, folder: Path) -> None:
+    """The scores of a row that are not there yet."""
+    ways = [f"--set sigmas=[{','.join(map(str, stops))}]" for stops in row.stops] or [""]
+    done = len(_scores(folder / "metrics.json")) if (folder / "metrics.json").exists() else 0
+    for way in ways[done:]:
+        _command(f"evaluate {folder} {way}")
 
 
 def _folder_name(row: Row) -> str:
@@ -184,6 +194,7 @@ def _sheet(teacher: str, students: list[str], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in SETTINGS:
-        sys.exit(f"usage: python examples/side_by_side.py {{{','.join(SETTINGS)}}}")
-    run(sys.argv[1], SETTINGS[sys.argv[1]])
+    name, *words = sys.argv[1:] or [""]
+    if name not in SETTINGS or not all(word.isdecimal() for word in words):
+        sys.exit(f"usage: python examples/side_by_side.py {{{','.join(SETTINGS)}}} [SEED ...]")
+    run(name, SETTINGS[name], [int(word) for word in words] or [0])

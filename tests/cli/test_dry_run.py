@@ -39,6 +39,12 @@ def test_a_token_model_has_its_cost_told(capsys: pytest.CaptureFixture[str]) -> 
     assert "model: trained" in told and "GFLOP" in told
 
 
+@pytest.mark.parametrize("word", ["none", "None"])
+def test_an_option_may_be_left_empty(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "sid-digits", "--method.start-sigma", word, "--dry-run"])
+    assert '"start_sigma": null' in capsys.readouterr().out
+
+
 def test_parts_that_do_not_fit_are_refused_as_in_a_run() -> None:
     experiment = replace(RECIPES["cd-imagenet64"](), teacher="edm-cifar10")
     with pytest.raises(UserError, match="teacher edm-cifar10 makes images of resolution"), torch.device("meta"):

@@ -18,7 +18,7 @@ COMMANDS = {
         "imagewright.cli.couple",
         "draw pairs of noise and image from a teacher, for methods that learn from them",
     ),
-    "edit": ("imagewright.cli.edit", "fill in, colour, enlarge, redraw or denoise pictures with a flow map"),
+    "edit": ("imagewright.cli.edit", "fill in, colour, enlarge, redraw or denoise pictures with a trained model"),
     "evaluate": ("imagewright.cli.evaluate", "measure a model, or a folder of images, against real images"),
     "tune": ("imagewright.cli.tune", "search over a trained model: skips, averages, solvers, time steps, SIMS"),
     "report": ("imagewright.cli.report", "write one HTML page about one or more runs"),
@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args[0] == "--version":
             say(__version__)
         elif args[0] in COMMANDS:
-            importlib.import_module(COMMANDS[args[0]][0]).main(args[1:])
+            # The parser knows None alone; our messages say "none", and so do people.
+            words = ["None" if word == "none" else word for word in args[1:]]
+            importlib.import_module(COMMANDS[args[0]][0]).main(words)
         else:
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
