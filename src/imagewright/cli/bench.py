@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.table import Table
 
 from imagewright.bench.claims import KEYS, load_claim
 from imagewright.bench.claims.ledger import write_ledger
@@ -16,7 +15,7 @@ from imagewright.bench.decoding import measure_cache, measure_masked_decoding
 from imagewright.bench.orders import draw_orders, measure_orders
 from imagewright.bench.speed import measure_sampling, measure_tangent, measure_training
 from imagewright.bench.updates import measure_updates
-from imagewright.cli.console import OUT, bar, say
+from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.train import find_experiment
 from imagewright.files import read_json, write_json
 from imagewright.training.distributed import pick_device
@@ -58,9 +57,9 @@ def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> Non
         measure_cache(target, rounds),
         measure_masked_decoding(target, rounds),
     ]
-    table = Table("what", "ours (images/s)", "against", "its images/s", "ratio", "range")
+    rows = table("what", "ours (images/s)", "against", "its images/s", "ratio", "range")
     for r in results:
-        table.add_row(
+        rows.add_row(
             r.what,
             f"{r.ours:.1f}",
             r.peer,
@@ -68,7 +67,7 @@ def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> Non
             f"{r.ratio:.3f}" if r.theirs else "",
             f"{r.low:.3f} to {r.high:.3f}" if r.theirs else "",
         )
-    OUT.print(table)
+    OUT.print(rows)
     for r in results:
         if r.details:
             say(f"{r.what}: " + ", ".join(f"{name} {value:.4g}" for name, value in r.details.items()))
@@ -136,10 +135,10 @@ def orders(out: Path = Path("orders.png")) -> None:
     """
     points = measure_orders()
     draw_orders(points, out)
-    table = Table("sampler", "calls", "RMS error")
+    rows = table("sampler", "calls", "RMS error")
     for point in points:
-        table.add_row(point.sampler, str(point.calls), f"{point.error:.3g}")
-    OUT.print(table)
+        rows.add_row(point.sampler, str(point.calls), f"{point.error:.3g}")
+    OUT.print(rows)
     say(f"written to {out}")
 
 
@@ -170,12 +169,12 @@ def updates(
     target = pick_device(device)
     experiments = {name: find_experiment(name) for name in dict.fromkeys((against, *recipes))}
     costs = measure_updates(experiments, against, target, rounds, batch, lambda name: say(f"measuring {name}"))
-    table = Table("recipe", "seconds", "ratio", "range", "learning", "frozen", "optimiser steps")
+    rows = table("recipe", "seconds", "ratio", "range", "learning", "frozen", "optimiser steps")
     for c in costs:
         steps = ", ".join(f"{part} {count}" for part, count in c.updates.items())
         sizes = (f"{c.learning / 1e6:.2f} M", f"{c.frozen / 1e6:.2f} M")
-        table.add_row(c.recipe, f"{c.seconds:.3g}", f"{c.ratio:.2f}", f"{c.low:.2f} to {c.high:.2f}", *sizes, steps)
-    OUT.print(table)
+        rows.add_row(c.recipe, f"{c.seconds:.3g}", f"{c.ratio:.2f}", f"{c.low:.2f} to {c.high:.2f}", *sizes, steps)
+    OUT.print(rows)
     if out is not None:
         record = {
             "format": "imagewright-updates/1",
@@ -190,11 +189,11 @@ def updates(
 
 
 def _show(record: dict[str, object], smoke: bool) -> None:
-    table = Table("", f"{record['measure']} ({record['better']} is better)", "spread", str(record["cost"]))
+    rows = table("", f"{record['measure']} ({record['better']} is better)", "spread", str(record["cost"]))
     for row in record["summary"]:  # type: ignore[attr-defined]
         spread = "" if row["std"] is None else f"{row['least']:.4g} to {row['most']:.4g}"
-        table.add_row(row["name"], f"{row['mean']:.4g}", spread, f"{row['cost']:g}")
-    OUT.print(table)
+        rows.add_row(row["name"], f"{row['mean']:.4g}", spread, f"{row['cost']:g}")
+    OUT.print(rows)
     for check in record["checks"]:  # type: ignore[attr-defined]
         say(f"{sum(check['by_seed'].values())} of {len(check['by_seed'])} seeds: {check['says']}")
     if smoke:
@@ -206,12 +205,12 @@ def _show(record: dict[str, object], smoke: bool) -> None:
 
 
 def _show_all(folder: Path) -> None:
-    table = Table("claim", "paper", "verdict", "miniature")
+    rows = table("claim", "paper", "verdict", "miniature")
     for key in KEYS:
         path = folder / f"{key}.json"
         claim = load_claim(key)
-        table.add_row(key, claim.paper, read_json(path)["verdict"] if path.exists() else "not run", claim.miniature)
-    OUT.print(table)
+        rows.add_row(key, claim.paper, read_json(path)["verdict"] if path.exists() else "not run", claim.miniature)
+    OUT.print(rows)
 
 
 def main(args: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column, Table
 
 from imagewright.types import UserError
 
@@ -27,6 +29,11 @@ ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 def say(text: str) -> None:
     """A line for the user (plain text, no markup)."""
     OUT.print(text, markup=False)
+
+
+def table(*heads: str) -> Table:
+    """An empty table, for `OUT.print`: narrow, as evaluations have nine columns, and with nothing cut off."""
+    return Table(*(Column(head, overflow="fold") for head in heads), box=box.SIMPLE_HEAD, padding=(0, 0))
 
 
 @contextmanager

@@ -10,9 +10,8 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import tyro
-from rich.table import Table
 
-from imagewright.cli.console import OUT, bar, say
+from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
@@ -194,13 +193,13 @@ def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
 
 def _table(entries: list[dict[str, Any]]) -> None:
     names = [s for s in entries[0]["report"]["scores"] if not s.endswith(("_std", "_stderr"))]
-    table = Table("", "calls", *names)
+    rows = table("", "calls", *names)
     for entry in entries:
         scores = entry["report"]["scores"]
-        table.add_row(entry["target"], str(entry["nfe"]), *(f"{scores[s]:.4g}" for s in names))
+        rows.add_row(entry["target"], str(entry["nfe"]), *(f"{scores[s]:.4g}" for s in names))
     for kind, row in _yardstick_rows(entries[-1]["report"]["yardsticks"]).items():
-        table.add_row(kind, "", *(row.get(s, "") for s in names), style="dim")
-    OUT.print(table)
+        rows.add_row(kind, "", *(row.get(s, "") for s in names), style="dim")
+    OUT.print(rows)
     for note in entries[-1]["report"]["notes"]:
         say(f"note: {note}")
 

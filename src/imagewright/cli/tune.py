@@ -11,10 +11,9 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.table import Table
 from torch import nn
 
-from imagewright.cli.console import OUT, bar, say
+from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.sampling import TUNED
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
 from imagewright.cli.tune_sims import sims
@@ -331,10 +330,10 @@ def _write(path: Path, model: str, record: dict[str, Any]) -> None:
 
 
 def _scores(what: str, values: dict[str, float]) -> None:
-    table = Table(what, "lower is better")
+    rows = table(what, "lower is better")
     for name, value in values.items():
-        table.add_row(name, f"{value:.4g}")
-    OUT.print(table)
+        rows.add_row(name, f"{value:.4g}")
+    OUT.print(rows)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -10,9 +10,8 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 import tyro
-from rich.table import Table
 
-from imagewright.cli.console import OUT, bar, say
+from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
 from imagewright.cli.train import experiment_of, find_experiment
 from imagewright.data import open_images
@@ -173,10 +172,10 @@ def sims(
         return
     auxiliary = images.fine_tune(model, images.draw(model, None, 0.0, 0), 0)
     scores = [(0.0, score(model, None, 0.0))] + [(o, score(model, auxiliary, o)) for o in omega]
-    table = Table("omega", "distance (lower is better)")
+    rows = table("omega", "distance (lower is better)")
     for strength, value in scores:
-        table.add_row(f"{strength:g}", f"{value:.4g}")
-    OUT.print(table)
+        rows.add_row(f"{strength:g}", f"{value:.4g}")
+    OUT.print(rows)
     best = best_omega(scores)
     if best == 0:
         say("no omega is better than the model itself; try another --budget")
@@ -192,7 +191,7 @@ def _self_consuming(
     real: str,
     out: Path,
 ) -> None:
-    table = Table("generation", "plain loop", f"SIMS, omega = {omega:g}")
+    rows = table("generation", "plain loop", f"SIMS, omega = {omega:g}")
     columns: list[list[float]] = []
     for name, strength in (("plain", 0.0), ("sims", omega)):
         images.out = out / name
@@ -200,9 +199,9 @@ def _self_consuming(
         columns.append([score(g.base, g.auxiliary, strength) for g in loop])
     lines = ["generation,plain,sims"]
     for g, (plain, guided) in enumerate(zip(*columns, strict=True)):
-        table.add_row(str(g), f"{plain:.4g}", f"{guided:.4g}")
+        rows.add_row(str(g), f"{plain:.4g}", f"{guided:.4g}")
         lines.append(f"{g},{plain},{guided}")
-    OUT.print(table)
+    OUT.print(rows)
     with replacing(out / "generations.csv") as aside:
         aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
     say(f"written to {out / 'generations.csv'}")
