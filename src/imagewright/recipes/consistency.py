@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from imagewright.methods.consistency import ConsistencyDistillation, ConsistencyTraining
-from imagewright.methods.consistency_continuous import ContinuousTimeDistillation, ContinuousTimeTraining
+from imagewright.methods.consistency_limits import ContinuousTimeDistillation, ContinuousTimeTraining
 from imagewright.methods.distances import Distance
 from imagewright.methods.progressive_distillation import ProgressiveDistillation, steps_sampler
 from imagewright.networks import DhariwalUNetConfig

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.consistency_continuous import ContinuousTimeDistillation, ContinuousTimeTraining, tangent
+from imagewright.methods.consistency_limits import ContinuousTimeDistillation, ContinuousTimeTraining, tangent
 from imagewright.methods.pairs import heun_step
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.models.preconditioning import EDMPrecond, VPPrecond
