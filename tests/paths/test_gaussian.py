@@ -128,12 +128,12 @@ def test_mix_has_one_time_per_image(path):
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (lambda: TrigFlow(sigma_data=0.0), "TrigFlow.sigma_data must be positive"),
+        (lambda: TrigFlow(sigma_data=0.0), "TrigFlow.sigma_data is 0.0; it must be positive"),
         (
             lambda: VarianceExploding(sigma_max=math.inf),
-            "VarianceExploding.sigma_max must be positive and finite",
+            "VarianceExploding.sigma_max is inf; it must be positive and finite",
         ),
-        (lambda: VariancePreserving(beta_min=-0.1), "VariancePreserving.beta_min must be positive"),
+        (lambda: VariancePreserving(beta_min=-0.1), "VariancePreserving.beta_min is -0.1; it must be positive"),
         (lambda: Cosine(C_2=1.0), r"Cosine.C_2 must lie in \[0, 1\), got 1.0"),
     ],
 )

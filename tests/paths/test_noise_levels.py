@@ -114,13 +114,13 @@ def test_u_shape_reaches_both_margins():
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (lambda: LogNormal(std=0.0), "LogNormal.std must be positive and finite, got 0.0"),
+        (lambda: LogNormal(std=0.0), "LogNormal.std is 0.0; it must be positive and finite"),
         (lambda: LogNormal(mean=math.nan), "LogNormal.mean must be finite, got nan"),
-        (lambda: LogitNormal(std=-1.0), "std must be positive"),
-        (lambda: LogUniform(sigma_min=0.0, sigma_max=1.0), "LogUniform.sigma_min must be positive"),
+        (lambda: LogitNormal(std=-1.0), "std is -1.0; it must be positive"),
+        (lambda: LogUniform(sigma_min=0.0, sigma_max=1.0), "LogUniform.sigma_min is 0.0; it must be positive"),
         (lambda: Uniform(sigma_min=2.0, sigma_max=1.0), "sigma_min must be below sigma_max, got 2.0 and 1.0"),
         (lambda: UniformTime(margin=0.5), "UniformTime.margin must lie in"),
-        (lambda: UShaped(sharpness=0.0), "UShaped.sharpness must be positive"),
+        (lambda: UShaped(sharpness=0.0), "UShaped.sharpness is 0.0; it must be positive"),
         (lambda: ExponentialTime(base=1.0), "ExponentialTime.base must not be 1"),
         (lambda: UShaped(margin=0.0), "UShaped.margin must lie in"),
     ],

@@ -147,7 +147,7 @@ def test_churn_needs_a_noise_source():
         ({"sigma_min": 0.0}, r"sigma_min is 0\.0"),
         ({"sigma_max": math.inf}, "sigma_max is inf"),
         ({"grid": "ve", "sigma_max": 0.01}, r"sigma_max is 0\.01; .*\(grid 've' has 0\.02 and 0\.01\)"),
-        ({"rho": -1.0}, r"rho must be positive and finite, got -1\.0"),
+        ({"rho": -1.0}, r"rho is -1\.0; it must be positive and finite"),
         ({"grid": "vp", "epsilon_s": 1.0}, "epsilon_s must lie in"),
         ({"grid": "iddpm", "C_1": 2.0}, r"the iDDPM table needs .* got C_1 = 2\.0"),
     ],

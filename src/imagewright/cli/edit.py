@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from imagewright.checks import require_positive
 from imagewright.cli.console import say
 from imagewright.cli.edit_tokens import check_model, fill_tokens
 from imagewright.cli.scoring import reference_images, training_data
@@ -159,8 +159,8 @@ def _check(task: str, given: dict[str, Any], n: int, seed: int) -> None:
         raise UserError(f"--task {task} needs one picture: either --image FILE or --index N")
     if given["data"] is not None and given["index"] is None:
         raise UserError("--data says where --index looks; it has no effect on --image")
-    if given["sigma"] is not None and not (given["sigma"] > 0 and math.isfinite(given["sigma"])):
-        raise UserError(f"--sigma is {given['sigma']}; it must be positive and finite")
+    if given["sigma"] is not None:
+        require_positive("--sigma", given["sigma"])
 
 
 def _picture(

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from imagewright.checks import require_positive
 from imagewright.methods.distances import Distance, Features
 from imagewright.methods.pairs import check_grid, check_range, column, consistency_parts, heun_step, match
 from imagewright.models.consistency import ConsistencyModel, edm_teacher
@@ -83,8 +84,7 @@ class ConsistencyTraining:
     def __post_init__(self) -> None:
         check_grid("s0", self.s0, self.rho)
         check_range(self.sigma_min, self.sigma_max, "method.")
-        if not 0 < self.sigma_data < math.inf:
-            raise UserError(f"method.sigma_data is {self.sigma_data}; it must be positive and finite")
+        require_positive("method.sigma_data", self.sigma_data)
         if self.s1 < self.s0 or not 0 < self.mu0 < 1:
             raise UserError(
                 f"method.s1 is {self.s1} and mu0 is {self.mu0}; s1 must be at least s0 ({self.s0}), mu0 in (0, 1)"

@@ -22,7 +22,6 @@ Checked    g and both gradients against finite differences and against the discr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -30,6 +29,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from imagewright.checks import require_positive
 from imagewright.methods.pairs import check_range, column
 from imagewright.models.consistency import ConsistencyModel, edm_teacher
 from imagewright.networks import UNet
@@ -65,8 +65,7 @@ class _ContinuousTime:
     def __post_init__(self) -> None:
         if self.metric not in get_args(Metric):
             raise UserError(f"method.metric is {self.metric!r}; allowed: {', '.join(get_args(Metric))}")
-        if not 0 < self.rho < math.inf:
-            raise UserError(f"method.rho is {self.rho}; it must be positive and finite")
+        require_positive("method.rho", self.rho)
 
     def noise_levels(self, low: float, high: float, images: Tensor, noise: StepNoise) -> Tensor:
         """t [N] between low and high, t^(1/rho) uniform."""
@@ -159,8 +158,7 @@ class ContinuousTimeTraining(_ContinuousTime):
                 f"method.metric is {self.metric!r}; training without a teacher allows l2 alone, whose gradient is "
                 "linear in the tangent"
             )
-        if not 0 < self.sigma_data < math.inf:
-            raise UserError(f"method.sigma_data is {self.sigma_data}; it must be positive and finite")
+        require_positive("method.sigma_data", self.sigma_data)
 
     def parts(self, *, network: nn.Module, spec: DataSpec) -> Parts:
         """network: F(x, noise_label, cond) of `networks`; give the run a `start` to train it from a denoiser."""

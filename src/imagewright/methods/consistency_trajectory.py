@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imagewright.checks import require_non_negative, require_positive
 from imagewright.methods.diff_augment import DiffAugment
 from imagewright.methods.distances import Distance, Features
 from imagewright.methods.edm import denoising_loss
@@ -106,8 +107,7 @@ class Adversarial:
                 f"adversarial.least_weight is {self.least_weight} and most_weight {self.most_weight}; "
                 "they must satisfy 0 <= least_weight <= most_weight, both finite"
             )
-        if not 0 < self.lr_scale < math.inf:
-            raise UserError(f"adversarial.lr_scale is {self.lr_scale}; it must be positive and finite")
+        require_positive("adversarial.lr_scale", self.lr_scale)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"adversarial.betas is {self.betas}; both must lie in [0, 1)")
         for name in ("width", "feature_size"):
@@ -157,8 +157,7 @@ class ConsistencyTrajectory:
             )
         if not 0 <= self.target_decay < 1:
             raise UserError(f"method.target_decay is {self.target_decay}; it must lie in [0, 1)")
-        if not 0 <= self.denoising < math.inf:
-            raise UserError(f"method.denoising is {self.denoising}; it must be >= 0 and finite")
+        require_non_negative("method.denoising", self.denoising)
         if not 0 < self.high_noise_share <= 1:
             raise UserError(f"method.high_noise_share is {self.high_noise_share}; it must lie in (0, 1]")
 

@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from imagewright.checks import require_positive
 from imagewright.guidance import classifier_free
 from imagewright.methods.pairs import check_range, column
 from imagewright.models.consistency import ContinuousConsistencyModel, edm_teacher
@@ -70,8 +71,7 @@ class _Continuous:
             raise UserError(f"method.warmup_images is {self.warmup_images}; it must be >= 0")
         if self.tangent not in get_args(Stabiliser):
             raise UserError(f"method.tangent is {self.tangent!r}; allowed: {', '.join(get_args(Stabiliser))}")
-        if not 0 < self.tangent_c < math.inf:
-            raise UserError(f"method.tangent_c is {self.tangent_c}; it must be positive and finite")
+        require_positive("method.tangent_c", self.tangent_c)
 
     def warmup(self, clock: Clock) -> float:
         """r of the paper: 0 is diffusion training, 1 consistency."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imagewright.checks import require_positive
 from imagewright.types import UserError
 
 Kind = Literal["l1", "l2", "pseudo_huber", "perceptual"]
@@ -45,8 +45,7 @@ class Distance:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UserError(f"distance.kind is {self.kind!r}; allowed: {', '.join(get_args(Kind))}")
-        if not 0 < self.huber_c < math.inf:
-            raise UserError(f"distance.huber_c is {self.huber_c}; it must be positive and finite")
+        require_positive("distance.huber_c", self.huber_c)
 
     def __call__(self, a: Tensor, b: Tensor, features: Features | None = None) -> Tensor:
         """a, b: [N, C, H, W]. Returns [N], float32 or wider."""

@@ -18,13 +18,13 @@ Checked    the step is the derivative of the KL divergence; no step where the de
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
+from imagewright.checks import require_non_negative
 from imagewright.methods.distances import Distance, Features
 from imagewright.methods.distribution_matching import (
     Generated,
@@ -57,8 +57,7 @@ class DMD:
     """Those at which the fake denoiser learns."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.regression_weight < math.inf:
-            raise UserError(f"method.regression_weight is {self.regression_weight}; it must be >= 0 and finite")
+        require_non_negative("method.regression_weight", self.regression_weight)
 
     def parts(
         self, *, teacher: Denoiser, spec: DataSpec, features: Features | None = None, couplings: bool = True

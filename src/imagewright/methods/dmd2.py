@@ -21,7 +21,6 @@ Checked    generator unmoved on the other steps, no gradient left in the fake sc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imagewright.checks import require_non_negative
 from imagewright.methods.distribution_matching import (
     Generated,
     KarrasLevels,
@@ -73,8 +73,7 @@ class DMD2:
         if self.fake_updates < 1:
             raise UserError(f"method.fake_updates is {self.fake_updates}; it must be at least 1")
         for name in ("generator_gan", "fake_gan"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"method.{name} is {getattr(self, name)}; it must be >= 0 and finite")
+            require_non_negative(f"method.{name}", getattr(self, name))
         if self.generator_gan and not self.fake_gan:
             raise UserError(
                 f"method.generator_gan is {self.generator_gan}; it needs a fake_gan above 0, or no head learns"

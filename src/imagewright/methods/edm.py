@@ -11,17 +11,17 @@ Checked    lambda c_out^2 = 1; zero loss for the exact denoiser of a point mass;
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from imagewright.checks import require_positive
 from imagewright.data.augment import Augment
 from imagewright.models.preconditioning import EDMPrecond, NoiseLabel, VEPrecond, VPPrecond
 from imagewright.paths.noise_levels import LogNormal, LogUniform
-from imagewright.types import Batch, Clock, Condition, DataSpec, Event, Noise, Parts, Trained, Update, UserError
+from imagewright.types import Batch, Clock, Condition, DataSpec, Event, Noise, Parts, Trained, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,7 @@ class EDM:
     """p = 0: none, and the network takes no augmentation vector."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_data < math.inf:
-            raise UserError(f"method.sigma_data is {self.sigma_data}; it must be positive and finite")
+        require_positive("method.sigma_data", self.sigma_data)
 
     @property
     def augment_dim(self) -> int:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from imagewright.checks import require_positive
 from imagewright.methods.distances import Distance, Features
 from imagewright.methods.pairs import check_grid, check_range, column, consistency_parts, match
 from imagewright.models.consistency import ConsistencyModel
@@ -57,8 +58,7 @@ class ImprovedConsistencyTraining:
         check_range(self.sigma_min, self.sigma_max, "method.")
         if self.s1 < self.s0:
             raise UserError(f"method.s1 is {self.s1}; it must be at least s0 ({self.s0})")
-        if not 0 < self.sigma_data < math.inf:
-            raise UserError(f"method.sigma_data is {self.sigma_data}; it must be positive and finite")
+        require_positive("method.sigma_data", self.sigma_data)
         if not 0 <= self.target_decay < 1:
             raise UserError(f"method.target_decay is {self.target_decay}; it must lie in [0, 1)")
 

@@ -28,6 +28,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from imagewright.checks import require_non_negative, require_positive
 from imagewright.methods.distances import Distance
 from imagewright.methods.pairs import check_range, column
 from imagewright.models.consistency import edm_teacher
@@ -135,8 +136,7 @@ class MultistepConsistencyDistillation(Segmented):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.eta < math.inf:
-            raise UserError(f"method.eta is {self.eta}; it must be >= 0 and finite")
+        require_non_negative("method.eta", self.eta)
 
     def parts(self, *, teacher: Denoiser, spec: DataSpec) -> Parts:
         """teacher: an EDM-preconditioned denoiser; student and target start from its weights."""
@@ -167,8 +167,7 @@ class MultistepConsistencyTraining(Segmented):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self.sigma_min, self.sigma_max, "method.")
-        if not 0 < self.sigma_data < math.inf:
-            raise UserError(f"method.sigma_data is {self.sigma_data}; it must be positive and finite")
+        require_positive("method.sigma_data", self.sigma_data)
 
     def parts(self, *, network: nn.Module, spec: DataSpec) -> Parts:
         """network: F(x, noise_label, cond) of `networks`, untrained or trained."""

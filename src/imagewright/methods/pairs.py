@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imagewright.checks import require_positive
 from imagewright.methods.distances import Distance, Features
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.noise import StepNoise
@@ -61,8 +62,7 @@ def check_grid(name: str, points: int, rho: float) -> None:
     """Raise UserError unless the grid has two points or more and rho is positive."""
     if points < 2:
         raise UserError(f"method.{name} is {points}; the noise grid needs at least 2 points")
-    if not 0 < rho < math.inf:
-        raise UserError(f"method.rho is {rho}; it must be positive and finite")
+    require_positive("method.rho", rho)
 
 
 def check_range(sigma_min: float, sigma_max: float, whose: str) -> None:

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from imagewright.checks import require_positive
 from imagewright.methods.pairs import check_range, column
 from imagewright.models.consistency import edm_teacher
 from imagewright.noise import StepNoise
@@ -67,8 +68,7 @@ class ProgressiveDistillation:
                 f"method.start_steps is {self.start_steps} and end_steps is {self.end_steps}; end_steps must be at "
                 "least 1, and start_steps that times a power of two"
             )
-        if not 0 < self.rho < math.inf:
-            raise UserError(f"method.rho is {self.rho}; it must be positive and finite")
+        require_positive("method.rho", self.rho)
 
     @property
     def stages(self) -> tuple[int, ...]:

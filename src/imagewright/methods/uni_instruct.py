@@ -41,6 +41,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imagewright.checks import require_non_negative, require_positive
 from imagewright.data.augment import Augment
 from imagewright.methods.distribution_matching import (
     Generated,
@@ -131,11 +132,9 @@ class UniInstruct:
             if getattr(self, name) not in kinds:
                 raise UserError(f"method.{name} is {getattr(self, name)!r}; allowed: {', '.join(kinds)}")
         for name in ("sim", "di", "gan_weight", "discriminator_weight", "fake_only_images", "plain_images"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"method.{name} is {getattr(self, name)}; it must be >= 0 and finite")
+            require_non_negative(f"method.{name}", getattr(self, name))
         for name in ("scale", "huber_c", "logit_limit"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"method.{name} is {getattr(self, name)}; it must be positive and finite")
+            require_positive(f"method.{name}", getattr(self, name))
         if not self.sim + self.di + self.gan_weight:
             raise UserError("method.sim, di and gan_weight are all 0; at least one must be positive")
         if len(self.jeffreys) != 2 or not all(0 < w < math.inf for w in self.jeffreys):

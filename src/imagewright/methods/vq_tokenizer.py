@@ -21,7 +21,6 @@ Checked    straight-through gradient is the identity; the entropy loss against i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imagewright.checks import require_non_negative, require_positive
 from imagewright.methods.distances import Distance, Features
 from imagewright.models.vq import VQTokenizer, codebook_usage
 from imagewright.networks.blur_discriminator import BlurDiscriminator, Judge
@@ -66,10 +66,8 @@ class VQTokenizerTraining:
 
     def __post_init__(self) -> None:
         for name in ("perceptual", "commitment", "entropy", "adversarial", "r1", "revive"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"method.{name} is {getattr(self, name)}; it must be >= 0 and finite")
-        if not 0 < self.entropy_temperature < math.inf:
-            raise UserError(f"method.entropy_temperature is {self.entropy_temperature}; it must be positive and finite")
+            require_non_negative(f"method.{name}", getattr(self, name))
+        require_positive("method.entropy_temperature", self.entropy_temperature)
         if not 0 <= self.adversarial_start < 1:
             raise UserError(f"method.adversarial_start is {self.adversarial_start}; it must lie in [0, 1)")
 

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from imagewright.checks import require_positive
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 NoiseLabel = Literal["log", "angle"]
@@ -252,8 +253,7 @@ def _checked_range(sigma_min: float, sigma_max: float) -> tuple[float, float]:
 
 def _positive(name: str, value: float) -> float:
     number = _number(name, value)
-    if not 0 < number < math.inf:
-        raise UserError(f"{name} is {value}; it must be positive and finite")
+    require_positive(name, value)
     return number
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imagewright.checks import require_positive
 from imagewright.types import UserError
 
 
@@ -103,7 +104,7 @@ class VarianceExploding(GaussianPath):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        _require_positive("VarianceExploding.sigma_max", self.sigma_max)
+        require_positive("VarianceExploding.sigma_max", self.sigma_max)
 
     @property
     def t_max(self) -> float:
@@ -136,7 +137,7 @@ class TrigFlow(GaussianPath):
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        _require_positive("TrigFlow.sigma_data", self.sigma_data)
+        require_positive("TrigFlow.sigma_data", self.sigma_data)
 
     @property
     def t_max(self) -> float:
@@ -170,8 +171,8 @@ class VariancePreserving(GaussianPath):
     beta_min: float = 0.1
 
     def __post_init__(self) -> None:
-        _require_positive("VariancePreserving.beta_d", self.beta_d)
-        _require_positive("VariancePreserving.beta_min", self.beta_min)
+        require_positive("VariancePreserving.beta_d", self.beta_d)
+        require_positive("VariancePreserving.beta_min", self.beta_min)
 
     @property
     def t_max(self) -> float:
@@ -256,8 +257,3 @@ class Cosine(GaussianPath):
         # theta - theta_0, by its sine and its cosine: accurate at both ends.
         sin_passed = sin if s == 0 else excess / (sin * c + cos * s)
         return torch.where(nsr.isinf(), 1.0, torch.atan2(sin_passed, cos * c + sin * s) / self._speed)
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"{name} must be positive and finite, got {value}")

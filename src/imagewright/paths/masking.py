@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imagewright.checks import require_positive
 from imagewright.types import UserError
 
 SLOWEST, FASTEST = 1e-5, 20.0
@@ -37,8 +38,7 @@ class MaskingSchedule:
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise UserError(f"schedule is {self.name!r}; it must be one of {', '.join(SCHEDULES)}")
-        if not 0 < self.power < math.inf:
-            raise UserError(f"power is {self.power}; it must be positive and finite")
+        require_positive("power", self.power)
         if self.power != 1 and self.name != "polynomial":
             raise UserError(f"power is {self.power}; it has no effect on schedule {self.name!r}, only on polynomial")
         if not 0 <= self.epsilon < 0.5:

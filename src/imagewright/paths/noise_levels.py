@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imagewright.checks import require_positive
 from imagewright.types import Noise, UserError
 
 
@@ -212,8 +213,7 @@ def _require_finite(owner: NoiseLevels, **values: float) -> None:
 
 def _require_positive(owner: NoiseLevels, **values: float) -> None:
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise UserError(f"{type(owner).__name__}.{name} must be positive and finite, got {value}")
+        require_positive(f"{type(owner).__name__}.{name}", value)
 
 
 def _require_increasing(owner: NoiseLevels, sigma_min: float, sigma_max: float) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imagewright.checks import require_positive
 from imagewright.types import UserError
 
 
@@ -28,8 +29,7 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) 
     n: >= 1 (one level is sigma_max). 0 < sigma_min <= sigma_max; rho > 0.  Returns float64 [n].
     Raises UserError outside these ranges.
     """
-    if not (math.isfinite(rho) and rho > 0):
-        raise UserError(f"rho must be positive and finite, got {rho}")
+    require_positive("rho", rho)
     _require_range(n, sigma_min, sigma_max)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return torch.pow(high + _fractions(n) * (low - high), rho)
@@ -58,8 +58,7 @@ class EDMGrid(Grid):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.rho) and self.rho > 0):
-            raise UserError(f"rho must be positive and finite, got {self.rho}")
+        require_positive("rho", self.rho)
 
     @property
     def default_range(self) -> tuple[float, float]:

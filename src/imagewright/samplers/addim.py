@@ -10,15 +10,15 @@ Precision  state and grid in float64; the network in its own.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from imagewright.checks import require_non_negative
 from imagewright.samplers.grid import OnGrid, per_row, state_dtype
-from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
+from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,7 @@ class ADDIM(OnGrid):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.variance < math.inf:
-            raise UserError(f"sampler.variance is {self.variance}; it must be >= 0 and finite")
+        require_non_negative("sampler.variance", self.variance)
 
     @torch.no_grad()
     def __call__(

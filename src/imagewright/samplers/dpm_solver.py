@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from imagewright.checks import require_non_negative
 from imagewright.samplers.grid import OnGrid, per_row, state_dtype
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
 
@@ -31,8 +32,7 @@ class DPMSolverPlusPlus(OnGrid):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.eta < math.inf:
-            raise UserError(f"sampler.eta is {self.eta}; it must be >= 0 and finite")
+        require_non_negative("sampler.eta", self.eta)
 
     @torch.no_grad()
     def __call__(

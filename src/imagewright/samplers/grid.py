@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from imagewright.checks import require_positive
 from imagewright.paths.grids import GRIDS, check_decreasing, noise_levels
 from imagewright.types import Denoiser, ModelKind, UserError
 
@@ -45,8 +45,7 @@ class OnGrid:
             )
         if self.grid not in GRIDS:
             raise UserError(f"sampler.grid is {self.grid!r}; it must be one of {', '.join(GRIDS)}")
-        if not 0 < self.rho < math.inf:
-            raise UserError(f"sampler.rho is {self.rho}; it must be positive and finite")
+        require_positive("sampler.rho", self.rho)
 
     @property
     def nfe(self) -> int:

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from imagewright.checks import require_non_negative
 from imagewright.models.tokens import check_tokens, negative_log
 from imagewright.paths.mask_ratios import check_ratio, mask_ratio
 from imagewright.samplers.categorical import draw
@@ -51,12 +52,10 @@ class MaskedDecoding:
     def __post_init__(self) -> None:
         check_steps(self.num_steps)
         check_ratio("sampler.schedule", self.schedule)
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"sampler.temperature is {self.temperature}; it must be >= 0 and finite")
+        require_non_negative("sampler.temperature", self.temperature)
         if self.choice not in get_args(Choice):
             raise UserError(f"sampler.choice is {self.choice!r}; allowed: {', '.join(get_args(Choice))}")
-        if not 0 <= self.guidance < math.inf:
-            raise UserError(f"sampler.guidance is {self.guidance}; it must be >= 0 and finite")
+        require_non_negative("sampler.guidance", self.guidance)
 
     @property
     def nfe(self) -> int:

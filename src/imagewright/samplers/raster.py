@@ -8,13 +8,13 @@ Draws    one uniform number a token, turned by the inverse of the cumulative dis
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from imagewright.checks import require_non_negative
 from imagewright.samplers.categorical import draw
 from imagewright.types import UNCONDITIONAL, Condition, ModelKind, Noise, OnStep, TokenModel, UserError
 
@@ -34,8 +34,7 @@ class Raster:
     """Ask for one place at a time, keeping what the attention needs of the places before; the same tokens."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"sampler.temperature is {self.temperature}; it must be >= 0 and finite")
+        require_non_negative("sampler.temperature", self.temperature)
 
     @torch.no_grad()
     def __call__(

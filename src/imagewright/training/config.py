@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from imagewright.checks import require_non_negative, require_positive
 from imagewright.types import UserError
 
 Cooldown = Literal["linear", "cosine"]
@@ -59,8 +60,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.kind not in get_args(OptimizerKind):
             raise UserError(f"optimizer.kind is {self.kind!r}; allowed: {', '.join(get_args(OptimizerKind))}")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"optimizer.lr is {self.lr}; it must be positive and finite")
+        require_positive("optimizer.lr", self.lr)
         if self.lr_cooldown_shape not in get_args(Cooldown):
             raise UserError(
                 f"optimizer.lr_cooldown_shape is {self.lr_cooldown_shape!r}; allowed: {', '.join(get_args(Cooldown))}"
@@ -73,8 +73,7 @@ class OptimizerConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas is {self.betas}; both must lie in [0, 1)")
         for name in ("eps", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be >= 0 and finite")
+            require_non_negative(f"optimizer.{name}", getattr(self, name))
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive, or none")
 

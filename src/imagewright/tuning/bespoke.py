@@ -27,6 +27,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imagewright.checks import require_positive
 from imagewright.noise import StepNoise
 from imagewright.paths.conversions import PathNetwork
 from imagewright.samplers.bespoke import Bespoke, Change, bespoke_step, identity_change, straight_velocity
@@ -69,8 +70,7 @@ class BespokeTraining:
             if getattr(self, name) < 1:
                 raise UserError(f"bespoke.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("lr", "L_tau", "tolerance"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"bespoke.{name} is {getattr(self, name)}; it must be positive and finite")
+            require_positive(f"bespoke.{name}", getattr(self, name))
         if self.vary not in ("both", "times", "scales"):
             raise UserError(f"bespoke.vary is {self.vary!r}; it must be both, times or scales")
         self.base  # noqa: B018  the sampler checks its own settings

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from imagewright.checks import require_positive
 from imagewright.paths.schedules import karras_sigmas
 from imagewright.types import UserError
 
@@ -37,8 +38,7 @@ class TimesSearch:
             raise UserError(f"steps is {self.steps}; a search for further noise levels needs at least 2")
         if self.points < self.steps + 1:
             raise UserError(f"points is {self.points}; for {self.steps} steps the grid needs at least {self.steps + 1}")
-        if not 0 < self.rho < math.inf:
-            raise UserError(f"rho is {self.rho}; it must be positive and finite")
+        require_positive("rho", self.rho)
 
 
 @dataclass(frozen=True, kw_only=True)
