@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from imagewright.bench.claims import KEYS, load_claim
-from imagewright.bench.claims.ledger import write_ledger
-from imagewright.bench.claims.runner import LEAST_SEEDS, run_claim
+from imagewright.bench.claims.claim import DEFAULT_SEEDS
+from imagewright.bench.claims.ledger import read_records, write_ledger
+from imagewright.bench.claims.runner import check_seeds, run_claim
+from imagewright.bench.claims.verdict import LEAST_SEEDS
 from imagewright.bench.decoding import measure_cache, measure_masked_decoding
 from imagewright.bench.orders import draw_orders, measure_orders
 from imagewright.bench.speed import measure_sampling, measure_tangent, measure_training
 from imagewright.bench.updates import measure_updates
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.train import find_experiment
-from imagewright.files import read_json, write_json
+from imagewright.files import write_json
 from imagewright.training.distributed import pick_device
 from imagewright.types import UserError
 from imagewright.version import versions
 
 HELP = """imagewright bench speed [--rounds 9] [--device auto] [--out speed.json]
-imagewright bench claims KEY ... [--seeds 0 1 2] [--out docs/claims]
+imagewright bench claims KEY ... | --all [--seeds 10000 10001 ...] [--fresh] [--out docs/claims]
+imagewright bench claims --all --seeds 10005 10006 ... --out again --compare docs/claims --at-most 60
 imagewright bench claims --list | --ledger
 imagewright bench orders [--out orders.png]
 imagewright bench updates RECIPE ... [--against RECIPE] [--out updates.json]
@@ -86,8 +90,12 @@ def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> Non
 def claims(
     keys: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     /,
-    seeds: tuple[int, ...] = (0, 1, 2),
+    seeds: tuple[int, ...] = DEFAULT_SEEDS,
     out: Path = Path("docs/claims"),
+    fresh: bool = False,
+    all: bool = False,
+    compare: Path | None = None,
+    at_most: float | None = None,
     smoke: bool = False,
     list: bool = False,
     ledger: bool = False,
@@ -96,8 +104,13 @@ def claims(
 
     Args:
         keys: which claims; --list shows them.
-        seeds: what to measure on; fewer than three decide nothing. Seeds that the record holds are not measured again.
+        seeds: what to measure on, from 10000 on; fewer than five decide nothing. Seeds that the record holds are not
+            measured again. Seeds below 1000 are for choosing settings: they are measured, shown and not recorded.
         out: folder of the records.
+        fresh: forget what the records hold.
+        all: measure all claims.
+        compare: folder of earlier records; says whose verdict has changed.
+        at_most: only claims that took no more CPU seconds a seed, by the records in --compare, or else in --out.
         smoke: the same code on a fraction of the work; records nothing.
         list: show all claims and the verdicts in --out.
         ledger: write claims.md and its figures from the records, beside --out.
@@ -105,21 +118,23 @@ def claims(
     for key in keys:
         if key not in KEYS:
             raise UserError(f"there is no claim {key!r}; allowed: {', '.join(KEYS)}")
-    if len(set(seeds)) != len(seeds) or not seeds or min(seeds) < 0:
-        raise UserError(f"--seeds is {seeds}; they must be different whole numbers >= 0")
-    if not (keys or list or ledger):
-        raise UserError("name at least one claim, or give --list or --ledger")
+    if keys and all:
+        raise UserError("--all measures every claim; leave out the names")
+    if not (keys or all or list or ledger):
+        raise UserError("name at least one claim, or give --all, --list or --ledger")
+    if at_most is not None and not at_most > 0:
+        raise UserError(f"--at-most is {at_most:g}; it must be above 0, in CPU seconds a seed")
+    check_seeds(seeds)
+    earlier = read_records(compare or out, KEYS)
+    if all:
+        keys = KEYS
+    if at_most is not None:
+        keys = _affordable(keys, earlier, at_most)
     for key in keys:
-        claim = load_claim(key)
-        with bar(key, len(seeds), "seeds") as advance_to:
-            record = run_claim(
-                claim,
-                seeds,
-                out / f"{key}.json",
-                budget="smoke" if smoke else "full",
-                on_seed=lambda done, total, advance_to=advance_to: advance_to(done, total=total),  # type: ignore[misc]
-            )
-        _show(record, smoke)
+        record = _run(key, seeds, out, fresh, smoke)
+        if compare is not None and key in earlier and not smoke:
+            before = earlier[key]["verdict"]
+            say(f"{key}: " + (f"{before}, again" if before == record["verdict"] else f"CHANGED, was: {before}"))
     if ledger:
         missing = write_ledger(out, out.parent / "claims.md", KEYS)
         say(f"written to {out.parent / 'claims.md'}" + (f"; no record yet: {', '.join(missing)}" if missing else ""))
@@ -188,28 +203,51 @@ def updates(
         say(f"written to {out}")
 
 
-def _show(record: dict[str, object], smoke: bool) -> None:
+def _affordable(keys: tuple[str, ...], earlier: Mapping[str, Any], at_most: float) -> tuple[str, ...]:
+    seconds = {
+        key: max(entry["cpu_seconds"] for entry in earlier[key]["seeds"].values()) for key in keys if key in earlier
+    }
+    chosen = tuple(key for key in keys if seconds.get(key, math.inf) <= at_most)
+    for key in keys:
+        if key not in chosen:
+            say(
+                f"left out: {key}, "
+                + (f"{seconds[key]:.0f} CPU seconds a seed" if key in seconds else "without a record")
+            )
+    return chosen
+
+
+def _run(key: str, seeds: Sequence[int], out: Path, fresh: bool, smoke: bool) -> dict[str, Any]:
+    with bar(key, len(seeds), "seeds") as advance_to:
+        record = run_claim(
+            load_claim(key),
+            seeds,
+            out / f"{key}.json",
+            budget="smoke" if smoke else "full",
+            fresh=fresh,
+            on_seed=lambda done, total: advance_to(done, total=total),
+        )
     rows = table("", f"{record['measure']} ({record['better']} is better)", "spread", str(record["cost"]))
-    for row in record["summary"]:  # type: ignore[attr-defined]
+    for row in record["summary"]:
         spread = "" if row["std"] is None else f"{row['least']:.4g} to {row['most']:.4g}"
         rows.add_row(row["name"], f"{row['mean']:.4g}", spread, f"{row['cost']:g}")
     OUT.print(rows)
-    for check in record["checks"]:  # type: ignore[attr-defined]
-        say(f"{sum(check['by_seed'].values())} of {len(check['by_seed'])} seeds: {check['says']}")
-    if smoke:
-        say("smoke run: the figures show nothing")
-    elif record["verdict"] == "undecided":
-        say(f"undecided: it takes at least {LEAST_SEEDS} seeds")
-    else:
-        say(str(record["verdict"]))
+    for check in record["checks"]:
+        bounds = "" if check["interval"] is None else " ({:.3g} to {:.3g})".format(*check["interval"])
+        say(f"{check['verdict']}: {check['says']}: {check['mean']:.3g}{bounds}, margin {check['margin']:g}")
+    few = f" (it takes at least {LEAST_SEEDS} seeds)" if len(record["seeds"]) < LEAST_SEEDS else ""
+    say("smoke run: the figures show nothing" if smoke else f"{record['verdict']}{few}")
+    if not smoke and not check_seeds(seeds):
+        say("tuning seeds: nothing is recorded")
+    return record
 
 
 def _show_all(folder: Path) -> None:
     rows = table("claim", "paper", "verdict", "miniature")
+    records = read_records(folder, KEYS)
     for key in KEYS:
-        path = folder / f"{key}.json"
         claim = load_claim(key)
-        rows.add_row(key, claim.paper, read_json(path)["verdict"] if path.exists() else "not run", claim.miniature)
+        rows.add_row(key, claim.paper, records[key]["verdict"] if key in records else "not run", claim.miniature)
     OUT.print(rows)
 
 

@@ -10,16 +10,21 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from imagewright.bench.claims.runner import rows_of
+from imagewright.bench.claims.claim import REPORTED_SEEDS, TUNING_SEEDS
+from imagewright.bench.claims.origin import code_hash
+from imagewright.bench.claims.runner import FORMAT, rows_of
 from imagewright.files import read_json, replacing
 
 COLOURS = ("#3b82f6", "#e07b00", "#12a07a", "#c2478d", "#8b6cf0", "#8a8f98")
 MARKERS = "osD^vP"
-HEAD = """# Claims
+HEAD = f"""# Claims
 
-Each paper's claim as a small comparison that could fail. Every row was measured on at least three seeds that nothing
-was tuned on; a claim holds when each of its checks is true of every seed. Contenders are compared at equal cost.
-This page is made by `imagewright bench claims --ledger` from the records in `claims/`.
+Each paper's claim as a small comparison that could fail. A check is a number computed from the rows of one seed, so
+that contenders are paired; it **holds** when the 95% interval of its mean over the seeds (Student's t) lies above its
+margin, **does not hold** when the interval lies at or below it, and is **undecided** otherwise. A claim holds when all
+its checks do, and does not when one does not. Records are made on seeds from {REPORTED_SEEDS.start} on, settings are
+chosen on seeds below {TUNING_SEEDS.stop}; the program keeps the two apart. This page is made by
+`imagewright bench claims --ledger` from the records in `claims/`; what is said below a verdict was written after it.
 
 """
 
@@ -27,27 +32,33 @@ This page is made by `imagewright bench claims --ledger` from the records in `cl
 Curves = dict[str, list[dict[str, Any]]]
 
 
+def read_records(folder: Path, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The records that a folder holds, by key; other files, and records of an earlier format, are passed over."""
+    paths = {key: folder / f"{key}.json" for key in keys}
+    records = {key: read_json(path) for key, path in paths.items() if path.exists()}
+    return {key: record for key, record in records.items() if record.get("format") == FORMAT}
+
+
 def write_ledger(folder: Path, page: Path, keys: Sequence[str]) -> list[str]:
     """Write the page and a figure beside each record; returns the keys that have no record yet."""
-    records = {key: read_json(folder / f"{key}.json") for key in keys if (folder / f"{key}.json").exists()}
-    lines = [HEAD, "| claim | paper | its figure | verdict |\n|---|---|---|---|\n"]
+    records = read_records(folder, keys)
+    lines = [HEAD, "| claim | paper | its figure | verdict | seeds |\n|---|---|---|---|---|\n"]
     for key, r in records.items():
         link = f"[{r['paper']}](https://arxiv.org/abs/{r['paper']})"
-        lines.append(f"| [{key}](#{key}) | {link} | {r['headline']} | **{r['verdict']}** |\n")
+        lines.append(f"| [{key}](#{key}) | {link} | {r['headline']} | **{r['verdict']}** | {len(r['seeds'])} |\n")
     for key, record in records.items():
         draw_figure(record, folder / f"{key}.png")
-        lines.append(_section(record, f"{folder.relative_to(page.parent).as_posix()}/{key}"))
+        notes = folder / f"{key}.md"
+        said = notes.read_text(encoding="utf-8").strip() if notes.exists() else ""
+        lines.append(_section(record, f"{folder.relative_to(page.parent).as_posix()}/{key}", said))
     with replacing(page) as aside:
         aside.write_text("".join(lines), encoding="utf-8")
     return [key for key in keys if key not in records]
 
 
-def _section(record: dict[str, Any], stem: str) -> str:
-    seeds = record["seeds"]
-    version = next(iter(seeds.values()))["versions"]
-    seconds = sum(entry["seconds"] for entry in seeds.values())
+def _section(record: dict[str, Any], stem: str, said: str) -> str:
     extra = list(dict.fromkeys(name for row in record["summary"] for name in row["more"]))
-    head = ["", f"{record['measure']} ({record['better']} is better)", record["cost"], *extra]
+    head = ["", _measure(record), record["cost"], *extra]
     lines = [
         f"\n## {record['key']}\n\n{record['miniature']}\n\n",
         f"![{record['measure']} over {record['cost']}]({stem}.png)\n\n",
@@ -58,14 +69,38 @@ def _section(record: dict[str, Any], stem: str) -> str:
         cells = [row["name"], f"{row['mean']:.4g}{spread}", f"{row['cost']:g}"]
         cells += [f"{row['more'][name]:.4g}" if name in row["more"] else "" for name in extra]
         lines.append(f"| {' | '.join(cells)} |\n")
-    lines.append("\n")
+    lines.append("\n| check | effect | 95% interval | margin | |\n|---|---|---|---|---|\n")
     for check in record["checks"]:
-        passed = sum(check["by_seed"].values())
-        lines.append(f"- {check['says']}: {passed} of {len(check['by_seed'])} seeds\n")
-    lines.append(f"\n**{record['verdict'].capitalize()}.**{' ' + record['tried'] if record['tried'] else ''}\n\n")
-    made = f"imagewright {version['imagewright']}, torch {version['torch']}, {version['platform']}"
-    lines.append(f"`{record['command']}` — {seconds:.0f} s on {record['machine']['processors']} processors, {made}.\n")
+        bounds = "" if check["interval"] is None else "{:.3g} to {:.3g}".format(*check["interval"])
+        times = " times" if check["scale"] == "ratio" else ""
+        cells = [check["says"], f"{check['mean']:.3g}{times}", bounds, f"{check['margin']:g}{times}", check["verdict"]]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    lines.append(f"\n**{record['verdict'].capitalize()}.**{' ' + said if said else ''}\n\n{_made(record)}\n")
     return "".join(lines)
+
+
+def _measure(record: dict[str, Any]) -> str:
+    better = record["better"]
+    return f"{record['measure']} ({better} is better)"
+
+
+def _made(record: dict[str, Any]) -> str:
+    """How a record came about: command, cost, machine and code; several where its seeds differ."""
+    entries = list(record["seeds"].values())
+    seconds = [entry["cpu_seconds"] for entry in entries]
+    versions = {f"imagewright {v['imagewright']}, torch {v['torch']}" for v in (e["versions"] for e in entries)}
+    machines = {
+        f"{e['versions']['platform']}, {e['machine']['threads']} of {e['machine']['processors']} processors"
+        for e in entries
+    }
+    commits = {f"commit {e['commit'][:10]}{'+' if e['commit'].endswith('+') else ''}" for e in entries if e["commit"]}
+    changed = any(e["code"] != code_hash(record["key"]) for e in entries)
+    return (
+        f"`{record['command']}`: {min(seconds):.0f} to {max(seconds):.0f} CPU seconds a seed; "
+        + "; ".join(", ".join(sorted(said)) for said in (machines, versions, commits) if said)
+        + "."
+        + (" **The claim's code has changed since.**" if changed else "")
+    )
 
 
 def draw_figure(record: dict[str, Any], path: Path) -> None:
@@ -95,7 +130,7 @@ def _draw_over_cost(axes: Any, record: dict[str, Any], curves: Curves, scores: d
             axes.scatter([row["cost"]] * len(values), values, s=10, alpha=0.45, **_style(i))
     _scale(axes, record)
     axes.set_xlabel(record["cost"])
-    axes.set_ylabel(textwrap.fill(f"{record['measure']} ({record['better']} is better)", 48))
+    axes.set_ylabel(textwrap.fill(_measure(record), 48))
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -111,7 +146,7 @@ def _draw_names(axes: Any, record: dict[str, Any], curves: Curves, scores: dict[
     least, most = (f(r[k] for r in record["summary"]) for f, k in ((min, "least"), (max, "most")))
     if least > 0 and most > 4 * least:
         axes.set_xscale("log")
-    label = f"{record['measure']} ({record['better']} is better)   [{record['cost']}]"
+    label = f"{_measure(record)}   [{record['cost']}]"
     axes.set_xlabel(textwrap.fill(label, 72), fontsize=8)
     axes.grid(alpha=0.2)
 
