@@ -126,10 +126,7 @@ def test_u_shape_reaches_both_margins():
         (lambda: UShaped(sharpness=0.0), "UShaped.sharpness is 0.0; it must be positive"),
         (lambda: ExponentialTime(base=1.0), "ExponentialTime.base must not be 1"),
         (lambda: VPTime(beta_min=0.0), "VPTime.beta_min is 0.0; it must be positive"),
-        (
-            lambda: VPTime(epsilon_t=1.0),
-            "VPTime.epsilon_t must lie in (0, 1), got 1.0".replace("(", r"\(").replace(")", r"\)"),
-        ),
+        (lambda: VPTime(epsilon_t=1.0), "VPTime.epsilon_t must lie in"),
         (lambda: UShaped(margin=0.0), "UShaped.margin must lie in"),
     ],
 )
