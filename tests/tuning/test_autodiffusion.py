@@ -195,7 +195,7 @@ def test_the_first_population_and_the_two_stages():
     assert near[0] == 4 and np.mean(near[1:11]) < 0.5 and np.mean(near[11:]) > 2.5
     most = [max(len(ids) for c in g for ids in c.skips) for g in generations]
     # The published loop: six populations without, then a fifth of max_prun more in each, of which the whole part of a
-    # random share is skipped, 10 * 0.1, 10 * 0.2, ... only where nothing less fits; from the eighth on, at least min_prun.
+    # random share is skipped, all of it only where nothing less fits; from the eighth on, at least min_prun.
     assert most[:7] == [0] * 7 and most[7:9] == [2, 2] and 3 <= most[9] <= 4 <= most[10] <= most[11] <= 5
     fresh = [len(ids) for g in generations[8:] for c in g[14:] for ids in c.skips]  # the random ones
     assert min(fresh) == 2  # min_prun, from the population after the sixth epoch on
