@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from imagewright.data import Loader
-from imagewright.noise import StepNoise, derive_seed
+from imagewright.noise import StepNoise, derive_seed, seed_networks
 from imagewright.training.checkpoint import (
     State,
     checkpoint_path,
@@ -215,7 +215,7 @@ class Trainer:
             events: list[Event | None] = []
             for j, generator in zip(mine, steps, strict=True):
                 # The networks' own randomness (dropout) is a function of where we are, as all other randomness is.
-                torch.manual_seed(derive_seed(self.config.seed, self.step_index, j, phase, 1))
+                seed_networks(derive_seed(self.config.seed, self.step_index, j, phase, 1), self.device)
                 with self._precision():
                     event = next(generator, None)
                 if isinstance(event, Update):
