@@ -119,14 +119,14 @@ def f_distill_emoji64_32() -> Experiment:
 
 def dmd_cifar10() -> Experiment:
     """CIFAR-10, class-conditional, as published: LPIPS, 100,000 couplings, 300,000 steps of 392."""
-    run = _published("cifar10-32x32.zip", "edm-cifar10", 392, 300_000, 5e-5)
+    run = _published("cifar10-32x32.zip", "runs/edm-cifar10", 392, 300_000, 5e-5)
     data = replace(run.data, couplings="couplings/cifar10")
     return replace(run, data=data, method=DMD(), features="lpips", training=replace(run.training, micro_batch=56))
 
 
 def dmd_imagenet64() -> Experiment:
     """ImageNet-64 as published: LPIPS, 25,000 couplings, 350,000 steps of 336."""
-    run = _published("imagenet-64x64.zip", "edm-imagenet64", 336, 350_000, 2e-6)
+    run = _published("imagenet-64x64.zip", "runs/edm-imagenet64", 336, 350_000, 2e-6)
     data = replace(run.data, couplings="couplings/imagenet64")
     training = replace(run.training, micro_batch=48, precision="bf16")
     return replace(run, data=data, method=DMD(), features="lpips", training=training)
@@ -134,7 +134,7 @@ def dmd_imagenet64() -> Experiment:
 
 def dmd2_imagenet64() -> Experiment:
     """ImageNet-64, first stage as published: no adversary, 405,500 steps of 280."""
-    run = _published("imagenet-64x64.zip", "edm-imagenet64", 280, 405_500, 2e-6)
+    run = _published("imagenet-64x64.zip", "runs/edm-imagenet64", 280, 405_500, 2e-6)
     # The program's 500 steps of warm-up are counted on each of its seven processes: 72 steps of the run.
     optimizer = replace(run.training.optimizer, lr_ramp_images=500 * 40)
     return replace(run, training=replace(run.training, micro_batch=40, precision="bf16", optimizer=optimizer))
@@ -149,14 +149,14 @@ def dmd2_imagenet64_gan() -> Experiment:
 
 def f_distill_cifar10() -> Experiment:
     """CIFAR-10, class-conditional, forward KL, as published: 100,000 steps of 2,048, a fifth the generator's."""
-    run = _published("cifar10-32x32.zip", "edm-cifar10", 2048, 100_000, 1e-4)
+    run = _published("cifar10-32x32.zip", "runs/edm-cifar10", 2048, 100_000, 1e-4)
     method = FDistill(divergence="kl", gan_weight=1e-3, judged="all")
     return replace(run, method=method, training=_averaged(run.training))
 
 
 def f_distill_imagenet64() -> Experiment:
     """ImageNet-64, Jensen-Shannon, as published: 600,000 steps of 512, a fifth the generator's."""
-    run = _published("imagenet-64x64.zip", "edm-imagenet64", 512, 600_000, 2e-6)
+    run = _published("imagenet-64x64.zip", "runs/edm-imagenet64", 512, 600_000, 2e-6)
     return replace(run, method=FDistill(ratio_decay=0.5), training=replace(_averaged(run.training), micro_batch=64))
 
 

@@ -70,7 +70,7 @@ def cifar10(name: str) -> Experiment:
     return Experiment(
         data=DataConfig(source="cifar10-32x32.zip"),
         method=replace(NAMED[name], augment=Augment(p=0.12)),
-        teacher="edm-cifar10",
+        teacher="runs/edm-cifar10",
         sampler=MultistepConsistency(),
         training=TrainingConfig(
             total_images=800_000_000 if name == "sid" else 300_000_000,
@@ -91,7 +91,7 @@ def imagenet64(name: str) -> Experiment:
         run,
         data=DataConfig(source="imagenet-64x64.zip"),
         method=NAMED[name],
-        teacher="edm-imagenet64",
+        teacher="runs/edm-imagenet64",
         training=replace(
             run.training,
             total_images=1_000_000_000 if name == "sid" else 300_000_000,
