@@ -122,3 +122,38 @@ def run(seed: int, budget: Budget, contenders: Mapping[str, Contender] = CONTEND
 def higher(number: str, ours: str, theirs: str) -> Effect:
     """The effect "a further number of ours minus theirs"."""
     return lambda rows: rows[ours].more[number] - rows[theirs].more[number]
+
+
+CLAIM = Claim(
+    key="dmd",
+    paper="2311.18828",
+    headline="ImageNet-64 FID 2.62 at 1 NFE; about 5.6 without the regression, about 9.2 without the matching",
+    miniature="25 modes in the plane, an exact teacher, 500 pairs of its flow, one small network and start. One-step "
+    "generators at equal cost in passes of all networks: DMD, matching alone, regression alone, and matching without "
+    "the fake score. The rates of generator and fake score, and the weight of DMD's regression, were searched for each "
+    "on tuning seeds, by the energy distance. A mode is hit by a fifth of the samples that are due to it.",
+    measure="energy distance to the truth x 1000",
+    cost="passes of networks per point",
+    run=run,
+    checks=(
+        Check(
+            says="DMD is nearer to the truth than matching alone",
+            effect=how_many_times(DMD_ROW, MATCHING),
+            scale="ratio",
+        ),
+        Check(
+            says="DMD is nearer to the truth than regression alone",
+            effect=how_many_times(DMD_ROW, REGRESSION),
+            scale="ratio",
+        ),
+        Check(
+            says="DMD puts more samples near a mode than regression alone, in per cent",
+            effect=higher(NEAR, DMD_ROW, REGRESSION),
+        ),
+        Check(
+            says="DMD is nearer to the truth than matching without the fake score",
+            effect=how_many_times(DMD_ROW, NO_FAKE),
+            scale="ratio",
+        ),
+    ),
+)
