@@ -173,10 +173,10 @@ class TokenTransformer(Network):
         h = self.tokens(sequence)
         if self.config.causal:
             side, channels = self.config.side, self.config.channels
-            where = (places // (side * channels), places // channels % side, places % channels)
+            where = [places // (side * channels), places // channels % side, places % channels]
             h = h + self.tokens(labels)[:, None]
         else:
-            where = (places,)
+            where = [places]
         for table, index in zip(self.positions, where, strict=True):
             h = h + table[index]
         return F.dropout(self.norm(h) if self.config.post_norm else h, self.config.dropout, self.training)
