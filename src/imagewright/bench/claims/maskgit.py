@@ -111,7 +111,9 @@ def trained(images: ImageSet, seed: int, steps: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed)
         sizes = {"values": LEVELS, "length": 64, "label_dim": 10, "width": 64, "depth": 3, "heads": 4}
-        network = TokenTransformer(TokenTransformerConfig(mlp_ratio=2.0, dropout=0.0, post_norm=False, **sizes))
+        network = TokenTransformer(
+            TokenTransformerConfig(mlp_ratio=2.0, dropout=0.0, causal=False, post_norm=False, **sizes)
+        )
         parts = method.parts(network=network, codec=PixelCodec(8, 1, LEVELS), spec=images.spec)
         trainer = Trainer(method, parts, Loader(images, batch, seed), config, Path(folder))
         for _ in range(steps):
