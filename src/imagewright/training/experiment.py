@@ -263,7 +263,7 @@ def _network(experiment: Experiment, spec: DataSpec, codec: Codec | None) -> nn.
     if hasattr(experiment.method, "augment_dim"):
         known["augment_dim"] = experiment.method.augment_dim
     if codec is not None:
-        known |= {"values": codec.values, "length": codec.length}
+        known |= {"values": codec.values, "length": codec.length, "channels": getattr(codec, "channels", 1)}
     fields = {f.name for f in dataclasses.fields(experiment.network)}
     config = dataclasses.replace(experiment.network, **{k: v for k, v in known.items() if k in fields})
     with torch.random.fork_rng(devices=[]):
