@@ -136,6 +136,7 @@ def test_yardsticks_frame_the_distance() -> None:
     assert stick.floor < stick.noise
     assert good.scores["fd_pixels"] < 2 * stick.floor
     assert stick.floor_std > 0
+    assert any(f"as good as real would have a fd_pixels of about {0.75 * stick.floor:.2g}" in n for n in good.notes)
     # These pictures are Gaussian but for rounding, so their Gaussian is as good as they are.
     assert stick.gaussian < 2 * stick.floor
 

@@ -24,7 +24,7 @@ from imagewright.metrics.kernel import SEED, SUBSET_SIZE, SUBSETS, kernel_distan
 from imagewright.metrics.neighbours import neighbourhood
 from imagewright.metrics.reference import OnProgress, Reference, embed
 from imagewright.metrics.statistics import FeatureStatistics, Moments, moments_of
-from imagewright.metrics.yardsticks import Distance, Features, Yardstick, measure_yardsticks
+from imagewright.metrics.yardsticks import Distance, Features, Yardstick, at_count, measure_yardsticks
 from imagewright.types import UserError
 from imagewright.version import versions
 
@@ -103,7 +103,7 @@ def evaluate(
         reference=_fingerprint(reference),
         num_reference=len(reference) if isinstance(reference, Reference) else reference.count,
         settings=settings,
-        notes=_notes(seen.count, extractor, wanted),
+        notes=_notes(seen.count, extractor, wanted) + _floor_note(sticks, reference, _label("fd", extractor)),
         versions=versions(),
     )
 
@@ -234,6 +234,16 @@ def _fingerprint(reference: Reference | Moments) -> str:
     if isinstance(reference, Reference):
         return f"images:{reference.fingerprint}"
     return f"moments:{reference.provenance.get('fingerprint', 'unknown')}"
+
+
+def _floor_note(sticks: Mapping[str, Yardstick], reference: Reference | Moments, label: str) -> tuple[str, ...]:
+    if label not in sticks or not isinstance(reference, Reference):
+        return ()
+    stick, total = sticks[label], len(reference)
+    return (
+        f"real against real is {stick.floor_images} images against {stick.floor_images}; at {stick.num_images} against "
+        f"{total} images as good as real would have a {label} of about {at_count(stick, total):.2g}",
+    )
 
 
 def _notes(count: int, extractor: FeatureExtractor, wanted: tuple[str, ...]) -> tuple[str, ...]:
