@@ -16,7 +16,7 @@ import copy
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -188,7 +188,7 @@ def assemble(
     store = None if pairs is None else sources.couplings(pairs)
     if store is not None:
         _check_pairs(store, spec)
-        _check_pairs_teacher(store, given.get("teacher"), experiment.teacher)
+        _check_pairs_teacher(store, experiment.teacher, sources.inputs.get("teacher"))
         m = store.manifest
         sources.inputs["couplings"] = {"pairs": m.n, "seed": m.seed, "weights_sha256": m.origin.get("weights_sha256")}
     inputs: Inputs = {"data": _identity(images), **sources.inputs}
@@ -210,15 +210,13 @@ def _check_pairs(store: Couplings, spec: DataSpec) -> None:
         )
 
 
-def _check_pairs_teacher(store: Couplings, teacher: nn.Module | None, name: str | None) -> None:
-    """Pairs are the run's teacher's own: its weights are compared, wherever it lies. A stand-in has none to compare."""
-    if teacher is None or any(value.is_meta for value in teacher.state_dict().values()):
-        return
+def _check_pairs_teacher(store: Couplings, teacher: str | None, known: Mapping[str, Any] | None) -> None:
+    """Pairs are the run's teacher's own: weights are compared, wherever they lie. A stand-in's (None) are not known."""
     origin = store.manifest.origin
-    if origin.get("weights_sha256") != weights_hash(teacher.state_dict()):
+    if known is not None and origin.get("weights_sha256") != known["weights_sha256"]:
         raise UserError(
             f"couplings {store.folder} were drawn from {origin.get('model')}, whose weights are not those of the "
-            f"teacher {name}; draw the teacher's own with: imagewright couple {name} --out FOLDER"
+            f"teacher {teacher}; draw the teacher's own with: imagewright couple {teacher} --out FOLDER"
         )
 
 
