@@ -79,7 +79,7 @@ MATCHING = (
     Row(name="Diff-Instruct", recipe="diff-instruct"),
     Row(name="SIM", recipe="sim"),
     Row(name="SiD", recipe="sid"),
-    Row(name="f-distill (JS)", recipe="f-distill"),
+    Row(name="f-distill (JS)", recipe="f-distill", steps=5),
     Row(name="Uni-Instruct, RKL", recipe="uni-rkl", phased=True),
     Row(name="Uni-Instruct, FKL", recipe="uni-fkl", phased=True),
     Row(name="Uni-Instruct, JKL", recipe="uni-jkl", phased=True),

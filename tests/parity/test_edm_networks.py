@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from imagewright.interop.official import from_official
+from imagewright.models.consistency import edm_teacher
 from imagewright.models.preconditioning import EDMPrecond, VPPrecond
 from imagewright.types import Condition, UserError
 
@@ -98,8 +99,13 @@ def test_constants_may_be_present_and_tensors_of_any_float_type():
         assert torch.equal(a, b)
 
 
-def test_edm_range_is_the_checkpoints_own():
-    assert (read().sigma_min, read().sigma_max) == (0, float("inf"))
+def test_the_import_knows_the_range_of_each_published_model():
+    assert (read().sigma_min, read().sigma_max) == (0.002, 80)
+    assert edm_teacher(read()) is not None
+    ve = read({"precond_class": "VEPrecond"})
+    assert (ve.sigma_min, ve.sigma_max) == (0.02, 100)
+    vp = read({"precond_class": "VPPrecond"})
+    assert (vp.sigma_min, vp.sigma_max) == pytest.approx((0.001, 152), rel=0.03)
     given = read({"sigma_min": 0.002, "sigma_max": "inf", "sigma_data": 0.4, "use_fp16": True})
     assert (given.sigma_min, given.sigma_max, given.sigma_data) == (0.002, float("inf"), 0.4)
 

@@ -46,7 +46,6 @@ from imagewright.methods.edm import denoising_loss
 from imagewright.methods.pairs import check_grid, column, heun_step
 from imagewright.models.consistency import edm_teacher
 from imagewright.models.trajectory import TrajectoryModel
-from imagewright.networks import UNet
 from imagewright.networks.discriminator import ConvDiscriminator, ProjectedDiscriminator
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
@@ -176,8 +175,6 @@ class ConsistencyTrajectory:
         """
         known = edm_teacher(teacher)
         student = TrajectoryModel.from_denoiser(known)
-        if isinstance(student.network, UNet):
-            student.network = student.network.without_dropout()
         if not isinstance(student.network, HasLastLayer):
             raise UserError(f"the teacher's network is a {type(student.network).__name__}, which has no last_layer")
         more: dict[str, Trained | Frozen] = {"teacher": Frozen(module=known)}

@@ -19,7 +19,6 @@ Checked    D* is the two steps; it is the mean for teachers of constant answer; 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from torch import Tensor
 from imagewright.checks import require_positive
 from imagewright.methods.pairs import check_range, column
 from imagewright.models.consistency import edm_teacher
+from imagewright.models.preconditioning import EDMPrecond, student_network
 from imagewright.noise import StepNoise
 from imagewright.paths.schedules import karras_sigmas
 from imagewright.samplers import Euler
@@ -85,7 +85,8 @@ class ProgressiveDistillation:
     def parts(self, *, teacher: Denoiser, spec: DataSpec) -> Parts:
         """teacher: an EDM-preconditioned denoiser; the student starts from its weights."""
         known = edm_teacher(teacher)
-        student = copy.deepcopy(known).requires_grad_(True).train()
+        scalings = known.sigma_min, known.sigma_max, known.sigma_data, known.noise_label
+        student = EDMPrecond(student_network(known), *scalings).train()
         return Parts(student=Trained(module=student), teacher=Average(module=known.requires_grad_(False)))
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:

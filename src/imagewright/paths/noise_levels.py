@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from imagewright.checks import require_positive
+from imagewright.paths.schedules import VPSchedule
 from imagewright.types import Noise, UserError
 
 
@@ -95,6 +96,38 @@ class LogUniform(NoiseLevels):
     def log_prob(self, sigma: Tensor) -> Tensor:
         inside = -sigma.log() - math.log(math.log(self.sigma_max / self.sigma_min))
         return _within(inside, sigma, self.sigma_min, self.sigma_max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPTime(NoiseLevels):
+    """The VP schedule's time uniform on [epsilon_t, 1]. Karras et al. 2022, table 1, "VP", after Song et al. 2021.
+
+    sigma is that of `paths.schedules.VPSchedule`. epsilon_t: smallest time of training, in (0, 1).
+    """
+
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+    epsilon_t: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _require_positive(self, beta_d=self.beta_d, beta_min=self.beta_min)
+        if not 0 < self.epsilon_t < 1:
+            raise UserError(f"VPTime.epsilon_t must lie in (0, 1), got {self.epsilon_t}")
+
+    @property
+    def _schedule(self) -> VPSchedule:
+        return VPSchedule(beta_d=self.beta_d, beta_min=self.beta_min)
+
+    def sample(self, noise: Noise, like: Tensor) -> Tensor:
+        t = 1 + noise.uniform(like).double() * (self.epsilon_t - 1)
+        return self._schedule.sigma(t).to(like.dtype)
+
+    def log_prob(self, sigma: Tensor) -> Tensor:
+        t = self._schedule.time_of(sigma)
+        # dsigma/dt = (beta_min + beta_d t) (sigma + 1 / sigma) / 2
+        rate = 0.5 * (self.beta_min + self.beta_d * t) * (sigma + 1 / sigma)
+        ends = self._schedule.sigma(torch.tensor([self.epsilon_t, 1.0], dtype=torch.float64)).tolist()
+        return _within(-rate.log() - math.log(1 - self.epsilon_t), sigma, *ends)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ def ctm_emoji64_32() -> Experiment:
 
 def ctm_cifar10() -> Experiment:
     """CIFAR-10, class-conditional, first stage as published, except l2 for LPIPS, whose weights are not shipped."""
-    return _published("cifar10-32x32.zip", "edm-cifar10", 256, 50_000, 4e-4, ConsistencyTrajectory(grid_points=18))
+    return _published("cifar10-32x32.zip", "runs/edm-cifar10", 256, 50_000, 4e-4, ConsistencyTrajectory(grid_points=18))
 
 
 def ctm_cifar10_gan() -> Experiment:
@@ -58,7 +58,9 @@ def ctm_cifar10_gan() -> Experiment:
 
 def ctm_imagenet64() -> Experiment:
     """ImageNet-64, first stage as published, except l2 for LPIPS, whose weights are not shipped."""
-    run = _published("imagenet-64x64.zip", "edm-imagenet64", 2048, 50_000, 8e-6, ConsistencyTrajectory(grid_points=40))
+    run = _published(
+        "imagenet-64x64.zip", "runs/edm-imagenet64", 2048, 50_000, 8e-6, ConsistencyTrajectory(grid_points=40)
+    )
     return replace(run, training=replace(run.training, micro_batch=32))
 
 

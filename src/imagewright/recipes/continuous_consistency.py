@@ -79,7 +79,7 @@ def trigflow_imagenet64() -> Experiment:
 def scd_cifar10() -> Experiment:
     """CIFAR-10 distillation as published: batch 512, Adam at 1e-4, no dropout."""
     method = ContinuousConsistencyDistillation(noise_levels=CIFAR10)
-    return _published(trigflow_cifar10(), method, batch=512, steps=400_000, teacher="trigflow-cifar10")
+    return _published(trigflow_cifar10(), method, batch=512, steps=400_000, teacher="runs/trigflow-cifar10")
 
 
 def sct_cifar10() -> Experiment:
@@ -88,14 +88,20 @@ def sct_cifar10() -> Experiment:
     # The denoiser's network has an input for augmentation; it is kept, and given nothing.
     run = replace(run, network=replace(run.network, dropout=0.2, augment_dim=run.method.augment_dim))
     method = ContinuousConsistencyTraining(noise_levels=CIFAR10)
-    return _published(run, method, batch=512, steps=400_000, start="trigflow-cifar10")
+    return _published(run, method, batch=512, steps=400_000, start="runs/trigflow-cifar10")
 
 
 def scd_imagenet64() -> Experiment:
     """ImageNet-64 distillation: batch 2048, Adam at 7e-5 falling as 1 / sqrt after 35,000 steps."""
     method = ContinuousConsistencyDistillation(noise_levels=IMAGENET64, warmup_images=10_000 * 2048)
     return _published(
-        trigflow_imagenet64(), method, batch=2048, steps=400_000, lr=7e-5, decay=35_000, teacher="trigflow-imagenet64"
+        trigflow_imagenet64(),
+        method,
+        batch=2048,
+        steps=400_000,
+        lr=7e-5,
+        decay=35_000,
+        teacher="runs/trigflow-imagenet64",
     )
 
 
@@ -104,7 +110,7 @@ def sct_imagenet64() -> Experiment:
     run = trigflow_imagenet64()
     run = replace(run, network=replace(run.network, dropout=0.45))
     method = ContinuousConsistencyTraining(noise_levels=IMAGENET64, warmup_images=10_000 * 2048)
-    return _published(run, method, batch=2048, steps=400_000, lr=7e-5, decay=35_000, start="trigflow-imagenet64")
+    return _published(run, method, batch=2048, steps=400_000, lr=7e-5, decay=35_000, start="runs/trigflow-imagenet64")
 
 
 def _trigflow(run: Experiment, levels: LogNormal) -> Experiment:

@@ -1,4 +1,6 @@
-"""EDM denoisers (Karras et al. 2022, 2206.00364). CIFAR-10 and ImageNet-64: appendix F.1, table 7."""
+"""EDM denoisers (Karras et al. 2022, 2206.00364). CIFAR-10 and ImageNet-64: appendix F.1, table 7, and the official
+program's README, which lists the options of every published model.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import Any
 from imagewright.data.augment import Augment
 from imagewright.methods.edm import EDM
 from imagewright.networks import DhariwalUNetConfig, SongUNetConfig
+from imagewright.recipes.published import eps_of_mean
 from imagewright.samplers import Heun
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -80,7 +83,7 @@ def cifar10() -> Experiment:
         training=TrainingConfig(
             total_images=200_000_000,
             batch=512,
-            optimizer=OptimizerConfig(lr=1e-3, lr_ramp_images=10_000_000),
+            optimizer=OptimizerConfig(lr=1e-3, lr_ramp_images=10_000_000, eps=eps_of_mean(3 * 32 * 32)),
             ema=EmaConfig(halflife_images=500_000, rampup_ratio=0.05),
             log_images=50_000,
             snapshot_images=2_500_000,
@@ -104,6 +107,20 @@ def cifar10_ncsnpp() -> Experiment:
     )
 
 
+def cifar10_uncond() -> Experiment:
+    """CIFAR-10, unconditional DDPM++, as published."""
+    return _without_labels(cifar10())
+
+
+def cifar10_uncond_ncsnpp() -> Experiment:
+    """CIFAR-10, unconditional NCSN++, as published."""
+    return _without_labels(cifar10_ncsnpp())
+
+
+def _without_labels(run: Experiment) -> Experiment:
+    return replace(run, data=replace(run.data, labels=False))
+
+
 def imagenet64() -> Experiment:
     """ImageNet-64, class-conditional ADM, as published (32 GPUs; give the data as an EDM-format zip)."""
     return Experiment(
@@ -123,7 +140,8 @@ def imagenet64() -> Experiment:
             batch=4096,
             micro_batch=64,
             precision="fp16",
-            optimizer=OptimizerConfig(lr=1e-4, lr_ramp_images=10_000_000),
+            # --ls=100, which the official program does not divide out again.
+            optimizer=OptimizerConfig(lr=1e-4, lr_ramp_images=10_000_000, eps=eps_of_mean(3 * 64 * 64, loss_scale=100)),
             ema=EmaConfig(halflife_images=50_000_000, rampup_ratio=0.05),
             log_images=50_000,
             snapshot_images=10_000_000,
