@@ -13,6 +13,7 @@ import torch
 import tyro
 from torch import nn
 
+from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.sampling import TUNED
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
@@ -349,9 +350,4 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(args: Sequence[str]) -> None:
     """Dispatch to the search."""
-    if not args or args[0] in ("-h", "--help"):
-        say(HELP)
-        return
-    if args[0] not in COMMANDS:
-        raise UserError(f"there is no search {args[0]!r}; allowed: {', '.join(COMMANDS)}")
-    tyro.cli(COMMANDS[args[0]], args=args[1:], prog=f"imagewright tune {args[0]}")
+    dispatch(COMMANDS, args, "imagewright tune", HELP)
