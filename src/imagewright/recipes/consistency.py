@@ -15,10 +15,13 @@ from imagewright.methods.progressive_distillation import ProgressiveDistillation
 from imagewright.metrics.perceptual import lpips_installed
 from imagewright.paths.schedules import karras_sigmas
 from imagewright.recipes import edm
-from imagewright.recipes.published import halflife_images
+from imagewright.recipes.published import eps_of_mean, halflife_images
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
+
+EPS_OF_PULL = 2 * eps_of_mean(3 * 32 * 32)
+"""Under stop-gradient in continuous time the official loss is a sum, half of ours times the numbers of an image."""
 
 
 def cd_digits() -> Experiment:
@@ -187,7 +190,7 @@ def ctcd_cifar10_stop_gradient() -> Experiment:
     return replace(
         run,
         method=ContinuousTimeDistillation(stop_gradient=True, dropout=0.3),
-        training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6)),
+        training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6, eps=EPS_OF_PULL)),
     )
 
 
@@ -200,7 +203,7 @@ def ctct_cifar10() -> Experiment:
         features=None,
         network=replace(run.network, dropout=0.3),
         start="runs/cd-cifar10-teacher",
-        training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6)),
+        training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6, eps=EPS_OF_PULL)),
     )
 
 
