@@ -6,31 +6,77 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from imagewright.types import UserError
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path aside to write to; on success it is flushed to disk and renamed over `path`, else removed."""
+    """Yield a path aside to write to; on success it is flushed to disk and renamed over `path`, else removed.
+
+    Raises UserError naming the file where it cannot be written: a full disk, a read-only folder, a file in the way.
+    """
+    with told_as_unwritable(path):
+        aside = _beside(path)
+    try:
+        with told_as_unwritable(path, aside):
+            yield aside
+            _finish(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+
+
+def _beside(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(handle)
-    aside = Path(name)
+    return Path(name)
+
+
+def _finish(aside: Path, path: Path) -> None:
+    with aside.open("rb+") as file:
+        os.fsync(file.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    aside.chmod(0o666 & ~umask)
+    aside.replace(path)
+
+
+@contextmanager
+def told_as_unwritable(path: Path, *asides: Path) -> Iterator[None]:
+    """Turn what the system says about `path`, or about no file, into a UserError; other files' errors pass."""
     try:
-        yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o666 & ~umask)
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+        yield
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None
+    except OSError as error:
+        about = error.filename is None or Path(os.fsdecode(error.filename)) in (path, *asides, *path.parents)
+        beside = error.filename is not None and str(error.filename).endswith(".partial")
+        if not (about or beside):
+            raise
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def try_output(path: Path) -> None:
+    """Raise UserError where a file cannot be written at `path`, before the work whose result it is to hold."""
+    if path.is_dir():
+        raise UserError(f"{path} cannot be written: it is a folder")
+    with told_as_unwritable(path):
+        aside = _beside(path)
+        aside.write_bytes(b"x")
+        aside.unlink()
+
+
+def try_folder(folder: Path) -> None:
+    """Raise UserError where files cannot be written into `folder`, which is made."""
+    try_output(folder / "x")
 
 
 def write_text(path: Path, text: str) -> None:

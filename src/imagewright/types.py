@@ -51,13 +51,17 @@ UNCONDITIONAL = Condition()
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What kind of images a data set holds and a model makes: the part of both that has to agree."""
+    """What kind of images a data set holds and a model makes: the part of both that has to agree.
+
+    empty_classes: of a model, the classes of which it saw no picture in training; they are drawn only where asked for.
+    """
 
     name: str
     resolution: int
     channels: int
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    empty_classes: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:

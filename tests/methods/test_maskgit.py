@@ -123,6 +123,13 @@ def test_the_codec_learns_nothing_and_the_optimiser_has_the_published_betas() ->
     assert [n for n, p in role.module.named_parameters() if p.requires_grad] == ["network.logits"]
 
 
+@pytest.mark.parametrize("name", ["vq-imagenet256", "vq-imagenet64", "maskgit-imagenet256", "maskgit-imagenet64"])
+def test_the_published_stages_average_weights_at_the_published_decay(name: str) -> None:
+    training = RECIPES[name]().training
+    assert 0.5 ** (training.batch / training.ema.halflife_images) == pytest.approx(0.999, abs=1e-9)
+    assert training.ema.rampup_ratio is None
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=r"method\.schedule is 'cosin'"):
         MaskGIT(schedule="cosin")

@@ -22,8 +22,9 @@ from imagewright.data.couplings import Couplings
 from imagewright.metrics.perceptual import perceptual_network
 from imagewright.models.files import ModelFile
 from imagewright.recipes import RECIPES
-from imagewright.training.experiment import DataConfig, Experiment, Sources, assemble, experiment_record
+from imagewright.training.experiment import DataConfig, Experiment, Sources, assemble
 from imagewright.training.footprint import footprint
+from imagewright.training.record import to_json
 from imagewright.types import DataSpec, Trained, UserError
 
 KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
@@ -38,6 +39,7 @@ class StandIns(Sources):
     """Finds what is there, and makes up what is not; `missing` says of what, in words."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.missing: list[str] = []
 
     def images(self, data: DataConfig, on_progress: Callable[[int, int], None] | None) -> ImageSet:
@@ -94,7 +96,7 @@ class StandIns(Sources):
 
 def dry_run(experiment: Experiment) -> None:
     """Print the resolved run, what is missing for it, and what its networks cost."""
-    say(json.dumps(experiment_record(experiment)["experiment"], indent=2))
+    say(json.dumps(to_json(experiment), indent=2))
     sources = StandIns()
     with torch.device("meta"):
         assembled = assemble(experiment, sources=sources)

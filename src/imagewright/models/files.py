@@ -82,7 +82,8 @@ def load_model(folder: Path) -> ModelFile:
         raise UserError(f"{weights_path} does not hold the weights that model.json describes")
     try:
         model = build(header["model"])
-        spec = DataSpec(**header["data"] | {"class_names": tuple(header["data"]["class_names"])})
+        data = header["data"]
+        spec = DataSpec(**data | {k: tuple(data[k]) for k in ("class_names", "empty_classes") if k in data})
         sampler, origin = header["sampler"], header["origin"]
     except KeyError as error:
         raise UserError(f"{header_path} lacks the entry {error}") from None

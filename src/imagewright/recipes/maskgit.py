@@ -74,18 +74,18 @@ def vq_emoji64_32() -> Experiment:
     return replace(
         run,
         data=DataConfig(source="emoji64", resolution=32),
-        method=VQTokenizerTraining(pixels=4.0, adversarial_start=0.5, discriminator_width=16),
+        method=VQTokenizerTraining(pixels=4.0, adversarial_start=0.75, discriminator_width=16),
         network=VQAutoencoderConfig(
-            **IMAGES, model_channels=32, channel_mult=(1, 1, 2), num_blocks=1, codebook_size=256, codebook_dim=32
+            **IMAGES, model_channels=16, channel_mult=(1, 2, 4), num_blocks=1, codebook_size=256, codebook_dim=32
         ),
         training=replace(
             run.training,
-            total_images=48_000,
+            total_images=24_000,
             batch=16,
-            optimizer=replace(run.training.optimizer, lr=5e-4, lr_cooldown_images=24_000),
-            ema=EmaConfig(halflife_images=2_000, rampup_ratio=0.1),
-            snapshot_images=12_000,
-            checkpoint_images=12_000,
+            optimizer=replace(run.training.optimizer, lr=1e-3, lr_cooldown_images=16_000),
+            ema=EmaConfig(halflife_images=800, rampup_ratio=0.1),
+            snapshot_images=8_000,
+            checkpoint_images=4_000,
         ),
     )
 
