@@ -154,7 +154,11 @@ def ct_cifar10() -> Experiment:
 
 
 def ct_imagenet64() -> Experiment:
-    """ImageNet-64 training without a teacher as published: LPIPS where installed, else l2; samples in two steps."""
+    """ImageNet-64 training without a teacher as published: LPIPS where installed, else l2; samples in two steps.
+
+    From random weights, as the paper has it; the released command starts from a denoiser's, by
+    --start runs/edm-imagenet64.
+    """
     run = replace(
         _published_imagenet64(800_000, 1e-4),
         network=replace(edm.imagenet64().network, dropout=0.0),
