@@ -15,6 +15,7 @@ from torch import nn
 from imagewright.cli.dry_run import StandIns
 from imagewright.methods.distances import Distance
 from imagewright.recipes import RECIPES, consistency
+from imagewright.recipes.published import eps_of_mean
 from imagewright.training.experiment import Experiment, assemble
 
 CONSISTENCY = ("cd", "ct", "ctcd", "ctct", "pd", "ict")
@@ -128,6 +129,25 @@ def test_averages_keep_the_published_share_at_every_step(name: str, decay: float
 )
 def test_eps_makes_the_official_step(name: str, eps: float) -> None:
     assert RECIPES[name]().training.optimizer.eps == pytest.approx(eps, rel=1e-12)
+
+
+def test_adam_on_a_mean_with_that_eps_steps_as_on_the_sum() -> None:
+    """Where gradients are near eps, as here, 1e-8 itself would be another optimiser."""
+    data = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def trained(total: bool, eps: float) -> torch.Tensor:
+        w = torch.full((3, 8, 8), 0.5, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([w], lr=1e-3, eps=eps)
+        for k in range(5):
+            error = 1e-7 * ((w - data[k % 4]) * data[0]).square()
+            optimizer.zero_grad()
+            (error.sum() if total else error.mean()).backward()
+            optimizer.step()
+        return w.detach()
+
+    official = trained(True, 1e-8)
+    torch.testing.assert_close(trained(False, eps_of_mean(192)), official, rtol=1e-12, atol=0)
+    assert float((trained(False, 1e-8) - official).abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize(
