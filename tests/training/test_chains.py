@@ -1,4 +1,4 @@
-"""Teachers, tokenizers and starts that recipes name: each is trained, small, as its own recipe says, and used.
+"""Teachers, tokenizers and starting weights that recipes name: each is trained, small, as its recipe says, and used.
 
 Networks and images are shrunk, alike in both recipes, so that what differs between them (kind of network, embedding,
 classes, augmentation) still does; every model takes two steps and goes through its files.

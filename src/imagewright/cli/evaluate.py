@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,13 +19,16 @@ from imagewright.cli.scoring import extractor_for, reference_images, training_da
 from imagewright.data import open_images
 from imagewright.files import read_json, write_json
 from imagewright.metrics.bits import BitsSettings
+from imagewright.metrics.draws import ClassLaw, class_shares, draw_for_score
 from imagewright.metrics.evaluate import METRICS, Report, evaluate
-from imagewright.metrics.reference import embed
+from imagewright.metrics.reference import Reference, embed
 from imagewright.pretrained import find_model, shipped
 from imagewright.samplers.generator import sampler_to_json
-from imagewright.types import UserError
+from imagewright.types import DataSpec, UserError
 
 FORMAT = "imagewright-metrics/1"
+SEED = 1
+"""Of the images drawn, where none is asked for."""
 EPILOG = """examples:
   imagewright evaluate runs/edm-digits
   imagewright evaluate runs/edm-digits --steps 3 5 9 18    # one row per number of steps
@@ -41,8 +45,9 @@ def evaluate_command(
     data: str | None = None,
     split: str | None = None,
     n: int | None = None,
-    seed: int = 1,
+    seed: int = SEED,
     metrics: tuple[str, ...] = METRICS,
+    classes: ClassLaw = "reference",
     sampler: str | None = None,
     steps: tuple[int, ...] = (),
     set: tuple[str, ...] = (),  # the option's name
@@ -68,6 +73,8 @@ def evaluate_command(
         seed: of the images drawn.
         metrics: of fd, kid, is, prdc; and bpd, the bits per dimension of the real images, by the model's exact
             likelihood, its bound, or its probability flow.
+        classes: which are drawn, of a model that is told them: each as often as the real images have it (reference),
+            or all alike (uniform).
         sampler: as for `imagewright sample`.
         steps: one measurement for each number of sampler steps.
         set: further sampler settings, name=value.
@@ -86,14 +93,22 @@ def evaluate_command(
     if not is_model:
         if "bpd" in metrics:
             raise UserError(f"{target} is no model; bpd is how probable a model finds real images")
-        _evaluate_images(target, data, split or "all", seed, metrics, inception, yardsticks, out)
+        drawing: dict[str, Any] = {
+            "n": n,
+            "seed": seed != SEED,
+            "classes": classes != "reference",
+            "changes": changes.record(),
+        }
+        _refuse_unused(f"{target}, which is a set of images", **drawing, sampler=sampler, steps=steps, set=set)
+        _evaluate_images(target, data, split or "all", metrics, inception, yardsticks, out)
         return
     file = find_model(target)
     path = out or (Path(target) / "metrics.json" if Path(target).is_dir() else None)
     if "bpd" in metrics:
         metrics = tuple(m for m in metrics if m != "bpd")
         if not metrics:
-            _refuse_unused(sampler=sampler, steps=steps, set=set, inception=inception)
+            unused = {"sampler": sampler, "steps": steps, "set": set, "inception": inception}
+            _refuse_unused("bpd, which draws no images", **unused, classes=classes != "reference")
         entry = evaluate_bits(target, file, data, split or "test", n, seed, likelihood, changes, batch_size, device)
         show_bits(entry)
         _keep({"likelihoods": [entry]}, path)
@@ -107,27 +122,41 @@ def evaluate_command(
     for number in steps or (None,):
         generator = make_generator(file, sampler, number, set, device, changes)
         with bar(f"evaluating {target} at {generator.nfe} calls", count) as advance_to:
-            clock = _Stopwatch(generator.batches(count, seed=seed, batch_size=batch_size))
+            drawn = draw_for_score(generator, count, embedded, classes=classes, seed=seed, batch_size=batch_size)
+            clock = _Stopwatch(drawn)
             report = evaluate(
                 clock, embedded, extractor, metrics=metrics, seed=seed, yardsticks=yardsticks, on_progress=advance_to
             )
         way = sampler_to_json(generator.sampler) | changes.record()
-        entries.append(_entry(target, way, generator.nfe, clock.seconds, report))
+        told = _classes(file.spec, embedded, classes)
+        entries.append(_entry(target, way, generator.nfe, clock.seconds, report) | {"classes": told})
+    _say_if_uniform(entries[0]["classes"], classes)
     _table(entries)
     _keep({"reports": entries}, path)
 
 
-def _refuse_unused(**options: Any) -> None:
+def _refuse_unused(on: str, **options: Any) -> None:
     for name, value in options.items():
         if value:
-            raise UserError(f"--{name} has no effect on bpd, which draws no images")
+            named = next(iter(value)) if name == "changes" else name
+            raise UserError(f"--{named.replace('_', '-')} has no effect on {on}")
+
+
+def _classes(spec: DataSpec, reference: Reference, wanted: ClassLaw) -> dict[str, Any] | None:
+    """By which law classes were drawn, and how often each in the mean; None: the model is told none."""
+    law, shares = class_shares(spec, reference, wanted)
+    return None if shares is None else {"law": law, "shares": [round(float(share), 6) for share in shares]}
+
+
+def _say_if_uniform(drawn: dict[str, Any] | None, wanted: ClassLaw) -> None:
+    if drawn is not None and drawn["law"] != wanted:
+        say("note: the real images do not say how often the model's classes come; they were drawn alike")
 
 
 def _evaluate_images(
     target: str,
     data: str | None,
     split: str,
-    seed: int,
     metrics: tuple[str, ...],
     inception: str | None,
     yardsticks: bool,
@@ -142,9 +171,7 @@ def _evaluate_images(
     extractor = extractor_for(data, inception)
     batches = (images.images(range(i, min(i + 256, len(images)))) for i in range(0, len(images), 256))
     with bar(f"evaluating {target}", len(images)) as advance_to:
-        report = evaluate(
-            batches, reference, extractor, metrics=metrics, seed=seed, yardsticks=yardsticks, on_progress=advance_to
-        )
+        report = evaluate(batches, reference, extractor, metrics=metrics, yardsticks=yardsticks, on_progress=advance_to)
     entries = [_entry(target, None, 0, 0.0, report)]
     _table(entries)
     _keep({"reports": entries}, out)
@@ -177,18 +204,25 @@ def _keep(new: dict[str, list[dict[str, Any]]], path: Path | None) -> None:
     found = read_json(path) if path.exists() else {}
     record: dict[str, Any] = {"format": FORMAT, "reports": [], **found}
     for kind, entries in new.items():
-        kept = [e for e in record.get(kind, []) if all(_identity(e) != _identity(n) for n in entries)]
+        kept = [e for e in record.get(kind, []) if not any(_same(e, n) for n in entries)]
         record[kind] = sorted([*kept, *entries], key=lambda e: e.get("nfe", 0))
     write_json(path, record)
     say(f"written to {path}")
 
 
-def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
+def _same(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two entries measured the same; one from before classes were recorded gives way to any."""
+    return _identity(old) == _identity(new) and ("classes" not in old or old["classes"] == new.get("classes"))
+
+
+def _identity(entry: dict[str, Any]) -> str:
+    """As JSON, since what is read from a file has lists where what was just measured has tuples."""
     report = entry["report"]
     if "bpd" in report:
-        depends = ("num_images", "seed", "reference", "settings")
-        return (entry["target"], str(entry["changes"]), *(str(report[name]) for name in depends))
-    return (entry["target"], str(entry["sampler"]), report["num_images"], report["seed"], report["extractor_sha256"])
+        way, depends = "changes", ("num_images", "seed", "reference", "settings")
+    else:
+        way, depends = "sampler", ("num_images", "seed", "extractor_sha256", "reference")
+    return json.dumps([entry["target"], entry[way], *(report[name] for name in depends)], sort_keys=True)
 
 
 def _table(entries: list[dict[str, Any]]) -> None:

@@ -66,6 +66,7 @@ class Measure:
     """One entry of metrics.json: a sampler, its cost, and the report (`metrics.Report` as plain values).
 
     seconds: for drawing all the images; 0 where it was not measured.
+    classes: by which law they were drawn, and the share of each; None = the model is told none, or nothing is known.
     """
 
     sampler: Mapping[str, Any]
@@ -73,6 +74,7 @@ class Measure:
     seconds: float
     report: Mapping[str, Any]
     command: tuple[str, ...] = ()
+    classes: Mapping[str, Any] | None = None
 
     @property
     def distance(self) -> tuple[str, float] | None:
@@ -262,6 +264,7 @@ def read_measures(path: Path) -> tuple[Measure, ...]:
                 seconds=float(entry.get("seconds") or 0),
                 report={**entry["report"], "scores": dict(entry["report"]["scores"])},
                 command=tuple(entry.get("command") or ()),
+                classes=entry.get("classes"),
             )
             for entry in content["reports"]
         ]

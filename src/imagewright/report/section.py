@@ -235,7 +235,7 @@ def _measures_table(measures: Sequence[Measure]) -> Html:
     names = list(dict.fromkeys(s for m in measures for s in m.report["scores"] if not _is_spread(s)))
     rows: list[list[Child]] = [
         [
-            sampler_words(m.sampler),
+            sampler_words(m.sampler) + (", all classes alike" if (m.classes or {}).get("law") == "uniform" else ""),
             str(m.nfe),
             f"{m.report['num_images']:,}",
             *(_score(m.report["scores"], name) for name in names),

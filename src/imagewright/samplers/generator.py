@@ -77,11 +77,19 @@ class ImageGenerator:
         self.sampler(_Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64), noise=noise)
         return not noise.drawn
 
-    def labels(self, n: int, seed: int, first: int = 0) -> npt.NDArray[np.int64] | None:
-        """Classes of images first .. first + n - 1 when none are asked for: uniform, from (seed, i) alone."""
+    def labels(
+        self, n: int, seed: int, first: int = 0, shares: npt.NDArray[np.float64] | None = None
+    ) -> npt.NDArray[np.int64] | None:
+        """Classes of images first .. first + n - 1 when none are asked for, from (seed, i) alone; None: has no classes.
+
+        shares: probability of each class, [num_classes]; None = uniform.
+        """
         if not self.spec.num_classes:
             return None
         draw = ImageNoise(seed, range(first, first + n), stream=1).uniform(torch.empty(n, 1, dtype=torch.float64))
+        if shares is not None:
+            edges = np.cumsum(shares)
+            return np.searchsorted(edges / edges[-1], draw[:, 0].numpy(), side="right").astype(np.int64)
         drawn: npt.NDArray[np.int64] = (draw[:, 0] * self.spec.num_classes).long().numpy()
         return drawn.clip(max=self.spec.num_classes - 1)
 
