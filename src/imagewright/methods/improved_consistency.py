@@ -6,7 +6,8 @@ Added      to `methods.consistency`: no average in the target (section 3.2); pse
            c = 0.00054 sqrt(C H W) (3.3, `methods.distances`); weight 1 / (sigma_{i+1} - sigma_i) (3.1); intervals drawn
            as a log-normal of sigma falls on them (3.5); a grid whose intervals double in equal stages (3.4).
 Recipes    RAdam, no decay; dropout, equal in both evaluations (`pairs.match`); Fourier scale 0.02 (`networks`).
-Departs    A stage is a share of the images, not a whole number of steps: it may begin up to one step later.
+Departs    No official program: what the paper leaves open is its predecessor's (`methods.consistency`).
+           A stage is a share of the images, not a whole number of steps: it may begin up to one step later.
            target_decay, by_gap and noise_levels = None put the original recipe's choices back, for the ablation.
 Checked    11, 11, 21, 1281 points at the ends of stages; interval probabilities; gradient of the distance <= 1.
 """
