@@ -70,9 +70,8 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     reference, teacher = real_points(oracle, seed + 1000, 2 * count), ExactTeacher(oracle)
     steady, restless = (start(seed, oracle, 2000 if full else 3, r) for r in (False, True))
     pace = PointRun(iterations=iterations, batch=256, lr=1e-3, seed=seed, ema=EmaConfig(halflife_images=10_000))
-    warmup = iterations * pace.batch // 4
-    scd = ContinuousConsistencyDistillation(noise_levels=LEVELS, warmup_images=warmup)
-    sct = ContinuousConsistencyTraining(noise_levels=LEVELS, warmup_images=warmup, sigma_data=SIGMA_DATA)
+    scd = ContinuousConsistencyDistillation(noise_levels=LEVELS, warmup=0.25)
+    sct = ContinuousConsistencyTraining(noise_levels=LEVELS, warmup=0.25, sigma_data=SIGMA_DATA)
 
     def row(name: str, method: Method, parts: Parts) -> Row:
         try:
@@ -90,7 +89,7 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
         row("sCT", sct, continuous_parts(steady, None)),
         row("sCD, tangent as it is", dataclasses.replace(scd, tangent="none"), learnt),
         row("sCD, restless embedding", scd, continuous_parts(restless, teacher)),
-        row("sCD, no warm-up", dataclasses.replace(scd, warmup_images=0), learnt),
+        row("sCD, no warm-up", dataclasses.replace(scd, warmup=0.0), learnt),
     ]
 
 
