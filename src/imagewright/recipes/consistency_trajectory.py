@@ -55,7 +55,7 @@ def ctm_emoji64_32() -> Experiment:
 def ctm_cifar10() -> Experiment:
     """CIFAR-10, class-conditional, first stage; the program leaves the network's dropout on."""
     method = ConsistencyTrajectory(grid_points=18, dropout=0.13)
-    return _published("cifar10-32x32.zip", "edm-cifar10", 256, 16, 4e-4, method)
+    return _published("cifar10-32x32.zip", "runs/edm-cifar10", 256, 16, 4e-4, method)
 
 
 def ctm_cifar10_gan() -> Experiment:
@@ -65,7 +65,9 @@ def ctm_cifar10_gan() -> Experiment:
 
 def ctm_imagenet64() -> Experiment:
     """ImageNet-64, first stage: 1440 at 4e-4 as in the command; the program's defaults are 2048 at 8e-6."""
-    return _published("imagenet-64x64.zip", "edm-imagenet64", 1440, 18, 4e-4, ConsistencyTrajectory(grid_points=40))
+    return _published(
+        "imagenet-64x64.zip", "runs/edm-imagenet64", 1440, 18, 4e-4, ConsistencyTrajectory(grid_points=40)
+    )
 
 
 def ctm_imagenet64_gan() -> Experiment:

@@ -88,7 +88,7 @@ def scd_cifar10() -> Experiment:
     run = trigflow_cifar10()
     method = ContinuousConsistencyDistillation(noise_levels=CIFAR10, warmup=WARMUP_STEPS / 500_000)
     training = _cifar10_training(500_000, EmaConfig(halflife_images=500_000, rampup_ratio=0.05))
-    return _student(replace(run, network=None), method, training, teacher="trigflow-cifar10")
+    return _student(replace(run, network=None), method, training, teacher="runs/trigflow-cifar10")
 
 
 def sct_cifar10() -> Experiment:
@@ -98,7 +98,7 @@ def sct_cifar10() -> Experiment:
     run = replace(run, network=replace(run.network, dropout=0.2, augment_dim=run.method.augment_dim))
     method = ContinuousConsistencyTraining(noise_levels=CIFAR10, warmup=WARMUP_STEPS / 350_000)
     average = EmaConfig(halflife_images=512 * math.log(0.5) / math.log(0.9999), rampup_ratio=None)
-    return _student(run, method, _cifar10_training(350_000, average), start="trigflow-cifar10")
+    return _student(run, method, _cifar10_training(350_000, average), start="runs/trigflow-cifar10")
 
 
 def scd_imagenet64() -> Experiment:
@@ -107,7 +107,7 @@ def scd_imagenet64() -> Experiment:
     run = replace(trigflow_imagenet64(), network=None)
     training = _imagenet64_training(1024, 600_000)
     optimizer = replace(training.optimizer, clip_norm=10 * math.sqrt(3 * 64 * 64))  # see _cifar10_training
-    return _student(run, method, replace(training, optimizer=optimizer), teacher="trigflow-imagenet64")
+    return _student(run, method, replace(training, optimizer=optimizer), teacher="runs/trigflow-imagenet64")
 
 
 def sct_imagenet64() -> Experiment:
@@ -115,7 +115,7 @@ def sct_imagenet64() -> Experiment:
     run = trigflow_imagenet64()
     run = replace(run, network=replace(run.network, dropout=0.45))
     method = ContinuousConsistencyTraining(noise_levels=IMAGENET64, warmup=WARMUP_STEPS / 400_000)
-    return _student(run, method, _imagenet64_training(2048, 400_000), start="trigflow-imagenet64")
+    return _student(run, method, _imagenet64_training(2048, 400_000), start="runs/trigflow-imagenet64")
 
 
 def _trigflow(run: Experiment, levels: LogNormal) -> Experiment:
