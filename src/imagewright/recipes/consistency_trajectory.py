@@ -11,12 +11,12 @@ Departs    l2 for LPIPS, whose weights are not shipped (`--features lpips --meth
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory
 from imagewright.methods.distances import Distance
 from imagewright.recipes.consistency import cd_digits, cd_emoji64_32
+from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Jumps
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -117,7 +117,7 @@ def _paced(training: TrainingConfig) -> TrainingConfig:
     batch = training.batch
     return replace(
         training,
-        ema=EmaConfig(halflife_images=batch * math.log(0.5) / math.log(0.999), rampup_ratio=None),
+        ema=EmaConfig(halflife_images=halflife_images(batch, 0.999), rampup_ratio=None),
         log_images=100 * batch,
         snapshot_images=5_000 * batch,
         checkpoint_images=1_000 * batch,
