@@ -3,9 +3,10 @@
 The published runs have two stages: without an adversary, then from those weights with one (`..._gan`). Constants are
 those of the commands of Kim-Dongjun/ctm-cifar10 (class-conditional) and sony/ctm; lengths are their advice: 10,000 to
 50,000 steps, then at least 30,000.
-Departs    l2 for LPIPS where it is not installed, and a convolutional discriminator for the projected one. The second stage starts from the first one's averaged
-           weights with fresh optimisers; the published runs go on from their raw weights, averages and RAdam's moments.
-           fp16 is autocast of every network; there the discriminator stays in float32.
+Departs    l2 for LPIPS where it is not installed, and a convolutional discriminator for the projected one. The second
+           stage starts from the first one's averaged weights with fresh optimisers; the published runs go on from raw
+           weights, averages and RAdam's moments. fp16 is autocast of every network; there the discriminator stays in
+           float32.
 """
 
 from __future__ import annotations
