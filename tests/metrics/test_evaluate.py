@@ -99,11 +99,14 @@ def test_few_images_are_noted_and_too_few_refused() -> None:
     report = evaluate(FAKE[:12], REAL, Pixels(), yardsticks=False)
     assert any("fd_pixels of 12 images in 12 dimensions" in note for note in report.notes)
     assert not any("fd_pixels" in note for note in evaluate(FAKE, REAL, Pixels(), yardsticks=False).notes)
-    with pytest.raises(UserError, match="at least 2 images, got 1"):
+    with pytest.raises(UserError, match="fd needs at least 2 images and 2 real ones, and there are 1 and 300"):
         evaluate(FAKE[:1], REAL, Pixels(), metrics=["fd"])
+    report = evaluate(FAKE[:3], REAL, Pixels(), yardsticks=False)
+    assert "prdc needs at least 4 images and 6 real ones, and there are 3 and 300" in report.notes
+    assert "fd_pixels" in report.scores and "precision" not in report.scores
     with pytest.raises(UserError, match="no images"):
         evaluate([], REAL, Pixels())
-    with pytest.raises(UserError, match=r"k must lie in 1\.\.2"):
+    with pytest.raises(UserError, match="prdc needs at least 4 images"):
         evaluate(FAKE[:3], REAL, Pixels(), metrics=["prdc"])
 
 

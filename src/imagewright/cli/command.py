@@ -10,6 +10,7 @@ import difflib
 import functools
 import inspect
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -44,12 +45,16 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 """Least and most of every number that a command takes, by the option's name; infinity itself is never allowed."""
 
 
+_invoked: list[str] = []
+
+
 def run(function: Callable[..., Any], args: Sequence[str], prog: str, epilog: str = "") -> Any:
     """Parse `args` as the function's options, check the numbers, and call it. Exits with 2 on a mistake.
 
     epilog: what the help says after the function's own first lines. "None" is a text as any other: an option that is
     not wanted is left out.
     """
+    _invoked[:] = [*prog.split(), *args]
     description = inspect.cleandoc(function.__doc__ or "").split("Args:")[0].rstrip()
     return tyro.cli(
         checked(function),
@@ -58,6 +63,11 @@ def run(function: Callable[..., Any], args: Sequence[str], prog: str, epilog: st
         description=f"{description}\n\n{epilog}".rstrip(),
         config=(tyro.conf.DisallowNone,),
     )
+
+
+def invoked() -> list[str]:
+    """The command that runs, word by word, for records of what it did; paths that are there in full."""
+    return [os.path.abspath(word) if os.path.exists(word) else word for word in _invoked]
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:

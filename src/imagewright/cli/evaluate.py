@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,22 +11,23 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from imagewright.cli.command import run
+from imagewright.cli.command import invoked, run
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
 from imagewright.cli.sampling import Changes, make_generator
+from imagewright.cli.score_file import keep
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
 from imagewright.data import open_images
-from imagewright.files import read_json, try_output, write_json
+from imagewright.files import try_output
 from imagewright.metrics.bits import BitsSettings
 from imagewright.metrics.draws import ClassLaw, class_shares, draw_for_score
-from imagewright.metrics.evaluate import METRICS, Report, evaluate
+from imagewright.metrics.evaluate import METRICS, Report, evaluate, feasible
 from imagewright.metrics.reference import Reference, embed
+from imagewright.models.files import ModelFile
 from imagewright.pretrained import find_model, shipped
 from imagewright.samplers.generator import sampler_to_json
 from imagewright.types import DataSpec, UserError
 
-FORMAT = "imagewright-metrics/1"
 SEED = 1
 """Of the images drawn, where none is asked for."""
 EPILOG = """examples:
@@ -114,13 +114,14 @@ def evaluate_command(
             _refuse_unused("bpd, which draws no images", **unused, classes=classes != "reference")
         entry = evaluate_bits(target, file, data, split or "test", n, seed, likelihood, changes, batch_size, device)
         show_bits(entry)
-        _keep({"likelihoods": [entry]}, path)
+        _keep("likelihoods", [_of(file, entry)], path)
         if not metrics:
             return
     reference = reference_images(data or training_data(target, file.spec), file.spec, split or "all")
     extractor = extractor_for(reference.spec.name if data is None else data, inception)
     embedded = embed(reference, extractor)
     count = n or min(len(reference), 50_000)
+    metrics = _feasible(metrics, count, len(reference))
     entries = []
     for number in steps or (None,):
         generator = make_generator(file, sampler, number, set, device, changes)
@@ -135,7 +136,23 @@ def evaluate_command(
         entries.append(_entry(target, way, generator.nfe, clock.seconds, report) | {"classes": told})
     _say_if_uniform(entries[0]["classes"], classes)
     _table(entries)
-    _keep({"reports": entries}, path)
+    _keep("reports", [_of(file, entry) for entry in entries], path)
+
+
+def _feasible(metrics: tuple[str, ...], count: int, real: int) -> tuple[str, ...]:
+    """The metrics that so many images allow; says which they do not, before the work. UserError where none is left."""
+    possible, impossible = feasible(metrics, count, real)
+    if not possible:
+        raise UserError("; ".join(impossible))
+    for reason in impossible:
+        say(f"left out: {reason}")
+    return possible
+
+
+def _of(file: ModelFile, entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry that says of which weights it is, and how it was measured."""
+    seen = file.origin.get("images_seen")
+    return {**entry, "weights_sha256": file.weights_sha256, "images_seen": seen, "command": invoked()}
 
 
 def _refuse_unused(on: str, **options: Any) -> None:
@@ -172,12 +189,13 @@ def _evaluate_images(
     images = open_images(target, split="all", labels=False)
     reference = reference_images(data, images.spec, split)
     extractor = extractor_for(data, inception)
+    metrics = _feasible(metrics, len(images), len(reference))
     batches = (images.images(range(i, min(i + 256, len(images)))) for i in range(0, len(images), 256))
     with bar(f"evaluating {target}", len(images)) as advance_to:
         report = evaluate(batches, reference, extractor, metrics=metrics, yardsticks=yardsticks, on_progress=advance_to)
     entries = [_entry(target, None, 0, 0.0, report)]
     _table(entries)
-    _keep({"reports": entries}, out)
+    _keep("reports", [{**entry, "command": invoked()} for entry in entries], out)
 
 
 class _Stopwatch:
@@ -200,32 +218,10 @@ def _entry(target: str, sampler: dict[str, Any] | None, nfe: int, seconds: float
     return {"target": target, "sampler": sampler, "nfe": nfe, "seconds": seconds, "report": report.as_dict()}
 
 
-def _keep(new: dict[str, list[dict[str, Any]]], path: Path | None) -> None:
-    """Put entries into metrics.json, in place of those that measured the same."""
-    if path is None:
-        return
-    found = read_json(path) if path.exists() else {}
-    record: dict[str, Any] = {"format": FORMAT, "reports": [], **found}
-    for kind, entries in new.items():
-        kept = [e for e in record.get(kind, []) if not any(_same(e, n) for n in entries)]
-        record[kind] = sorted([*kept, *entries], key=lambda e: e.get("nfe", 0))
-    write_json(path, record)
-    say(f"written to {path}")
-
-
-def _same(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether two entries measured the same; one from before classes were recorded gives way to any."""
-    return _identity(old) == _identity(new) and ("classes" not in old or old["classes"] == new.get("classes"))
-
-
-def _identity(entry: dict[str, Any]) -> str:
-    """As JSON, since what is read from a file has lists where what was just measured has tuples."""
-    report = entry["report"]
-    if "bpd" in report:
-        way, depends = "changes", ("num_images", "seed", "reference", "settings")
-    else:
-        way, depends = "sampler", ("num_images", "seed", "extractor_sha256", "reference")
-    return json.dumps([entry["target"], entry[way], *(report[name] for name in depends)], sort_keys=True)
+def _keep(kind: str, entries: list[dict[str, Any]], path: Path | None) -> None:
+    if path is not None:
+        keep({kind: entries}, path)
+        say(f"written to {path}")
 
 
 def _table(entries: list[dict[str, Any]]) -> None:

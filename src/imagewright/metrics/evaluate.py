@@ -21,7 +21,7 @@ from imagewright.metrics.frechet import frechet_distance
 from imagewright.metrics.inception import WEIGHTS_SHA256
 from imagewright.metrics.inception_score import SHUFFLE_SEED, SPLITS, inception_score
 from imagewright.metrics.kernel import SEED, SUBSET_SIZE, SUBSETS, kernel_distance
-from imagewright.metrics.neighbours import neighbourhood
+from imagewright.metrics.neighbours import K_DENSITY_COVERAGE, K_PRECISION_RECALL, neighbourhood
 from imagewright.metrics.reference import OnProgress, Reference, embed
 from imagewright.metrics.statistics import FeatureStatistics, Moments, moments_of
 from imagewright.metrics.yardsticks import Distance, Features, Yardstick, at_count, measure_yardsticks
@@ -29,6 +29,13 @@ from imagewright.types import UserError
 from imagewright.version import versions
 
 METRICS = ("fd", "kid", "is", "prdc")
+LEAST: Mapping[str, tuple[int, int]] = {
+    "fd": (2, 2),
+    "kid": (2, 2),
+    "is": (1, 0),
+    "prdc": (K_PRECISION_RECALL + 1, K_DENSITY_COVERAGE + 1),
+}
+"""Images and real images that a metric needs: two for a covariance, more than k for a k-th neighbour."""
 USUAL_FID_COUNT = 50_000
 CHUNK = 256
 
@@ -60,6 +67,19 @@ class Report:
         return asdict(self)
 
 
+def feasible(metrics: Iterable[str], count: int, real: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The metrics that `count` images and `real` real ones allow, and of each other one why it is left out."""
+    possible, reasons = [], []
+    for metric in metrics:
+        least, least_real = LEAST[metric]
+        if count >= least and real >= least_real:
+            possible.append(metric)
+        else:
+            needs = f"{least} images" + (f" and {least_real} real ones" if least_real else "")
+            reasons.append(f"{metric} needs at least {needs}, and there are {count} and {real}")
+    return tuple(possible), tuple(reasons)
+
+
 def evaluate(
     images: Iterable[Images] | Images,
     reference: ImageSource | Reference | Moments,
@@ -77,8 +97,7 @@ def evaluate(
                 `Moments` from a file, which allow "fd" and "is" only and no yardsticks.
     metrics:    of "fd", "kid", "is", "prdc".   seed: that the images were drawn with, for the report.
     on_progress: called with the number of generated images seen.
-    Raises UserError when a measure is impossible (no images; 1 image for a covariance; n <= k for
-    neighbours).
+    A metric that needs more images is left out, with a note. Raises UserError where all are.
     """
     wanted = _check_metrics(metrics, reference)
     if not isinstance(reference, Reference | Moments):
@@ -86,6 +105,10 @@ def evaluate(
     if isinstance(reference, Reference) and reference.extractor_sha256 != extractor.sha256:
         raise UserError("the reference was embedded with another feature extractor than the one given")
     seen = _look(images, reference, extractor, wanted, on_progress)
+    total = len(reference) if isinstance(reference, Reference) else reference.count or 2
+    wanted, left_out = feasible(wanted, seen.count, total)
+    if not wanted:
+        raise UserError("; ".join(left_out))
     scores, settings = _scores(seen, reference, extractor, wanted)
     sticks: dict[str, Yardstick] = {}
     distances = {_label(m, extractor): _distance(m, settings) for m in ("fd", "kid") if m in wanted}
@@ -103,7 +126,11 @@ def evaluate(
         reference=_fingerprint(reference),
         num_reference=len(reference) if isinstance(reference, Reference) else reference.count,
         settings=settings,
-        notes=_notes(seen.count, extractor, wanted) + _floor_note(sticks, reference, _label("fd", extractor)),
+        notes=(
+            *left_out,
+            *_notes(seen.count, extractor, wanted),
+            *_floor_note(sticks, reference, _label("fd", extractor)),
+        ),
         versions=versions(),
     )
 
