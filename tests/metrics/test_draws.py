@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from imagewright.data import ImageSet
 from imagewright.metrics.draws import class_shares, draw_for_score, frechet_of_model
 from imagewright.metrics.features import Images
+from imagewright.metrics.frechet import frechet_distance
 from imagewright.metrics.reference import embed
 from imagewright.metrics.statistics import load_moments, moments_of, save_moments
 from imagewright.samplers import Euler
 from imagewright.samplers.generator import ImageGenerator
+from imagewright.tuning.autodiffusion import Candidate
+from imagewright.tuning.feature_distance import FeatureDistance
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec
 
 GREYS = (10, 90, 170, 250)
@@ -78,6 +81,15 @@ def test_a_perfect_model_is_not_charged_for_its_classes() -> None:
     alike = frechet_of_model(generator(), 4000, Mean(), replace(moments, class_counts=None), seed=1)
     # Mean 106 and standard deviation 95.9 of the real greys, 130 and 89.4 of equally many: 24^2 + 6.5^2 = 618.
     assert fair < 10 and alike == pytest.approx(618, rel=0.1)
+
+
+def test_a_search_over_images_draws_the_reference_s_classes() -> None:
+    moments = replace(embed(real(), Mean()).moments, class_counts=(0, 0, 0, 7))
+    measure = FeatureDistance(
+        model=OneGrey(), spec=generator().spec, extractor=Mean(), reference=moments, images=16, batch_size=16
+    )
+    lightest = moments_of(np.full((16, 1), GREYS[3], dtype=np.float32))
+    assert measure(Candidate.of((300, 800))) == pytest.approx(frechet_distance(lightest, moments), rel=1e-6)
 
 
 def test_an_image_depends_on_the_seed_and_its_number_alone() -> None:

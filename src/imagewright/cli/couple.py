@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import tyro
 
+from imagewright.cli.command import run
 from imagewright.cli.console import bar, say
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.data.couplings import Manifest, alone, claim_folder, shard_fault, shard_path, standing, write_shard
@@ -133,7 +134,9 @@ def _remove_partials(out: Path, index: int) -> None:
         left.unlink(missing_ok=True)
 
 
+COMMANDS: Mapping[str, Callable[..., None]] = {"": couple}
+
+
 def main(args: Sequence[str]) -> None:
     """Parse and couple."""
-    description = (couple.__doc__ or "").split("Args:")[0] + "\n" + EPILOG
-    tyro.cli(couple, args=args, prog="imagewright couple", description=description)
+    run(couple, args, "imagewright couple", EPILOG)

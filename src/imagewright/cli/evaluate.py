@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from imagewright.cli.command import run
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
 from imagewright.data import open_images
-from imagewright.files import read_json, write_json
+from imagewright.files import read_json, try_output, write_json
 from imagewright.metrics.bits import BitsSettings
 from imagewright.metrics.draws import ClassLaw, class_shares, draw_for_score
 from imagewright.metrics.evaluate import METRICS, Report, evaluate
@@ -104,6 +105,8 @@ def evaluate_command(
         return
     file = find_model(target)
     path = out or (Path(target) / "metrics.json" if Path(target).is_dir() else None)
+    if path is not None and path != out:
+        try_output(path)
     if "bpd" in metrics:
         metrics = tuple(m for m in metrics if m != "bpd")
         if not metrics:
@@ -248,7 +251,9 @@ def _yardstick_rows(yardsticks: dict[str, dict[str, Any]]) -> dict[str, dict[str
     }
 
 
+COMMANDS: Mapping[str, Callable[..., None]] = {"": evaluate_command}
+
+
 def main(args: Sequence[str]) -> None:
     """Parse and evaluate."""
-    description = (evaluate_command.__doc__ or "").split("Args:")[0] + "\n" + EPILOG
-    tyro.cli(evaluate_command, args=args, prog="imagewright evaluate", description=description)
+    run(evaluate_command, args, "imagewright evaluate", EPILOG)

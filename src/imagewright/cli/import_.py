@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from imagewright.cli.command import run
 from imagewright.cli.console import say
 from imagewright.files import read_json
 from imagewright.interop import from_official
@@ -64,7 +65,9 @@ def import_command(
     say(f"written to {out}")
 
 
+COMMANDS: Mapping[str, Callable[..., None]] = {"": import_command}
+
+
 def main(args: Sequence[str]) -> None:
     """Parse and convert."""
-    description = (import_command.__doc__ or "").split("Args:")[0] + "\n" + EPILOG
-    tyro.cli(import_command, args=args, prog="imagewright import", description=description)
+    run(import_command, args, "imagewright import", EPILOG)

@@ -3,20 +3,21 @@
 The published runs have two stages: without an adversary, then from those weights with one (`..._gan`). Constants are
 those of the commands of Kim-Dongjun/ctm-cifar10 (class-conditional) and sony/ctm; lengths are their advice: 10,000 to
 50,000 steps, then at least 30,000.
-Departs    l2 for LPIPS, whose weights are not shipped (`--features lpips --method.distance.kind perceptual`), and a
-           convolutional discriminator for the projected one. The second stage starts from the first one's averaged
-           weights with fresh optimisers; the published runs go on from their raw weights, averages and RAdam's moments.
-           fp16 is autocast of every network; there the discriminator stays in float32.
+Departs    l2 for LPIPS where it is not installed, and a convolutional discriminator for the projected one. The second
+           stage starts from the first one's averaged weights with fresh optimisers; the published runs go on from raw
+           weights, averages and RAdam's moments. fp16 is autocast of every network; there the discriminator stays in
+           float32.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory
 from imagewright.methods.distances import Distance
+from imagewright.metrics.perceptual import lpips_installed
 from imagewright.recipes.consistency import cd_digits, cd_emoji64_32
+from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Jumps
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -78,13 +79,15 @@ def ctm_imagenet64_gan() -> Experiment:
 def _published(
     source: str, teacher: str, batch: int, micro_batch: int, lr: float, method: ConsistencyTrajectory
 ) -> Experiment:
-    """50,000 steps; RAdam at a constant rate, no decay, no clipping, fp16, an average of 0.999, mirrored images.
+    """50,000 steps; LPIPS where it is installed; RAdam at a constant rate, no clipping, fp16, mirrored images.
 
     micro_batch: each has adaptive weights of its own, so its size is part of the method.
     """
+    compares = lpips_installed()
     return Experiment(
         data=DataConfig(source=source, xflip=True),
-        method=method,
+        method=replace(method, distance=Distance(kind="perceptual")) if compares else method,
+        features="lpips" if compares else None,
         teacher=teacher,
         sampler=Jumps(),
         training=_paced(TrainingConfig(
@@ -117,7 +120,7 @@ def _paced(training: TrainingConfig) -> TrainingConfig:
     batch = training.batch
     return replace(
         training,
-        ema=EmaConfig(halflife_images=batch * math.log(0.5) / math.log(0.999), rampup_ratio=None),
+        ema=EmaConfig(halflife_images=halflife_images(batch, 0.999), rampup_ratio=None),
         log_images=100 * batch,
         snapshot_images=5_000 * batch,
         checkpoint_images=1_000 * batch,

@@ -22,6 +22,7 @@ from imagewright.methods.edm import EDM
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.recipes import edm
 from imagewright.recipes.consistency import cd_digits, cd_emoji64_32
+from imagewright.recipes.published import halflife_images
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import Experiment
@@ -97,7 +98,7 @@ def sct_cifar10() -> Experiment:
     # The denoiser's network has an input for augmentation; it is kept, and given nothing.
     run = replace(run, network=replace(run.network, dropout=0.2, augment_dim=run.method.augment_dim))
     method = ContinuousConsistencyTraining(noise_levels=CIFAR10, warmup=WARMUP_STEPS / 350_000)
-    average = EmaConfig(halflife_images=512 * math.log(0.5) / math.log(0.9999), rampup_ratio=None)
+    average = EmaConfig(halflife_images=halflife_images(512, 0.9999), rampup_ratio=None)
     return _student(run, method, _cifar10_training(350_000, average), start="runs/trigflow-cifar10")
 
 
@@ -148,14 +149,13 @@ def _imagenet64_training(batch: int, steps: int) -> TrainingConfig:
     optimizer = OptimizerConfig(
         lr=7e-5, betas=(0.9, 0.99), eps=1e-11 * math.sqrt(3 * 64 * 64), lr_decay_images=35_000 * batch
     )
-    halflife = batch * math.log(0.5) / math.log(0.9999)
     return TrainingConfig(
         total_images=batch * steps,
         batch=batch,
         micro_batch=64,
         precision="bf16",
         optimizer=optimizer,
-        ema=EmaConfig(halflife_images=halflife, rampup_ratio=None, power_std=(0.05, 0.1)),
+        ema=EmaConfig(halflife_images=halflife_images(batch, 0.9999), rampup_ratio=None, power_std=(0.05, 0.1)),
         **_paced(batch),
     )
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from imagewright.data import ImageSet, Loader, open_images
 from imagewright.data.couplings import Couplings
-from imagewright.files import try_folder, write_json
+from imagewright.files import try_output, write_json
 from imagewright.metrics.perceptual import perceptual_network
 from imagewright.models.files import ModelFile, save_model, weights_hash
 from imagewright.models.tokens import PixelCodec, check_device
@@ -331,7 +331,7 @@ def run_experiment(
     experiment = located(experiment, folder)
     before = claim(folder, experiment, resume)
     processes.wait()  # or a slow process would find the record of this very run in the folder
-    try_folder(folder)
+    try_output(folder)
     assembled = assemble(experiment, on_open)
     check_inputs(folder, before, assembled.inputs, experiment)
     check_device(assembled.parts.roles[experiment.method.product].module, device)

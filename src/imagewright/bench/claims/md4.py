@@ -37,9 +37,9 @@ DISCRETE = (4, 16, 64)
 LEVELS = 5
 """Grey levels of the digits."""
 BATCH = 32
-UPDATES = 250
+UPDATES = 300
 """Of the masked networks."""
-CAUSAL_UPDATES = 190
+CAUSAL_UPDATES = 285
 """Of the causal one: as many seconds."""
 RATES = {"bound": 3e-3, "MaskGIT's loss": 3e-3, "causal": 3e-3}
 """Each contender's best of 1e-3, 2e-3, 3e-3, 6e-3 on seeds 0 to 2."""
@@ -109,11 +109,11 @@ def pixel_network(seed: int) -> nn.Module:
 
 
 def causal_network(seed: int) -> nn.Module:
-    """The recipe causal-digits's, of about as many parameters as the other."""
-    sizes = {"values": LEVELS, "length": 64, "label_dim": 10, "width": 64, "depth": 3, "heads": 4}
+    """The recipe causal-digits's, two layers in place of four; 107 thousand parameters, the other has 149 thousand."""
+    sizes = {"values": LEVELS, "length": 64, "label_dim": 10, "width": 64, "depth": 2, "heads": 4}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TokenTransformer(TokenTransformerConfig(causal=True, post_norm=False, **sizes))
+        return TokenTransformer(TokenTransformerConfig(dropout=0.0, causal=True, post_norm=False, **sizes))
 
 
 def bound(trained: nn.Module, schedule: str, steps: int | None, seed: int, passes: int) -> float:
@@ -142,7 +142,7 @@ def likelihood(model: nn.Module) -> float:
 
 def on_digits(seed: int, full: bool) -> list[Row]:
     """Held-out bits per pixel of three networks; the cost is the number of updates."""
-    updates, causal_updates, passes = (UPDATES, CAUSAL_UPDATES, 40) if full else (2, 2, 2)
+    updates, causal_updates, passes = (UPDATES, CAUSAL_UPDATES, 16) if full else (2, 2, 2)
     ours = trained(MD4(), pixel_network(seed), seed, updates, RATES["bound"])
     plain = MaskGIT(label_smoothing=0.0)
     theirs = trained(plain, pixel_network(seed), seed, updates, RATES["MaskGIT's loss"])
@@ -173,8 +173,8 @@ CLAIM = Claim(
     "the weighted cross-entropy is a bound, and continuous time the tightest; the cosine grid draws best",
     miniature="First the sampler alone: a mixture of 6 products, 32 tokens of 8 values, whose exact conditionals are "
     "the network; linear schedule. Then MD4's network on the 64 pixels of digits in 5 grey levels, trained by the "
-    "bound or by MaskGIT's loss without smoothing (same images, same initial weights), and a causal transformer of as "
-    "many parameters, trained for as many seconds; each at its own best rate. Bits of held-out digits.",
+    "bound or by MaskGIT's loss without smoothing (same images, same initial weights), and a causal "
+    "transformer of two layers, trained for as many seconds; each at its own best rate. Bits of held-out digits.",
     measure="transport distance between the laws of -ln p of samples and source, nats; of the digits bits per pixel",
     cost="steps; of the digits updates",
     run=run,
@@ -193,7 +193,7 @@ CLAIM = Claim(
             effect=by_how_much("digits, trained by the bound", "digits, trained by MaskGIT's loss"),
         ),
         Check(
-            says="and fewer than a causal transformer of as many parameters and seconds",
+            says="and fewer than a causal transformer trained for as many seconds",
             effect=by_how_much("digits, trained by the bound", "digits, causal"),
         ),
     ),
