@@ -118,6 +118,9 @@ def test_averages_keep_the_published_share_at_every_step(name: str, decay: float
     [
         ("edm-cifar10", 1e-8 / 3072),  # the official loss is a sum over the image
         ("cd-cifar10-teacher", 1e-8 / 3072),
+        ("edm-digits", 1e-8 / 64),
+        ("edm-emoji64-16", 1e-8 / 768),
+        ("edm-emoji64-32", 1e-8 / 3072),
         ("edm-imagenet64", 1e-8 / 12288 / 100),  # and here its constant loss scale stays in the gradient
         ("cd-cifar10", 1e-8),  # official losses are means
         ("ct-imagenet64", 1e-8),

@@ -22,6 +22,7 @@ EPILOG = """examples:
 config.json holds the official constructor's arguments, for example
   {"precond_class": "EDMPrecond", "img_resolution": 32, "img_channels": 3, "label_dim": 10,
    "model_type": "SongUNet", "model_channels": 128, "channel_mult": [2, 2, 2], "augment_dim": 9}
+Without sigma_min and sigma_max an EDMPrecond gets the range of the official sampler, 0.002 to 80.
 """
 
 

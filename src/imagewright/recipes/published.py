@@ -17,7 +17,6 @@ def eps_of_mean(numbers: int, *, eps: float = 1e-8, loss_scale: float = 1.0) -> 
     official program's. loss_scale: a constant that it leaves in its gradients.
 
     Programs that take the mean themselves keep their eps: both of the consistency models' (CD, CT, progressive
-    distillation) and those that are made of them. So do our own recipes for digits and emoji, whose gradients are far
-    above either.
+    distillation) and those that are made of them.
     """
     return eps / (numbers * loss_scale)
