@@ -56,7 +56,7 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     full = budget == "full"
     oracle = ring(seed, STD)
     held = _Noise(oracle, seed, first=0, count=2000 if full else 32)
-    other = _Noise(oracle, seed, first=10_000, count=500 if full else 16)
+    other = _Noise(oracle, seed, first=10_000, count=300 if full else 16)
 
     def row(name: str, n: int, by_mean: CountedSampler, by_square: CountedSampler) -> Row:
         errors, squares = held.errors(by_mean), held.errors(by_square).square()
@@ -90,7 +90,7 @@ def _choices(name: str, n: int, full: bool) -> list[CountedSampler]:
 
 
 def _training(n: int, vary: Vary, seed: int, full: bool) -> BespokeTraining:
-    sizes = {"iterations": 500, "batch": 64, "pool": 8, "validation": 4}
+    sizes = {"iterations": 400, "batch": 64, "pool": 8, "validation": 4}
     small = {"iterations": 3, "batch": 4, "pool": 1, "validation": 1}
     return BespokeTraining(num_steps=n, vary=vary, lr=2e-2, seed=seed, **(sizes if full else small))
 
