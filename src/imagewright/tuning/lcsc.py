@@ -157,13 +157,17 @@ def search(
     return Found(members[0][1], members[0][0], history, *best_average)
 
 
-def random_control(count: int, fitness: Fitness, evaluations: int, seed: int, scale: float = 0.5) -> Found:
-    """The same number of evaluations without a search: random affine combinations about the plain mean."""
+def random_control(about: Vector, fitness: Fitness, evaluations: int, seed: int, scale: float = 0.5) -> Found:
+    """As many evaluations without a search: random affine combinations about one, which is measured first.
+
+    scale: length of what is added to the coefficients, about.
+    """
     generator = np.random.default_rng(seed)
     history: list[float] = []
-    best: tuple[float, Vector] = (float("inf"), np.full(count, 1 / count))
-    for _ in range(evaluations):
-        candidate = np.full(count, 1 / count) + _sum_zero(generator.normal(size=count)) * scale / np.sqrt(count)
+    best: tuple[float, Vector] = (float("inf"), about)
+    for k in range(evaluations):
+        offset = _sum_zero(generator.normal(size=len(about))) * scale / np.sqrt(len(about))
+        candidate = about + (offset if k else 0)
         best = min(best, (float(fitness(candidate)), candidate), key=_value)
         history.append(best[0])
     return Found(best[1], best[0], history)
