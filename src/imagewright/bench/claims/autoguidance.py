@@ -173,8 +173,8 @@ CLAIM = Claim(
     paper="2406.02507",
     headline="ImageNet-64 FID 1.01 (1.58 without guidance)",
     miniature="Two classes that branch like trees, exact densities. Main model of width 64 after 2000 steps; guides of "
-    "width 32 after 250, with the label or without; 32 Heun steps. Lengths of the averages chosen for both guidances on "
-    "a tuning seed. Off the data: below the density that 1% of real points fall under.",
+    "width 32 after 250, with the label or without; 32 Heun steps. Lengths of the averages chosen for both guidances "
+    "on a tuning seed. Off the data: below the density that 1% of real points fall under.",
     measure="KL of the points' shares of branches from the true ones",
     cost="evaluations per sample",
     run=run,
