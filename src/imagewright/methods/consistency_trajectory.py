@@ -40,8 +40,10 @@ from __future__ import annotations
 
 import copy
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -59,6 +61,7 @@ from imagewright.networks.discriminator import ConvDiscriminator, ProjectedDiscr
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.paths.schedules import karras_sigmas
+from imagewright.precision import wide
 from imagewright.types import (
     Average,
     Batch,
@@ -211,17 +214,17 @@ class ConsistencyTrajectory:
 
     def steps_at(self, step: int) -> int:
         """Teacher steps n of a step of the run: shared by all workers."""
-        draw = StepNoise(step, SHARED).uniform(torch.empty(1, dtype=torch.float64))
-        law = torch.arange(1, (self.max_steps or self.grid_points - 1) + 1, dtype=torch.float64).cumsum(0)
-        return int(torch.searchsorted(law / law[-1], draw, right=True)) + 1
+        draw = float(StepNoise(step, SHARED).uniform(torch.empty(1)))
+        law = list(accumulate(range(1, (self.max_steps or self.grid_points - 1) + 1)))
+        return bisect_right([share / law[-1] for share in law], draw) + 1
 
     def denoising_levels(self, noise: Noise, like: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
         """Noise levels [N] of the denoising loss; the halves alternate, beginning with either. like: [N]."""
         usual = self.noise_levels.sample(noise, like)
         low, high = sigma_min ** (1 / self.rho), sigma_max ** (1 / self.rho)
-        share = self.high_noise_share * noise.uniform(like.double())
+        share = self.high_noise_share * noise.uniform(wide(like))
         noisy = (high + share * (low - high)).pow(self.rho).to(like)
-        first = noise.uniform(like.double())[0] < 0.5
+        first = noise.uniform(wide(like))[0] < 0.5
         even = torch.arange(len(like), device=like.device) % 2 == 0
         return torch.where(even == first, usual, noisy)
 
@@ -264,7 +267,7 @@ class ConsistencyTrajectory:
         grid = karras_sigmas(self.grid_points, model.sigma_min, model.sigma_max, self.rho).to(images)
         start = noise.integers(self.grid_points - n, like)
         left = self.grid_points - (start + n)  # points that s may be
-        end = start + n + (noise.uniform(like.double()) * left).floor().long()
+        end = start + n + (noise.uniform(wide(like)) * left).floor().long()
         path = grid[start + torch.arange(n + 1, device=images.device)[:, None]]
         return Jump(images + column(path[0]) * z, path[0], path[-1], grid[end], path)
 

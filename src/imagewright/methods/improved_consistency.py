@@ -29,6 +29,7 @@ from imagewright.models.consistency import ConsistencyModel
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.paths.schedules import karras_sigmas
+from imagewright.precision import wide
 from imagewright.types import Batch, Clock, DataSpec, Event, Parts, UserError
 
 
@@ -94,11 +95,11 @@ class ImprovedConsistencyTraining:
         if self.noise_levels is None:
             return noise.integers(len(grid) - 1, like)
         share = interval_probabilities(grid, self.noise_levels).cumsum(0).to(like.device)
-        return torch.searchsorted(share, noise.uniform(like.double()), right=True).clamp(max=len(grid) - 2)
+        return torch.searchsorted(share, noise.uniform(wide(like)), right=True).clamp(max=len(grid) - 2)
 
 
 def interval_probabilities(grid: Tensor, levels: LogNormal) -> Tensor:
     """Probability of each interval of a falling grid [N] under a log-normal (eq. 10), float64 [N - 1]."""
-    z = (grid.double().log() - levels.mean) / (levels.std * math.sqrt(2))
+    z = (wide(grid).log() - levels.mean) / (levels.std * math.sqrt(2))
     mass = z.erf()[:-1] - z.erf()[1:]
     return mass / mass.sum()
