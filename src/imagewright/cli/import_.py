@@ -31,6 +31,7 @@ def import_command(
     config: Path,
     out: Path,
     kind: str = "edm",
+    key: str | None = None,
     name: str | None = None,
 ) -> None:
     """Convert a state dict of official weights into a model folder that `sample` and `evaluate` take.
@@ -40,12 +41,15 @@ def import_command(
         config: JSON file with the official constructor's arguments and "precond_class".
         out: the model folder to write.
         kind: family of the weights; edm.
+        key: of a .pt file that holds several dictionaries, which one: ema.
         name: name of the data set the model was trained on; default the file's.
     """
+    if key is not None and weights.suffix not in (".pt", ".pth"):
+        raise UserError(f"--key says which dictionary of a .pt file holds the weights; it has no effect on {weights}")
     if weights.suffix == ".safetensors":
         state = read_tensors(weights)
     elif weights.suffix in (".pt", ".pth"):
-        state = read_state_dict(weights)
+        state = read_state_dict(weights, key)
     else:
         raise UserError(
             f"{weights} is not read: only .safetensors, .pt and .pth state dicts are. A pickle of a whole network "
