@@ -17,7 +17,7 @@ from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.cli.score_file import keep
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
-from imagewright.data import open_images
+from imagewright.data import ImageSet, open_images
 from imagewright.files import try_output
 from imagewright.metrics.bits import BitsSettings
 from imagewright.metrics.draws import ClassLaw, class_shares, draw_for_score
@@ -187,8 +187,10 @@ def _evaluate_images(
     if data is None:
         raise UserError(f"{target} is a set of images; say with --data which real images to compare it with")
     images = open_images(target, split="all", labels=False)
-    reference = reference_images(data, images.spec, split)
     extractor = extractor_for(data, inception)
+    if extractor.channels == 1 and images.spec.channels == 3 and _all_grey(images):
+        images = open_images(target, split="all", labels=False, channels=1)  # ADM's files always have three
+    reference = reference_images(data, images.spec, split)
     metrics = _feasible(metrics, len(images), len(reference))
     batches = (images.images(range(i, min(i + 256, len(images)))) for i in range(0, len(images), 256))
     with bar(f"evaluating {target}", len(images)) as advance_to:
@@ -196,6 +198,11 @@ def _evaluate_images(
     entries = [_entry(target, None, 0, 0.0, report)]
     _table(entries)
     _keep("reports", [{**entry, "command": invoked()} for entry in entries], out)
+
+
+def _all_grey(images: ImageSet) -> bool:
+    batches = (images.images(slice(i, i + 256)) for i in range(0, len(images), 256))
+    return all((batch == batch[..., :1]).all() for batch in batches)
 
 
 class _Stopwatch:

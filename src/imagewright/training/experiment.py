@@ -336,7 +336,7 @@ def run_experiment(
     check_inputs(folder, before, assembled.inputs, experiment)
     check_device(assembled.parts.roles[experiment.method.product].module, device)
     if processes.is_first:
-        record = experiment_record(experiment, command, assembled.inputs, folder)
+        record = experiment_record(experiment, command, folder, assembled.inputs, before)
         write_json(folder / "experiment.json", record)
     loader = Loader(
         assembled.images,
