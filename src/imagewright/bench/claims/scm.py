@@ -126,7 +126,12 @@ def parts_of(contender: Contender, denoiser: EDMPrecond, oracle: GaussianMixture
     student = ContinuousConsistencyModel.from_denoiser(denoiser)
     weighting = PriorWeight() if contender.fixed else TimeWeight()
     more = {"teacher": teacher} if isinstance(contender.method, ContinuousConsistencyDistillation) else {}
-    return Parts(student=Trained(module=student), weighting=Trained(module=weighting, ema=False), **more)
+    betas = (0.9, 0.99)  # as in all recipes
+    return Parts(
+        student=Trained(module=student, betas=betas),
+        weighting=Trained(module=weighting, ema=False, betas=betas),
+        **more,
+    )
 
 
 def trained(contender: Contender, denoiser: EDMPrecond, oracle: GaussianMixture, seed: int, updates: int) -> nn.Module:
