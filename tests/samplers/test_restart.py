@@ -37,6 +37,16 @@ class Recorder:
         return self.denoiser(x, sigma)
 
 
+class Same:
+    """The same numbers at every draw."""
+
+    def __init__(self, pattern):
+        self.pattern = pattern
+
+    def normal(self, like):
+        return self.pattern
+
+
 def noise(seed=7, count=3):
     return ImageNoise(seed, range(count))
 
@@ -82,6 +92,36 @@ def test_a_cycle_keeps_the_variance_of_a_gaussian():
     sampler = Restart(num_steps=60, intervals=((40, 2, 0.1, 2.0),))
     drawn = sampler(oracle, normal(count, 1, seed=3), noise=noise(1, count))
     assert float(drawn.std()) == pytest.approx(0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("high", [2.0, 3.0, 20.0])
+def test_the_jump_adds_the_difference_of_the_variances(high):
+    recorder = Recorder()
+    sampler = Restart(num_steps=18, intervals=((2, 1, LEVEL, high),), restart_gamma=0.0, S_noise=1.5)
+    sampler(recorder, LATENTS, noise=Same(torch.full_like(LATENTS, 2.0)))
+    plain = Recorder()
+    arrived = {}
+    Heun(num_steps=18)(plain, LATENTS, on_step=lambda x, _, s: arrived.update({s: x}))
+    jumped = recorder.states[recorder.levels.index(pytest.approx(high))]
+    expected = arrived[LEVEL] + 2.0 * 1.5 * math.sqrt(high**2 - LEVEL**2)
+    torch.testing.assert_close(jumped, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "official"),
+    [
+        ("cifar10-edm-43", [0.575144046158695, -0.721886340456777, 0.673128404000154, 0.641618147241732]),
+        ("imagenet64-67", [0.567090121055512, -0.785351711466438, 0.682219864971854, 0.988458269561926]),
+    ],
+)
+def test_the_official_samplers_numbers(name, official):
+    """From `restart_sampler` of Newbeeer/diffusion_restart_sampling at 8cbcb07, the same noise at every draw; its
+    restart grid is float32."""
+    two_points = GaussianMixture(torch.tensor([-0.5, 0.5], dtype=torch.float64)[:, None, None, None], 0.1)
+    latents = torch.tensor([0.9, -0.4, 1.3, -1.6], dtype=torch.float64)[:, None, None, None]
+    pattern = torch.tensor([0.3, -1.1, 0.7, 1.9], dtype=torch.float64)[:, None, None, None]
+    drawn = PRESETS[f"restart-{name}"](two_points, latents, noise=Same(pattern))
+    torch.testing.assert_close(drawn.flatten(), torch.tensor(official, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
 def test_a_cycle_contracts_two_states_by_the_known_factor():

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from imagewright.cli.command import dispatch
 from imagewright.cli.console import bar, say
 from imagewright.cli.tune_common import Scorer, fresh, print_scores, save, tuned_path, write
 from imagewright.cli.tune_lcsc import lcsc
@@ -251,9 +252,4 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(args: Sequence[str]) -> None:
     """Dispatch to the search."""
-    if not args or args[0] in ("-h", "--help"):
-        say(HELP)
-        return
-    if args[0] not in COMMANDS:
-        raise UserError(f"there is no search {args[0]!r}; allowed: {', '.join(COMMANDS)}")
-    tyro.cli(COMMANDS[args[0]], args=args[1:], prog=f"imagewright tune {args[0]}")
+    dispatch(COMMANDS, args, "imagewright tune", HELP)

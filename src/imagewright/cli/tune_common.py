@@ -14,8 +14,8 @@ from imagewright.cli.sampling import TUNED
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
 from imagewright.files import write_json
 from imagewright.metrics import embed
+from imagewright.metrics.draws import frechet_of_model
 from imagewright.metrics.features import FeatureExtractor
-from imagewright.metrics.frechet import frechet_of_images
 from imagewright.metrics.statistics import Moments
 from imagewright.models.files import ModelFile, save_model
 from imagewright.pretrained import find_model
@@ -44,7 +44,7 @@ class Scorer:
     def score(self, model: nn.Module, file: ModelFile, sampler: Sampler, n: int, seed: int) -> float:
         """Frechet distance of n images of a seed: the same noise and labels for every candidate."""
         generator = ImageGenerator(model, file.spec, sampler, self.device)
-        return frechet_of_images(generator.batches(n, seed=seed, batch_size=250), self.extractor, self.moments)
+        return frechet_of_model(generator, n, self.extractor, self.moments, seed=seed)
 
 
 def fresh(run: Path, out: Path) -> ModelFile:

@@ -6,7 +6,12 @@ Ingredients  deterministic main pass; t_min snapped to the nearest level of the 
            t_max, with variance t_max^2 - t_min^2 and fresh noise; Heun back down on the rho grid from t_max to the
            snapped level, with the correction on the last step too; small churn within restarts only (gamma 0.05 for
            levels in [0.01, 1], as in the published runs; 0 turns it off); S_noise scales jumps and churn.
-Departs    the PFGM++ kernel and the discrete-time variant for latent models are not here: the library has neither.
+Departs    from Newbeeer/diffusion_restart_sampling, benchmarks/generate_restart.py: no PFGM++ kernel, no restarts of
+           DPM-Solver-3 and none in discrete time for latent models (the library has no such models); no churn in the
+           main pass. The restart grid is float64 (theirs float32: end points differ by 4e-7), rounded to the levels
+           that the model knows, and never starts at the first level, where theirs would be ignored, or at 0. Two
+           intervals that snap to one level are refused (theirs keeps the last). restart_gamma, S_min, S_max and S_noise
+           have the values of the published runs (theirs default to 0.05, 0, 0 and 0).
 Precision  state and grid in float64; the network in its own.
 """
 
@@ -22,8 +27,9 @@ import torch
 from torch import Tensor
 
 from imagewright.paths.schedules import karras_sigmas
+from imagewright.precision import wide
 from imagewright.samplers.edm import churned, heun_step
-from imagewright.samplers.grid import OnGrid, state_dtype
+from imagewright.samplers.grid import OnGrid
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
 
 
@@ -86,7 +92,7 @@ class Restart(OnGrid):
         restarts = self._snapped(sigmas)
         if restarts and noise is None:
             raise UserError("sampler Restart is stochastic; it needs a noise source")
-        x = latents.to(state_dtype(latents)) * sigmas[0]
+        x = wide(latents) * sigmas[0]
         for sigma, sigma_next in pairwise(sigmas):
             x, denoised = heun_step(denoiser, x, sigma, sigma_next, cond)
             if on_step is not None:

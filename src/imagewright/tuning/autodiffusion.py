@@ -3,16 +3,23 @@
 A candidate is K distinct time steps of a discrete schedule and, for each, the layers that the network leaves out there
 (`guidance.layer_skipping`). DDIM draws with it; an evolution minimises a measure of what is drawn; nothing is trained.
 
-Ingredients   population 50, best 10 of everything seen as parents; 25 mutants (each entry replaced with probability
-           0.25 by a time the candidate lacks), 15 crossovers (entry by entry from two parents), the rest random; every
-           candidate measured once, at most 10 attempts for each one wanted; the first population holds the uniform
-           sequence, random candidates, and the uniform one mutated with probability 0.1. Refinement: windows of
-           +-T/100 about known times. With a layer budget: steps are added while the layers computed in all fit, so
-           skipping may buy steps; first times alone with the full network, then the share of skipped layers grows by
-           max_prun / 5 a generation. The measure of images is `tuning.feature_distance`.
-Departs    crossover's duplicates are replaced by new times (the published code silently loses the step), and skipped
-           layers do mutate (there, an assignment written as a comparison keeps them). Parents with different numbers
-           of steps cross up to the longer one. A control is offered: the best of as many random candidates.
+Ingredients   population 50, best 10 of everything seen as parents; 25 mutants (each time replaced with probability
+           0.25 by one that the parent lacks; a step of the full network gets a list of skipped layers with the same
+           probability), 15 crossovers (entry by entry from two parents, the longer one's tail kept), the rest random;
+           every candidate measured once, at most 10 attempts for each one wanted; the first population holds the
+           uniform sequence, random candidates, and the uniform one mutated with probability 0.1. Refinement: windows of
+           T/100 about known times. With a layer budget: random candidates add steps while the layers computed in all
+           fit, so skipping may buy steps; first times alone with the full network, then the share of skipped layers
+           grows by max_prun / 5 a generation. The measure of images is `tuning.feature_distance`.
+Departs    from lilijiangg/AutoDiffusion, examples/guided_diffusion/search_*.py. Entries are kept in order of time, and
+           a list of skipped layers stays with its time (theirs are in the order drawn, and list i is used at the i-th
+           smallest time). A time that a child has already is replaced by a new one (theirs loses the step); the tail of
+           the longer parent is always kept (theirs compares lists where lengths are meant); a child that costs more
+           than the budget loses random steps (theirs is measured as it is). Skipped layers do mutate (there, an
+           assignment written as a comparison keeps them). The share of skipped layers never passes max_prun; random
+           candidates are sought `retries` times (theirs: for ever). What is measured is not guided by a classifier and
+           its estimates are not clipped. The search over times alone measures one more population there, which its
+           result leaves out. A control is offered: as many candidates, all random.
 """
 
 from __future__ import annotations
@@ -118,10 +125,10 @@ class Space:
         return Candidate.of(uniform_times(self.full_steps, self.schedule.T))
 
     def around(self, core: Iterable[int]) -> Space:
-        """The refinement stage: times within T/100 of a known set of times, and the uniform ones."""
+        """The refinement stage: times t - T/100 <= t' < t + T/100 about known times and about the uniform ones."""
         reach, total = self.schedule.T // 100, self.schedule.T
-        near = {t for c in core for t in range(max(c - reach, 0), min(c + reach, total - 1) + 1)}
-        return replace(self, times=tuple(near | set(self.uniform().times)))
+        centres = [*core, *self.uniform().times]
+        return replace(self, times=tuple({t for c in centres for t in range(max(c - reach, 0), min(c + reach, total))}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +151,9 @@ class AutoDiffusion:
     max_prun: float = 0.1
     """Largest share of layers that a new list skips."""
     min_prun: float = 0.0
-    """Smallest, from generation `full_generations` on."""
-    full_generations: int = 5
-    """Generations with the full network, unless the best stops changing before."""
+    """Smallest, after generation `full_generations`."""
+    full_generations: int = 6
+    """Generations with the full network, the first included, unless the best stops changing before."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -208,61 +215,64 @@ def search(
     operators = Operators(space, np.random.default_rng(config.seed))
     seen = _Seen(fitness, on_progress)
     seen.measure(_first_population(space, operators, config))
-    by_generation = [seen.best_so_far[-1]]
+    by_generation, bests = [seen.best_so_far[-1]], [seen.best(1)]
     second_stage: int | None = None
     for generation in range(1, config.generations):
-        unchanged = len(by_generation) > 1 and by_generation[-1] == by_generation[-2]
+        unchanged = len(bests) > 1 and bests[-1] == bests[-2]
         if second_stage is None and (generation >= config.full_generations or unchanged):
             second_stage = generation
-        operators.skipped = _skip_range(space, config, generation, second_stage)
+        operators.skipped = _skip_range(config, generation, second_stage)
         population = _next_population(seen, operators, config)
         if not population:
             break
         seen.measure(population)
         by_generation.append(seen.best_so_far[-1])
+        bests.append(seen.best(1))
     return seen.found(config.parents, by_generation, seen.scores[space.uniform()])
 
 
 def random_search(
-    space: Space,
-    fitness: Fitness,
-    evaluations: int,
-    config: AutoDiffusion,
-    on_progress: OnProgress = lambda done, best: None,
+    space: Space, fitness: Fitness, config: AutoDiffusion, on_progress: OnProgress = lambda done, best: None
 ) -> Found:
-    """The control: the best of so many random candidates, which skip min_prun to max_prun of the layers."""
-    operators = Operators(space, np.random.default_rng(config.seed))
-    operators.skipped = (int(config.min_prun * space.layers), int(config.max_prun * space.layers))
-    seen = _Seen(fitness, on_progress)
-    seen.measure(_new(operators.random, evaluations, (), config.retries))
-    return seen.found(config.parents, [seen.best_so_far[-1]], None)
+    """The control: as many candidates in the same stages, the uniform sequence among them, but all others random."""
+    nothing_learnt = replace(config, mutants=0, crossovers=0, first_random=config.population - 1)
+    return search(space, fitness, nothing_learnt, on_progress)
 
 
 class Operators:
     """Random candidates, mutants and children; all of them within the space and its budget.
 
-    skipped: least and most layers that a new list leaves out.
+    skipped: least and largest share of layers that a new list leaves out.
     """
 
     def __init__(self, space: Space, generator: np.random.Generator) -> None:
         self.space, self.generator = space, generator
-        self.skipped = (0, 0)
+        self.skipped = (0.0, 0.0)
 
     def random(self) -> Candidate:
-        """Steps drawn until the budget is spent."""
-        return self._fitted({})
+        """Steps drawn while the budget pays for another one that skips as much as it may."""
+        steps: dict[int, tuple[int, ...]] = {}
+        while (time := self._time(set(steps))) is not None:
+            ids = self._skips(self.space.cost(steps.values()))
+            if ids is None:
+                break
+            steps[time] = ids
+        return Candidate.of(steps)
 
     def mutated(self, parent: Candidate, probability: float) -> Candidate:
-        """Each time, and each skipped layer, replaced with this probability; where none was skipped, a new list."""
+        """Each time, and each skipped layer, replaced with this probability; where none is skipped, the whole list."""
         steps: dict[int, tuple[int, ...]] = {}
         for time, ids in zip(parent.times, parent.skips, strict=True):
             replaced = self.generator.random() < probability
             new = self._time({*parent.times, *steps}) if replaced else None
             steps[time if new is None else new] = self._mutated_skips(ids, probability)
-        return self._fitted(steps)
+        return Candidate.of(steps)
 
     def crossed(self, first: Candidate, second: Candidate) -> Candidate:
-        """Entry by entry from either parent; a time that the child has already is replaced by a new one."""
+        """Entry by entry from either parent, then the longer one's tail, without random steps while it is too dear.
+
+        A time that the child has already is replaced by a new one.
+        """
         steps: dict[int, tuple[int, ...]] = {}
         for i in range(max(len(first.times), len(second.times))):
             one, other = (first, second) if self.generator.random() < 0.5 else (second, first)
@@ -270,18 +280,8 @@ class Operators:
             time = self._time(set(steps)) if source.times[i] in steps else source.times[i]
             if time is not None:
                 steps[time] = source.skips[i]
-        return self._fitted(steps)
-
-    def _fitted(self, steps: dict[int, tuple[int, ...]]) -> Candidate:
-        """Steps dropped at random while they cost too much, then new ones added while the budget pays for them."""
-        space = self.space
-        while not space.affords(space.cost(steps.values())):
+        while not self.space.affords(self.space.cost(steps.values())):
             del steps[list(steps)[int(self.generator.integers(len(steps)))]]
-        while (time := self._time(set(steps))) is not None:
-            ids = self._skips()
-            if not space.affords(space.cost([*steps.values(), ids])):
-                break
-            steps[time] = ids
         return Candidate.of(steps)
 
     def _time(self, taken: set[int]) -> int | None:
@@ -289,17 +289,34 @@ class Operators:
         free = [t for t in self.space.times if t not in taken]
         return free[int(self.generator.integers(len(free)))] if free else None
 
-    def _skips(self) -> tuple[int, ...]:
-        least, most = self.skipped
-        count = int(self.generator.integers(least, most + 1))
+    def _skips(self, spent: int) -> tuple[int, ...] | None:
+        """Layers to leave out of one more step when so many are spent; None where not even the most is enough.
+
+        Their number is the drawn share's whole part, drawn again while it is too small, as published.
+        """
+        space, (least, most) = self.space, self.skipped
+        needed = spent + (space.layers or 1) - (space.max_layers if space.layers else space.steps)
+        if needed > self._count(most):
+            return None
+        shares = least + (most - least) * self.generator.random(100)
+        count = next((n for share in shares if (n := self._count(float(share))) >= needed), self._count(most))
+        return self._drawn(count)
+
+    def _count(self, share: float) -> int:
+        return int(share * self.space.layers + 1e-9)
+
+    def _drawn(self, count: int) -> tuple[int, ...]:
         return tuple(int(i) for i in self.generator.permutation(self.space.layers)[:count])
 
     def _mutated_skips(self, ids: tuple[int, ...], probability: float) -> tuple[int, ...]:
         if not ids:
-            return self._skips()
+            least, most = self.skipped
+            if most == 0 or self.generator.random() >= probability:
+                return ids
+            return self._drawn(self._count(least + (most - least) * float(self.generator.random())))
         kept = set(ids)
         for old in ids:
-            free = [i for i in range(self.space.layers) if i not in kept]
+            free = [i for i in range(self.space.layers) if i not in kept and i not in ids]
             if free and self.generator.random() < probability:
                 kept.remove(old)
                 kept.add(free[int(self.generator.integers(len(free)))])
@@ -349,11 +366,11 @@ def _next_population(seen: _Seen, operators: Operators, config: AutoDiffusion) -
         return operators.mutated(parents[int(choose.integers(len(parents)))], config.mutation)
 
     def child() -> Candidate:
-        first, second = choose.permutation(len(parents))[:2]
+        first, second = (int(i) for i in choose.integers(len(parents), size=2))
         return operators.crossed(parents[first], parents[second])
 
     population: list[Candidate] = []
-    for make, wanted in ((mutant, config.mutants), (child, config.crossovers if len(parents) > 1 else 0)):
+    for make, wanted in ((mutant, config.mutants), (child, config.crossovers)):
         population += _new(make, wanted, [*seen.scores, *population], config.retries)
     rest = config.population - len(population)
     return population + _new(operators.random, rest, [*seen.scores, *population], config.retries)
@@ -373,10 +390,9 @@ def _new(make: Callable[[], Candidate], wanted: int, known: Iterable[Candidate],
     return found
 
 
-def _skip_range(space: Space, config: AutoDiffusion, generation: int, second_stage: int | None) -> tuple[int, int]:
-    """Least and most layers that a new list skips in a generation; second_stage: the first that skips any."""
+def _skip_range(config: AutoDiffusion, generation: int, second_stage: int | None) -> tuple[float, float]:
+    """Least and largest share of layers that a new list skips; second_stage: the first generation that skips any."""
     if second_stage is None:
-        return 0, 0
+        return 0.0, 0.0
     most = min(config.max_prun, (generation - second_stage + 1) * config.max_prun / 5)
-    least = min(config.min_prun if generation >= config.full_generations else 0.0, most)
-    return int(least * space.layers + 1e-9), int(most * space.layers + 1e-9)
+    return min(config.min_prun if generation > config.full_generations else 0.0, most), most
