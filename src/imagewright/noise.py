@@ -19,6 +19,15 @@ def derive_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def seed_networks(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators, from which networks on `device` draw their dropout."""
+    if device.type == "cpu":
+        # torch.manual_seed writes down a stack trace for every kind of accelerator that is absent: a millisecond.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 class ImageNoise:
     """A generator per image. Numbers are drawn in float32 on the CPU, so every device and dtype sees the same ones.
 

@@ -51,13 +51,17 @@ UNCONDITIONAL = Condition()
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What kind of images a data set holds and a model makes: the part of both that has to agree."""
+    """What kind of images a data set holds and a model makes: the part of both that has to agree.
+
+    empty_classes: of a model, the classes of which it saw no picture in training; they are drawn only where asked for.
+    """
 
     name: str
     resolution: int
     channels: int
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    empty_classes: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -281,12 +285,14 @@ class Update:
     loss:  [N], one number per image, before any reduction; the trainer averages.
     parts: further numbers to log, each [N] or a scalar, detached by the trainer.
     at:    sigma [N] of each image, so that the log can show the loss by noise level.
+    rate:  learning rate of this step, in units of the part's: for methods with a schedule of their own.
     """
 
     part: str
     loss: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     at: Tensor | None = None
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -298,7 +304,14 @@ class Follow:
     decay: float
 
 
-Event = Update | Follow
+@dataclass(frozen=True)
+class Restart:
+    """ "Let the optimiser of `part` begin anew": it forgets its moments and its count of steps."""
+
+    part: str
+
+
+Event = Update | Follow | Restart
 
 
 @dataclass(frozen=True, kw_only=True)

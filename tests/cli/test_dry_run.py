@@ -19,7 +19,7 @@ from imagewright.types import Trained, UserError
 def test_every_recipe_fits_together(name: str) -> None:
     experiment = RECIPES[name]()
     with torch.device("meta"):
-        assembled = assemble(experiment, sources=StandIns(experiment.data.labels))
+        assembled = assemble(experiment, sources=StandIns())
     product = assembled.parts.roles[experiment.method.product]
     assert isinstance(product, Trained) and all(p.is_meta for p in product.module.parameters())
     assert assembled.images.spec.resolution == (experiment.data.resolution or assembled.images.spec.resolution)
@@ -48,7 +48,7 @@ def test_an_option_may_be_left_empty(word: str, capsys: pytest.CaptureFixture[st
 def test_parts_that_do_not_fit_are_refused_as_in_a_run() -> None:
     experiment = replace(RECIPES["cd-imagenet64"](), teacher="edm-cifar10")
     with pytest.raises(UserError, match="teacher edm-cifar10 makes images of resolution"), torch.device("meta"):
-        assemble(experiment, sources=StandIns(experiment.data.labels))
+        assemble(experiment, sources=StandIns())
 
 
 def test_a_mistaken_feature_network_is_refused(refused: Callable[..., str]) -> None:
@@ -58,6 +58,6 @@ def test_a_mistaken_feature_network_is_refused(refused: Callable[..., str]) -> N
 def test_parts_without_an_average_take_less_memory() -> None:
     experiment = RECIPES["dmd2-emoji64-32"]()
     with torch.device("meta"):
-        roles = assemble(experiment, sources=StandIns(experiment.data.labels)).parts.roles
+        roles = assemble(experiment, sources=StandIns()).parts.roles
     found = {name: bytes_per_parameter(role, experiment) for name, role in roles.items()}
     assert found == {"generator": 20, "fake_score": 16, "teacher": 4}

@@ -323,12 +323,12 @@ def test_damage_inside_a_zip_is_noticed(tmp_path):
 def test_a_broken_link_is_unusable(tmp_path):
     folder(tmp_path, GOOD)
     os.symlink(tmp_path / "nowhere.png", tmp_path / "link.png")
-    refused(tmp_path, "link.png: cannot be read: No such file")
+    refused(tmp_path, "link.png: a broken link")
 
 
 def test_names_are_printable_in_the_message(tmp_path):
     path = folder(tmp_path, GOOD | {"a\nb\x1b[31m.png": b"", os.fsdecode(b"\xff.png"): b""})
-    refused(path, r"a\nb\x1b[31m.png", r"\udcff.png")
+    refused(path, r"a\nb\x1b[31m.png", r"\xff.png")
 
 
 def test_a_set_with_nothing_usable(tmp_path):
@@ -364,8 +364,8 @@ def test_options_out_of_range(tmp_path):
     path = zipped(tmp_path, GOOD)
     with pytest.raises(UserError, match="channels is 2"):
         open_images(path, channels=2)
-    with pytest.raises(UserError, match="split is 'val'"):
-        open_images(path, split="val")
+    with pytest.raises(UserError, match="split is 'dev'"):
+        open_images(path, split="dev")
     with pytest.raises(UserError, match="no test split"):
         open_images(path, split="test")
     assert len(open_images(path, split="all")) == len(open_images(path, split="train")) == 3

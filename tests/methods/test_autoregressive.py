@@ -18,7 +18,7 @@ from imagewright.networks import TokenTransformer, TokenTransformerConfig
 from imagewright.noise import StepNoise
 from imagewright.oracles import MarkovChain, MarkovTokens
 from imagewright.recipes import RECIPES
-from imagewright.training.experiment import Experiment
+from imagewright.training.experiment import Experiment, assemble
 from imagewright.types import Batch, Clock, Condition, DataSpec, Parts, Trained, Update, UserError
 
 CONFIG = TokenTransformerConfig(values=256, length=16, label_dim=2, width=16, depth=1, heads=2, causal=True)
@@ -109,3 +109,9 @@ def test_recipes_are_whole(name: str) -> None:
     assert experiment.network.causal
     assert not experiment.network.post_norm
     assert isinstance(experiment.method, Autoregressive)
+
+
+def test_a_run_takes_the_grid_of_its_tokens_from_the_codec() -> None:
+    experiment = replace(RECIPES["causal-emoji64-16"](), network=replace(CONFIG, label_dim=0))
+    network = assemble(experiment).parts.model.network
+    assert [len(table) for table in network.positions] == [16, 16, 3]  # rows, columns, colours of a pixel

@@ -140,3 +140,8 @@ def test_missing_features_are_told() -> None:
 def test_bad_weight(weight: float) -> None:
     with pytest.raises(UserError, match=r"method\.regression_weight is .*; it must be >= 0 and finite"):
         DMD(regression_weight=weight)
+
+
+def test_a_distance_that_nothing_is_compared_by_is_refused() -> None:
+    with pytest.raises(UserError, match=r"method\.regression is set; it has no effect while method\.regression_weight"):
+        DMD(regression_weight=0.0, regression=Distance(kind="l2"))

@@ -13,6 +13,7 @@ from imagewright.methods.edm import EDM, denoising_loss, loss_weight
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond
 from imagewright.noise import StepNoise
 from imagewright.oracles import GaussianMixture, GaussianOracle
+from imagewright.paths.noise_levels import LogNormal, LogUniform
 from imagewright.types import UNCONDITIONAL, Batch, Clock, Condition, DataSpec, Parts, Trained, Update, UserError
 
 SPEC = DataSpec(name="toy", resolution=4, channels=1)
@@ -152,6 +153,62 @@ def test_preconditioning_is_chosen_by_name() -> None:
         assert type(method.parts(network=Recorder(), spec=SPEC).denoiser) is kind
     model = EDM(sigma_min=0.01, sigma_max=50.0, sigma_data=0.7).parts(network=Recorder(), spec=SPEC).denoiser
     assert (model.sigma_min, model.sigma_max, model.sigma_data) == (0.01, 50.0, 0.7)
+    ranges = {"edm": (0.002, 80.0), "ve": (0.02, 100.0)}
+    for name, (low, high) in ranges.items():
+        model = EDM(preconditioning=name).parts(network=Recorder(), spec=SPEC).denoiser  # type: ignore[arg-type]
+        assert (model.sigma_min, model.sigma_max) == (low, high)
+
+
+@pytest.mark.parametrize("row", ["vp", "ve"])
+def test_other_rows_have_weight_and_law_of_their_own(row: str) -> None:
+    """lambda = 1 / sigma^2 makes |D - y|^2 = sigma^2 |F + n|^2 (up to sign) the network's plain error."""
+    method = EDM(preconditioning=row)  # type: ignore[arg-type]
+    parts = method.parts(network=Recorder(0.0), spec=SPEC)
+    update = only_update(method, parts, Batch(images(20_000)))
+    assert update.at is not None
+    # F = 0: D - y is the noise itself, so every loss is the mean square of a standard normal.
+    noise, count = StepNoise(0), 20_000
+    sigma = method.training_levels.sample(noise, images(count)[:, 0, 0, 0])
+    torch.testing.assert_close(update.at, sigma)
+    torch.testing.assert_close(update.loss, noise.normal(images(count)).square().mean((1, 2, 3)))
+    if row == "ve":
+        logs = update.at.log()
+        assert abs(float(logs.mean()) - math.log(0.02 * 100) / 2) < 4 * math.log(5000) / math.sqrt(12 * count)
+        assert float(update.at.min()) >= 0.02 and float(update.at.max()) <= 100
+    else:
+        t = VPPrecond(nn.Identity()).sigma_inv(update.at)
+        assert abs(float(t.mean()) - 0.5) < 4 / math.sqrt(12 * count)
+        assert float(t.min()) >= 1e-5 * (1 - 1e-9) and float(t.max()) <= 1 + 1e-12
+
+
+def test_the_ve_range_is_that_of_training() -> None:
+    method = EDM(preconditioning="ve", sigma_min=0.5, sigma_max=2.0)
+    update = only_update(method, method.parts(network=Recorder(), spec=SPEC), Batch(images(1000)))
+    assert update.at is not None and 0.5 <= float(update.at.min()) < 0.51 and 1.98 < float(update.at.max()) <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("row", "setting"),
+    [
+        ("vp", {"sigma_data": 0.4}),
+        ("vp", {"sigma_min": 0.01}),
+        ("vp", {"sigma_max": 10.0}),
+        ("vp", {"noise_label": "angle"}),
+        ("vp", {"noise_levels": LogNormal(mean=0.0)}),
+        ("ve", {"sigma_data": 0.4}),
+        ("ve", {"noise_label": "angle"}),
+        ("ve", {"noise_levels": LogUniform(sigma_min=0.1, sigma_max=1.0)}),
+    ],
+)
+def test_settings_without_effect_are_refused(row: str, setting: dict[str, object]) -> None:
+    (name,) = setting
+    with pytest.raises(UserError, match=f"method.{name} is .*; it has no effect with preconditioning '{row}'"):
+        EDM(preconditioning=row, **setting)  # type: ignore[arg-type]
+
+
+def test_an_unknown_row_is_refused() -> None:
+    with pytest.raises(UserError, match=r"method\.preconditioning is 'iddpm'; allowed: edm, vp, ve"):
+        EDM(preconditioning="iddpm")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])

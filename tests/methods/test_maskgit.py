@@ -16,7 +16,6 @@ from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.tokens import PixelCodec
 from imagewright.networks import SongUNetConfig, TokenTransformerConfig, VQAutoencoderConfig
 from imagewright.noise import StepNoise
-from imagewright.paths.mask_ratios import mean_ratio
 from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
 from imagewright.samplers import MaskedDecoding
@@ -88,19 +87,19 @@ def test_known_places_give_no_gradient() -> None:
     torch.testing.assert_close(network.time, masked.float().mean(1))
 
 
-def test_the_loss_is_the_masked_cross_entropy_over_the_mean_number() -> None:
+def test_the_loss_is_the_mean_cross_entropy_of_an_images_masked_places() -> None:
     network, levels, event = stepped(MaskGIT(label_smoothing=0.0))
     masked = network.shown == 5
     nats = -torch.log_softmax(network.logits.detach(), 1).expand(64, -1, -1).gather(2, levels[..., None])[..., 0]
     # The model computes in float64 here, as its network does.
-    torch.testing.assert_close(event.loss, (nats * masked).sum(1) / (16 * mean_ratio("cosine", 16)))
+    torch.testing.assert_close(event.loss, (nats * masked).sum(1) / masked.sum(1))
     torch.testing.assert_close(event.parts["cross_entropy"], nats[masked].mean())
 
 
-def test_smoothing_spreads_a_tenth_over_the_other_values() -> None:
+def test_smoothing_spreads_a_tenth_over_all_values() -> None:
     logits = torch.randn(2, 3, 5, dtype=torch.float64)
     tokens = torch.randint(5, (2, 3))
-    aim = torch.full((2, 3, 5), 0.1 / 4, dtype=torch.float64).scatter(2, tokens[..., None], 0.9)
+    aim = torch.full((2, 3, 5), 0.1 / 5, dtype=torch.float64).scatter(2, tokens[..., None], 0.92)
     smoothed, plain = cross_entropies(logits, tokens, 0.1)
     log_p = torch.log_softmax(logits, 2)
     torch.testing.assert_close(smoothed, -(aim * log_p).sum(2))
@@ -122,6 +121,13 @@ def test_the_codec_learns_nothing_and_the_optimiser_has_the_published_betas() ->
     role = parts.roles["model"]
     assert role.betas == (0.9, 0.96) and role.module.label_dropout == 0.3  # type: ignore[union-attr]
     assert [n for n, p in role.module.named_parameters() if p.requires_grad] == ["network.logits"]
+
+
+@pytest.mark.parametrize("name", ["vq-imagenet256", "vq-imagenet64", "maskgit-imagenet256", "maskgit-imagenet64"])
+def test_the_published_stages_average_weights_at_the_published_decay(name: str) -> None:
+    training = RECIPES[name]().training
+    assert 0.5 ** (training.batch / training.ema.halflife_images) == pytest.approx(0.999, abs=1e-9)
+    assert training.ema.rampup_ratio is None
 
 
 def test_mistakes_are_named() -> None:

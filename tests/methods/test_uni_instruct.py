@@ -147,7 +147,7 @@ def test_di_piece_on_normals() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_those_of_f(kind: Divergence) -> None:
-    """h = r^2 f'' and h - r h', by autograd; f-distill's table is the same h."""
+    """h = r^2 f'' and h - r h', by autograd; a table of the same h."""
     r = torch.tensor([0.01, 0.4, 1.0, 3.0, 50.0], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(F[kind](r).sum(), r, create_graph=True)
     h = r**2 * torch.autograd.grad(slope.sum(), r, create_graph=True)[0]
@@ -253,8 +253,8 @@ def test_update_is_the_gradient_of_kl(
 ) -> None:
     """With the integral's weights, the mean over levels is the divergence between the clean laws itself."""
     monkeypatch.setattr("imagewright.methods.uni_instruct.diversity", lambda images: images.std())  # of half a million
-    method = UniInstruct(divergence=kind, alpha=0.5, ratio_gradient=True, normaliser="integral", scale=1.0,
-                         levels=LEVELS, logit_limit=50.0)  # fmt: skip
+    whole: dict[str, Any] = {"alpha": 0.5} if kind == "rkl" else {"ratio_gradient": True, "logit_limit": 50.0}
+    method = UniInstruct(divergence=kind, normaliser="integral", scale=1.0, levels=LEVELS, **whole)
     parts, noise = normals(), Quadrature(60, 150)
     update = method.generator_update(parts, Batch(images(noise.latent)), noise)  # type: ignore[arg-type]
     got = torch.autograd.grad((noise.share * update.loss).sum(), (parts.generator.mean, parts.generator.std))
@@ -299,3 +299,88 @@ def test_the_fitted_discriminator_is_the_log_ratio() -> None:
     sigma = only.at(torch.ones(9))
     wanted = normal(0, 1).log_density(x, sigma) - normal(M, S).log_density(x, sigma)
     torch.testing.assert_close(judge(fake, x, sigma, UNCONDITIONAL)[:, 0].detach(), wanted, rtol=0, atol=0.03)
+
+
+# --- numbers of the published program -------------------------------------------------------------------------------
+
+
+class Given:
+    """A `StepNoise` whose normal draws are handed in, and whose indices need not be whole."""
+
+    def __init__(self, *normals: Tensor, index: Tensor | None = None) -> None:
+        self.normals, self.index = list(normals), index
+
+    def normal(self, like: Tensor) -> Tensor:
+        return self.normals.pop(0)
+
+    def integers(self, high: int, like: Tensor) -> Tensor:
+        assert self.index is not None
+        return self.index
+
+
+class Still(nn.Module):
+    """A generator that hands back what it is given."""
+
+    num_classes, sigma_max, training = 0, 2.5, True
+
+    def start(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+        return x / 2.5
+
+
+class Formula(nn.Module):
+    """A fake network of a formula: D = 0.9 sin(x / (1 + sigma^2)) and one logit a place."""
+
+    sigma_data = 0.5
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        return 0.9 * torch.sin(x / (1 + images(sigma) ** 2))
+
+    def logits(self, x: Tensor) -> Tensor:
+        return (1.5 * x.sum(1).sin() + 0.3 * x.mean(1)).flatten(1)
+
+    def answer_and_judge(self, x: Tensor, sigma: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+        return self(x, sigma), self.logits(x)
+
+
+def test_reductions_are_the_published_program_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients of a-little-hoof/Uni_Instruct, `fsim_training/fsim_loss.py` and its loop's factors, for
+    formulas in place of networks, float64, four images of 2 x 2 x 2; ours are means over eight numbers."""
+    monkeypatch.setattr("imagewright.methods.uni_instruct.judge", lambda fake, x, sigma, cond: fake.logits(x))
+    index = torch.arange(32, dtype=torch.float64).reshape(4, 2, 2, 2)
+    made, real, disturbance = 0.8 * torch.sin(1.0 + index), 0.6 * torch.cos(0.5 * index), torch.sin(0.7 * index + 0.3)
+    teacher = lambda x, sigma, cond: 0.7 * torch.tanh(x / (1 + images(sigma)))  # noqa: E731
+    parts = Roles(generator=Still(), teacher=teacher, fake_score=Formula())
+    method = UniInstruct(gan_weight=0.01)
+
+    level = torch.tensor([-2.0, -0.5, 0.4, 1.5], dtype=torch.float64)
+    update = method.fake_update(parts, Batch(real), Given(made, level, disturbance))  # type: ignore[arg-type]
+    assert float(8 * update.loss.mean()) == pytest.approx(37.154075566072166 + 266.68416071004685, rel=1e-12)
+
+    x = made.clone().requires_grad_()
+    share = torch.tensor([0.1, 0.45, 0.7, 0.95], dtype=torch.float64)
+    noise = Given(x, disturbance, index=0.8 * 999 * share)
+    loss = 8 * method.generator_update(parts, Batch(real), noise).loss.mean()  # type: ignore[arg-type]
+    assert loss.item() == pytest.approx(-3.259166282750414 + 0.12145787554165877, rel=1e-12)
+    noise = Given(x, disturbance, index=0.8 * 999 * share)
+    without = 8 * UniInstruct().generator_update(parts, Batch(real), noise).loss.mean()  # type: ignore[arg-type]
+    assert without.item() == pytest.approx(-3.259166282750414, rel=1e-12)
+    (whole,), (plain,) = torch.autograd.grad(loss, x), torch.autograd.grad(without, x)
+    assert float(plain.norm()) == pytest.approx(68.90840314209908, rel=1e-10)
+    adversary = whole - plain
+    assert float(adversary.norm()) == pytest.approx(0.04979676406769533, rel=1e-9)
+    assert adversary[0, 0, 0].tolist() == pytest.approx([-0.013368035034329198, -0.006843810776396431], rel=1e-9)
+    assert adversary[3, 1, 1].tolist() == pytest.approx([-0.009376379182397717, -0.0025567740728038688], rel=1e-9)
+
+
+def test_sid_is_the_published_program_s() -> None:
+    """Loss and gradient of mingyuanzhou/SiD, `training/sid_loss.py`, at alpha 1.2, as above."""
+    index = torch.arange(32, dtype=torch.float64).reshape(4, 2, 2, 2)
+    x = (0.8 * torch.sin(1.0 + index)).requires_grad_()
+    noise = Given(
+        x, torch.sin(0.7 * index + 0.3), index=0.8 * 999 * torch.tensor([0.1, 0.45, 0.7, 0.95], dtype=torch.float64)
+    )
+    teacher = lambda x, sigma, cond: 0.7 * torch.tanh(x / (1 + images(sigma)))  # noqa: E731
+    parts = Roles(generator=Still(), teacher=teacher, fake_score=Formula())
+    loss = 8 * UniInstruct(alpha=1.2).generator_update(parts, Batch(x.detach()), noise).loss.mean()  # type: ignore[arg-type]
+    assert loss.item() == pytest.approx(-21.033018294171917, rel=1e-12)
+    assert torch.autograd.grad(loss, x)[0].norm().item() == pytest.approx(68.07411129325709, rel=1e-10)

@@ -133,8 +133,8 @@ def test_sim_has_the_gradient_of_its_distance() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_f_distill_weighs_the_dmd_direction_by_h(kind: Divergence) -> None:
-    method = replace(NAMED["f_distill"], divergence=kind, gan_weight=0.0, batch_ratio=False)
+def test_the_di_piece_weighs_the_dmd_direction_by_h(kind: Divergence) -> None:
+    method = replace(NAMED["dmd"], divergence=kind)
     parts, plain = learnt(method), NAMED["dmd"]
     got = method.generator_update(parts, batch(), StepNoise(3))
     wanted = plain.generator_update(parts, batch(), StepNoise(3))
@@ -185,7 +185,7 @@ def test_logits_are_the_channel_mean_of_the_encoder() -> None:
 
 
 def test_fake_update() -> None:
-    """EDM's loss, and half the cross-entropies beside its sum over numbers; real and generated share the noise."""
+    """EDM's loss, and half the mean cross-entropies beside its sum over numbers; one noise for real and generated."""
     method = NAMED["uni_fkl"]
     parts, noise, given = learnt(method), StepNoise(3), batch()
     update = method.fake_update(parts, given, StepNoise(3))
@@ -198,24 +198,24 @@ def test_fake_update() -> None:
     real_logits = judge(parts.fake_score, given.images + disturbance, sigma, given.cond)
     wrong = -torch.sigmoid(real_logits).log().mean(1) - torch.sigmoid(-fake_logits).log().mean(1)
     weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
-    torch.testing.assert_close(update.loss, weight * (total((denoised - made) ** 2) + wrong / 2) / 64)
+    torch.testing.assert_close(update.loss, weight * (total((denoised - made) ** 2) + wrong.mean() / 2) / 64)
     grads = torch.autograd.grad(update.loss.sum(), list(parts.generator.parameters()), allow_unused=True)
     assert all(g is None for g in grads)
 
 
 def test_adversary_of_the_generator() -> None:
-    """Cross-entropy with "real" of limited logits, over the normaliser."""
+    """Mean cross-entropy with "real" of limited logits, over each image's normaliser."""
     method = replace(NAMED["uni_rkl"], logit_limit=0.05, gan_weight=3.0)
     parts = learnt(method)
     made = method.generator_update(parts, batch(), StepNoise(3))
-    without = replace(method, gan_weight=0.0).generator_update(parts, batch(), StepNoise(3))
+    without = UniInstruct().generator_update(parts, batch(), StepNoise(3))
 
     def fooling(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
         return total((x - real).abs()).detach() / 64
 
     fool = made.parts["adversarial"]
     assert ((fool > math.log(1 + math.exp(-0.05)) - 1e-9) & (fool < math.log(1 + math.exp(0.05)) + 1e-9)).all()
-    torch.testing.assert_close(made.loss - without.loss, 3 * fool / by_hand(method, parts, fooling))
+    torch.testing.assert_close(made.loss - without.loss, 3 * fool.mean() / by_hand(method, parts, fooling))
 
 
 def test_phases() -> None:
@@ -271,13 +271,6 @@ def test_augmentation_is_the_fake_network_s_alone(monkeypatch: pytest.MonkeyPatc
     assert not any(told)
 
 
-def test_batch_ratio_has_mean_one() -> None:
-    method = replace(NAMED["uni_fkl"], batch_ratio=True)
-    update = method.generator_update(learnt(method), batch(), StepNoise(3))
-    assert float(update.parts["ratio"].mean()) == pytest.approx(1)
-    assert not update.parts["ratio"].requires_grad
-
-
 BAD: Sequence[tuple[dict[str, Any], str]] = [
     ({"divergence": "kl"}, "method.divergence is 'kl'; allowed: rkl, fkl"),
     ({"normaliser": "l2"}, "method.normaliser is 'l2'"),
@@ -290,6 +283,14 @@ BAD: Sequence[tuple[dict[str, Any], str]] = [
     ({"jeffreys": (1.0, 0.0)}, "method.jeffreys is"),
     ({"logit_limit": 0.0}, "method.logit_limit is 0.0"),
     ({"plain_images": -1}, "method.plain_images is -1"),
+    ({"plain_images": 5}, "method.plain_images is 5; it has no effect without method.gan_weight above 0, or a div"),
+    ({"logit_limit": 3.0}, "method.logit_limit is 3.0; it has no effect without method.gan_weight above 0"),
+    ({"jeffreys": (0.4, 0.6)}, "method.jeffreys is (0.4, 0.6); it has no effect without method.divergence jeffreys"),
+    ({"huber_c": 0.1}, "method.huber_c is 0.1; it has no effect without method.normaliser huber"),
+    ({"ratio_gradient": True}, "method.ratio_gradient is True; it has no effect without method.sim above 0 and a div"),
+    ({"sim": 0.0, "di": 1.0, "alpha": 0.5}, "method.alpha is 0.5; it has no effect without method.sim above 0"),
+    ({"sim": 0.0, "gan_weight": 1.0, "scale": 2.0}, "method.scale is 2.0; it has no effect without method.sim or"),
+    ({"sim": 0.0, "gan_weight": 1.0, "divergence": "js"}, "method.divergence is js; it has no effect without"),
 ]
 
 
@@ -327,4 +328,9 @@ def test_recipes_have_the_published_settings() -> None:
         assert (method.jeffreys, method.alpha, method.scale, method.gan_weight) == ((0.4, 0.6), 1.0, 100.0, 0.01)
         assert (method.fake_only_images, method.plain_images, method.start_sigma) == (100_000, 200_000, 2.5)
         assert (method.augment.p, method.levels.last, method.levels.points) == (augmented, 799, 1000)
-    assert imagenet.training.precision == "fp16" and imagenet.training.optimizer.eps == 1e-6
+        numbers = 3 * (32 if augmented else 64) ** 2  # the program sums over them, and its eps stands beside that sum
+        assert training.optimizer.eps == pytest.approx((1e-8 if augmented else 1e-6) / numbers)
+        assert training.total_images == 300_000_000
+    assert imagenet.training.precision == "fp16"
+    lengths = [FAMILY[f"sid-{data}"]().training.total_images for data in ("cifar10", "imagenet64")]
+    assert lengths == [800_000_000, 1_000_000_000]

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.vq_tokenizer import VQTokenizerTraining, entropy_loss, gradient_penalty, revival
+from imagewright.methods.vq_tokenizer import VQTokenizerTraining, entropy_loss, gradient_penalty
 from imagewright.models.vq import VQTokenizer
 from imagewright.networks import VQAutoencoder, VQAutoencoderConfig
-from imagewright.networks.vq import Quantiser
 from imagewright.noise import StepNoise
 from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
@@ -57,11 +56,12 @@ def test_the_entropy_loss_is_least_where_tokens_are_decided_and_codes_alike() ->
     size = 8
     distances = torch.full((4, 2, size), 10.0)
     distances.view(8, size).fill_diagonal_(0.0)  # token i is on code i
-    torch.testing.assert_close(entropy_loss(distances, 0.01), torch.full((4,), -math.log(size)))
-    assert entropy_loss(torch.ones(4, 2, size), 0.01).abs().max() < 1e-6  # undecided: log K each way
+    # 1e-5 stands within the logarithm.
+    torch.testing.assert_close(entropy_loss(distances, 0.01), torch.full((4,), math.log(1 / size + 1e-5)))
+    assert entropy_loss(torch.ones(4, 2, size), 0.01).abs().max() < 1e-4  # undecided: log K each way
     collapsed = torch.full((4, 2, size), 10.0)
     collapsed[..., 0] = 0
-    assert entropy_loss(collapsed, 0.01).abs().max() < 1e-6  # decided, but all for one code
+    assert entropy_loss(collapsed, 0.01).abs().max() < 1e-4  # decided, but all for one code
 
 
 def test_the_entropy_loss_keeps_its_slope_finite() -> None:
@@ -77,24 +77,10 @@ def test_the_penalty_of_a_linear_discriminator_is_its_weight_squared() -> None:
     real = torch.randn(3, 1, 8, 8, dtype=torch.float64, requires_grad=True)
     logits = (real.flatten(1) @ weight)[:, None] * torch.tensor([1.0, 3.0])  # two places, mean 2
     penalty = gradient_penalty(logits, real)
-    torch.testing.assert_close(penalty, (4 * weight.square().sum()).expand(3))
+    # Colours in units of their range, which is 2 wide: four times the square.
+    torch.testing.assert_close(penalty, (16 * weight.square().sum()).expand(3))
     (slope,) = torch.autograd.grad(penalty.sum(), weight)
-    torch.testing.assert_close(slope, 24 * weight)
-
-
-def test_unused_codes_are_drawn_to_the_nearest_token_and_nothing_else_moves() -> None:
-    quantiser = Quantiser(3, 2).double()
-    with torch.no_grad():
-        quantiser.codebook.copy_(torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 7.0]]))
-    z = torch.tensor([[0.1, 0.0], [0.0, 1.0]], dtype=torch.float64).T.reshape(1, 2, 1, 2).requires_grad_(True)
-    found = quantiser(z)
-    assert found.tokens.tolist() == [[0, 0]]
-    loss = revival(found)
-    # (5 - 0.1)^2 / 2 of the second code, (7 - 1)^2 / 2 of the third.
-    torch.testing.assert_close(loss, torch.tensor([(4.9**2 + 36) / 2], dtype=torch.float64))
-    slopes = torch.autograd.grad(loss.sum(), [quantiser.codebook, z], allow_unused=True)
-    assert slopes[1] is None
-    torch.testing.assert_close(slopes[0], torch.tensor([[0, 0], [4.9, 0], [0, 6.0]], dtype=torch.float64))
+    torch.testing.assert_close(slope, 96 * weight)
 
 
 def test_the_loss_is_the_sum_of_its_parts() -> None:
@@ -105,7 +91,7 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
     x_hat, q = parts.tokenizer(images())
     squares = (q.codes - q.z).square().flatten(1).mean(1)
     logits = parts.discriminator(x_hat)
-    expected = (x_hat - images()).square().flatten(1).mean(1) + 1.25 * squares
+    expected = ((x_hat - images()) / 2).square().flatten(1).mean(1) + 1.25 * squares
     expected = expected + 0.1 * entropy_loss(q.distances, 0.01) + 0.1 * nn.functional.softplus(-logits).mean(1)
     expected = expected + 0.1 * first.parts["perceptual"]
     torch.testing.assert_close(first.loss, expected)
@@ -131,7 +117,7 @@ def test_the_commitment_moves_the_encoder_and_the_codebook_loss_the_codes() -> N
     # Without commitment the encoder learns from the reconstruction alone.
     first = network.encoder[0].weight
     (whole,) = torch.autograd.grad(event.loss.sum(), first)
-    (pixels,) = torch.autograd.grad((rebuilt - images()).square().flatten(1).mean(1).sum(), first)
+    (pixels,) = torch.autograd.grad(((rebuilt - images()) / 2).square().flatten(1).mean(1).sum(), first)
     torch.testing.assert_close(whole, pixels)
 
 
@@ -147,7 +133,7 @@ def test_the_discriminator_comes_in_when_it_is_to() -> None:
 def test_mistakes_are_named() -> None:
     for name, value, said in (
         ("perceptual", -1.0, "must be >= 0"),
-        ("revive", math.inf, "must be >= 0 and finite"),
+        ("pixels", math.inf, "must be >= 0 and finite"),
         ("entropy_temperature", 0.0, "must be positive"),
         ("adversarial_start", 1.0, r"must lie in \[0, 1\)"),
     ):
@@ -163,7 +149,7 @@ def test_resuming_changes_no_bit_and_the_run_leaves_reconstructions(
     base = RECIPES["vq-digits"]()
     training = replace(base.training, total_images=96, batch=16, micro_batch=8, log_images=16, snapshot_images=96,
                        checkpoint_images=32)  # fmt: skip
-    method = VQTokenizerTraining(discriminator_width=4, revive=0.1)
+    method = VQTokenizerTraining(discriminator_width=4)
     experiment = replace(base, network=TINY, method=method, training=training)
 
     folder = resumed_run(experiment)

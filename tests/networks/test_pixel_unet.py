@@ -10,10 +10,11 @@ from torch import nn
 
 from imagewright.models.description import build, describe
 from imagewright.networks import PixelUNet, PixelUNetConfig
+from imagewright.networks.pixel_unet import TransformerLayer
 from imagewright.types import Condition, UserError
 
 PLAIN = PixelUNetConfig(img_resolution=4, in_channels=3, values=5, label_dim=2, model_channels=8, num_blocks=2)
-PATCHES = replace(PLAIN, transformer_depth=1, transformer_width=12, transformer_heads=3)
+PATCHES = replace(PLAIN, transformer_depth=2, transformer_width=12, transformer_heads=3)
 both = pytest.mark.parametrize("config", [PLAIN, PATCHES], ids=["attention", "transformer"])
 
 
@@ -101,15 +102,25 @@ def test_a_description_makes_the_same_network(config: PixelUNetConfig) -> None:
     torch.testing.assert_close(again.eval()(tokens(), TIME), made(tokens(), TIME))
 
 
-def test_parameters_of_the_published_networks() -> None:
-    def millions(config: PixelUNetConfig) -> float:
-        with torch.device("meta"):
-            return sum(p.numel() for p in PixelUNet(config).parameters()) / 1e6
+def test_dropout_of_the_transformer_acts_on_weights_channels_and_hidden_units() -> None:
+    torch.manual_seed(0)
+    layer = TransformerLayer(12, 3, 8, 0.5)
+    with torch.no_grad():
+        for p in layer.parameters():
+            nn.init.normal_(p, std=0.3)
+    h = torch.randn(2, 5, 12)
+    whole = layer.eval()._attention(h)
+    torch.manual_seed(1)
+    dropped = layer.train()._attention(h)
+    silent = (dropped == 0).all(1)  # whole channels of an image, at all places alike
+    assert torch.equal(silent[:, None].expand_as(dropped), dropped == 0) and 0 < int(silent.sum()) < 24
+    assert not torch.allclose((dropped / 2)[dropped != 0], whole[dropped != 0])  # the attention's weights too
 
-    imagenet = PixelUNetConfig(
-        img_resolution=64, in_channels=3, model_channels=256, num_blocks=24, transformer_depth=12
-    )
-    assert millions(imagenet) == pytest.approx(198, abs=0.5)
+
+def test_the_middle_transformer_answers_nothing_at_the_start() -> None:
+    made = network(PATCHES, stirred=False)
+    assert not made.middle[0](torch.randn(1, 8, 4, 4), torch.randn(1, 8)).any()
+    assert float(made.tokens.weight.detach().std()) == pytest.approx(8**-0.5, rel=0.3)
 
 
 def test_mistakes_are_named() -> None:
@@ -124,6 +135,8 @@ def test_mistakes_are_named() -> None:
         replace(PATCHES, patch=3)
     with pytest.raises(UserError, match="transformer_heads is 5; it must be a divisor of transformer_width, 12"):
         replace(PATCHES, transformer_heads=5)
+    with pytest.raises(UserError, match="transformer_width is 6; it must be divisible by 4"):
+        replace(PATCHES, transformer_width=6)
     with pytest.raises(UserError, match="num_blocks is 0"):
         replace(PLAIN, num_blocks=0)
     with pytest.raises(UserError, match="model_channels is 9; it must be even"):

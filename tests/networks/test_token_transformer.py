@@ -15,7 +15,16 @@ NORMS = pytest.mark.parametrize("post_norm", [True, False])
 
 def tiny(**changes) -> TokenTransformer:
     """A small float64 network with weights so large that everything has an influence."""
-    arguments = {"values": 5, "length": 6, "label_dim": 3, "width": 16, "depth": 2, "heads": 4, "dropout": 0.0}
+    arguments = {
+        "values": 5,
+        "length": 8,
+        "channels": 2,
+        "label_dim": 3,
+        "width": 16,
+        "depth": 2,
+        "heads": 4,
+        "dropout": 0.0,
+    }
     torch.manual_seed(0)
     net = TokenTransformer(TokenTransformerConfig(**(arguments | changes))).double().eval()
     for p in net.parameters():
@@ -23,7 +32,7 @@ def tiny(**changes) -> TokenTransformer:
     return net
 
 
-def tokens(n: int = 3, length: int = 6, values: int = 5) -> torch.Tensor:
+def tokens(n: int = 3, length: int = 8, values: int = 5) -> torch.Tensor:
     return torch.randint(values, (n, length), generator=torch.Generator().manual_seed(1))
 
 
@@ -31,12 +40,12 @@ def tokens(n: int = 3, length: int = 6, values: int = 5) -> torch.Tensor:
 def test_a_causal_place_sees_those_before_and_no_other(post_norm):
     net, sequence = tiny(causal=True, post_norm=post_norm), tokens()
     before = net(sequence)
-    for place in range(6):
+    for place in range(8):
         changed = sequence.clone()
         changed[:, place] = (changed[:, place] + 1) % 5
         after = net(changed)
         torch.testing.assert_close(after[:, : place + 1], before[:, : place + 1], rtol=0, atol=0)
-        if place < 5:
+        if place < 7:
             assert ((after - before)[:, place + 1 :].abs().amax(2) > 1e-6).all()
 
 
@@ -44,7 +53,7 @@ def test_a_causal_place_sees_those_before_and_no_other(post_norm):
 def test_a_bidirectional_place_sees_all(post_norm):
     net, sequence = tiny(causal=False, post_norm=post_norm), tokens()
     before = net(sequence)
-    for place in range(6):
+    for place in range(8):
         changed = sequence.clone()
         changed[:, place] = 5  # unknown
         assert ((net(changed) - before).abs().amax(2) > 1e-6).all()
@@ -56,9 +65,9 @@ def test_the_cache_changes_no_logit(post_norm):
     cond = Condition(label=torch.tensor([2, -1, 0]))
     whole = net(sequence, None, cond)
     cache = net.start(cond, 3)
-    steps = [net.step(None if i == 0 else sequence[:, i - 1], cache) for i in range(6)]
+    steps = [net.step(None if i == 0 else sequence[:, i - 1], cache) for i in range(8)]
     torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="place 6 of 6"):
+    with pytest.raises(ValueError, match="place 8 of 8"):
         net.step(sequence[:, -1], cache)
 
 
@@ -84,8 +93,31 @@ def test_every_class_has_a_token_of_its_own_and_so_has_none(causal):
     torch.testing.assert_close(without(sequence, None, Condition(label=torch.tensor([7] * 4))), without(sequence))
 
 
+def test_a_causal_place_is_told_its_row_column_and_channel_and_the_class():
+    """With the blocks silenced an answer depends on the token before and what the place itself is told."""
+    net = tiny(causal=True, post_norm=False)
+    for block in net.blocks:
+        for layer in (block.out, block.down):
+            layer.weight.data.zero_()
+            layer.bias.data.zero_()
+    alike = torch.full((1, 8), 3)
+    rows, columns, channels = net.positions
+    assert [len(table) for table in net.positions] == [2, 2, 2]
+    base = net(alike)
+    for table, told in ((rows, [4, 5, 6, 7]), (columns, [2, 3, 6, 7]), (channels, [1, 3, 5, 7])):
+        before = table.data[1].clone()
+        table.data[1] += torch.linspace(1, 2, 16)  # not even: the norm takes even shifts away
+        moved = (net(alike) != base).any(2)[0]
+        assert moved.nonzero().flatten().tolist() == told
+        table.data[1] = before
+    other = net(alike, None, Condition(label=torch.tensor([1])))
+    assert (other != base).any(2).all()
+    first = net(torch.full((1, 8), 2), None, Condition(label=torch.tensor([1])))
+    assert torch.equal(first[:, 0], other[:, 0]) and (first != other)[:, 1:].any(2).all()
+
+
 def test_the_logits_are_tied_to_the_values_vectors_alone():
-    net, sequence = tiny(), torch.full((1, 6), 5)  # unknown everywhere: the values enter by the head alone
+    net, sequence = tiny(), torch.full((1, 8), 5)  # unknown everywhere: the values enter by the head alone
     before = net(sequence)
     net.tokens.weight.data[2] *= 2
     after = net(sequence)
@@ -141,6 +173,7 @@ def test_it_describes_itself():
         ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
         ({"mlp_ratio": 0.0}, "mlp_ratio is 0.0"),
         ({"depth": True}, "depth is True"),
+        ({"causal": True, "length": 6}, "length is 6; it must be a square number times channels, 2"),
     ],
 )
 def test_a_wrong_value_is_named(change, match):
@@ -149,5 +182,5 @@ def test_a_wrong_value_is_named(change, match):
 
 
 def test_another_number_of_tokens_is_named():
-    with pytest.raises(UserError, match=r"tokens are \[3, 5\]; this network takes \[N, 6\]"):
+    with pytest.raises(UserError, match=r"tokens are \[3, 5\]; this network takes \[N, 8\]"):
         tiny()(tokens()[:, :5])

@@ -33,6 +33,21 @@ def test_the_published_size_has_a_token_for_16_by_16_pixels() -> None:
     assert quantised.z.shape == (1, 256, 16, 16) and quantised.codebook.shape == (1024, 256)
 
 
+def test_weights_begin_as_the_released_ones() -> None:
+    torch.manual_seed(0)
+    book = Quantiser(64, 256).codebook.detach()
+    assert float(book.std()) == pytest.approx((1 / 64) ** 0.5, rel=0.02) and book.abs().max() <= (3 / 64) ** 0.5
+    network = VQAutoencoder(VQAutoencoderConfig(img_resolution=8, in_channels=3, channel_mult=(1, 2), num_blocks=1))
+    kernel = network.encoder[1].conv0.weight.detach()  # normal, cut at two deviations, of variance 1 / fan-in
+    assert float(kernel.std()) == pytest.approx((1 / (9 * 128)) ** 0.5, rel=0.02)
+    assert float(kernel.abs().max() / kernel.std()) == pytest.approx(2 / 0.8796, rel=0.01)
+    assert not any(p.any() for name, p in network.named_parameters() if name.endswith("bias"))
+    torch.manual_seed(0)
+    dense = BlurDiscriminator(16, 3, 64, "image").layers[-1]
+    assert float(dense.weight.detach().abs().max()) == pytest.approx((6 / 257) ** 0.5, rel=0.05)  # Xavier, uniform
+    assert not dense.bias.any()
+
+
 def test_every_place_gets_the_nearest_code() -> None:
     torch.manual_seed(0)
     quantiser = Quantiser(7, 3).double()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
-from imagewright.paths.mask_ratios import MASK_RATIOS, check_ratio, mask_ratio, mean_ratio
+from imagewright.paths.mask_ratios import MASK_RATIOS, check_ratio, mask_ratio
 from imagewright.types import UserError
 
 R = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -27,17 +25,6 @@ def test_concave_schedules_lie_above_the_straight_line_and_convex_ones_below() -
         assert (mask_ratio(name, R, 256)[1:-1] > line).all(), name
     for name in ("sqrt", "log"):
         assert (mask_ratio(name, R, 256)[10:-1] < line[9:]).all(), name
-
-
-def test_means() -> None:
-    for name, mean in (
-        ("cosine", 2 / math.pi),
-        ("linear", 1 / 2),
-        ("square", 2 / 3),
-        ("cubic", 3 / 4),
-        ("sqrt", 1 / 3),
-    ):
-        assert mean_ratio(name, 64) == pytest.approx(mean, abs=1e-5), name
 
 
 def test_an_unknown_schedule_is_named() -> None:

@@ -16,6 +16,7 @@ from imagewright.paths.noise_levels import (
     Uniform,
     UniformTime,
     UShaped,
+    VPTime,
 )
 from imagewright.types import UserError
 
@@ -42,6 +43,8 @@ ALL = [
     UShaped(sharpness=1.5, margin=0.01),
     ExponentialTime(),
     ExponentialTime(base=0.2, margin=0.01),
+    VPTime(),
+    VPTime(beta_d=5.0, beta_min=1.0, epsilon_t=0.01),
 ]
 
 
@@ -122,6 +125,8 @@ def test_u_shape_reaches_both_margins():
         (lambda: UniformTime(margin=0.5), "UniformTime.margin must lie in"),
         (lambda: UShaped(sharpness=0.0), "UShaped.sharpness is 0.0; it must be positive"),
         (lambda: ExponentialTime(base=1.0), "ExponentialTime.base must not be 1"),
+        (lambda: VPTime(beta_min=0.0), "VPTime.beta_min is 0.0; it must be positive"),
+        (lambda: VPTime(epsilon_t=1.0), "VPTime.epsilon_t must lie in"),
         (lambda: UShaped(margin=0.0), "UShaped.margin must lie in"),
     ],
 )

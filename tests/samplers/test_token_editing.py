@@ -83,10 +83,14 @@ def test_tokens_outside_never_change_with_a_codebook() -> None:
     tokens = codec.encode(given)
     assert all(torch.equal(shown[:, ~places], tokens[:, ~places]) for shown in model.seen)
     assert torch.equal(drawn[-1][:, ~places], tokens[:, ~places])
-    # Blended by the blurred mask: all of the decoded picture where it is 1, all of the given one where it is 0.
-    weight = blurred(wanted, 2.0)
+    # Blended by the drawn tokens' mask, blurred by 15/16 of their side of 4 pixels.
+    drawn_pixels = places.view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert drawn_pixels[:8, :8].all() and int(drawn_pixels.sum()) == 64  # the region's token, and the next ones
+    weight = blurred(drawn_pixels, 3.75)
     torch.testing.assert_close(edited, given + weight * (decode(drawn[-1]) - given))
-    assert torch.equal(edited[:, :, weight == 0], given[:, :, weight == 0]) and (weight == 0).any()
+    narrow = TokenEditing(blur=1.0)(model, given, wanted, noise=StepNoise(0))
+    weight = blurred(drawn_pixels, 1.0)
+    assert torch.equal(narrow[:, :, weight == 0], given[:, :, weight == 0]) and (weight == 0).any()
 
 
 def test_the_class_is_that_of_the_edit_and_two_of_twelve_passes_are_skipped() -> None:

@@ -17,6 +17,7 @@ from imagewright.methods.continuous_consistency import (
 from imagewright.methods.distances import Distance
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
+from imagewright.methods.f_distill import FDistill
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
 from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation
 from imagewright.methods.uni_instruct import UniInstruct
@@ -43,8 +44,9 @@ METHODS = {
     ),
     "dmd": (DMD(regression=Distance(kind="l2")), MultistepConsistency()),
     "dmd2": (DMD2(fake_updates=2, sigmas=(2.0,)), MultistepConsistency(sigmas=(2.0,), clip=False)),
-    "scd": (ContinuousConsistencyDistillation(warmup_images=64), MultistepConsistency()),
-    "sct": (ContinuousConsistencyTraining(warmup_images=64), MultistepConsistency()),
+    "f-distill": (FDistill(every=2, ratio_decay=0.5, judged="all"), MultistepConsistency()),
+    "scd": (ContinuousConsistencyDistillation(warmup=0.5), MultistepConsistency()),
+    "sct": (ContinuousConsistencyTraining(warmup=0.5), MultistepConsistency()),
 }
 
 

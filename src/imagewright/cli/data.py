@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
 from rich.table import Table
 
+from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say
 from imagewright.data import Info, convert, info
+from imagewright.data.pixels import Filter
 from imagewright.types import UserError
 
 T = TypeVar("T")
 HELP = """imagewright data info SOURCE        what a set holds, and whether every file is usable
 imagewright data convert SOURCE OUT.zip   one EDM-format zip of PNGs from any set
 
-SOURCE is digits, emoji64, an EDM-format zip, or a folder (with dataset.json, or one
-sub-folder per class, or flat).
+SOURCE is digits, emoji64, an EDM-format zip, a folder (with dataset.json, or one sub-folder
+per class, also below train, val and test, or flat), or an npz of an array of images.
 
 examples:
   imagewright data info emoji64
   imagewright data info photos/ --skip-bad
-  imagewright data convert photos/ photos-32.zip --resolution 32
+  imagewright data convert pictures/ pictures-32.zip --resolution 32
+  imagewright data convert photos/ photos-64.zip --resolution 64 --crop lanczos
 """
 
 
@@ -52,24 +55,28 @@ def convert_command(
     out: Annotated[Path, tyro.conf.Positional],
     resolution: int | None = None,
     channels: int | None = None,
+    crop: Filter | None = None,
     skip_bad: bool = False,
 ) -> None:
     """Write any image set as one EDM-format zip (stored PNGs and dataset.json).
 
     Args:
-        source: digits, emoji64, a zip or a folder.
+        source: digits, emoji64, a zip, a folder, or an npz of an array.
         out: the .zip to write.
-        resolution: reduce to this size by exact box means; it must divide the set's.
+        resolution: reduce to this size; it must divide the size of every picture, or else give --crop.
+        crop: take the square in the middle of pictures of any shape, and reduce it by this filter: box (area means),
+            bicubic or lanczos.
         channels: 1 or 3; default 3 if any picture has colour.
         skip_bad: leave out unusable files; otherwise they are an error that names the first ten.
     """
     written = _with_bar(
         "converting",
         lambda show: convert(
-            source, out, resolution=resolution, channels=channels, skip_bad=skip_bad, on_progress=show
+            source, out, resolution=resolution, channels=channels, crop=crop, skip_bad=skip_bad, on_progress=show
         ),
     )
-    say(f"{len(written)} images written to {out}; {len(written.skipped)} left out")
+    say(f"{len(written)} images written to {out}, {written.preprocessing}; {len(written.skipped)} left out")
+    _say_unread(written.unread)
 
 
 def _with_bar(what: str, work: Callable[[Callable[[int, int], None]], T]) -> T:
@@ -93,14 +100,19 @@ def _show(found: Info) -> None:
         OUT.print(table)
     for name, reason in found.skipped:
         say(f"left out: {name}: {reason}")
+    _say_unread(found.unread)
+
+
+def _say_unread(names: Sequence[str]) -> None:
+    """Name what lies beside the pictures."""
+    if names:
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        say(f"no pictures, not read: {', '.join(names[:10])}{more}")
+
+
+COMMANDS: Mapping[str, Callable[..., None]] = {"info": info_command, "convert": convert_command}
 
 
 def main(args: Sequence[str]) -> None:
     """Dispatch to info or convert."""
-    if not args or args[0] in ("-h", "--help"):
-        say(HELP)
-        return
-    actions: dict[str, Callable[..., None]] = {"info": info_command, "convert": convert_command}
-    if args[0] not in actions:
-        raise UserError(f"there is no `imagewright data {args[0]}`; allowed: {', '.join(actions)}")
-    tyro.cli(actions[args[0]], args=args[1:], prog=f"imagewright data {args[0]}")
+    dispatch(COMMANDS, args, "imagewright data", HELP)

@@ -22,8 +22,9 @@ from imagewright.data.couplings import Couplings
 from imagewright.metrics.perceptual import perceptual_network
 from imagewright.models.files import ModelFile
 from imagewright.recipes import RECIPES
-from imagewright.training.experiment import DataConfig, Experiment, Sources, assemble, experiment_record
+from imagewright.training.experiment import DataConfig, Experiment, Sources, assemble
 from imagewright.training.footprint import footprint
+from imagewright.training.record import to_json
 from imagewright.types import DataSpec, Trained, UserError
 
 KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
@@ -37,8 +38,8 @@ KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
 class StandIns(Sources):
     """Finds what is there, and makes up what is not; `missing` says of what, in words."""
 
-    def __init__(self, labels: bool) -> None:
-        self.labels = labels
+    def __init__(self) -> None:
+        super().__init__()
         self.missing: list[str] = []
 
     def images(self, data: DataConfig, on_progress: Callable[[int, int], None] | None) -> ImageSet:
@@ -62,7 +63,7 @@ class StandIns(Sources):
         )
 
     def model(self, name: str) -> ModelFile:
-        """The model, or the product of the recipe of that name, untrained, with classes where the run has them."""
+        """The model, or the product of the recipe of that name, untrained."""
         recipe = Path(name).name
         if Path(name).exists() or recipe not in RECIPES:
             with torch.device("cpu"):
@@ -70,7 +71,7 @@ class StandIns(Sources):
             return replace(file, model=file.model.to("meta"))
         self.missing.append(f"model {name}: as recipe {recipe} makes it")
         experiment = RECIPES[recipe]()
-        made = assemble(replace(experiment, data=replace(experiment.data, labels=self.labels)), sources=self)
+        made = assemble(experiment, sources=self)
         return ModelFile(model=made.parts.roles[experiment.method.product].module, spec=made.images.spec)
 
     def couplings(self, name: str) -> Couplings | None:
@@ -95,8 +96,8 @@ class StandIns(Sources):
 
 def dry_run(experiment: Experiment) -> None:
     """Print the resolved run, what is missing for it, and what its networks cost."""
-    say(json.dumps(experiment_record(experiment)["experiment"], indent=2))
-    sources = StandIns(experiment.data.labels)
+    say(json.dumps(to_json(experiment), indent=2))
+    sources = StandIns()
     with torch.device("meta"):
         assembled = assemble(experiment, sources=sources)
     spec = assembled.images.spec

@@ -50,7 +50,7 @@ def help_text() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 0, 2 for a mistake in the input, 130 after Ctrl-C."""
+    """Entry point. Exits with 0, 2 for a mistake in the input, 128 + its number after a signal (130 after Ctrl-C)."""
     args = list(sys.argv[1:] if argv is None else argv)
     with told_errors():
         if not args or args[0] in ("-h", "--help", "help"):
@@ -58,9 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args[0] == "--version":
             say(__version__)
         elif args[0] in COMMANDS:
-            # The parser knows None alone; our messages say "none", and so do people.
-            words = ["None" if word == "none" else word for word in args[1:]]
-            importlib.import_module(COMMANDS[args[0]][0]).main(words)
+            importlib.import_module(COMMANDS[args[0]][0]).main(args[1:])
         else:
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"

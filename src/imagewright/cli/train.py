@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import importlib.util
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +20,7 @@ from imagewright.files import read_json
 from imagewright.recipes import RECIPES
 from imagewright.training.distributed import pick_device, processes
 from imagewright.training.experiment import Experiment, run_experiment
+from imagewright.training.record import experiment_from_json, merged
 from imagewright.training.trainer import Interrupted, Progress
 from imagewright.types import UserError
 
@@ -62,13 +65,15 @@ def main(args: Sequence[str]) -> None:
         say(help_text())
         return
     if args[0] == "--resume":
-        args = _recorded_command(args[1:])
-    name, run = args[0], parse(args)
+        name, run, command = _resumed(args[1:])
+    else:
+        name, run, command = args[0], parse(args), args
     folder = run.out or Path("runs") / Path(name).stem
-    with processes() as group, told_errors():
-        if run.dry_run:
+    if run.dry_run:
+        with told_errors():
             dry_run(run.experiment)
-            return
+        return
+    with processes() as group, told_errors():
         device = pick_device(run.device)
         total = run.experiment.training.total_images
         with bar(f"{name} on {device}", total) as advance_to:
@@ -83,35 +88,95 @@ def main(args: Sequence[str]) -> None:
                     folder,
                     device=device,
                     resume=run.resume,
-                    command=args,
+                    command=_recorded(command),
                     processes=group,
                     on_progress=show,
                 )
             except Interrupted as stopped:
-                say(f"stopped; the state is in {stopped.checkpoint}\ngo on with: imagewright train --resume {folder}")
-                raise SystemExit(130) from None
+                _say_stopped(stopped, folder)
+                raise SystemExit(128 + stopped.number) from None
         if group.is_first:
             say(f"done: {folder}  (imagewright sample {folder}; imagewright evaluate {folder})")
 
 
-def parse(args: Sequence[str]) -> Run:
-    """A recipe's name or file, and options, as a run."""
-    name, default = args[0], Run(experiment=find_experiment(args[0]))
+def _say_stopped(stopped: Interrupted, folder: Path) -> None:
+    with suppress(OSError):  # the terminal may be what was lost
+        say(f"stopped; the state is in {stopped.checkpoint}\ngo on with: imagewright train --resume {folder}")
+
+
+def parse(args: Sequence[str], default: Run | None = None) -> Run:
+    """A recipe's name or file, and options, as a run. default: what the options change; None = the recipe's."""
+    default = default or Run(experiment=find_experiment(args[0]))
     return tyro.cli(
-        Run, default=default, args=args[1:], prog=f"imagewright train {name}", config=(tyro.conf.AvoidSubcommands,)
+        Run,
+        default=default,
+        args=args[1:],
+        prog=f"imagewright train {args[0]}",
+        config=(tyro.conf.AvoidSubcommands,),
+        registry=NONE,
+    )
+
+
+NONE = tyro.constructors.ConstructorRegistry()
+"""An option of a recipe is left empty by the word none; of other commands, by leaving it out."""
+
+
+@NONE.primitive_rule
+def _none(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[None] | None:
+    if info.type is not type(None):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="none",
+        choices=("none", "None"),
+        instance_from_str=lambda args: None,
+        is_instance=lambda x: x is None,
+        str_from_instance=lambda instance: ["none"],
     )
 
 
 def experiment_of(folder: Path) -> Experiment:
-    """The experiment that a run folder was started with. Raises UserError when it was not by the command line."""
-    return parse(_recorded_command([str(folder)])).experiment
+    """The experiment of a run folder, from its record alone. Raises UserError where this version cannot rebuild it."""
+    path = folder / "experiment.json"
+    record = read_json(path)
+    if not isinstance(record, dict) or "experiment" not in record:
+        raise UserError(f"{path} is no record of a run")
+    experiment = experiment_from_json(record["experiment"], path)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{path} is no record of a run")
+    return experiment
+
+
+def _resumed(args: list[str]) -> tuple[str, Run, list[str] | None]:
+    """Name, run and command of the run in a folder, with what the options change. No file it names is run."""
+    if not args:
+        raise UserError("--resume needs the folder of a run: imagewright train --resume runs/NAME")
+    folder = Path(args[0])
+    recorded = read_json(folder / "experiment.json").get("command")
+    try:
+        experiment = experiment_of(folder)
+    except UserError as error:
+        file = recorded[0] if recorded else ""
+        own = f"; it was started by {file}, go on with: imagewright train {file} --out {folder} --resume"
+        raise UserError(f"{error}{own if file.endswith('.py') else ''}") from None
+    name = recorded[0] if recorded else folder.name
+    run = parse([name, *args[1:]], Run(experiment=experiment, out=folder, resume=True))
+    return name, run, merged(recorded, args[1:]) if recorded else None
+
+
+def _recorded(command: list[str] | None) -> list[str] | None:
+    """The command without what only says where and how to start, and with the path of the user's file in full."""
+    if command is None:
+        return None
+    name, *options = merged(command, [])
+    return [os.path.abspath(name) if name.endswith(".py") else name, *options]
 
 
 def help_text() -> str:
     """The command's help."""
-    lines = []
+    lines, width = [], max(map(len, RECIPES))
     for name, function in RECIPES.items():
-        lines.append(f"  {name:<16} {(function.__doc__ or '').splitlines()[0]}")
+        lines.append(f"  {name:<{width}}  {(function.__doc__ or '').splitlines()[0]}")
     return HELP.format(recipes="\n".join(lines))
 
 
@@ -127,30 +192,23 @@ def find_experiment(name: str) -> Experiment:
 
 
 def _experiment_of_file(path: Path) -> Experiment:
+    """Run the user's file as a module of its own name, with its folder to import from, as Python itself would."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = path.stem if path.stem not in sys.modules else f"{path.stem} (a run of yours)"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # dataclasses look their module up, for annotations that are texts
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     experiment = getattr(module, "experiment", None)
     experiment = experiment() if callable(experiment) else experiment
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} must define `experiment`: an imagewright Experiment, or a function returning one")
     return experiment
-
-
-def _recorded_command(args: list[str]) -> list[str]:
-    """The arguments with which a run folder was started, pointed at that folder with --resume."""
-    if not args:
-        raise UserError("--resume needs the folder of a run: imagewright train --resume runs/NAME")
-    record = read_json(Path(args[0]) / "experiment.json")
-    if not record.get("command"):
-        raise UserError(f"{args[0]} was not started from the command line; resume it with its recipe and --out")
-    command = [a for a in record["command"] if a != "--resume"]
-    return [*command, *args[1:], "--out", args[0], "--resume"]
-
-
-def recipe_fields() -> list[str]:
-    """Names of the experiment's own fields (for shell completion)."""
-    return [f.name for f in dataclasses.fields(Experiment)]

@@ -1,4 +1,4 @@
-"""What is known of each picture: from `dataset.json`, or from the class folders it lies in.
+"""What is known of each picture: from `dataset.json`, or from the class folders and splits it lies in.
 
 Source: the labels of NVlabs/edm's data sets, {"labels": [[file, class], ...] or null}, and our further keys
 (`edm_zip`). A file whose label is missing or senseless is a finding with a reason; a `dataset.json` of
@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from imagewright.data.archive import Archive, plain_name
+from imagewright.data.archive import Archive, readable_name, same_name
 from imagewright.data.pixels import BadPicture
 from imagewright.types import UserError
 
 LARGEST_LABEL = 999_999
 _TEXTS = ("name", "subgroup", "split")
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Folders at the top that are no classes, in any case of letters."""
 
 
 @dataclass(kw_only=True)
@@ -38,11 +40,13 @@ class Annotations:
 def annotate(archive: Archive, *, labels: bool) -> Annotations:
     """Read `dataset.json` if there is one, else take the folders' names in sorted order as classes.
 
-    labels: False ignores every class. Raises UserError when `dataset.json` is damaged or of another shape.
+    Folders at the top that are all called train, val, test or the like are splits, and the classes lie in them. A class
+    folder without pictures is a class. labels: False ignores every class.
+    Raises UserError when `dataset.json` is damaged or of another shape, and where splits lie beside other folders.
     """
     base = _home(archive)
     if base is None:
-        return _from_folders(archive) if labels else Annotations()
+        return _from_folders(archive, labels)
     name = f"{base}dataset.json"
     where = f"{archive.path}: {name}"
     try:
@@ -55,7 +59,7 @@ def annotate(archive: Archive, *, labels: bool) -> Annotations:
     if labels and meta["labels"] is not None:
         _read_labels(out, archive, base, meta["labels"], where)
         _read_classes(out, meta.get("classes"), where)
-    _read_texts(out, base, meta.get("pictures"), where)
+    _read_texts(out, archive, base, meta.get("pictures"), where)
     return out
 
 
@@ -80,39 +84,65 @@ def _common_folder(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(shared)
 
 
-def _from_folders(archive: Archive) -> Annotations:
-    depth = len(_common_folder(archive.pictures))
-    folder = {n: p[depth] if len(p := PurePosixPath(n).parts) > depth + 1 else None for n in archive.pictures}
-    classes = sorted({f for f in folder.values() if f is not None})
-    if not classes:
-        return Annotations()
+def _from_folders(archive: Archive, labels: bool) -> Annotations:
+    base = _common_folder(archive.pictures)
+    below = {n: tuple(map(same_name, PurePosixPath(n).parts[len(base) : -1])) for n in archive.pictures}
+    split = _splits({folders[:1] for folders in below.values()}, archive)
+    out = Annotations()
+    if split:
+        out.texts["split"] = {n: split[folders[0]] for n, folders in below.items()}
+        below = {n: folders[1:] for n, folders in below.items()}
+    if not labels or not any(below.values()):
+        return out
+    empty = _folders_at(archive, base, tuple(split))
+    classes = sorted({folders[0] for folders in below.values() if folders} | empty)
     index = {c: i for i, c in enumerate(classes)}
-    return Annotations(
-        labels={n: index[f] for n, f in folder.items() if f is not None},
-        num_classes=len(classes),
-        class_names=tuple(classes),
-        bad=[
-            (n, "lies outside the class folders (open without labels to use it)")
-            for n, f in folder.items()
-            if f is None
-        ],
-    )
+    out.labels = {n: index[folders[0]] for n, folders in below.items() if folders}
+    out.num_classes, out.class_names = len(classes), tuple(map(readable_name, classes))
+    reason = "lies outside the class folders (open without labels to use it)"
+    out.bad = [(n, reason) for n, folders in below.items() if not folders]
+    return out
+
+
+def _splits(tops: set[tuple[str, ...]], archive: Archive) -> dict[str, str]:
+    """Splits by the folders' names, where all folders at the top are splits; {} where they are classes, or none."""
+    found = {top[0]: _SPLITS[top[0].lower()] for top in tops if top and top[0].lower() in _SPLITS}
+    if len(set(found.values())) < 2:
+        return {}
+    others = sorted(top[0] if top else "pictures" for top in tops if not top or top[0] not in found)
+    if others:
+        names = ", ".join(sorted(found))
+        raise UserError(
+            f"{archive.path} has {names} beside {', '.join(map(readable_name, others[:3]))}: are they splits or "
+            "classes? Move the splits to a folder of their own, or say which picture is what in a dataset.json"
+        )
+    return found
+
+
+def _folders_at(archive: Archive, base: tuple[str, ...], splits: tuple[str, ...]) -> set[str]:
+    """The folders where classes lie, also those without pictures."""
+    depth = len(base) + bool(splits)
+    paths = [tuple(map(same_name, f.split("/"))) for f in archive.folders]
+    start = tuple(map(same_name, base))
+    inside = [p for p in paths if len(p) == depth + 1 and p[: len(base)] == start]
+    return {p[depth] for p in inside if not splits or p[len(base)] in splits}
 
 
 def _read_labels(out: Annotations, archive: Archive, base: str, entries: Any, where: str) -> None:
     if not isinstance(entries, list):
         raise UserError(f'{where}: "labels" must be a list of [file, class], or null')
     out.labels = {}
-    present = frozenset(archive.pictures)
+    present = {same_name(n): n for n in archive.pictures}
     seen: set[str] = set()
     for i, entry in enumerate(entries):
         if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
             raise UserError(f"{where}: entry {i} of labels is {_short(entry)}; it must be [file, class]")
-        name, label = base + plain_name(entry[0]), entry[1]
+        written, label = same_name(base + entry[0]), entry[1]
+        name = present.get(written, written)
         if name in seen:
             out.labels.pop(name, None)
             out.bad.append((name, "labelled more than once in dataset.json"))
-        elif name not in present:
+        elif written not in present:
             out.bad.append((name, "labelled in dataset.json, but there is no such picture"))
         elif type(label) is not int or not 0 <= label <= LARGEST_LABEL:  # bool is an int to isinstance
             reason = f"its label in dataset.json is {_short(label)}; it must be a whole number"
@@ -135,17 +165,19 @@ def _read_classes(out: Annotations, classes: Any, where: str) -> None:
     out.num_classes, out.class_names = len(classes), tuple(classes)
 
 
-def _read_texts(out: Annotations, base: str, pictures: Any, where: str) -> None:
+def _read_texts(out: Annotations, archive: Archive, base: str, pictures: Any, where: str) -> None:
     if pictures is None:
         return
     if not isinstance(pictures, Mapping) or not all(isinstance(p, Mapping) for p in pictures.values()):
         raise UserError(f'{where}: "pictures" must be an object of objects, one a file')
+    present = {same_name(n): n for n in archive.pictures}
     for name, known in pictures.items():
+        written = same_name(base + name)
         for key in _TEXTS:
             if key in known:
                 if not isinstance(known[key], str):
                     raise UserError(f"{where}: {key} of {name} is {_short(known[key])}; it must be text")
-                out.texts[key][base + plain_name(name)] = known[key]
+                out.texts[key][present.get(written, written)] = known[key]
 
 
 def _short(value: Any) -> str:

@@ -1,16 +1,17 @@
 """The files of a folder or a zip, by name, without unpacking anything.
 
-Contract: names use "/" and are relative to the folder or the zip; pictures are told by their extension;
-hidden files, `__MACOSX` and other files (.txt, Thumbs.db) are ignored; what cannot be read is a finding
-(BadPicture), not a crash.
+Contract: names use "/" and are relative to the folder or the zip; pictures are told by their extension; links to
+folders are followed, once around; hidden files, `__MACOSX` and other files (.txt, Thumbs.db) are not read, but named;
+what cannot be read is a finding (BadPicture), not a crash.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import unicodedata
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -22,20 +23,25 @@ EXTENSIONS = frozenset(
     | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 LARGEST_FILE = 1 << 28
+SAMPLES = "samples.json"
+BESIDE = frozenset({"grid.png", "trajectory.png"})
+"""What `imagewright sample` puts beside its pictures, in the folder of its record SAMPLES: no pictures of the set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
     """What a folder or a zip holds.
 
-    pictures: names in sorted order. others: names of the other files.
-    bad:      (name, reason) of pictures whose name alone makes them unusable; they are not among `pictures`.
+    pictures: names in sorted order. others: names of the other files, and of hidden folders, which end in "/".
+    folders:  names of the folders, empty ones too.
+    bad:      (name, reason) of what is unusable before it is read; none of it is among `pictures`.
     read:     the bytes of a file; raises BadPicture when they cannot be had.
     """
 
     path: Path
     pictures: tuple[str, ...]
     others: frozenset[str]
+    folders: frozenset[str]
     bad: tuple[tuple[str, str], ...]
     read: Callable[[str], bytes]
 
@@ -53,13 +59,27 @@ def open_archive(path: Path) -> Archive:
 
 
 def _open_folder(path: Path) -> Archive:
-    def refuse(error: OSError) -> None:
-        raise error
-
     names: list[str] = []
-    for folder, subfolders, files in os.walk(path, onerror=refuse):
-        subfolders[:] = [s for s in subfolders if not _hidden(s)]
-        names += [(Path(folder) / f).relative_to(path).as_posix() for f in files]
+    folders: list[str] = []
+    bad: list[tuple[str, str]] = []
+
+    def walk(folder: Path, prefix: str, above: tuple[str, ...]) -> None:
+        for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+            name = prefix + entry.name
+            if entry.is_dir():
+                if _hidden(entry.name):
+                    names.append(f"{name}/")
+                elif (real := os.path.realpath(entry.path)) in above:
+                    bad.append((name, "a link to a folder that it lies in"))
+                else:
+                    folders.append(name)
+                    walk(Path(entry.path), f"{name}/", (*above, real))
+            elif _is_picture(name) and not entry.is_file():
+                bad.append((name, "a broken link" if entry.is_symlink() else "not a regular file"))
+            else:
+                names.append(name)
+
+    walk(path, "", (os.path.realpath(path),))
 
     def read(name: str) -> bytes:
         try:
@@ -69,7 +89,7 @@ def _open_folder(path: Path) -> Archive:
         except OSError as error:
             raise BadPicture(f"cannot be read: {error.strerror or error}") from None
 
-    return _sorted_out(path, names, read)
+    return _sorted_out(path, names, folders, read, bad)
 
 
 def _open_zip(path: Path) -> Archive:
@@ -80,9 +100,13 @@ def _open_zip(path: Path) -> Archive:
     except Exception as error:  # a damaged directory raises BadZipFile, but also struct and value errors
         raise UserError(f"{path} is not a folder and not a readable zip: {error}") from None
     entries: dict[str, list[zipfile.ZipInfo]] = {}
+    folders: set[str] = set()
     for entry in archive.infolist():
         name = plain_name(entry.filename)
-        if not name.endswith("/"):
+        folders |= {str(parent) for parent in PurePosixPath(name).parents}
+        if name.endswith("/"):
+            folders.add(name.rstrip("/"))
+        else:
             entries.setdefault(name, []).append(entry)
 
     def read(name: str) -> bytes:
@@ -98,23 +122,41 @@ def _open_zip(path: Path) -> Archive:
         except Exception as error:  # zlib, lzma, struct, zipfile: a damaged entry raises any of theirs
             raise BadPicture(f"damaged in the zip: {error}") from None
 
-    return _sorted_out(path, list(entries), read)
+    return _sorted_out(path, list(entries), (f for f in folders if not any(map(_hidden, f.split("/")))), read)
 
 
-def _sorted_out(path: Path, names: list[str], read: Callable[[str], bytes]) -> Archive:
-    pictures = sorted(filter(_is_picture, names))
+def _sorted_out(
+    path: Path,
+    names: list[str],
+    folders: Iterable[str],
+    read: Callable[[str], bytes],
+    bad: Iterable[tuple[str, str]] = (),
+) -> Archive:
+    beside = BESIDE if SAMPLES in names else frozenset()
+    pictures = sorted(n for n in names if _is_picture(n) and n not in beside)
     return Archive(
         path=path,
         pictures=tuple(n for n in pictures if not _leads_out(n)),
-        others=frozenset(n for n in names if not _is_picture(n)),
-        bad=tuple((n, "its name leads out of the archive") for n in pictures if _leads_out(n)),
+        others=frozenset(n for n in names if not _is_picture(n) or n in beside),
+        folders=frozenset(folders),
+        bad=(*bad, *((n, "its name leads out of the archive") for n in pictures if _leads_out(n))),
         read=read,
     )
 
 
 def plain_name(name: str) -> str:
-    """A name as it is compared: "/" for the backslashes that some Windows programs write, no "./" parts."""
+    """A name with "/" for the backslashes that some Windows programs write, and no "./" parts."""
     return "/".join(part for part in name.replace("\\", "/").split("/") if part != ".")
+
+
+def same_name(name: str) -> str:
+    """A name as it is compared: plain, and one form of the letters that systems compose differently (Unicode NFC)."""
+    return unicodedata.normalize("NFC", plain_name(name))
+
+
+def readable_name(name: str) -> str:
+    """A name as text that any encoder takes: composed, and bytes that are no UTF-8 written as \\xE9."""
+    return same_name(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _is_picture(name: str) -> bool:

@@ -3,19 +3,23 @@
 Source: Karras et al. 2022 (EDM), appendix F.2 and table 6, after Karras et al. 2020 (StyleGAN2-ADA, appendix
 B). Colour operations, which EDM leaves out, are left out.
 
-Labels   one row per image, zero where an operation was not applied; in this order, of the operations that are
-on:
+Labels   one row per image, zero where an operation was not applied; in this order, of the operations that are on:
 
-    xflip           1  1 if mirrored left to right yflip           1  1 if mirrored upside down rotate_int
-    2  quarter turns k = 0..3: (k is 1 or 2, k is 2 or 3) translate_int   2  shift (right, up) /
-    (translate_int_max * size), about -1..1 scale           1  w; the image grows by 2^(scale_std w)
-    rotate_frac     2  cos(angle) - 1, sin(angle); angle in radians, counter-clockwise as seen aniso
-    2  w cos(direction), w sin(direction); grows by 2^(aniso_std w) that way, shrinks across it translate_frac
-    2  shift (right, down) / (translate_frac_std * size)
+    xflip           1  1 if mirrored left to right
+    yflip           1  1 if mirrored upside down
+    rotate_int      2  quarter turns k = 0..3: (k is 1 or 2, k is 2 or 3)
+    translate_int   2  shift (right, up) / (translate_int_max * size), about -1..1
+    scale           1  w; the image grows by 2^(scale_std w)
+    rotate_frac     2  cos(angle) - 1, sin(angle); angle in radians, counter-clockwise as seen
+    aniso           2  w cos(direction), w sin(direction); grows by 2^(aniso_std w) that way, shrinks across it
+    translate_frac  2  shift (right, down) / (translate_frac_std * size)
 
-w and the fractional shifts are standard normal, angles and directions uniform. What comes in from outside the
-image is its reflection. As published, aniso's label is the same for (w, direction) and (-w, opposite
-direction).
+w and the fractional shifts are standard normal, angles and directions uniform. What comes in from outside the image is
+its reflection. As published, aniso's label is the same for (w, direction) and (-w, opposite direction).
+
+Departs  Images that no geometric operation moves are not filtered, and come back bit for bit; the official pipe sends
+         the whole batch through the warp, which changes them by rounding.
+Checked  images and labels of the official pipe on equal draws (`tests/parity`).
 """
 
 from __future__ import annotations

@@ -45,6 +45,6 @@ def open_digits(*, resolution: int | None = None, channels: int = 1, labels: boo
         names=indices,
         source="digits (scikit-learn load_digits; UCI optical recognition of handwritten digits, CC BY 4.0)",
         digests=tuple(map(digest, pixels)),
-        native=_DIGITS_SIZE,
+        made=None if pixels.shape[1] == _DIGITS_SIZE else f"box means of {_DIGITS_SIZE}x{_DIGITS_SIZE}",
         splits=tuple("test" if held_out(i) else "train" for i in indices),
     )

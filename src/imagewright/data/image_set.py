@@ -18,7 +18,7 @@ from imagewright.data.pixels import Pixels, with_channels
 from imagewright.types import DataSpec, UserError
 
 Labels = npt.NDArray[np.int64]
-Split = Literal["train", "test", "all"]
+Split = Literal["train", "val", "test", "all"]
 Read = Callable[[npt.NDArray[np.int64]], Pixels]
 
 
@@ -30,9 +30,10 @@ class ImageSet:
     names:       file name (or index, as text) of each picture.
     captions, subgroups, splits: one text a picture, or None where the source has none.
     skipped:     (name, reason) of the files that were left out because `skip_bad` was asked for.
+    unread:      names of what lies beside the pictures and is none: texts, hidden files and folders.
     source:      where the pictures came from, in words.
     digests:     sha256 of each picture's pixels, from which `fingerprint` is made.
-    native:      pixels a side of the source's pictures, of which these are box means where it is more; None = as many.
+    made:        what was done to the source's pictures, in words; None = nothing.
     """
 
     spec: DataSpec
@@ -45,15 +46,14 @@ class ImageSet:
     subgroups: tuple[str, ...] | None = None
     splits: tuple[str, ...] | None = None
     skipped: tuple[tuple[str, str], ...] = ()
-    native: int | None = None
+    unread: tuple[str, ...] = ()
+    made: str | None = None
 
     @property
     def preprocessing(self) -> str:
         """How the pictures were made from the source's, in words."""
         side = self.spec.resolution
-        if self.native in (None, side):
-            return f"{side}x{side}, as stored"
-        return f"{side}x{side}, box means of {self.native}x{self.native}"
+        return f"{side}x{side}, {self.made or 'as stored'}"
 
     @classmethod
     def of(
@@ -106,6 +106,12 @@ class ImageSet:
         if indices is not None:
             rows = rows[indices if isinstance(indices, slice) or len(indices) else slice(0)]
         return self.pixels[rows] if isinstance(self.pixels, np.ndarray) else self.pixels(rows)
+
+    @property
+    def empty_classes(self) -> tuple[int, ...]:
+        """Classes without pictures, which nothing can be learnt of."""
+        counts = np.bincount(self.labels[self.labels >= 0], minlength=self.spec.num_classes)
+        return tuple(np.flatnonzero(counts[: self.spec.num_classes] == 0).tolist())
 
     @property
     def fingerprint(self) -> str:

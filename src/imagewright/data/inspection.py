@@ -11,6 +11,7 @@ import numpy as np
 from imagewright.data.edm_zip import write_edm_zip
 from imagewright.data.image_set import ImageSet
 from imagewright.data.opening import Progress, open_images
+from imagewright.data.pixels import Filter
 from imagewright.types import DataSpec
 
 _AT_ONCE = 256
@@ -33,6 +34,7 @@ class Info:
     mean: float
     std: float
     skipped: tuple[tuple[str, str], ...]
+    unread: tuple[str, ...]
     fingerprint: str
 
 
@@ -62,6 +64,7 @@ def info(
         mean=mean,
         std=std,
         skipped=images.skipped,
+        unread=images.unread,
         fingerprint=images.fingerprint,
     )
 
@@ -83,6 +86,7 @@ def convert(
     *,
     resolution: int | None = None,
     channels: int | None = None,
+    crop: Filter | None = None,
     skip_bad: bool = False,
     on_progress: Progress | None = None,
 ) -> ImageSet:
@@ -95,6 +99,7 @@ def convert(
         resolution=resolution,
         channels=channels,
         split="all",
+        crop=crop,
         skip_bad=skip_bad,
         on_progress=on_progress,
     )

@@ -9,22 +9,31 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from imagewright.data.annotations import Annotations, annotate
-from imagewright.data.archive import Archive, open_archive
+from imagewright.data.archive import SAMPLES, Archive, open_archive, readable_name
 from imagewright.data.embedded import EMOJI64, open_digits
 from imagewright.data.image_set import ImageSet, Split, digest
-from imagewright.data.pixels import BadPicture, Pixels, box_reduce, decode, with_channels
+from imagewright.data.npz import open_npz
+from imagewright.data.pixels import (
+    BadPicture,
+    Filter,
+    Pixels,
+    box_reduce,
+    crop_and_reduce,
+    decode,
+    with_channels,
+)
 from imagewright.types import DataSpec, UserError
 
 KEEP_DECODED = 1 << 30
@@ -43,36 +52,42 @@ def open_images(
     resolution: int | None = None,
     channels: int | None = None,
     split: Split = "train",
+    crop: Filter | None = None,
     skip_bad: bool = False,
     labels: bool = True,
     on_progress: Progress | None = None,
 ) -> ImageSet:
-    """Open "digits", "emoji64", or a folder or zip of pictures; every file is decoded and checked.
+    """Open "digits", "emoji64", a folder or zip of pictures, or an npz of an array; every file is decoded and checked.
 
     source:      a str that is one of the two names is the embedded set; any other str, and every Path, is a
                  path.
-    resolution:  reduce by exact box means to this many pixels a side, which has to divide the set's; None =
+    resolution:  reduce by exact box means to this many pixels a side, which has to divide every picture's; None =
                  as it is.
+    crop:        reduce pictures of any shape to `resolution`: the square in their middle, by this filter.
     channels:    1 or 3; None = 3 if any file has colour, else 1.
-    split:       of the embedded sets and those whose dataset.json names splits; elsewhere "train" and "all"
-                 are everything.
+    split:       of the embedded sets and those whose dataset.json or folders name splits ("test" is "val" where there
+                 is no other); elsewhere "train" and "all" are everything.
     skip_bad:    leave out unusable files (listed in `skipped`) instead of refusing the set.
     labels:      False makes the set unconditional.
     on_progress: called with (files checked, files in all).
 
-    Classes are those of dataset.json, else the sub-folders in sorted order, else none. The size of the set is
-    the most common one (the first met of equals); a file of another size or not square is unusable.
+    Classes are those of dataset.json, else the sub-folders in sorted order, else none. Without a resolution the size of
+    the set is the most common one (the first met of equals); a file of another size or not square is unusable.
     Raises UserError: no such source, no pictures, unusable files, an impossible resolution, no such split.
     """
     if resolution is not None and resolution < 1:
         raise UserError(f"resolution is {resolution}; it must be >= 1")
     if channels not in (None, 1, 3):
         raise UserError(f"channels is {channels}; it must be 1 or 3")
-    if split not in ("train", "test", "all"):
-        raise UserError(f"split is {split!r}; it must be train, test or all")
+    if split not in get_args(Split):
+        raise UserError(f"split is {split!r}; allowed: {', '.join(get_args(Split))}")
+    if crop is not None and (resolution is None or crop not in get_args(Filter)):
+        raise UserError(f"crop is {crop!r}; it must be one of {', '.join(get_args(Filter))}, and needs a resolution")
     if source == "digits":
         return _choose(open_digits(resolution=resolution, channels=channels or 1, labels=labels), split)
     path = EMOJI64 if source == "emoji64" else Path(source)
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return _choose(open_npz(path, resolution=resolution, channels=channels, labels=labels), split)
     archive = open_archive(path)
     if not archive.pictures and not archive.bad:
         raise UserError(f"{path} holds no pictures (png, jpeg, webp, gif, bmp, tiff, ppm)")
@@ -80,17 +95,17 @@ def open_images(
     bad: dict[str, str] = {}  # a file may fail in several ways; the first reason stands
     for file, reason in (*archive.bad, *known.bad):
         bad.setdefault(file, reason)
-    checked = _check(archive, bad, resolution, channels, on_progress)
+    checked = _check(archive, bad, _Fit(resolution, channels, crop), on_progress)
     size = _common_size(checked)
-    sized = zip(checked.names, checked.sizes, strict=True)
-    bad |= checked.bad | {n: _wrong_size(s, size) for n, s in sized if s != (size, size)}
+    if crop is None and resolution is not None and size % resolution:
+        raise UserError(f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide")
+    sized = list(zip(checked.names, checked.sizes, strict=True))
+    bad |= checked.bad | {n: fault for n, s in sized if (fault := _wrong_size(s, size, resolution, crop))}
     if bad and not skip_bad:
         raise UserError(_complaint(path, bad))
-    if (size, size) not in checked.sizes:
+    if all(n in bad for n in checked.names):
         raise UserError(f"{path} holds no usable picture; {_complaint(path, bad)}")
-    if resolution is not None and size % resolution:
-        raise UserError(f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide")
-    images = _assemble(archive, known, checked, size, resolution or size, channels, bad)
+    images = _assemble(archive, known, checked, resolution or size, bad)
     if source == "emoji64":
         images = replace(images, source="emoji64 (embedded; Noto emoji, Apache-2.0)")
     return _choose(images, split)
@@ -98,8 +113,9 @@ def open_images(
 
 @dataclass(kw_only=True)
 class _Checked:
-    """Every file that decodes: name, (width, height) upright, channels, digest, pixels while they fit."""
+    """Every file that decodes: name, (width, height) upright, channels, digest, fitted pixels while there is room."""
 
+    fit: _Fit
     names: list[str]
     sizes: list[tuple[int, int]]
     channels: list[int]
@@ -108,32 +124,51 @@ class _Checked:
     bad: dict[str, str]
 
 
-def _fit(pixels: Pixels, resolution: int | None, channels: int | None) -> Pixels:
-    """Grey first, reduced then; a size that does not fit is left as it is for the complaint."""
-    height, width = pixels.shape[:2]
-    pixels = with_channels(pixels, 1) if channels == 1 else pixels
-    fits = height == width and resolution is not None and height % resolution == 0
-    return box_reduce(pixels, resolution) if fits and resolution is not None else pixels
+@dataclass(frozen=True)
+class _Fit:
+    """What is done to every picture: grey first, reduced then; a size that does not fit is left for the complaint."""
+
+    resolution: int | None
+    channels: int | None
+    crop: Filter | None
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        height, width = pixels.shape[:2]
+        pixels = with_channels(pixels, 1) if self.channels == 1 else pixels
+        if self.resolution is None:
+            return pixels
+        if self.crop is not None:
+            return crop_and_reduce(pixels, self.resolution, self.crop)
+        fits = height == width and height % self.resolution == 0
+        return box_reduce(pixels, self.resolution) if fits else pixels
+
+    def words(self, sizes: Collection[tuple[int, int]]) -> str | None:
+        """What was done to pictures of these sizes; None where nothing was."""
+        side = self.resolution
+        if side is None or set(sizes) == {(side, side)}:
+            return None
+        if self.crop is not None:
+            return f"squares in the middle of the pictures, by {self.crop} filter"
+        return "box means of " + " and ".join(f"{s}x{s}" for s in sorted({w for w, _ in sizes}))
 
 
 def _check(
     archive: Archive,
     bad: Mapping[str, str],
-    resolution: int | None,
-    channels: int | None,
+    fit: _Fit,
     on_progress: Progress | None,
 ) -> _Checked:
     """Decode every file that is not known to be bad, in order, on all cores."""
     names = [n for n in archive.pictures if n not in bad]
-    out = _Checked(names=[], sizes=[], channels=[], digests=[], pixels=[], bad={})
+    out = _Checked(fit=fit, names=[], sizes=[], channels=[], digests=[], pixels=[], bad={})
     held = 0
 
     def examine(name: str) -> tuple[tuple[int, int], Pixels, bytes] | BadPicture:
         try:
             whole = decode(archive.read(name))
+            pixels = fit(whole)
         except BadPicture as finding:
             return finding
-        pixels = _fit(whole, resolution, channels)
         return (whole.shape[1], whole.shape[0]), pixels, digest(pixels)
 
     for done, (name, found) in enumerate(_in_parallel(examine, names), start=1):
@@ -171,10 +206,15 @@ def _common_size(checked: _Checked) -> int:
     return squares.most_common(1)[0][0] if squares else 0
 
 
-def _wrong_size(size: tuple[int, int], common: int) -> str:
+def _wrong_size(size: tuple[int, int], common: int, resolution: int | None, crop: Filter | None) -> str | None:
+    if crop is not None:
+        return None
+    shape = f"is {size[0]}x{size[1]}"
     if size[0] != size[1]:
-        return f"is {size[0]}x{size[1]}; pictures have to be square"
-    return f"is {size[0]}x{size[1]}; most of the set is {common}x{common}"
+        return f"{shape}; pictures have to be square"
+    if resolution is not None:
+        return f"{shape}, which {resolution} does not divide" if size[0] % resolution else None
+    return f"{shape}; most of the set is {common}x{common}" if size[0] != common else None
 
 
 def _complaint(path: Path, bad: Mapping[str, str]) -> str:
@@ -185,6 +225,7 @@ def _complaint(path: Path, bad: Mapping[str, str]) -> str:
 
 def _printable(name: str) -> str:
     """A file's name without what could upset a terminal or an encoder: line ends, escapes, stray bytes."""
+    name = readable_name(name)
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
@@ -192,15 +233,13 @@ def _assemble(
     archive: Archive,
     known: Annotations,
     checked: _Checked,
-    size: int,
     resolution: int,
-    channels: int | None,
     bad: Mapping[str, str],
 ) -> ImageSet:
-    rows = [i for i, s in enumerate(checked.sizes) if s == (size, size)]
+    rows = [i for i, n in enumerate(checked.names) if n not in bad]
     names = tuple(checked.names[i] for i in rows)
-    c = channels or max(checked.channels[i] for i in rows)
-    reading: Pixels | _Reader = _Reader(archive, names, resolution, c)
+    c = checked.fit.channels or max(checked.channels[i] for i in rows)
+    reading: Pixels | _Reader = _Reader(archive, names, checked.fit, c)
     if checked.pixels is not None:
         reading = np.stack([with_channels(checked.pixels[i], c) for i in rows])
 
@@ -218,15 +257,20 @@ def _assemble(
         ),
         pixels=reading,
         labels=np.array([-1 if known.labels is None else known.labels[n] for n in names], dtype=np.int64),
-        names=names,
-        source=str(archive.path),
+        names=tuple(map(readable_name, names)),
+        source=readable_name(str(archive.path)),
         digests=tuple(checked.digests[i] for i in rows),
         captions=texts("name"),
         subgroups=texts("subgroup"),
         splits=texts("split"),
-        skipped=tuple(bad.items()),
-        native=size,
+        skipped=tuple((readable_name(name), reason) for name, reason in bad.items()),
+        unread=tuple(sorted(readable_name(n) for n in archive.others if not _is_ours(n))),
+        made=checked.fit.words([checked.sizes[i] for i in rows]),
     )
+
+
+def _is_ours(name: str) -> bool:
+    return name.rpartition("/")[2] in ("dataset.json", SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -235,7 +279,7 @@ class _Reader:
 
     archive: Archive
     names: tuple[str, ...]
-    resolution: int
+    fit: _Fit
     channels: int
 
     def __call__(self, indices: npt.NDArray[np.int64]) -> Pixels:
@@ -245,7 +289,7 @@ class _Reader:
     def _one(self, index: np.int64) -> Pixels:
         name = self.names[index]
         try:
-            pixels = _fit(decode(self.archive.read(name)), self.resolution, self.channels)
+            pixels = self.fit(decode(self.archive.read(name)))
         except BadPicture as finding:
             raise UserError(f"{self.archive.path}: {name} was usable when opened and no longer is: {finding}") from None
         return with_channels(pixels, self.channels)
@@ -256,10 +300,11 @@ def _choose(images: ImageSet, split: Split) -> ImageSet:
     if split == "all":
         return images
     if images.splits is None:
-        if split == "test":
-            raise UserError(f"{images.source} has no test split; its dataset.json names none")
+        if split != "train":
+            raise UserError(f"{images.source} has no {split} split: neither its dataset.json nor its folders name one")
         return images
-    rows = [i for i, s in enumerate(images.splits) if s == split]
+    wanted = "val" if split == "test" and "test" not in images.splits else split
+    rows = [i for i, s in enumerate(images.splits) if s == wanted]
     if not rows:
         raise UserError(f"{images.source} has no pictures in split {split!r}; it names {sorted(set(images.splits))}")
     return images.subset(rows)

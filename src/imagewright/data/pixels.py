@@ -7,7 +7,7 @@ white.
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from imagewright.data import png
 from imagewright.types import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -22,6 +23,13 @@ Pixels = npt.NDArray[np.uint8]
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _GREY_MODES = ("1", "L", "LA", *_WIDE_MODES)
 _ALPHA_MODES = ("LA", "PA", "RGBA")
+
+
+Filter = Literal["box", "bicubic", "lanczos"]
+_RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 class BadPicture(Exception):  # noqa: N818 - not an error of the program, but a finding about a file
@@ -41,18 +49,32 @@ def decode(content: bytes) -> Pixels:
     """Decode one picture: first frame, EXIF orientation applied, alpha on white, 16-bit grey scaled to 8.
 
     Returns uint8 [H, W, C], C = 1 for grey files and 3 for all others (palette, CMYK, ...). Of 16-bit colour
-    the upper byte is kept, as Pillow has no such mode.
+    the upper byte is kept, as Pillow has no such mode. Metadata never decides: where a PNG's text, profile or the like
+    is damaged or too large, the picture is read without it.
     Raises BadPicture with the reason, whatever is wrong with the bytes.
     """
     if not content:
         raise BadPicture("the file is empty")
+    if not png.is_png(content):
+        return _decoded(content)
+    try:
+        bare = png.without_metadata(content)
+    except png.Damaged as fault:
+        raise BadPicture(f"damaged: {fault}") from None
+    try:
+        return _decoded(content, png.facts(content))
+    except BadPicture as first:
+        try:
+            return _decoded(bare, png.facts(bare))
+        except BadPicture:
+            raise first from None
+
+
+def _decoded(content: bytes, known: png.Facts | None = None) -> Pixels:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.format == "PNG":  # loading alone does not look at the checksums
-                with Image.open(io.BytesIO(content), formats=("PNG",)) as twin:
-                    twin.verify()
             image.load()
-            return _to_pixels(image)
+            return _to_pixels(image, known)
     except BadPicture:
         raise
     except UnidentifiedImageError:
@@ -63,14 +85,25 @@ def decode(content: bytes) -> Pixels:
         raise BadPicture(f"damaged: {error}" if str(error) else "damaged") from None
 
 
-def _to_pixels(image: Image.Image) -> Pixels:
-    upright = ImageOps.exif_transpose(image)
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged metadata raises anything; the pixels are whole
+        return image
+
+
+def _to_pixels(image: Image.Image, known: png.Facts | None) -> Pixels:
+    upright = _upright(image)
     mode, transparency = upright.mode, upright.info.get("transparency")
     if mode == "F":
         raise BadPicture("floating-point pixels, whose range is not known")
     if mode in _WIDE_MODES:
         return _from_wide(np.asarray(upright), transparency)
-    grey = mode in _GREY_MODES
+    grey = mode in _GREY_MODES or (known is not None and known.grey)
+    if known is not None and known.transparent is not None:  # in the file's levels, not in those of 8 bits
+        pixels = np.asarray(upright.convert("L" if grey else "RGB"))
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        return np.where((pixels == known.transparent).all(-1, keepdims=True), np.uint8(255), pixels)
     if mode in _ALPHA_MODES or transparency is not None:
         return _on_white(np.asarray(upright.convert("RGBA")))[..., : 1 if grey else 3]
     pixels = np.asarray(upright.convert("L" if grey else "RGB"))
@@ -116,6 +149,36 @@ def box_reduce(pixels: Pixels, resolution: int) -> Pixels:
     rows = pixels.reshape(*pixels.shape[:-3], resolution, k, size, pixels.shape[-1]).sum(axis=-3, dtype=np.int64)
     total = rows.reshape(*rows.shape[:-2], resolution, k, pixels.shape[-1]).sum(axis=-2)
     out: Pixels = ((2 * total + k * k) // (2 * k * k)).astype(np.uint8)
+    return out
+
+
+def crop_and_reduce(pixels: Pixels, resolution: int, filter: Filter) -> Pixels:
+    """The largest square in the middle, reduced: uint8 [H, W, C] -> [resolution, resolution, C].
+
+    filter: "box", the mean over the area of each pixel, exact where whole blocks do; or Pillow's "bicubic" or
+    "lanczos". An odd row or column more is cut at the end. Raises BadPicture where a side is shorter than `resolution`.
+    """
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    if side < resolution:
+        raise BadPicture(f"is {width}x{height}, smaller than {resolution}x{resolution}")
+    top, left = (height - side) // 2, (width - side) // 2
+    square = pixels[top : top + side, left : left + side]
+    if filter == "box":  # Pillow's takes a pixel whole or not at all
+        return box_reduce(square, resolution) if side % resolution == 0 else _area_means(square, resolution)
+    image = Image.fromarray(square[..., 0] if square.shape[-1] == 1 else square)
+    reduced: Pixels = np.asarray(image.resize((resolution, resolution), _RESAMPLING[filter]))
+    return reduced.reshape(resolution, resolution, -1)
+
+
+def _area_means(square: Pixels, resolution: int) -> Pixels:
+    """Means over parts of pixels, rounded half up: uint8 [H, H, C] -> [resolution, resolution, C]."""
+    edges = np.linspace(0, len(square), resolution + 1)
+    first = np.arange(len(square))
+    overlap = np.minimum(edges[1:, None], first + 1) - np.maximum(edges[:-1, None], first)
+    weight = np.clip(overlap, 0, None) * resolution / len(square)
+    means = np.einsum("ih,hwc,jw->ijc", weight, square.astype(np.float64), weight, optimize=True)
+    out: Pixels = np.floor(means + 0.5 + 1e-9).astype(np.uint8)
     return out
 
 

@@ -44,17 +44,19 @@ def from_official(state_dict: StateDict, kind: str, config: Mapping[str, Any]) -
 
 # --- EDM ----------------------------------------------------------------------------------------------------
 
-# Published models are defined at every noise level, so that the sampler alone chooses its range.
-_UNLIMITED = {"sigma_min": 0.0, "sigma_max": float("inf")}
-
 _UNETS = {name: network for name, network in NETWORKS.items() if issubclass(network, UNet)}
-_PRECONDITIONINGS: dict[str, tuple[type[Preconditioned], str, dict[str, float]]] = {
-    "VPPrecond": (VPPrecond, "SongUNet", {}),
-    "VEPrecond": (VEPrecond, "SongUNet", {}),
-    "iDDPMPrecond": (iDDPMPrecond, "DhariwalUNet", {}),
-    "EDMPrecond": (EDMPrecond, "DhariwalUNet", _UNLIMITED),
+_PRECONDITIONINGS: dict[str, tuple[type[Preconditioned], str]] = {
+    "VPPrecond": (VPPrecond, "SongUNet"),
+    "VEPrecond": (VEPrecond, "SongUNet"),
+    "iDDPMPrecond": (iDDPMPrecond, "DhariwalUNet"),
+    "EDMPrecond": (EDMPrecond, "DhariwalUNet"),
 }
-"""By official name: our class, its default network, and where the official defaults differ from ours."""
+"""By official name: our class and its default network.
+
+The noise range is the one that each published model is sampled in: that of the class (VP's and iDDPM's from their
+schedules, VE's 0.02 to 100), and for EDM, whose official class says [0, inf], that of its sampler, 0.002 to 80. A model
+trained for another range has to say so in its config.
+"""
 
 # What the wrapper takes for itself. `use_fp16` is accepted and has no effect: autocast sets the precision.
 _WRAPPER_ARGUMENTS = ("precond_class", "model_type", "img_channels", "use_fp16")
@@ -76,7 +78,7 @@ def _edm_model(config: Mapping[str, Any]) -> Preconditioned:
     for needed in ("precond_class", "img_resolution", "img_channels"):
         if needed not in config:
             raise UserError(f"config of an EDM checkpoint needs {needed}")
-    precond_class, default_network, defaults = _look_up(_PRECONDITIONINGS, config, "precond_class", "")
+    precond_class, default_network = _look_up(_PRECONDITIONINGS, config, "precond_class", "")
     network_class = _look_up(_UNETS, config, "model_type", default_network)
     network_arguments = {f.name for f in fields(network_class.config_class)} - set(_DERIVED)
     known = {*_WRAPPER_ARGUMENTS, *precond_class.settings, *network_arguments}
@@ -91,7 +93,7 @@ def _edm_model(config: Mapping[str, Any]) -> Preconditioned:
     arguments = {name: config[name] for name in network_arguments if name in config}
     arguments |= {"in_channels": channels, "out_channels": 2 * channels if variance_too else channels}
     network = network_class(network_class.config_class.from_json(arguments))
-    settings = defaults | {name: config[name] for name in precond_class.settings if name in config}
+    settings = {name: config[name] for name in precond_class.settings if name in config}
     return precond_class(network, **settings)
 
 

@@ -1,7 +1,8 @@
 """The autoregressive baseline: tokens one after the other in raster order, each from those before.
 
 Source     The factorisation p(x) = product over n of p(x_n | x_<n), as van den Oord et al. 2016 (PixelRNN, arXiv
-           1601.06759) have it for images; the network is a causal transformer with a class token before the sequence.
+           1601.06759) have it for images; the network is a causal transformer that is told the class and row, column
+           and channel at every place.
 Networks   model (trained, the product).
 Loss       cross-entropy per token in nats, the mean over an image's tokens: the exact negative log-likelihood over L.
            On pixels, divided by ln 2, it is bits/dim.

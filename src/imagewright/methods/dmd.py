@@ -9,9 +9,12 @@ Generator  equations 7 and 8: index uniform on 20 .. 980 of the grid, one for ea
 Fake       equation 6: denoising of the same images, without gradient in them; index uniform on 0 .. 999; EDM's weight;
            one update after each of the generator's.
 Labels     uniform for fresh noise; a coupling has its own. No real image is used.
+Source     The paper; the authors' program for this method is not public. Where the paper is silent, that of its
+           successor decides (tianweiy/DMD2, `main/edm/edm_guidance.py`), whose step and fake score are these.
 Departs    The perceptual distance is that of the shipped classifier's maps, where the data are those that it knows;
-           LPIPS (VGG) as published with `features="lpips"` (`metrics.perceptual`). A teacher guided by its own
-           unconditional answers (text to image) is any wrapper that is again a denoiser, and is not built in here.
+           LPIPS (VGG) as published with `features="lpips"` (`metrics.perceptual`). A step that is not finite, where the
+           teacher is exactly right, is 0 (there NaN alone; infinity becomes the largest number). A teacher guided by
+           its own unconditional answers (text to image) is any wrapper that is again a denoiser, and is not built in.
 Checked    the step is the derivative of the KL divergence; no step where the denoisers agree; the surrogate's gradient;
            invariance to a factor on both differences; resume bit for bit.
 """
@@ -58,6 +61,8 @@ class DMD:
 
     def __post_init__(self) -> None:
         require_non_negative("method.regression_weight", self.regression_weight)
+        if not self.regression_weight and self.regression != Distance(kind="perceptual"):
+            raise UserError("method.regression is set; it has no effect while method.regression_weight is 0")
 
     def parts(
         self, *, teacher: Denoiser, spec: DataSpec, features: Features | None = None, couplings: bool = True

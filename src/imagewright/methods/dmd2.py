@@ -13,7 +13,9 @@ Several steps   (4.4, 4.5) further levels `sigmas`; the generator's input at a l
 Gradients  an update's go to its own part alone, by the trainer's contract: the adversarial loss leaves none in the fake
            score, which the paper's program has to clear.
            Which level is a function of the step alone, the same for all seeds.
-Departs    Images for evaluation have classes drawn uniformly; the paper's go through the 1,000 in order. Guidance of
+Source     tianweiy/DMD2, `main/edm` (ImageNet-64) and `main/sd_unified_model.py` (several steps).
+Departs    Images for evaluation have classes drawn uniformly; the paper's go through the 1,000 in order. A step that is
+           not finite is 0 (there NaN alone). Under bf16 the head runs in it too (there the networks alone). Guidance of
            the teacher, and a latent decoder, are the text models' and not built in here.
 Checked    generator unmoved on the other steps, no gradient left in the fake score; without GAN at ratio 1 it is DMD
            without regression to the bit; one step has pure noise for input; the head finds the log density ratio.

@@ -4,7 +4,7 @@ Networks   model (trained, the product): the network, and w = softplus of a para
 Noise      a token of value v is visible at t with probability 1 - (1 - epsilon) t^w_v, epsilon 1e-4.
 Loss       the bound over [t1, 1], t1 = 1e-3, at weight (1 - t1): sum over unknown tokens of
            (w_x (-ln mu[x] - 1) + sum over v of w_v mu[v]) / t; and the reconstruction at t1,
-           (1 - epsilon) t1^w_x (logsumexp over v of w_v ln t1 - w_x ln t1). Divided by the number of tokens.
+           (1 - epsilon) t1^w_x (logsumexp over v of w_v ln t1 - w_x ln t1). In bits per token.
 Gradient   masks depend on w: two independent masks at the same t, losses L1 and L2, and
            (L1 + L2)/2 + sg(L1 - L2)/2 (ln q(mask 1) - ln q(mask 2)), REINFORCE with the other as its baseline.
 Times      antithetic, as MD4.
@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.md4 import batch_times, draw_mask, numbers
+from imagewright.methods.md4 import batch_times, bits_per_token, draw_mask, numbers
 from imagewright.models.masked_diffusion import LearnedMaskingModel
 from imagewright.noise import StepNoise
 from imagewright.types import Batch, Clock, Condition, DataSpec, Event, Parts, Trained, Update, UserError
@@ -61,7 +61,7 @@ class GenMD4:
         nats, surrogate = leave_one_out(model, tokens, masks, t, batch.cond)
         powers = model.powers.detach()
         spread = {"power_least": powers.min(), "power_most": powers.max()}
-        yield Update("model", surrogate / tokens.shape[1], parts=numbers(nats, tokens) | spread)
+        yield Update("model", bits_per_token(surrogate, tokens), parts=numbers(nats, tokens) | spread)
 
 
 def leave_one_out(

@@ -3,16 +3,16 @@
 Networks   model (trained, the product): a bidirectional transformer over the tokens of a frozen codec.
 Masking    r uniform on [0, 1) for each image; ceil(ratio(r) * L) of its L tokens are masked, at random places;
            ratio is cos(pi r / 2), kept within [1e-6, 1].
-Loss       cross-entropy on the masked places alone, the answer smoothed: 1 - 0.1 for the right value, the rest evenly
-           for the others. Every masked token of a batch has the same weight.
+Loss       cross-entropy on the masked places alone, the answer smoothed: s/V for each of the V values, 1 - s more for
+           the right one, s = 0.1. The mean over an image's masked places, then over images: every image counts alike.
 Optimiser  Adam with betas (0.9, 0.96), here the part's own; the rest is the run's.
-Departs    The sum over an image's masked places is divided by L E[ratio], their mean number, in place of the batch's
-           own number: the same on average, and then micro-batches and processes add up to one mean. The published
-           configuration has a `min_masking_rate` of 0.5, whose use was never released. `label_dropout` is ours: it
-           hides labels, so that sampling may use classifier-free guidance, which the paper has not. Of its evaluation
-           the classification accuracy score, and rejection by a classifier, are not built in.
-Checked    how many places are masked; places that are known give no gradient; loss of a model that knows the
-           distribution; resume bit for bit.
+Departs    The training loop was never released, nor what its configuration's `min_masking_rate` of 0.5 does; how many
+           places are masked is the paper's text. V are the codec's values, where the released network answers for the
+           class and unknown tokens too, and smoothing gives those their share. `label_dropout` is ours: it hides
+           labels, so that sampling may use classifier-free guidance, which the paper has not. Of its evaluation the
+           classification accuracy score, and rejection by a classifier, are not built in.
+Checked    loss and network against the released program; how many places are masked; places that are known give no
+           gradient; resume bit for bit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.noise import StepNoise
-from imagewright.paths.mask_ratios import check_ratio, mask_ratio, mean_ratio
+from imagewright.paths.mask_ratios import check_ratio, mask_ratio
 from imagewright.types import Batch, Clock, Condition, DataSpec, Event, Parts, Trained, Update, UserError
 
 BETAS = (0.9, 0.96)
@@ -66,13 +66,12 @@ class MaskGIT:
         time = masked.float().mean(1)
         logits = model.logits(tokens.masked_fill(masked, model.codec.values), cond, time)
         smoothed, plain = cross_entropies(logits, tokens, self.label_smoothing)
-        expected = mean_ratio(self.schedule, model.codec.length) * model.codec.length
         right = (logits.argmax(2) == tokens) & masked
         numbers = {
             "cross_entropy": (plain * masked).sum() / masked.sum(),
             "accuracy": right.sum() / masked.sum(),
         }
-        yield Update("model", (smoothed * masked).sum(1) / expected, parts=numbers)
+        yield Update("model", (smoothed * masked).sum(1) / masked.sum(1), parts=numbers)
 
     def mask(self, tokens: Tensor, noise: StepNoise) -> Tensor:
         """Which places are masked, bool, shape of `tokens` [N, L]; at least one of each image."""
@@ -94,9 +93,8 @@ def hide_labels(cond: Condition, share: float, noise: StepNoise) -> Condition:
 def cross_entropies(logits: Tensor, tokens: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Of every place, [N, L]: against the smoothed answer, and the plain one without gradient.
 
-    logits: [N, L, V]. The smoothed answer gives the right value 1 - smoothing and each other smoothing / (V - 1).
+    logits: [N, L, V]. The smoothed answer gives every value smoothing / V, and the right one 1 - smoothing more.
     """
     log_p = torch.log_softmax(logits, 2)
     right = log_p.gather(2, tokens[..., None])[..., 0]
-    others = (log_p.sum(2) - right) / max(log_p.shape[2] - 1, 1)
-    return -(1 - smoothing) * right - smoothing * others, -right.detach()
+    return -(1 - smoothing) * right - smoothing * log_p.mean(2), -right.detach()

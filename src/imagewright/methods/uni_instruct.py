@@ -10,23 +10,27 @@ Expansion  D_f = int 1/2 g^2 E_p[ h(r) |u|^2 ] dt with h(r) = r^2 f''(r): equati
            (SIM) piece alone, which is what the published program minimises, with r held fixed.
 DI piece   the divergence at each level as it is: h(r) u.dx. Expanded and summed over levels it is the same
            divergence, with the weights of the levels summed up from 0.
-Settings   `NAMED`: Diff-Instruct, DMD (its direction; the regression is `methods.dmd`'s), SIM, SiD, f-distill, and the
+Settings   `NAMED`: Diff-Instruct, DMD (its direction; the regression is `methods.dmd`'s), SIM, SiD, SiDA, and the
            paper's own of five divergences. Adversarial: real images against generated ones at one noise level and one
            noise, labels and augmentation law the same.
+Adversary  as the program reduces it: the *micro-batch's mean* cross-entropy, times the mean of lambda(sigma) beside the
+           fake network's loss, times the mean of 1 / normaliser in the generator's. A cross-entropy weighed image by
+           image is another loss, that of the few images at the lowest noise.
 Phases     counted in images: fake network and discriminator alone; then the generator too, h = 1 and no adversary; all.
 Kept       order (fake network, then generator, each on samples of its own); index of the level uniform on the lowest
-           0.8 of Karras's grid; normaliser mean |x - D_real|, at least 1e-5 and without gradient, under the adversarial
-           term too; logits within +-10; generator from noise at 2.5, in eval mode where it feeds the fake network,
-           which is in eval mode where it judges; the teacher's dropout; augmentation where the fake network learns,
-           only; the discriminator's weight, beside a denoising loss that is summed over numbers.
-Departs    The program weighs with -L / (1 - L), or its negative, of the adversarial loss L; here r is exp of the mean
-           logit. Its chi-square and Jensen-Shannon branches leave out or rescale pieces; here they are the whole
-           gradient. No value-clipping at 1 and no removal of samples that are not finite: the trainer stops and says
-           so. Losses are means over numbers where the program's are sums: Adam's step is the same. Levels are 800
-           points, not an interval. One batch of real images, or its labels, serves both updates of a step. f-distill's
-           and DMD2's own discriminator is a head with parameters; here all settings have the one without.
+           0.8 of Karras's grid; normaliser mean |x - D_real|, at least 1e-5 and without gradient; logits within +-10;
+           generator from noise at 2.5, in eval mode where it feeds the fake network, which is in eval mode where it
+           judges; the teacher's dropout; augmentation where the fake network learns, only.
+Departs    The program weighs with L / (L - 1), L = C H W times the cross-entropy over the normaliser: thousands, so
+           that its weight for forward KL and Jeffreys' is 1 within a thousandth; here r is exp of the mean logit.
+           Its chi-square and Jensen-Shannon branches leave out or rescale pieces; here they are the whole gradient. No
+           clipping of the fake network's gradients at 1, and no removal of images or gradients that are not finite: the
+           trainer stops and says so. Losses are means over numbers where the program's are sums: Adam's step is the
+           same where its eps is C H W times smaller, as the recipes have it. Levels are 800 points, not an interval.
+           One batch of real images, or its labels, serves both updates of a step. The DI settings have DMD's own
+           normaliser, without 1e-5; Diff-Instruct and SIM have no program here and follow their papers' formulas.
 Checked    gradients against closed forms and finite differences; the integral against KL; every equivalence that is
-           claimed above; h = 1 makes all divergences coincide; resume bit for bit.
+           claimed above; the adversary's reductions; h = 1 makes all divergences coincide; resume bit for bit.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -56,8 +60,7 @@ from imagewright.methods.distribution_matching import (
 )
 from imagewright.methods.edm import loss_weight
 from imagewright.methods.pairs import column
-from imagewright.models.judging import bottleneck, check_bottleneck
-from imagewright.networks import UNet
+from imagewright.models.judging import answer_and_maps, bottleneck, check_bottleneck
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.types import Batch, Clock, Condition, DataSpec, Denoiser, Event, Noise, Parts, Update, UserError
@@ -80,7 +83,7 @@ WEIGHTS: Mapping[str, Weights] = {
     "js": Weights(lambda r: r / (1 + r), lambda r: (r / (1 + r)) ** 2),  # r log r - (1 + r) log((1 + r) / 2)
     "hellinger": Weights(lambda r: r.sqrt() / 2, lambda r: r.sqrt() / 4),  # (sqrt(r) - 1)^2
 }
-"""Section 3.2 of the paper, and table 1 of f-distill (Xu et al. 2025, 2502.15681); Jeffreys' is the first two's sum."""
+"""Section 3.2 of the paper; Jeffreys' is the first two's sum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +110,9 @@ class UniInstruct:
     scale: float = 100.0
     """Factor on the generator's loss, beside `gan_weight`."""
     gan_weight: float = 0.0
-    """Of the generator's adversarial loss; it is divided by the normaliser as well. 0 = none."""
-    discriminator_weight: float = 1.0
-    """Of the discriminator's loss, beside a denoising loss summed over numbers."""
+    """Of the generator's adversarial loss, a mean over images times the mean of 1 / normaliser; 0 = none."""
     logit_limit: float = 10.0
     """Logits that the generator sees lie within +- this."""
-    batch_ratio: bool = False
-    """Divide the ratios by their mean over the micro-batch, which is 1 in expectation."""
     start_sigma: float | None = 2.5
     """The generator's level of pure noise; None = the teacher's sigma_max."""
     levels: KarrasLevels = KarrasLevels(last=799)
@@ -131,7 +130,7 @@ class UniInstruct:
         for name, kinds in (("divergence", get_args(Divergence)), ("normaliser", get_args(Normaliser))):
             if getattr(self, name) not in kinds:
                 raise UserError(f"method.{name} is {getattr(self, name)!r}; allowed: {', '.join(kinds)}")
-        for name in ("sim", "di", "gan_weight", "discriminator_weight", "fake_only_images", "plain_images"):
+        for name in ("sim", "di", "gan_weight", "fake_only_images", "plain_images"):
             require_non_negative(f"method.{name}", getattr(self, name))
         for name in ("scale", "huber_c", "logit_limit"):
             require_positive(f"method.{name}", getattr(self, name))
@@ -143,6 +142,24 @@ class UniInstruct:
             raise UserError(f"method.alpha is {self.alpha}; it must be finite")
         if self.start_sigma is not None and not 0 < self.start_sigma < math.inf:
             raise UserError(f"method.start_sigma is {self.start_sigma}; it must be positive and finite, or none")
+        self._refuse_what_does_nothing()
+
+    def _refuse_what_does_nothing(self) -> None:
+        """Raise UserError for a setting that was changed and has no effect beside the others."""
+        matches, fixed = bool(self.sim or self.di), self.divergence == "rkl"
+        for name, works, needs in (
+            ("divergence", matches, "method.sim or method.di above 0"),
+            ("jeffreys", self.divergence == "jeffreys", "method.divergence jeffreys"),
+            ("alpha", self.sim > 0 and self.divergence != "fkl", "method.sim above 0 and a divergence other than fkl"),
+            ("ratio_gradient", self.sim > 0 and not fixed, "method.sim above 0 and a divergence whose h depends on r"),
+            ("huber_c", self.normaliser == "huber", "method.normaliser huber"),
+            ("scale", matches, "method.sim or method.di above 0"),
+            ("logit_limit", self.judges, "method.gan_weight above 0, or a divergence other than rkl"),
+            ("plain_images", self.judges, "method.gan_weight above 0, or a divergence other than rkl"),
+        ):
+            value = getattr(self, name)
+            if not works and value != _DEFAULTS[name]:
+                raise UserError(f"method.{name} is {value}; it has no effect without {needs}")
 
     @property
     def judges(self) -> bool:
@@ -195,8 +212,9 @@ class UniInstruct:
         real_logits = judge(fake, real.images + disturbance, sigma, real.cond)
         denoising = (denoised - generated.images).square().flatten(1).mean(1)
         told_apart = (F.softplus(-real_logits).mean(1) + F.softplus(fake_logits).mean(1)) / 2
-        each = self.discriminator_weight / generated.images[0].numel()
-        loss = loss_weight(sigma, fake.sigma_data) * (denoising + each * told_apart)
+        # Not image by image: lambda reaches 10^4, and the few images that have it would be all that is learnt from.
+        each = told_apart.mean() / generated.images[0].numel()
+        loss = loss_weight(sigma, fake.sigma_data) * (denoising + each)
         numbers = {"real_logit": real_logits.mean(1), "fake_logit": fake_logits.mean(1), "discriminator": told_apart}
         return Update("fake_score", loss, parts=numbers, at=sigma)
 
@@ -231,14 +249,13 @@ class UniInstruct:
         if self.gan_weight and logits is not None:
             fooling = F.softplus(-self._limited(logits)).mean(1)
             numbers["adversarial"] = fooling
-            loss = loss + self.gan_weight * fooling / (1.0 if self.normaliser == "integral" else scale)
+            loss = loss + self.gan_weight * fooling.mean() / (1.0 if self.normaliser == "integral" else scale)
         return Update("generator", loss, parts=numbers, at=sigma)
 
     def _ratio(self, logits: Tensor, noisy: Tensor, u: Tensor) -> Tensor:
         """r [N] of logits [N, K], with -r u as its gradient in the noisy images, or with none."""
         log_ratio = self._limited(logits.detach().mean(1))
-        ratio = (ratio_along(log_ratio, noisy, u) if self.ratio_gradient else log_ratio).exp()
-        return ratio / ratio.detach().mean() if self.batch_ratio else ratio
+        return (ratio_along(log_ratio, noisy, u) if self.ratio_gradient else log_ratio).exp()
 
     def _limited(self, logits: Tensor) -> Tensor:
         return logits.clamp(-self.logit_limit, self.logit_limit)
@@ -290,19 +307,8 @@ def answer_and_judge(denoiser: Any, x: Tensor, sigma: Tensor, cond: Condition) -
     if hasattr(denoiser, "answer_and_judge"):
         answer: tuple[Tensor, Tensor] = denoiser.answer_and_judge(x, sigma, cond)
         return answer
-    unet = denoiser.network
-    seen: list[Tensor] = []
-    if not isinstance(unet, UNet):
-        return denoiser(x, sigma, cond), judge(denoiser, x, sigma, cond)
-
-    def network(x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
-        emb = unet.embed(noise_label, cond)
-        hidden, skips = unet.encode(x, emb)
-        seen.append(_logits(hidden))
-        return unet.decode(hidden, skips, emb)
-
-    denoised: Tensor = denoiser.through(network, x, sigma, cond)
-    return denoised, seen[0]
+    denoised, maps = answer_and_maps(denoiser, x, sigma, cond)
+    return denoised, _logits(maps[-1])
 
 
 def judge(denoiser: Any, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
@@ -334,23 +340,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(before)
 
 
+_DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(UniInstruct)}
 PUBLISHED = UniInstruct(gan_weight=0.01, fake_only_images=100_000, plain_images=200_000)
 """What the paper's own runs share."""
-WHOLE = replace(PUBLISHED, alpha=0.5, ratio_gradient=True)
+WHOLE: Mapping[str, Any] = {"alpha": 0.5, "ratio_gradient": True}
+"""What makes the update the whole gradient, where h depends on r and h - r h' is not 0."""
 AS_DMD = UniInstruct(
     sim=0.0, di=1.0, scale=1.0, start_sigma=None, levels=KarrasLevels(first=20, last=980), fake_levels=KarrasLevels()
 )
 NAMED: Mapping[str, UniInstruct] = {
     "diff_instruct": replace(AS_DMD, normaliser="none", start_sigma=2.5, fake_levels=LogNormal(mean=-1.2, std=1.2)),
     "dmd": AS_DMD,
-    "f_distill": replace(AS_DMD, divergence="js", gan_weight=3e-3, discriminator_weight=1e-2, batch_ratio=True),
     "sim": UniInstruct(normaliser="huber"),
     "sid": UniInstruct(alpha=1.2),
     "sida": UniInstruct(alpha=1.2, gan_weight=0.01, fake_only_images=100_000, plain_images=200_000),
     "uni_rkl": PUBLISHED,
     "uni_fkl": replace(PUBLISHED, divergence="fkl"),
     "uni_jkl": replace(PUBLISHED, divergence="jeffreys", jeffreys=(0.4, 0.6)),
-    "uni_chi2": replace(WHOLE, divergence="chi2"),
-    "uni_js": replace(WHOLE, divergence="js"),
+    "uni_chi2": replace(PUBLISHED, divergence="chi2", **WHOLE),
+    "uni_js": replace(PUBLISHED, divergence="js", **WHOLE),
 }
 """The methods of the paper's table 1 that need a teacher and no more, and its own, with their published settings."""

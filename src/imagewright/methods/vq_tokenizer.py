@@ -3,20 +3,20 @@
 Networks   tokenizer (trained, the product), discriminator (trained, one step for each of the tokenizer's; none where
            the adversarial weight is 0), features (frozen, of the perceptual distance; none where its weight is 0).
 Loss       |x - x_hat|^2 + 0.1 perceptual(x, x_hat) + |e - sg(z)|^2 + 0.25 |sg(e) - z|^2 + 0.1 L_entropy
-           + 0.1 softplus(-D(x_hat));  z the encoder's output, e its nearest code; squares are means over the numbers.
+           + 0.1 softplus(-D(x_hat));  z the encoder's output, e its nearest code; squares are means over the numbers,
+           |x - x_hat|^2 in units of the colour range, for which the published weights are ([0, 1]; ours is 2 wide).
 Entropy    p(k | place) = softmax(-|z - e_k|^2 / 0.01);  L_entropy = mean H(p) - H(mean p), over the tokens of a micro-
            batch: every token is to be decided, all together are to use the whole codebook. Least, -ln K, where
-           assignments are one-hot and uniform. It is what keeps codes alive.
-Adversary  softplus(-D(x)) + softplus(D(x_hat)) + 10 |grad_x D(x)|^2 (R1); x_hat is that of the tokenizer's own step.
-           D(x) is the mean over the discriminator's places. See `networks.blur_discriminator`.
+           assignments are one-hot and uniform. 1e-5 is added within the second logarithm. It keeps codes alive.
+Adversary  softplus(-D(x)) + softplus(D(x_hat)) + 10 |grad_x D(x)|^2 (R1, x in units of the colour range); x_hat is that
+           of the tokenizer's own step. D(x) is the mean over the discriminator's places, as is its softplus.
 Optimiser  the run's, published: Adam with betas (0, 0.99) for both.
 Departs    Perceptual: channel-normalised feature maps of a network given as `features`, where the published one takes
-           a classifier's (ResNet) outputs; without `features` its weight has to be 0. `revive` is ours, for runs too
-           short for the entropy term: each code that no token of the micro-batch chose is drawn to the one nearest to
-           it, as restarts of dead codes do (Zheng and Vedaldi 2023, 2307.15139), but by a loss, so that it needs no
-           state and is the same for every number of processes.
-Checked    straight-through gradient is the identity; the entropy loss against its least value; R1 of a linear
-           discriminator; resume bit for bit, discriminator included.
+           a classifier's (ResNet) outputs; without `features` its weight has to be 0. The networks see colours in
+           [-1, 1], the published ones in [0, 1]. The training loop was never released: that both networks learn from
+           one batch, the tokenizer first, is ours. Its alternative quantiser (Gumbel softmax) is left out.
+Checked    losses, penalty, counts and answers of both networks against the released program; straight-through gradient
+           is the identity; the entropy loss against its least value; resume bit for bit, discriminator included.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from imagewright.noise import StepNoise
 from imagewright.types import Batch, Clock, DataSpec, Event, Frozen, Parts, Trained, Update, UserError
 
 PERCEPTUAL = Distance(kind="perceptual")
-TINY = 1e-10
+RANGE = 2.0
+"""Width of the colour range in which images come."""
+TINY = 1e-5
 """Keeps the slope of p log p finite for codes whose share rounds to 0."""
 
 
@@ -48,6 +50,8 @@ class VQTokenizerTraining:
 
     product: ClassVar[str] = "tokenizer"
 
+    pixels: float = 1.0
+    """Weight of the mean squared difference of colours, in units of their range."""
     perceptual: float = 0.1
     """Weight of the distance between feature maps; needs `features`."""
     commitment: float = 0.25
@@ -61,11 +65,9 @@ class VQTokenizerTraining:
     judge: Judge = "patches"
     """What the discriminator judges: places of about 4 x 4, or (published) the whole image."""
     discriminator_width: int = 64
-    revive: float = 0.0
-    """Weight with which unused codes are drawn to the nearest token; 0 = not at all."""
 
     def __post_init__(self) -> None:
-        for name in ("perceptual", "commitment", "entropy", "adversarial", "r1", "revive"):
+        for name in ("pixels", "perceptual", "commitment", "entropy", "adversarial", "r1"):
             require_non_negative(f"method.{name}", getattr(self, name))
         require_positive("method.entropy_temperature", self.entropy_temperature)
         if not 0 <= self.adversarial_start < 1:
@@ -95,11 +97,11 @@ class VQTokenizerTraining:
 
     def _learn(self, parts: Any, images: Tensor, rebuilt: Tensor, quantised: Quantised, fights: bool) -> Update:
         tokenizer = parts.tokenizer
-        pixels = (rebuilt - images).square().flatten(1).mean(1)
+        pixels = ((rebuilt - images) / RANGE).square().flatten(1).mean(1)
         codebook = (quantised.codes - quantised.z.detach()).square().flatten(1).mean(1)
         commitment = (quantised.codes.detach() - quantised.z).square().flatten(1).mean(1)
         entropy = entropy_loss(quantised.distances, self.entropy_temperature)
-        loss = pixels + codebook + self.commitment * commitment + self.entropy * entropy
+        loss = self.pixels * pixels + codebook + self.commitment * commitment + self.entropy * entropy
         usage = codebook_usage(quantised.tokens, tokenizer.values)
         numbers = {"pixels": pixels, "commitment": commitment, "entropy": entropy}
         numbers |= {"perplexity": loss.new_tensor(usage.perplexity), "unused_codes": loss.new_tensor(usage.dead)}
@@ -109,8 +111,6 @@ class VQTokenizerTraining:
         if fights:
             numbers["adversarial"] = F.softplus(-parts.discriminator(rebuilt)).mean(1)
             loss = loss + self.adversarial * numbers["adversarial"]
-        if self.revive:
-            loss = loss + self.revive * revival(quantised)
         return Update("tokenizer", loss, parts=numbers)
 
     def _discriminate(self, discriminator: nn.Module, images: Tensor, rebuilt: Tensor) -> Update:
@@ -138,20 +138,7 @@ def entropy_loss(distances: Tensor, temperature: float) -> Tensor:
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """|grad D|^2 of each image, [N], differentiable; D is the mean of its logits [N, K]."""
+    """|grad D|^2 of each image, [N], differentiable, per colour range; D is the mean of its logits [N, K]."""
     (slope,) = torch.autograd.grad(logits.mean(1).sum(), images, create_graph=True)
-    squares: Tensor = slope.square().flatten(1).sum(1)
+    squares: Tensor = (RANGE * slope).square().flatten(1).sum(1)
     return squares
-
-
-def revival(quantised: Quantised) -> Tensor:
-    """Mean squared distance, per dimension, of unused codes to the nearest token: the same number for every image [N].
-
-    It moves the codes alone.
-    """
-    n, places, size = quantised.distances.shape
-    used = torch.bincount(quantised.tokens.flatten(), minlength=size) > 0
-    nearest = quantised.distances.detach().reshape(n * places, size).argmin(0)
-    tokens = quantised.z.detach().permute(0, 2, 3, 1).reshape(n * places, -1)
-    squares = (quantised.codebook - tokens[nearest]).square().mean(1)
-    return (squares * ~used).sum().expand(n)

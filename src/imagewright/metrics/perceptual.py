@@ -7,6 +7,7 @@ Source   Zhang et al. 2018 (LPIPS, arXiv 1801.03924), version 0.1 with VGG-16, f
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,15 @@ def perceptual_network(name: str | None, spec: DataSpec) -> nn.Module | None:
     return maps
 
 
+def lpips_installed() -> bool:
+    """Whether the package and its backbone's weights are here."""
+    return importlib.util.find_spec("lpips") is not None and _vgg_file().is_file()
+
+
+def _vgg_file() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
+
+
 def _lpips() -> LPIPS:
     try:
         import lpips
@@ -98,7 +108,7 @@ def _lpips() -> LPIPS:
         raise UserError(
             f"features is 'lpips', which needs a package: pip install lpips torchvision ({error})"
         ) from None
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
+    weights = _vgg_file()
     if not weights.is_file():
         raise UserError(
             f"features is 'lpips', which needs the file {weights}; fetch it once with: "

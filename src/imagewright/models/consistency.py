@@ -9,13 +9,12 @@ Source   Song et al. 2023 (arXiv 2303.01469), section 3 and appendix C: the boun
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Self
 
 from torch import Tensor
 
-from imagewright.models.preconditioning import EDMPrecond, Scalings
+from imagewright.models.preconditioning import EDMPrecond, Scalings, student_network
 from imagewright.models.start_map import StartMap
 from imagewright.types import UserError, kind_of
 
@@ -37,10 +36,10 @@ class ConsistencyModel(StartMap):
         )
 
     @classmethod
-    def from_denoiser(cls, denoiser: EDMPrecond) -> Self:
-        """A consistency model that starts from a copy of a denoiser's network, noise range and sigma_data."""
-        network = copy.deepcopy(denoiser.network).requires_grad_(True)
-        return cls(network, denoiser.sigma_min, denoiser.sigma_max, denoiser.sigma_data, denoiser.noise_label).train()
+    def from_denoiser(cls, denoiser: EDMPrecond, dropout: float = 0.0) -> Self:
+        """A consistency model that starts from a denoiser's weights, noise range and sigma_data."""
+        network, d = student_network(denoiser, dropout), denoiser
+        return cls(network, d.sigma_min, d.sigma_max, d.sigma_data, d.noise_label).train()
 
 
 class ContinuousConsistencyModel(ConsistencyModel):

@@ -1,7 +1,8 @@
 """A denoiser that also tells real images from generated ones: two jobs of one network, for one optimiser.
 
 Source   Yin et al. 2024 (DMD2, arXiv 2405.14867), section 4.3: the fake score's encoder sees the noised image, and a
-         head on its bottleneck judges it.
+         head on its bottleneck judges it. Xu et al. 2025 (f-distill, 2502.15681): the teacher's encoder, and a head on
+         what it makes last at each of several resolutions.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned
+from imagewright.networks import UNet
 from imagewright.networks.bottleneck_head import BottleneckHead, HasBottleneck
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
@@ -48,15 +50,51 @@ def bottleneck(denoiser: Preconditioned, x: Tensor, sigma: Tensor, cond: Conditi
 
     The network must be one with a bottleneck (`check_bottleneck`); its decoder is not run.
     """
+    return encoder_maps(denoiser, x, sigma, cond)[-1]
+
+
+def encoder_maps(denoiser: Preconditioned, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> list[Tensor]:
+    """What the encoder makes last at each resolution, from the finest to the bottleneck; the decoder is not run.
+
+    Maps are [N, C', H', W'] each. A network that is no U-Net has its bottleneck alone.
+    """
     seen: list[Tensor] = []
 
     def encoder(x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
-        assert isinstance(denoiser.network, HasBottleneck)
-        seen.append(denoiser.network.bottleneck(x, noise_label, cond))
+        network = denoiser.network
+        if isinstance(network, UNet):
+            seen.extend(_last_of_each_side(*network.encode(x, network.embed(noise_label, cond))))
+        else:
+            assert isinstance(network, HasBottleneck)
+            seen.append(network.bottleneck(x, noise_label, cond))
         return x
 
     denoiser.through(encoder, x, sigma, cond)
-    return seen[0]
+    return seen
+
+
+def answer_and_maps(
+    denoiser: Preconditioned, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL
+) -> tuple[Tensor, list[Tensor]]:
+    """E[x0 | x] [N, C, H, W], and `encoder_maps`; a U-Net's encoder runs once for both."""
+    unet = denoiser.network
+    if not isinstance(unet, UNet):
+        return denoiser(x, sigma, cond), encoder_maps(denoiser, x, sigma, cond)
+    seen: list[Tensor] = []
+
+    def network(x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
+        emb = unet.embed(noise_label, cond)
+        hidden, skips = unet.encode(x, emb)
+        seen.extend(_last_of_each_side(hidden, skips))
+        return unet.decode(hidden, skips, emb)
+
+    return denoiser.through(network, x, sigma, cond), seen
+
+
+def _last_of_each_side(hidden: Tensor, skips: list[Tensor]) -> list[Tensor]:
+    """hidden, and before it the last skip connection of each larger side: the blocks before the encoder halves it."""
+    last = {skip.shape[-1]: skip for skip in skips if skip.shape[-1] > hidden.shape[-1]}
+    return [*last.values(), hidden]
 
 
 def check_bottleneck(network: object) -> None:

@@ -14,6 +14,7 @@ Precision   The affine part is computed in float32 whatever the network runs in 
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
+from imagewright.networks import UNet
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 NoiseLabel = Literal["log", "angle"]
@@ -232,6 +234,24 @@ class iDDPMPrecond(Preconditioned):
             c_in=1 / (sigma**2 + 1).sqrt(),
             c_noise=self.M - 1 - self.round_sigma(sigma, return_index=True).to(sigma.dtype),
         )
+
+
+def student_network(teacher: Preconditioned, dropout: float = 0.0) -> nn.Module:
+    """A copy of a denoiser's network for a student to start from: the same weights, its own dropout, no hidden labels.
+
+    The one place where students get their dropout: none unless told, whatever the teacher was trained with, as in the
+    published distillations. A network that is none of the library's U-Nets keeps what it has; UserError where it is
+    asked for another.
+    """
+    network = teacher.network
+    student: nn.Module = copy.deepcopy(network)
+    if isinstance(network, UNet):
+        student = network.with_settings(dropout=dropout, label_dropout=0.0)
+    elif dropout:
+        raise UserError(
+            f"method.dropout is {dropout}; the teacher's network, a {type(network).__name__}, has no dropout to set"
+        )
+    return student.requires_grad_(True)
 
 
 def _per_image(sigma: Tensor, n: int) -> Tensor:

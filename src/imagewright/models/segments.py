@@ -8,14 +8,13 @@ Source   Heek et al. 2024 (arXiv 2403.06807), section 3. The paper's time t in [
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from imagewright.models.preconditioning import EDMPrecond, NoiseLabel
+from imagewright.models.preconditioning import EDMPrecond, NoiseLabel, student_network
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 TOLERANCE = 1e-4
@@ -85,9 +84,8 @@ class MultistepConsistencyModel(EDMPrecond):
 
     @classmethod
     def from_denoiser(cls, denoiser: EDMPrecond, segments: int) -> Self:
-        """A model that starts from a copy of a denoiser's network, noise range, sigma_data and noise label."""
-        network = copy.deepcopy(denoiser.network).requires_grad_(True)
-        d = denoiser
+        """A model that starts from a denoiser's weights, noise range, sigma_data and noise label."""
+        network, d = student_network(denoiser), denoiser
         return cls(network, d.sigma_min, d.sigma_max, d.sigma_data, d.noise_label, segments).train()
 
     def _position(self, sigma: Tensor) -> Tensor:

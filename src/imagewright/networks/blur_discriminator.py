@@ -1,9 +1,10 @@
 """A discriminator of StyleGAN's type: residual blocks that halve the resolution through a blur filter.
 
 Source   MaskGIT's tokenizer (arXiv 2202.04200) is trained against StyleGAN's (Karras et al. 2020, 1912.04958) with
-         blurred resampling.
-Departs  Without equalised learning rates and minibatch statistics; by default it judges every place of its last grid
-         (a patch discriminator, as VQGAN's) where the published one gives one number; `judge = "image"` gives that.
+         blurred resampling, but without equalised learning rates and minibatch statistics: Xavier weights, zero biases.
+         Parameter counts and answers are those of MaskGIT's released program.
+Departs  By default it judges every place of its last grid (a patch discriminator, as VQGAN's) where the published one
+         gives one number; `judge = "image"` gives that. Images are in [-1, 1], as the tokenizer's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagewright.networks.layers import Resample
+from imagewright.networks.layers import Init, Resample, conv, linear
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 SLOPE = 0.2
@@ -25,6 +26,8 @@ MOST_CHANNELS = 512
 BLUR = (1.0, 3.0, 3.0, 1.0)
 """Taps of the filter before every other pixel is taken."""
 
+USUAL = Init("xavier_uniform")
+
 Judge = Literal["patches", "image"]
 
 
@@ -32,7 +35,7 @@ class BlurDiscriminator(nn.Module):
     """Judges images [N, C, H, W] by logits [N, K]: K places of about 4 x 4, or one for the whole image.
 
     resolution: height and width of the images, >= 8. width: channels at full resolution, doubled at every halving up to
-    512. Raises UserError on other values.
+    512; published: 64 at 256 x 256 pixels, hence 256 at 64 x 64. Raises UserError on other values.
     """
 
     def __init__(self, resolution: int, channels: int, width: int = 64, judge: Judge = "patches") -> None:
@@ -42,17 +45,18 @@ class BlurDiscriminator(nn.Module):
                 f"a discriminator of width {width} and judge {judge!r} for {channels} channels and resolution "
                 f"{resolution}; resolution must be at least 8, the others at least 1, judge patches or image"
             )
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU(SLOPE)]
+        layers: list[nn.Module] = [conv(channels, width, 3, USUAL), nn.LeakyReLU(SLOPE)]
         side = resolution
         while side > LAST_SIDE:
             wider = min(2 * width, MOST_CHANNELS)
             layers.append(_HalvingBlock(width, wider))
             width, side = wider, side // 2
-        layers += [nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(SLOPE)]
+        layers += [conv(width, width, 3, USUAL), nn.LeakyReLU(SLOPE)]
         if judge == "patches":
-            layers += [nn.Conv2d(width, 1, 1), nn.Flatten()]
+            layers += [conv(width, 1, 1, USUAL), nn.Flatten()]
         else:
-            layers += [nn.Flatten(), nn.Linear(width * side**2, width), nn.LeakyReLU(SLOPE), nn.Linear(width, 1)]
+            layers += [nn.Flatten(), linear(width * side**2, width, USUAL), nn.LeakyReLU(SLOPE)]
+            layers += [linear(width, 1, USUAL)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
@@ -66,9 +70,9 @@ class _HalvingBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv0 = nn.Conv2d(in_channels, in_channels, 3, padding=1)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.skip = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.conv0 = conv(in_channels, in_channels, 3, USUAL)
+        self.conv1 = conv(in_channels, out_channels, 3, USUAL)
+        self.skip = conv(in_channels, out_channels, 1, USUAL, bias=False)
         self.halve = Resample("down", BLUR)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
-"""A small discriminator on what a denoiser's network has in its middle: one logit per image.
+"""A small discriminator on what a denoiser's encoder makes, in its middle or at every resolution: logits per image.
 
 Source   Yin et al. 2024 (DMD2, arXiv 2405.14867), section 4.3, as published for ImageNet-64, where the middle is
          768 x 8 x 8: conv 4x4 of stride 2, then one over the 4 x 4 places that are left, each with group norm and SiLU,
-         then a linear layer.
+         then a linear layer. Several such heads: Xu et al. 2025 (f-distill, 2502.15681), as published.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -51,6 +52,18 @@ class BottleneckHead(nn.Module):
         """maps: [N, channels, side, side]. Returns [N], float32 or wider."""
         logits: Tensor = self.layers(maps).flatten()
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class BottleneckHeads(nn.Module):
+    """A head of its own for each of some maps. shapes: (channels, side) of each."""
+
+    def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(BottleneckHead(channels, side) for channels, side in shapes)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """maps: [N, channels, side, side] each. Returns [N, heads]."""
+        return torch.stack([head(each) for head, each in zip(self.heads, maps, strict=True)], 1)
 
 
 def _stage(convolution: nn.Conv2d) -> list[nn.Module]:

@@ -23,11 +23,15 @@ from imagewright.types import Condition, UserError
 # --- initialisation -----------------------------------------------------------------------------------------
 
 
+CUT_STD = 0.87962566103423978
+"""Standard deviation of a standard normal that is cut at +-2."""
+
+
 @dataclass(frozen=True)
 class Init:
     """How a layer's weight and bias are drawn: a standard scheme, times a gain for each (0 = zeros)."""
 
-    scheme: Literal["xavier_uniform", "kaiming_uniform", "kaiming_normal"]
+    scheme: Literal["xavier_uniform", "kaiming_uniform", "kaiming_normal", "lecun_normal"]
     weight: float = 1.0
     bias: float = 0.0
 
@@ -50,6 +54,11 @@ class Init:
                 tensor.uniform_(-bound, bound)
             case "kaiming_normal":
                 tensor.normal_(0.0, gain * math.sqrt(1 / fan_in))
+            case "lecun_normal" if gain == 0:
+                tensor.zero_()
+            case "lecun_normal":  # flax's default: cut at two deviations, and as wide as the uncut one
+                std = gain * math.sqrt(1 / fan_in) / CUT_STD
+                nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
 
 
 def linear(in_features: int, out_features: int, init: Init, *, bias: bool = True) -> nn.Linear:
@@ -59,9 +68,9 @@ def linear(in_features: int, out_features: int, init: Init, *, bias: bool = True
     return layer
 
 
-def conv(in_channels: int, out_channels: int, kernel: int, init: Init) -> nn.Conv2d:
+def conv(in_channels: int, out_channels: int, kernel: int, init: Init, *, bias: bool = True) -> nn.Conv2d:
     """A convolution that keeps the resolution (odd kernel), with drawn parameters."""
-    layer = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    layer = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
     init.fill(layer)
     return layer
 

@@ -1,18 +1,24 @@
 """A transformer over an image's tokens: bidirectional as MaskGIT has it, or causal with a cache for decoding.
 
 Tokens     One table of vectors for everything: 0 .. V-1 the values, V the unknown token, V+1+k class k, and one more
-           for no class. A class token stands before the sequence. Learned positions.
+           for no class. A class token stands before the sequence. Positions are learned.
 Blocks     Attention, then two layers with GELU (tanh form) between; post_norm: h = LN(h + f(h)), eps 1e-12, with a
            norm after the embedding (BERT, MaskGIT); otherwise h = h + f(LN(h)), with a norm after the last block, and
            the layers that end a branch begin smaller by sqrt(2 depth).
 Head       dense, GELU, LN, then logits that are inner products with the values' vectors, plus a bias.
-Causal     place n is answered from the class token and the places before n: the input is shifted by the class token.
+Causal     place n is answered from the class and the places before n: the input is shifted by the class token. Told at
+           every place are the class (its vector again) and where the answer stands: vectors of its row, its column and
+           its channel, added. One class token before thousands, and positions without rows, leave both unused for long.
 Source     Chang et al. 2022 (MaskGIT, arXiv 2202.04200), released configuration; Devlin et al. 2019 (BERT, 1810.04805);
-           Child et al. 2019 (1904.10509) for the pre-norm initialisation.
+           Child et al. 2019 (1904.10509) for the pre-norm initialisation and positions by row, column and channel.
+Departs    One vector more, for no class. Logits and their bias are those of the values alone, where the released
+           network has them for classes and the unknown token too. The attention's dropout is drawn for every image and
+           head; the released one draws it once for all.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -36,6 +42,8 @@ class TokenTransformerConfig(NetworkConfig):
     """V: how many values a token has."""
     length: int
     """L: tokens of an image."""
+    channels: int = 1
+    """Tokens of one place, one after the other: the colours of a pixel. What a causal network takes positions from."""
     label_dim: int = 0
     """Number of classes; 0 = labels are ignored."""
     width: int = 768
@@ -51,13 +59,22 @@ class TokenTransformerConfig(NetworkConfig):
     """Normalise after adding a branch (BERT), or before it."""
 
     def __post_init__(self) -> None:
-        for name, least in (("values", 2), ("length", 1), ("label_dim", 0), ("width", 1), ("depth", 1), ("heads", 1)):
+        whole_numbers = {"values": 2, "length": 1, "channels": 1, "label_dim": 0, "width": 1, "depth": 1, "heads": 1}
+        for name, least in whole_numbers.items():
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
             require(whole, name, value, f"an integer >= {least}")
         require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width, {self.width}")
         require(self.mlp_ratio * self.width >= 1, "mlp_ratio", self.mlp_ratio, "positive, a hidden unit at least")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        if self.causal:
+            square = self.length == self.channels * self.side**2
+            require(square, "length", self.length, f"a square number times channels, {self.channels}")
+
+    @property
+    def side(self) -> int:
+        """Rows of the image's square of places."""
+        return math.isqrt(self.length // self.channels)
 
 
 @dataclass
@@ -94,14 +111,16 @@ class TokenTransformer(Network):
         self.config = config
         width = config.width
         self.tokens = nn.Embedding(config.values + 2 + config.label_dim, width)
-        self.positions = nn.Parameter(torch.empty(config.length + (not config.causal), width))
+        counts = (config.side, config.side, config.channels) if config.causal else (config.length + 1,)
+        self.positions = nn.ParameterList(nn.Parameter(torch.empty(count, width)) for count in counts)
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.dense = nn.Linear(width, width)
         self.head_norm = nn.LayerNorm(width, eps=EPS)
         self.bias = nn.Parameter(torch.zeros(config.values))
         self.apply(_initialise)
-        _truncated(self.positions, STD)
+        for table in self.positions:
+            _truncated(table, STD)
         if not config.post_norm:
             for module in self.blocks:
                 assert isinstance(module, Block)
@@ -116,10 +135,11 @@ class TokenTransformer(Network):
         c = self.config
         if tokens.ndim != 2 or tokens.shape[1] != c.length:
             raise UserError(f"tokens are {list(tokens.shape)}; this network takes [N, {c.length}]")
-        sequence = torch.cat([self._labels(cond, len(tokens), tokens.device)[:, None], tokens], 1)
+        labels = self._labels(cond, len(tokens), tokens.device)
+        sequence = torch.cat([labels[:, None], tokens], 1)
         if c.causal:
             sequence = sequence[:, :-1]
-        h = self._embedded(sequence, self.positions)
+        h = self._embedded(sequence, torch.arange(sequence.shape[1], device=tokens.device), labels)
         for block in self.blocks:
             h = block(h)
         return self._logits(h if c.causal else h[:, 1:])
@@ -128,7 +148,7 @@ class TokenTransformer(Network):
         """An empty cache for n sequences. Raises UserError where the network is not causal, or a label is no class."""
         if not self.config.causal:
             raise UserError("a bidirectional transformer has no cache: every token it is shown changes every answer")
-        return Cache(self._labels(cond, n, self.positions.device))
+        return Cache(self._labels(cond, n, self.bias.device))
 
     def step(self, before: Tensor | None, cache: Cache) -> Tensor:
         """The logits [N, V] of the next place: those of `forward`, at the cost of one token.
@@ -138,7 +158,7 @@ class TokenTransformer(Network):
         if (before is None) != (cache.place == 0) or cache.place >= self.config.length:
             raise ValueError(f"place {cache.place} of {self.config.length} asked for with token {before}")
         token = cache.labels if before is None else before
-        h = self._embedded(token[:, None], self.positions[cache.place])
+        h = self._embedded(token[:, None], torch.tensor([cache.place], device=token.device), cache.labels)
         for i, block in enumerate(self.blocks):
             h = block.step(h, i, cache, self.config.length)  # type: ignore[operator]
         cache.place += 1
@@ -148,8 +168,17 @@ class TokenTransformer(Network):
         """The class token of each sequence, int64 [N]."""
         return self.config.values + 1 + class_index(cond, self.config.label_dim, n, device)
 
-    def _embedded(self, sequence: Tensor, positions: Tensor) -> Tensor:
-        h = self.tokens(sequence) + positions
+    def _embedded(self, sequence: Tensor, places: Tensor, labels: Tensor) -> Tensor:
+        """sequence: [N, K], of which each stands at one of the places [K]."""
+        h = self.tokens(sequence)
+        if self.config.causal:
+            side, channels = self.config.side, self.config.channels
+            where = [places // (side * channels), places // channels % side, places % channels]
+            h = h + self.tokens(labels)[:, None]
+        else:
+            where = [places]
+        for table, index in zip(self.positions, where, strict=True):
+            h = h + table[index]
         return F.dropout(self.norm(h) if self.config.post_norm else h, self.config.dropout, self.training)
 
     def _logits(self, h: Tensor) -> Tensor:

@@ -5,12 +5,18 @@ Encoder    3x3 convolution; per level residual blocks, then a 2x2 average (but t
 Decoder    the mirror: 3x3 convolution; blocks; from the lowest level up residual blocks, then nearest neighbour and a
            3x3 convolution; normalisation, swish, 3x3 convolution to the image.
 Quantiser  the nearest code by squared distance; the gradient passes straight through.
+Biases     none in the encoder's first convolution nor in any block; elsewhere zeros at first. Convolutions begin as
+           flax has them, codes uniformly within sqrt(3/K) (variance scaling over K rows).
+Blocks     where a block changes the width, its 1x1 convolution is of the branch's own answer, not of the block's
+           input: the released program has it so, and its weights are made for that.
 Source     Chang et al. 2022 (MaskGIT, arXiv 2202.04200), section 3.1; Esser et al. 2021 (VQGAN, 2012.09841); van den
-           Oord et al. 2017 (VQ-VAE, 1711.00937).
+           Oord et al. 2017 (VQ-VAE, 1711.00937). Parameter counts and answers are those of the released program.
+Departs    Pictures go in and come out in [-1, 1]; the released program has them in [0, 1].
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,10 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagewright.networks.config import Network, NetworkConfig, require
-from imagewright.networks.layers import group_norm
+from imagewright.networks.layers import Init, conv, group_norm
 from imagewright.types import UserError
 
 EPS = 1e-6
+USUAL = Init("lecun_normal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +100,12 @@ class Quantised:
 
 
 class Quantiser(nn.Module):
-    """A codebook [K, D] of vectors, begun uniformly on [-1/K, 1/K]."""
+    """A codebook [K, D] of vectors, begun uniformly within sqrt(3/K): all of variance 1/K."""
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
-        self.codebook = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
+        bound = math.sqrt(3 / size)
+        self.codebook = nn.Parameter(torch.empty(size, dim).uniform_(-bound, bound))
 
     def forward(self, z: Tensor) -> Quantised:
         """z: [N, D, h, w]."""
@@ -152,23 +160,27 @@ class VQAutoencoder(Network):
 
 
 class ResidualBlock(nn.Module):
-    """Twice normalisation, swish and a 3x3 convolution, added to the input, which a 1x1 brings to a new width."""
+    """Twice normalisation, swish and a 3x3 convolution, added to the input; to a 1x1 of itself where the width changes.
+
+    No convolution has a bias.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm0, self.conv0 = group_norm(in_channels, eps=EPS), _conv(in_channels, out_channels, 3)
-        self.norm1, self.conv1 = group_norm(out_channels, eps=EPS), _conv(out_channels, out_channels, 3)
-        changes = in_channels != out_channels
-        self.skip = nn.Conv2d(in_channels, out_channels, 1, bias=False) if changes else nn.Identity()
+        self.norm0, self.norm1 = group_norm(in_channels, eps=EPS), group_norm(out_channels, eps=EPS)
+        self.conv0 = conv(in_channels, out_channels, 3, USUAL, bias=False)
+        self.conv1 = conv(out_channels, out_channels, 3, USUAL, bias=False)
+        self.skip = conv(out_channels, out_channels, 1, USUAL, bias=False) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv0(F.silu(self.norm0(x)))
-        added: Tensor = self.skip(x) + self.conv1(F.silu(self.norm1(h)))
+        h = self.conv1(F.silu(self.norm1(h)))
+        added: Tensor = h + (x if self.skip is None else self.skip(h))
         return added
 
 
 def _encoder(config: VQAutoencoderConfig, widths: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = [_conv(config.in_channels, widths[0], 3)]
+    layers: list[nn.Module] = [conv(config.in_channels, widths[0], 3, USUAL, bias=False)]
     before = widths[0]
     for level, width in enumerate(widths):
         layers += _blocks(before, width, config.num_blocks)
@@ -176,26 +188,23 @@ def _encoder(config: VQAutoencoderConfig, widths: list[int]) -> nn.Sequential:
             layers.append(nn.AvgPool2d(2))
         before = width
     layers += _blocks(before, before, config.num_blocks)
-    layers += [group_norm(before, eps=EPS), nn.SiLU(), _conv(before, config.codebook_dim, 1)]
+    layers += [group_norm(before, eps=EPS), nn.SiLU(), conv(before, config.codebook_dim, 1, USUAL)]
     return nn.Sequential(*layers)
 
 
 def _decoder(config: VQAutoencoderConfig, widths: list[int]) -> nn.Sequential:
     lowest = widths[-1]
-    layers: list[nn.Module] = [_conv(config.codebook_dim, lowest, 3), *_blocks(lowest, lowest, config.num_blocks)]
+    layers: list[nn.Module] = [conv(config.codebook_dim, lowest, 3, USUAL)]
+    layers += _blocks(lowest, lowest, config.num_blocks)
     before = lowest
     for level, width in reversed(list(enumerate(widths))):
         layers += _blocks(before, width, config.num_blocks)
         if level > 0:
-            layers += [nn.Upsample(scale_factor=2, mode="nearest"), _conv(width, width, 3)]
+            layers += [nn.Upsample(scale_factor=2, mode="nearest"), conv(width, width, 3, USUAL)]
         before = width
-    layers += [group_norm(before, eps=EPS), nn.SiLU(), _conv(before, config.in_channels, 3)]
+    layers += [group_norm(before, eps=EPS), nn.SiLU(), conv(before, config.in_channels, 3, USUAL)]
     return nn.Sequential(*layers)
 
 
 def _blocks(in_channels: int, out_channels: int, count: int) -> list[nn.Module]:
     return [ResidualBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(count)]
-
-
-def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)

@@ -73,12 +73,6 @@ def mask_ratio(name: str, r: Tensor, length: int) -> Tensor:
     return MASK_RATIOS[name](r.double(), length).clamp(LEAST, 1.0)
 
 
-def mean_ratio(name: str, length: int) -> float:
-    """Its mean over r in [0, 1]: the share of tokens that training masks."""
-    r = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
-    return float(mask_ratio(name, r, length).mean())
-
-
 def check_ratio(what: str, name: str) -> None:
     """Raise UserError unless there is such a schedule; `what` is the setting's name."""
     if name not in MASK_RATIOS:

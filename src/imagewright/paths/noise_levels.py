@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from imagewright.checks import require_positive
+from imagewright.paths.schedules import VPSchedule
+from imagewright.precision import wide
 from imagewright.types import Noise, UserError
 
 
@@ -46,7 +48,7 @@ class LogNormal(NoiseLevels):
         _require_positive(self, std=self.std)
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
-        return (self.mean + self.std * noise.normal(like).double()).exp().to(like.dtype)
+        return (self.mean + self.std * wide(noise.normal(like))).exp().to(like.dtype)
 
     def log_prob(self, sigma: Tensor) -> Tensor:
         z = (sigma.log() - self.mean) / self.std
@@ -90,11 +92,43 @@ class LogUniform(NoiseLevels):
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
         log_ratio = math.log(self.sigma_max / self.sigma_min)
-        return (self.sigma_min * (noise.uniform(like).double() * log_ratio).exp()).to(like.dtype)
+        return (self.sigma_min * (wide(noise.uniform(like)) * log_ratio).exp()).to(like.dtype)
 
     def log_prob(self, sigma: Tensor) -> Tensor:
         inside = -sigma.log() - math.log(math.log(self.sigma_max / self.sigma_min))
         return _within(inside, sigma, self.sigma_min, self.sigma_max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPTime(NoiseLevels):
+    """The VP schedule's time uniform on [epsilon_t, 1]. Karras et al. 2022, table 1, "VP", after Song et al. 2021.
+
+    sigma is that of `paths.schedules.VPSchedule`. epsilon_t: smallest time of training, in (0, 1).
+    """
+
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+    epsilon_t: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _require_positive(self, beta_d=self.beta_d, beta_min=self.beta_min)
+        if not 0 < self.epsilon_t < 1:
+            raise UserError(f"VPTime.epsilon_t must lie in (0, 1), got {self.epsilon_t}")
+
+    @property
+    def _schedule(self) -> VPSchedule:
+        return VPSchedule(beta_d=self.beta_d, beta_min=self.beta_min)
+
+    def sample(self, noise: Noise, like: Tensor) -> Tensor:
+        t = 1 + wide(noise.uniform(like)) * (self.epsilon_t - 1)
+        return self._schedule.sigma(t).to(like.dtype)
+
+    def log_prob(self, sigma: Tensor) -> Tensor:
+        t = self._schedule.time_of(sigma)
+        # dsigma/dt = (beta_min + beta_d t) (sigma + 1 / sigma) / 2
+        rate = 0.5 * (self.beta_min + self.beta_d * t) * (sigma + 1 / sigma)
+        ends = self._schedule.sigma(torch.tensor([self.epsilon_t, 1.0], dtype=torch.float64)).tolist()
+        return _within(-rate.log() - math.log(1 - self.epsilon_t), sigma, *ends)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +143,7 @@ class Uniform(NoiseLevels):
         _require_increasing(self, self.sigma_min, self.sigma_max)
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
-        return (self.sigma_min + (self.sigma_max - self.sigma_min) * noise.uniform(like).double()).to(like.dtype)
+        return (self.sigma_min + (self.sigma_max - self.sigma_min) * wide(noise.uniform(like))).to(like.dtype)
 
     def log_prob(self, sigma: Tensor) -> Tensor:
         inside = torch.full_like(sigma, -math.log(self.sigma_max - self.sigma_min))
@@ -129,7 +163,7 @@ class UniformTime(NoiseLevels):
         _require_margin(self, self.margin)
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
-        t = self.margin + (1 - 2 * self.margin) * noise.uniform(like).double()
+        t = self.margin + (1 - 2 * self.margin) * wide(noise.uniform(like))
         return (t / (1 - t)).to(like.dtype)
 
     def log_prob(self, sigma: Tensor) -> Tensor:
@@ -157,7 +191,7 @@ class UShaped(NoiseLevels):
         _require_margin(self, self.margin)
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
-        u = noise.uniform(like).double()
+        u = wide(noise.uniform(like))
         centred = torch.asinh((2 * u - 1) * math.sinh(self.sharpness / 2)) / self.sharpness  # t - 1/2
         t = 0.5 + (1 - 2 * self.margin) * centred
         return (t / (1 - t)).to(like.dtype)
@@ -187,7 +221,7 @@ class ExponentialTime(NoiseLevels):
         _require_margin(self, self.margin)
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
-        inner = torch.log1p((self.base - 1) * noise.uniform(like).double()) / math.log(self.base)
+        inner = torch.log1p((self.base - 1) * wide(noise.uniform(like))) / math.log(self.base)
         t = self.margin + (1 - 2 * self.margin) * inner
         return (t / (1 - t)).to(like.dtype)
 

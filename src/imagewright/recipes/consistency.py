@@ -10,13 +10,18 @@ from dataclasses import replace
 from imagewright.methods.consistency import ConsistencyDistillation, ConsistencyTraining
 from imagewright.methods.consistency_limits import ContinuousTimeDistillation, ContinuousTimeTraining
 from imagewright.methods.distances import Distance
+from imagewright.methods.edm import EDM
 from imagewright.methods.progressive_distillation import ProgressiveDistillation, steps_sampler
-from imagewright.networks import DhariwalUNetConfig
+from imagewright.metrics.perceptual import lpips_installed
+from imagewright.paths.schedules import karras_sigmas
 from imagewright.recipes import edm
-from imagewright.recipes.edm import FROM_DATA
+from imagewright.recipes.published import eps_of_mean, halflife_images
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
+
+EPS_OF_PULL = 2 * eps_of_mean(3 * 32 * 32)
+"""Under stop-gradient in continuous time the official loss is a sum, half of ours times the numbers of an image."""
 
 
 def cd_digits() -> Experiment:
@@ -73,18 +78,20 @@ def ct_digits() -> Experiment:
     )
 
 
-def _published(source: str, batch: int, steps: int, lr: float, lr_ramp_images: int, ema_decay: float) -> Experiment:
-    """What the published runs share: RAdam, no decay of the rate, no clipping; `ema_decay` per step."""
-    halflife = batch * 0.6931471805599453 / (1 - ema_decay)
+def _published(source: str, batch: int, steps: int, lr: float, ema_decay: float) -> Experiment:
+    """What the published runs share: mirrored images, RAdam at a constant rate, no clipping; `ema_decay` per step.
+
+    The CIFAR-10 configurations name a warm-up of 10 M images, which the official program gives to Adam alone.
+    """
     return Experiment(
-        data=DataConfig(source=source),
+        data=DataConfig(source=source, xflip=True),
         method=ConsistencyDistillation(),
         sampler=MultistepConsistency(),
         training=TrainingConfig(
             total_images=batch * steps,
             batch=batch,
-            optimizer=OptimizerConfig(kind="radam", lr=lr, lr_ramp_images=lr_ramp_images),
-            ema=EmaConfig(halflife_images=halflife, rampup_ratio=None),
+            optimizer=OptimizerConfig(kind="radam", lr=lr),
+            ema=EmaConfig(halflife_images=halflife_images(batch, ema_decay), rampup_ratio=None),
             log_images=100 * batch,
             snapshot_images=10_000 * batch,
             checkpoint_images=10_000 * batch,
@@ -92,51 +99,77 @@ def _published(source: str, batch: int, steps: int, lr: float, lr_ramp_images: i
     )
 
 
-def cd_cifar10() -> Experiment:
-    """CIFAR-10 distillation as published, except l2 for LPIPS, whose weights are not shipped."""
-    run = _published("cifar10-32x32.zip", 512, 800_000, 4e-4, 10_000_000, 0.9999)
+def _published_cifar10() -> Experiment:
+    run = _published("cifar10-32x32.zip", 512, 800_000, 4e-4, 0.9999)
+    return replace(run, data=replace(run.data, labels=False))
+
+
+def _published_imagenet64(steps: int, lr: float) -> Experiment:
+    run = _published("imagenet-64x64.zip", 2048, steps, lr, 0.9999432189950708)
+    return replace(run, training=replace(run.training, precision="fp16", micro_batch=64))
+
+
+def _comparing(run: Experiment, method: ConsistencyDistillation | ConsistencyTraining) -> Experiment:
+    """With LPIPS, as for the published figures, where it is installed; elsewhere with l2, another published run."""
+    if lpips_installed():
+        return replace(run, method=replace(method, distance=Distance(kind="perceptual")), features="lpips")
+    return replace(run, method=method)
+
+
+def cd_cifar10_teacher() -> Experiment:
+    """The denoiser of the published CIFAR-10 runs: unconditional NCSN++, mirrored images, no other augmentation."""
+    run = edm.cifar10_uncond_ncsnpp()
     return replace(
         run,
-        data=replace(run.data, labels=False),
-        teacher="edm-cifar10",
-        method=ConsistencyDistillation(grid_points=18, target_decay=0.0),
+        data=replace(run.data, xflip=True),
+        method=EDM(),
+        training=replace(
+            run.training,
+            total_images=400_000 * run.training.batch,
+            ema=replace(run.training.ema, rampup_ratio=None),
+        ),
     )
+
+
+def cd_cifar10() -> Experiment:
+    """CIFAR-10 distillation as published: LPIPS where it is installed, else l2."""
+    run = replace(_published_cifar10(), teacher="runs/cd-cifar10-teacher")
+    return _comparing(run, ConsistencyDistillation(grid_points=18, target_decay=0.0))
 
 
 def cd_imagenet64() -> Experiment:
-    """ImageNet-64 distillation as published, except l2 for LPIPS, whose weights are not shipped."""
-    run = _published("imagenet-64x64.zip", 2048, 600_000, 8e-6, 0, 0.999943)
-    return replace(
-        run,
-        training=replace(run.training, precision="fp16", micro_batch=64),
-        teacher="edm-imagenet64",
-        method=ConsistencyDistillation(grid_points=40, target_decay=0.95),
+    """ImageNet-64 distillation as published: LPIPS where it is installed, else l2; samples in two steps."""
+    run = replace(
+        _published_imagenet64(600_000, 8e-6),
+        teacher="runs/edm-imagenet64",
+        sampler=MultistepConsistency(sigmas=(_grid_level(40, 22),)),
     )
+    return _comparing(run, ConsistencyDistillation(grid_points=40, target_decay=0.95))
 
 
 def ct_cifar10() -> Experiment:
-    """CIFAR-10 training without a teacher as published (NCSN++), except l2 for LPIPS."""
-    run = _published("cifar10-32x32.zip", 512, 800_000, 4e-4, 10_000_000, 0.9999)
-    network = replace(edm.cifar10_ncsnpp().network, dropout=0.0)
-    method = ConsistencyTraining(s0=2, s1=150, mu0=0.9)
-    return replace(run, data=replace(run.data, labels=False), network=network, method=method)
+    """CIFAR-10 training without a teacher as published (NCSN++): LPIPS where it is installed, else l2."""
+    run = replace(_published_cifar10(), network=replace(cd_cifar10_teacher().network, dropout=0.0))
+    return _comparing(run, ConsistencyTraining(s0=2, s1=150, mu0=0.9))
 
 
 def ct_imagenet64() -> Experiment:
-    """ImageNet-64 training without a teacher as published (ADM), except l2 for LPIPS."""
-    run = _published("imagenet-64x64.zip", 2048, 800_000, 1e-4, 0, 0.999943)
-    network = DhariwalUNetConfig(
-        **FROM_DATA,
-        model_channels=192,
-        channel_mult=(1, 2, 3, 4),
-        num_blocks=3,
-        attn_resolutions=(32, 16, 8),
-        dropout=0.0,
+    """ImageNet-64 training without a teacher as published: LPIPS where installed, else l2; samples in two steps.
+
+    From random weights, as the paper has it; the released command starts from a denoiser's, by
+    --start runs/edm-imagenet64.
+    """
+    run = replace(
+        _published_imagenet64(800_000, 1e-4),
+        network=replace(edm.imagenet64().network, dropout=0.0),
+        sampler=MultistepConsistency(sigmas=(_grid_level(201, 106),)),
     )
-    method = ConsistencyTraining(s0=2, s1=200, mu0=0.95)
-    return replace(
-        run, training=replace(run.training, precision="fp16", micro_batch=64), network=network, method=method
-    )
+    return _comparing(run, ConsistencyTraining(s0=2, s1=200, mu0=0.95))
+
+
+def _grid_level(points: int, index: int) -> float:
+    """The published level of the second step, which the official commands give as an index of the grid."""
+    return float(karras_sigmas(points, 0.002, 80.0)[index])
 
 
 def ctcd_digits() -> Experiment:
@@ -145,35 +178,36 @@ def ctcd_digits() -> Experiment:
 
 
 def ctcd_cifar10() -> Experiment:
-    """CIFAR-10 distillation in continuous time, l2, the tangent itself learnt: 1e-3 and dropout 0.3."""
+    """CIFAR-10 distillation in continuous time, l2, the tangent itself learnt: 1e-3; dropout 0.3."""
     run = cd_cifar10()
     return replace(
         run,
         method=ContinuousTimeDistillation(metric="norm", dropout=0.3),
+        features=None,
         training=replace(run.training, optimizer=replace(run.training.optimizer, lr=1e-3)),
     )
 
 
 def ctcd_cifar10_stop_gradient() -> Experiment:
-    """CIFAR-10 distillation in continuous time, l2, under stop-gradient: 5e-6."""
-    run = cd_cifar10()
+    """CIFAR-10 distillation in continuous time, l2, under stop-gradient: 5e-6; dropout 0.3."""
+    run = ctcd_cifar10()
     return replace(
         run,
-        method=ContinuousTimeDistillation(stop_gradient=True, dropout=0.0),
-        training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6)),
+        method=ContinuousTimeDistillation(stop_gradient=True, dropout=0.3),
+        training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6, eps=EPS_OF_PULL)),
     )
 
 
 def ctct_cifar10() -> Experiment:
-    """CIFAR-10 training in continuous time, l2: 5e-6, from the weights of a denoiser."""
+    """CIFAR-10 training in continuous time, l2: 5e-6, dropout 0.3, from the weights of a denoiser."""
     run = ct_cifar10()
     return replace(
         run,
         method=ContinuousTimeTraining(),
-        # The denoiser's network has an input for augmentation; it is kept, and given nothing.
-        network=replace(run.network, augment_dim=edm.cifar10_ncsnpp().method.augment_dim),
-        start="edm-cifar10-ncsnpp",
-        training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6)),
+        features=None,
+        network=replace(run.network, dropout=0.3),
+        start="runs/cd-cifar10-teacher",
+        training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6, eps=EPS_OF_PULL)),
     )
 
 
@@ -193,17 +227,18 @@ def pd_digits() -> Experiment:
 
 
 def pd_cifar10() -> Experiment:
-    """CIFAR-10 progressive distillation as published, 4096 steps to 1, except that the rate falls in the last alone."""
+    """CIFAR-10 progressive distillation as published, 4096 steps to 1; the rate falls to 0 in every stage."""
     run = cd_cifar10()
     batch, share = 512, 50_000
     return replace(
         run,
-        method=ProgressiveDistillation(start_steps=4096),
+        method=ProgressiveDistillation(start_steps=4096, anneal=True),
+        features=None,
         sampler=steps_sampler(1),
         training=replace(
             run.training,
             total_images=15 * share * batch,
-            optimizer=OptimizerConfig(lr=5e-5, lr_cooldown_images=2 * share * batch, clip_norm=1.0),
+            optimizer=OptimizerConfig(lr=5e-5, clip_norm=1.0),
             ema=EmaConfig(halflife_images=0, rampup_ratio=None),  # none: the raw weights are the product
         ),
     )

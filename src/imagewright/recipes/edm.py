@@ -1,4 +1,6 @@
-"""EDM denoisers (Karras et al. 2022, 2206.00364). CIFAR-10 and ImageNet-64: appendix F.1, table 7."""
+"""EDM denoisers (Karras et al. 2022, 2206.00364). CIFAR-10 and ImageNet-64: appendix F.1, table 7, and the official
+program's README, which lists the options of every published model.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import Any
 from imagewright.data.augment import Augment
 from imagewright.methods.edm import EDM
 from imagewright.networks import DhariwalUNetConfig, SongUNetConfig
+from imagewright.recipes.published import eps_of_mean
 from imagewright.samplers import Heun
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -29,7 +32,13 @@ def digits() -> Experiment:
             total_images=52_000,
             batch=64,
             channels_last=True,  # 8% faster on CPU
-            optimizer=OptimizerConfig(lr=2e-3, lr_ramp_images=4_000, lr_decay_images=20_000, lr_cooldown_images=20_000),
+            optimizer=OptimizerConfig(
+                lr=2e-3,
+                lr_ramp_images=4_000,
+                lr_decay_images=20_000,
+                lr_cooldown_images=20_000,
+                eps=eps_of_mean(8 * 8),
+            ),
             ema=EmaConfig(halflife_images=5_000, rampup_ratio=0.1),
             log_images=2_560,
             snapshot_images=20_000,
@@ -61,7 +70,13 @@ def _emoji(resolution: int, total_images: int) -> Experiment:
             batch=32,
             channels_last=True,  # 14% faster on CPU
             micro_batch=16,  # two processes of one thread each train 1.5 times as fast as one of two threads
-            optimizer=OptimizerConfig(lr=1e-3, lr_ramp_images=5_000, lr_decay_images=60_000, lr_cooldown_images=60_000),
+            optimizer=OptimizerConfig(
+                lr=1e-3,
+                lr_ramp_images=5_000,
+                lr_decay_images=60_000,
+                lr_cooldown_images=60_000,
+                eps=eps_of_mean(3 * resolution**2),
+            ),
             ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.05),
             log_images=3_200,
             snapshot_images=32_000,
@@ -80,7 +95,7 @@ def cifar10() -> Experiment:
         training=TrainingConfig(
             total_images=200_000_000,
             batch=512,
-            optimizer=OptimizerConfig(lr=1e-3, lr_ramp_images=10_000_000),
+            optimizer=OptimizerConfig(lr=1e-3, lr_ramp_images=10_000_000, eps=eps_of_mean(3 * 32 * 32)),
             ema=EmaConfig(halflife_images=500_000, rampup_ratio=0.05),
             log_images=50_000,
             snapshot_images=2_500_000,
@@ -104,6 +119,20 @@ def cifar10_ncsnpp() -> Experiment:
     )
 
 
+def cifar10_uncond() -> Experiment:
+    """CIFAR-10, unconditional DDPM++, as published."""
+    return _without_labels(cifar10())
+
+
+def cifar10_uncond_ncsnpp() -> Experiment:
+    """CIFAR-10, unconditional NCSN++, as published."""
+    return _without_labels(cifar10_ncsnpp())
+
+
+def _without_labels(run: Experiment) -> Experiment:
+    return replace(run, data=replace(run.data, labels=False))
+
+
 def imagenet64() -> Experiment:
     """ImageNet-64, class-conditional ADM, as published (32 GPUs; give the data as an EDM-format zip)."""
     return Experiment(
@@ -123,7 +152,8 @@ def imagenet64() -> Experiment:
             batch=4096,
             micro_batch=64,
             precision="fp16",
-            optimizer=OptimizerConfig(lr=1e-4, lr_ramp_images=10_000_000),
+            # --ls=100, which the official program does not divide out again.
+            optimizer=OptimizerConfig(lr=1e-4, lr_ramp_images=10_000_000, eps=eps_of_mean(3 * 64 * 64, loss_scale=100)),
             ema=EmaConfig(halflife_images=50_000_000, rampup_ratio=0.05),
             log_images=50_000,
             snapshot_images=10_000_000,

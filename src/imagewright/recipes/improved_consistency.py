@@ -7,6 +7,7 @@ from dataclasses import replace
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
 from imagewright.recipes.consistency import ct_cifar10, ct_imagenet64
 from imagewright.recipes.edm import digits as edm_digits
+from imagewright.recipes.published import halflife_images
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -34,25 +35,43 @@ def digits() -> Experiment:
 
 
 def cifar10() -> Experiment:
-    """CIFAR-10, unconditional NCSN++, as published: 8 doublings, Fourier scale 0.02, dropout 0.3."""
+    """CIFAR-10, unconditional NCSN++, as published: 8 doublings, Fourier scale 0.02, dropout 0.3; two steps."""
     run = ct_cifar10()
     return replace(
         run,
         method=ImprovedConsistencyTraining(),
+        features=None,
         network=replace(run.network, dropout=0.3, fourier_scale=0.02),
+        sampler=MultistepConsistency(sigmas=(0.821,)),
         training=_published(run.training, batch=1024, steps=400_000, ema_decay=0.99993),
     )
 
 
 def imagenet64() -> Experiment:
-    """ImageNet-64, class-conditional ADM; batch, steps, average and dropout as reported by others."""
+    """ImageNet-64, class-conditional ADM; batch, steps, average and dropout as reported by others; two steps."""
     run = ct_imagenet64()
     return replace(
         run,
         method=ImprovedConsistencyTraining(),
+        features=None,
         network=replace(run.network, dropout=0.2),
+        sampler=MultistepConsistency(sigmas=(1.526,)),
         training=_published(run.training, batch=4096, steps=800_000, ema_decay=0.99997),
     )
+
+
+def deep_cifar10() -> Experiment:
+    """iCT-deep on CIFAR-10: twice the residual blocks at every resolution."""
+    return _deep(cifar10())
+
+
+def deep_imagenet64() -> Experiment:
+    """iCT-deep on ImageNet-64: twice the residual blocks at every resolution."""
+    return _deep(imagenet64())
+
+
+def _deep(run: Experiment) -> Experiment:
+    return replace(run, network=replace(run.network, num_blocks=2 * run.network.num_blocks))
 
 
 def _published(training: TrainingConfig, batch: int, steps: int, ema_decay: float) -> TrainingConfig:
@@ -62,5 +81,8 @@ def _published(training: TrainingConfig, batch: int, steps: int, ema_decay: floa
         batch=batch,
         total_images=batch * steps,
         optimizer=OptimizerConfig(kind="radam", lr=1e-4),
-        ema=EmaConfig(halflife_images=batch * 0.6931471805599453 / (1 - ema_decay), rampup_ratio=None),
+        ema=EmaConfig(halflife_images=halflife_images(batch, ema_decay), rampup_ratio=None),
+        log_images=100 * batch,
+        snapshot_images=10_000 * batch,
+        checkpoint_images=10_000 * batch,
     )

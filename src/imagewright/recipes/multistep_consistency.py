@@ -7,10 +7,10 @@ from typing import Any
 
 from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation, MultistepConsistencyTraining
 from imagewright.models.segments import segment_stops
-from imagewright.networks import DhariwalUNetConfig
 from imagewright.recipes.consistency import cd_digits, cd_emoji64_32
-from imagewright.recipes.edm import FROM_DATA
 from imagewright.recipes.edm import digits as edm_digits
+from imagewright.recipes.edm import imagenet64 as edm_imagenet64
+from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Jumps
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -40,19 +40,12 @@ def mct_digits() -> Experiment:
 
 def mcd_imagenet64() -> Experiment:
     """ImageNet-64 distillation to eight evaluations."""
-    return _published(MultistepConsistencyDistillation(segments=8), teacher="edm-imagenet64")
+    return _published(MultistepConsistencyDistillation(segments=8), teacher="runs/edm-imagenet64")
 
 
 def mct_imagenet64() -> Experiment:
     """ImageNet-64 training without a teacher, to eight evaluations."""
-    network = DhariwalUNetConfig(
-        **FROM_DATA,
-        model_channels=192,
-        channel_mult=(1, 2, 3, 4),
-        num_blocks=3,
-        attn_resolutions=(32, 16, 8),
-        dropout=0.0,
-    )
+    network = replace(edm_imagenet64().network, dropout=0.0)
     return _published(MultistepConsistencyTraining(segments=8), network=network)
 
 
@@ -69,7 +62,8 @@ def _by_adam(run: Experiment) -> Experiment:
 def _published(method: Any, **start: Any) -> Experiment:
     """ADM stands for the paper's own U-Nets and UViTs, whose sizes are not public.
 
-    Unverified, for want of a release: 200k steps, batch 2048, Adam, evaluation EMA 0.9999 a step. The rate is ours.
+    Unverified, for want of a release: 200k steps, batch 2048, Adam, evaluation EMA 0.9999 a step. The rate is ours, and
+    so is that images are not mirrored and students have no dropout, of which the paper says nothing.
     """
     batch, steps = 2048, 200_000
     return Experiment(
@@ -82,7 +76,7 @@ def _published(method: Any, **start: Any) -> Experiment:
             micro_batch=64,
             precision="fp16",
             optimizer=OptimizerConfig(lr=1e-4),
-            ema=EmaConfig(halflife_images=batch * 0.6931471805599453 / (1 - 0.9999), rampup_ratio=None),
+            ema=EmaConfig(halflife_images=halflife_images(batch, 0.9999), rampup_ratio=None),
             log_images=100 * batch,
             snapshot_images=10_000 * batch,
             checkpoint_images=10_000 * batch,

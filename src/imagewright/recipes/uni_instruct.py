@@ -1,7 +1,8 @@
 """One-step generators by matching distributions (Wang et al. 2025, 2505.20755, and methods that it contains).
 
-CIFAR-10 and ImageNet-64: as in the paper's appendix and its published script. The best figures are of FKL from a
-generator that RKL has trained: `--start runs/uni-rkl-cifar10`; the fake network learns it in the first phase.
+CIFAR-10 and ImageNet-64: as in the published scripts of Uni-Instruct and SiD. The best figures are of FKL from a
+generator that RKL has trained: `--start runs/uni-rkl-cifar10`; the fake network learns it in the first phase. Their
+losses are sums over an image's numbers, ours means: Adam's eps is smaller by as much, so that its steps are the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 from imagewright.data.augment import Augment
 from imagewright.methods.uni_instruct import NAMED
+from imagewright.recipes.published import eps_of_mean
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -31,7 +33,7 @@ def digits(name: str) -> Experiment:
             total_images=10_000,
             batch=64,
             channels_last=True,
-            optimizer=OptimizerConfig(lr=3e-4, betas=BETAS, lr_cooldown_images=4_000),
+            optimizer=_adam(3e-4, 8 * 8, lr_cooldown_images=4_000),
             ema=EmaConfig(halflife_images=1_000, rampup_ratio=0.1),
             log_images=640,
             snapshot_images=2_500,
@@ -55,7 +57,7 @@ def emoji64_32(name: str) -> Experiment:
             total_images=40_000,
             batch=32,
             channels_last=False,
-            optimizer=OptimizerConfig(lr=1e-4, betas=BETAS, lr_cooldown_images=15_000),
+            optimizer=_adam(1e-4, 3 * 32 * 32, lr_cooldown_images=15_000),
             ema=EmaConfig(halflife_images=4_000, rampup_ratio=0.1),
             log_images=1_600,
             snapshot_images=8_000,
@@ -69,12 +71,12 @@ def cifar10(name: str) -> Experiment:
     return Experiment(
         data=DataConfig(source="cifar10-32x32.zip"),
         method=replace(NAMED[name], augment=Augment(p=0.12)),
-        teacher="edm-cifar10",
+        teacher="runs/edm-cifar10",
         sampler=MultistepConsistency(),
         training=TrainingConfig(
-            total_images=300_000_000,
+            total_images=800_000_000 if name == "sid" else 300_000_000,
             batch=256,
-            optimizer=OptimizerConfig(lr=1e-5, betas=BETAS),
+            optimizer=_adam(1e-5, 3 * 32 * 32),
             ema=EmaConfig(halflife_images=500_000, rampup_ratio=0.05),
             log_images=50_000,
             snapshot_images=500_000,
@@ -90,23 +92,29 @@ def imagenet64(name: str) -> Experiment:
         run,
         data=DataConfig(source="imagenet-64x64.zip"),
         method=NAMED[name],
-        teacher="edm-imagenet64",
+        teacher="runs/edm-imagenet64",
         training=replace(
             run.training,
+            total_images=1_000_000_000 if name == "sid" else 300_000_000,
             batch=8192,
             micro_batch=32,
             precision="fp16",
-            optimizer=OptimizerConfig(lr=4e-6, betas=BETAS, eps=1e-6),
+            optimizer=_adam(4e-6, 3 * 64 * 64, eps=1e-6),
             ema=EmaConfig(halflife_images=2_000_000, rampup_ratio=0.05),
         ),
     )
+
+
+def _adam(lr: float, numbers: int, *, eps: float = 1e-8, lr_cooldown_images: int = 0) -> OptimizerConfig:
+    """numbers: of an image. eps: beside a loss that is summed over them."""
+    eps = eps_of_mean(numbers, eps=eps)
+    return OptimizerConfig(lr=lr, betas=BETAS, eps=eps, lr_cooldown_images=lr_cooldown_images)
 
 
 SMALL: Mapping[str, str] = {
     "diff_instruct": "Diff-Instruct",
     "sim": "Score implicit matching, SIM",
     "sid": "Score identity distillation, SiD, alpha 1.2",
-    "f_distill": "The f-distill method: Jensen-Shannon, with an adversary",
     "uni_rkl": "Uni-Instruct: reverse KL, with an adversary",
     "uni_fkl": "Uni-Instruct: forward KL, with an adversary",
     "uni_jkl": "Uni-Instruct: Jeffreys' divergence, with an adversary",

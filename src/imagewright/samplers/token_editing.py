@@ -2,8 +2,12 @@
 
 The picture is encoded, the tokens of the region to draw (grown by one where a token's pixels depend on its neighbours)
 become unknown, and are decoded from pass 2 of 12, under the picture's class or another. What comes back is laid over
-the picture through the region's mask, blurred. Any model of tokens in any order will do, of a codebook or of pixels.
-Extending a picture beyond its edge is the same on a canvas that is moved by half: `Outpainting`.
+the picture through the mask of those tokens, blurred by 15/16 of a token's side. Any model of tokens in any order will
+do, of a codebook or of pixels. Extending a picture beyond its edge is the same on a canvas that is moved by half:
+`Outpainting`.
+
+Departs  The mask is enlarged to pixels by the nearest neighbour, and its border's values go on outside when it is
+         blurred; the released program lets an imaging library do both (bicubic; boxes in place of a Gaussian).
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from imagewright.samplers.masked_decoding import MaskedDecoding
 from imagewright.types import UNCONDITIONAL, Condition, Noise, TokenModel, UserError
 
 Side = Literal["left", "right", "top", "bottom"]
+BLUR = 15 / 16
+"""Published deviation of the mask's blur, in units of a token's side (15 pixels of 16)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +36,7 @@ class TokenEditing:
     start: int = 2
     """The first pass, from 0; those before would have left more tokens unknown than an edit does."""
     blur: float | None = None
-    """Deviation of the mask's blur, in pixels; None = half a token's side, and no blur for a lossless codec."""
+    """Deviation of the mask's blur, in pixels; None = 15/16 of a token's side, and no blur where a token is a pixel."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.decoding.num_steps:
@@ -61,12 +67,18 @@ class TokenEditing:
         tokens = codec.encode(picture)
         places = codec.places(region.to(tokens.device))
         drawn = self.decoding.fill(model, tokens.masked_fill(places, codec.values), cond, noise=noise, start=self.start)
-        blur = self.blur
-        if blur is None:
-            blur = 0.0 if codec.lossless else 0.5 * math.sqrt(region.numel() / codec.length)
-        weight = blurred(region, blur).to(picture)
+        weight = self._weight(region, codec, places).to(picture)
         edited: Tensor = picture + weight * (codec.decode(drawn).to(picture) - picture)
         return edited
+
+    def _weight(self, region: Tensor, codec: Any, places: Tensor) -> Tensor:
+        """How much of what was drawn each pixel takes, [H, W]. places: bool [length], the tokens that were drawn."""
+        side = math.isqrt(codec.length)
+        if codec.length >= region.numel():  # a token is a pixel's, or a part of one
+            return blurred(region, self.blur or 0.0)
+        drawn = F.interpolate(places.view(1, 1, side, side).float(), size=region.shape, mode="nearest")[0, 0]
+        factor = region.shape[0] / side
+        return blurred(drawn > 0, BLUR * factor if self.blur is None else self.blur)
 
 
 def blurred(region: Tensor, deviation: float) -> Tensor:

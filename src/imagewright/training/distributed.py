@@ -57,7 +57,7 @@ class Processes:
 @contextmanager
 def processes() -> Iterator[Processes]:
     """The processes that torchrun started (WORLD_SIZE in the environment), or just this one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _world_size() == 1:
         yield Processes()
         return
     # Both where there are GPUs: `--device cpu` has to work there too.
@@ -66,6 +66,20 @@ def processes() -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def _world_size() -> int:
+    """WORLD_SIZE, empty or absent = 1. Raises UserError for no number, or without what torchrun sets beside it."""
+    text = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise UserError(f"WORLD_SIZE is {text!r} in the environment; it must be a whole number >= 1, or not be set")
+    absent = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if int(text) > 1 and absent:
+        raise UserError(
+            f"WORLD_SIZE is {text} in the environment without {', '.join(absent)}: start several processes with "
+            "torchrun --nproc-per-node N -m imagewright ..., or unset WORLD_SIZE"
+        )
+    return int(text)
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -12,11 +12,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,9 +26,9 @@ from torch import nn
 
 from imagewright.data import ImageSet, Loader, open_images
 from imagewright.data.couplings import Couplings
-from imagewright.files import read_json, write_json
+from imagewright.files import try_output, write_json
 from imagewright.metrics.perceptual import perceptual_network
-from imagewright.models.files import ModelFile, save_model
+from imagewright.models.files import ModelFile, save_model, weights_hash
 from imagewright.models.tokens import PixelCodec, check_device
 from imagewright.networks import NETWORKS
 from imagewright.noise import derive_seed
@@ -38,10 +39,11 @@ from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
 from imagewright.training.log import Log
 from imagewright.training.reconstructions import codec_record, save_reconstructions
+from imagewright.training.record import Inputs, check_inputs, claim, experiment_record, located
 from imagewright.training.snapshots import save_grid
 from imagewright.training.trainer import Progress, Trainer
 from imagewright.types import Average, Codec, DataSpec, Parts, Trained, UserError, kind_of
-from imagewright.version import __version__, versions
+from imagewright.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +108,26 @@ class Assembled:
     images: ImageSet
     parts: Parts
     couplings: Couplings | None = None
+    inputs: Inputs = field(default_factory=dict)
+    """What identifies each thing that the run was given."""
 
 
 class Sources:
-    """Where what an experiment names is found; a dry run has another, with stand-ins for what is not there."""
+    """Where what an experiment names is found; a dry run has another, with stand-ins for what is not there.
+
+    inputs: notes what identifies each model that was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: Inputs = {}
+
+    def given(self, role: str, name: str) -> ModelFile:
+        """The model that an experiment names for a role, whose weights are noted."""
+        file = self.model(name)
+        state = file.model.state_dict()
+        if not any(tensor.is_meta for tensor in state.values()):
+            self.inputs[role] = {"weights_sha256": weights_hash(state)}
+        return file
 
     def images(self, data: DataConfig, on_progress: Callable[[int, int], None] | None) -> ImageSet:
         """The images."""
@@ -166,19 +184,40 @@ def assemble(
         torch.manual_seed(derive_seed(experiment.training.seed, 1))
         parts = experiment.method.parts(**{n: v for n, v in given.items() if n in wanted})
     if experiment.start is not None:
-        _start_from(experiment.start, sources.model(experiment.start).model, parts, experiment.method.product)
+        _start_from(experiment.start, sources.given("start", experiment.start).model, parts, experiment.method.product)
     store = None if pairs is None else sources.couplings(pairs)
-    return Assembled(images, parts, None if store is None else _fitting(store, spec))
+    if store is not None:
+        _check_pairs(store, spec)
+        _check_pairs_teacher(store, experiment.teacher, sources.inputs.get("teacher"))
+        m = store.manifest
+        sources.inputs["couplings"] = {"pairs": m.n, "seed": m.seed, "weights_sha256": m.origin.get("weights_sha256")}
+    inputs: Inputs = {"data": _identity(images), **sources.inputs}
+    return Assembled(images, parts, store, inputs)
 
 
-def _fitting(store: Couplings, spec: DataSpec) -> Couplings:
-    """The pairs, if they are of such images."""
+def _identity(images: ImageSet) -> dict[str, Any]:
+    """What identifies images: how many, of what shape and classes, and the fingerprint of all of it."""
+    spec = images.spec
+    shape = f"{spec.resolution}x{spec.resolution}x{spec.channels}"
+    return {"images": len(images), "shape": shape, "classes": spec.num_classes, "fingerprint": images.fingerprint}
+
+
+def _check_pairs(store: Couplings, spec: DataSpec) -> None:
     ours, theirs = ((s.resolution, s.channels, s.num_classes) for s in (spec, store.spec))
     if ours != theirs:
         raise UserError(
             f"couplings {store.folder} are of resolution, channels and classes {theirs}; the data have {ours}"
         )
-    return store
+
+
+def _check_pairs_teacher(store: Couplings, teacher: str | None, known: Mapping[str, Any] | None) -> None:
+    """Pairs are the run's teacher's own: weights are compared, wherever they lie. A stand-in's (None) are not known."""
+    origin = store.manifest.origin
+    if known is not None and origin.get("weights_sha256") != known["weights_sha256"]:
+        raise UserError(
+            f"couplings {store.folder} were drawn from {origin.get('model')}, whose weights are not those of the "
+            f"teacher {teacher}; draw the teacher's own with: imagewright couple {teacher} --out FOLDER"
+        )
 
 
 def _start_from(name: str, model: nn.Module, parts: Parts, product: str) -> None:
@@ -234,7 +273,7 @@ def _network(experiment: Experiment, spec: DataSpec, codec: Codec | None) -> nn.
     if hasattr(experiment.method, "augment_dim"):
         known["augment_dim"] = experiment.method.augment_dim
     if codec is not None:
-        known |= {"values": codec.values, "length": codec.length}
+        known |= {"values": codec.values, "length": codec.length, "channels": getattr(codec, "channels", 1)}
     fields = {f.name for f in dataclasses.fields(experiment.network)}
     config = dataclasses.replace(experiment.network, **{k: v for k, v in known.items() if k in fields})
     with torch.random.fork_rng(devices=[]):
@@ -245,7 +284,7 @@ def _network(experiment: Experiment, spec: DataSpec, codec: Codec | None) -> nn.
 def _codec(name: str | None, spec: DataSpec, sources: Sources) -> nn.Module:
     if name is None:
         return PixelCodec(spec.resolution, spec.channels)
-    file = sources.model(name)
+    file = sources.given("tokenizer", name)
     if kind_of(file.model) != "codec":
         raise UserError(
             f"tokenizer {name} is a {kind_of(file.model).replace('_', ' ')}, which turns no images into tokens; "
@@ -262,7 +301,7 @@ def _codec(name: str | None, spec: DataSpec, sources: Sources) -> nn.Module:
 def _teacher(name: str | None, spec: DataSpec, sources: Sources) -> nn.Module:
     if name is None:
         raise UserError("this method learns from a teacher; give one with --teacher RUN")
-    file = sources.model(name)
+    file = sources.given("teacher", name)
     ours = (spec.resolution, spec.channels, spec.num_classes)
     theirs = (file.spec.resolution, file.spec.channels, file.spec.num_classes)
     if ours != theirs:
@@ -270,16 +309,6 @@ def _teacher(name: str | None, spec: DataSpec, sources: Sources) -> nn.Module:
             f"teacher {name} makes images of resolution, channels and classes {theirs}; the data have {ours}"
         )
     return file.model
-
-
-def to_json(value: Any) -> Any:
-    """Dataclasses as dictionaries that name their class; JSON has no infinity, so it is written as a string."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        pairs = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": type(value).__name__, **pairs}
-    if isinstance(value, (list, tuple)):
-        return [to_json(v) for v in value]
-    return str(value) if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
 
 
 def run_experiment(
@@ -299,12 +328,15 @@ def run_experiment(
     Raises UserError when the folder holds another run, or the experiment's parts do not fit.
     """
     processes = processes or Processes()
-    record = experiment_record(experiment, command)
-    _claim(folder, record, resume)
+    experiment = located(experiment, folder)
+    before = claim(folder, experiment, resume)
     processes.wait()  # or a slow process would find the record of this very run in the folder
+    try_output(folder)
     assembled = assemble(experiment, on_open)
+    check_inputs(folder, before, assembled.inputs, experiment)
     check_device(assembled.parts.roles[experiment.method.product].module, device)
     if processes.is_first:
+        record = experiment_record(experiment, command, assembled.inputs, folder)
         write_json(folder / "experiment.json", record)
     loader = Loader(
         assembled.images,
@@ -322,57 +354,35 @@ def run_experiment(
         log=Log(folder if processes.is_first else None),
         device=device,
         processes=processes,
-        on_snapshot=lambda images: snapshot(),
+        on_snapshot=lambda images: snapshot(True),
+        on_stop=lambda images: snapshot(False),
         on_progress=on_progress,
     )
 
-    def snapshot() -> None:
+    def snapshot(picture: bool) -> None:
         if processes.is_first:
-            export(experiment, trainer, assembled.images.spec, folder, torch.device(device))
+            export(experiment, trainer, assembled.images, folder, torch.device(device), picture=picture)
 
     if resume:
         trainer.resume()
     trainer.train()
-    snapshot()
+    snapshot(True)
     return folder
 
 
-def experiment_record(experiment: Experiment, command: list[str] | None = None) -> dict[str, Any]:
-    """What experiment.json holds."""
-    return {
-        "format": "imagewright-experiment/1",
-        "command": command,
-        "experiment": to_json(experiment),
-        "versions": versions(),
-    }
-
-
-def _claim(folder: Path, record: dict[str, Any], resume: bool) -> None:
-    """Refuse to mix two runs in one folder."""
-    if not (folder / "experiment.json").exists():
-        return
-    before = read_json(folder / "experiment.json")
-    if not resume:
-        raise UserError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
-    changed = _differences(before["experiment"], record["experiment"])
-    changed = [name for name in changed if name not in ("training.total_images", "training.keep_checkpoints")]
-    if changed:
-        raise UserError(f"{folder} holds a run with another {', '.join(changed)}; resume it with its own settings")
-
-
-def _differences(a: Any, b: Any, path: str = "") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [*a, *(k for k in b if k not in a)]
-        return [d for k in keys for d in _differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)]
-    return [] if a == b else [path]
-
-
-def export(experiment: Experiment, trainer: Trainer, spec: DataSpec, folder: Path, device: torch.device) -> None:
+def export(
+    experiment: Experiment,
+    trainer: Trainer,
+    images: ImageSet,
+    folder: Path,
+    device: torch.device,
+    *,
+    picture: bool = True,
+) -> None:
     """Write the product's averaged weights as a model, and a snapshot: samples, or what a tokenizer gives back."""
-    import copy
-
     model = copy.deepcopy(trainer.learners[experiment.method.product].module)
     model.load_state_dict(trainer.product_state())
+    spec = dataclasses.replace(images.spec, empty_classes=images.empty_classes)
     origin: dict[str, Any] = {
         "method": type(experiment.method).__name__,
         "images_seen": trainer.images,
@@ -384,11 +394,12 @@ def export(experiment: Experiment, trainer: Trainer, spec: DataSpec, folder: Pat
     }
     snapshot = folder / "samples" / f"{trainer.images:012d}.png"
     if kind_of(model) == "codec":
-        images = trainer.loader.image_set
         origin |= codec_record(model, images, device)
         save_model(folder, ModelFile(model=model, spec=spec, origin=origin))
-        save_reconstructions(snapshot, model, images, device)
+        if picture:
+            save_reconstructions(snapshot, model, images, device)
         return
     generator = ImageGenerator(model, spec, experiment.sampler, device)
     save_model(folder, ModelFile(model=model, spec=spec, sampler=sampler_to_json(generator.sampler), origin=origin))
-    save_grid(snapshot, generator)
+    if picture:
+        save_grid(snapshot, generator)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from imagewright.data import Loader
-from imagewright.noise import StepNoise, derive_seed
+from imagewright.noise import StepNoise, derive_seed, seed_networks
 from imagewright.training.checkpoint import (
     State,
     checkpoint_path,
@@ -42,18 +42,26 @@ from imagewright.types import (
     Frozen,
     Method,
     Parts,
+    Restart,
     Trained,
     Update,
     UserError,
 )
 
+ENDINGS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
+)
+"""What a user, a scheduler, a limit or a lost terminal sends to announce the end."""
+
 
 class Interrupted(Exception):  # noqa: N818, not an error: the user asked for it
-    """Ctrl-C (or SIGTERM) was honoured after a whole step; the state is saved at `checkpoint`."""
+    """A signal was honoured after a whole step; the state is saved at `checkpoint`. signal: its number."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, number: int) -> None:
         super().__init__(str(checkpoint))
-        self.checkpoint = checkpoint
+        self.checkpoint, self.number = checkpoint, number
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Trainer:
     """One run in memory. `train()` goes on from where the clock stands until total_images.
 
     folder: where checkpoints go. on_snapshot: called at every snapshot and at the end with the images seen.
+    on_stop: called where a signal ends the run early, so that what there is can be used.
     on_progress: called after every step.
     """
 
@@ -85,13 +94,14 @@ class Trainer:
         device: torch.device | str = "cpu",
         processes: Processes | None = None,
         on_snapshot: Callable[[int], None] = lambda images: None,
+        on_stop: Callable[[int], None] = lambda images: None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self.method, self.parts, self.loader, self.config, self.folder = method, parts, loader, config, folder
         self.device = torch.device(device)
         self.processes = processes or Processes()
         self.log = log or Log(None)
-        self.on_snapshot, self.on_progress = on_snapshot, on_progress
+        self.on_snapshot, self.on_stop, self.on_progress = on_snapshot, on_stop, on_progress
         self.micro = config.micro_batch or max(config.batch // self.processes.world, 1)
         if config.batch % (self.micro * self.processes.world):
             raise UserError(
@@ -180,7 +190,7 @@ class Trainer:
     def train(self) -> None:
         """Train until `total_images`, with checkpoints and snapshots on the way.
 
-        Raises Interrupted after Ctrl-C (state saved), UserError when a loss stops being finite.
+        Raises Interrupted after a signal (state and model saved), UserError when a loss stops being finite.
         """
         started, first_images = time.monotonic(), self.images
         with _interrupts() as interrupted:
@@ -191,7 +201,9 @@ class Trainer:
                 if self._passed(self.config.log_images):
                     self.log.write(self.step_index, self.images, {"images_per_second": rate})
                 if self.processes.any(bool(interrupted), self.device) and self.images < self.config.total_images:
-                    raise Interrupted(self.save())
+                    saved = self.save()
+                    self.on_stop(self.images)
+                    raise Interrupted(saved, interrupted[0] if interrupted else signal.SIGTERM)
                 if self._passed(self.config.checkpoint_images):
                     self.save()
                 if self._passed(self.config.snapshot_images):
@@ -215,7 +227,7 @@ class Trainer:
             events: list[Event | None] = []
             for j, generator in zip(mine, steps, strict=True):
                 # The networks' own randomness (dropout) is a function of where we are, as all other randomness is.
-                torch.manual_seed(derive_seed(self.config.seed, self.step_index, j, phase, 1))
+                seed_networks(derive_seed(self.config.seed, self.step_index, j, phase, 1), self.device)
                 with self._precision():
                     event = next(generator, None)
                 if isinstance(event, Update):
@@ -227,6 +239,8 @@ class Trainer:
                 break
             if isinstance(events[0], Update):
                 self._step([e for e in events if isinstance(e, Update)])
+            elif isinstance(events[0], Restart):
+                self.learners[events[0].part].restart()
             else:
                 self._follow(events[0])
             phase += 1
@@ -271,7 +285,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise self._not_finite(part, f"loss {loss}")
         try:
-            numbers = self.learners[part].step(self.images + self.config.batch, self.processes)
+            numbers = self.learners[part].step(self.images + self.config.batch, self.processes, updates[0].rate)
         except FloatingPointError:
             raise self._not_finite(part, "gradient") from None
         self.log.add(part, updates, loss, numbers)
@@ -304,12 +318,15 @@ def _kind(event: Event | None) -> tuple[str, ...]:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying in mid-step; a second one kills as usual."""
+    """Collect signals that announce the end instead of dying in mid-step; a second one kills as usual.
+
+    One that is ignored stays ignored: `nohup` asks for that.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: handler for s in ENDINGS if (handler := signal.getsignal(s)) != signal.SIG_IGN}
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)

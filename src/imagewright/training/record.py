@@ -1,0 +1,255 @@
+"""What experiment.json holds: the resolved configuration, what it was given, how it was started; and the way back.
+
+A run is rebuilt from its record alone (`experiment_from_json`): classes are looked up in the package, and no file that
+the record names is run. What a run is given (images, teacher, tokenizer, starting weights, pairs) is recorded with a
+fingerprint, so that it may move, and may not change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import os
+import pkgutil
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from imagewright.files import read_json
+from imagewright.pretrained import shipped
+from imagewright.types import UserError
+from imagewright.version import versions
+
+FORMAT = "imagewright-experiment/1"
+EMBEDDED = ("digits", "emoji64")
+INPUTS: Mapping[str, str] = {
+    "data": "data.source",
+    "couplings": "data.couplings",
+    "teacher": "teacher",
+    "tokenizer": "tokenizer",
+    "start": "start",
+}
+"""What a run is given, and the field that says where it is."""
+FREE = (
+    "training.total_images",
+    "training.keep_checkpoints",
+    "training.log_images",
+    "training.snapshot_images",
+    "training.checkpoint_images",
+    "training.weights_images",
+    "training.micro_batch",
+)
+"""Settings that a resumed run may change: how long it lasts, what it writes when, how a batch is cut up."""
+Inputs = dict[str, dict[str, Any]]
+"""Of each thing that a run was given: what identifies it, and `where` it lies from the run's folder."""
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses as dictionaries that name their class; JSON has no infinity, so it is written as a string."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        pairs = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **pairs}
+    if isinstance(value, (list, tuple)):
+        return [to_json(v) for v in value]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def experiment_from_json(value: Any, where: Path) -> Any:
+    """Inverse of `to_json`. Raises UserError naming `where` for a class or field that this version does not know."""
+    try:
+        return _from_json(value, Any)
+    except _Unknown as unknown:
+        raise UserError(f"{where} names the {unknown}, which this version does not have") from None
+    except (TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{where} is damaged: {error}") from None
+
+
+class _Unknown(Exception):  # noqa: N818 - a finding, told by `experiment_from_json`
+    pass
+
+
+def _from_json(value: Any, annotation: Any) -> Any:
+    if isinstance(value, dict):
+        cls = classes().get(value.get("class", ""))
+        if cls is None:
+            raise _Unknown(f"class {value.get('class')!r}")
+        hints = typing.get_type_hints(cls)
+        strange = [name for name in value if name != "class" and name not in hints]
+        if strange:
+            raise _Unknown(f"field {strange[0]!r} of {cls.__name__}")
+        return cls(**{name: _from_json(v, hints[name]) for name, v in value.items() if name != "class"})
+    if isinstance(value, list):
+        return tuple(_from_json(v, _inner(annotation)) for v in value)
+    if value in ("inf", "-inf") and float in _members(annotation):
+        return float(value)
+    return value
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _inner(annotation: Any) -> Any:
+    for member in _members(annotation):
+        if typing.get_origin(member) is tuple:
+            return typing.get_args(member)[0]
+    return Any
+
+
+@cache
+def classes() -> Mapping[str, type]:
+    """Every public dataclass that an experiment may hold, by its name: of methods, networks, samplers, settings."""
+    found: dict[str, type] = {}
+    for package in ("methods", "networks", "samplers", "paths", "data", "training"):
+        root = importlib.import_module(f"imagewright.{package}")
+        for info in pkgutil.iter_modules(root.__path__, f"{root.__name__}."):
+            module = importlib.import_module(info.name)
+            for name, member in vars(module).items():
+                if not isinstance(member, type) or member.__module__ != module.__name__ or name.startswith("_"):
+                    continue
+                if dataclasses.is_dataclass(member):
+                    found[name] = cast(type, member)
+    return found
+
+
+def located(experiment: Any, folder: Path) -> Any:
+    """The experiment with absolute paths of what it is given, wherever that is found.
+
+    A path that is not there is looked for where the run in `folder`, if any, had it: at the recorded path, and at the
+    same way from the run's folder. What is nowhere stays as it is written.
+    """
+    record = read_json(folder / "experiment.json") if (folder / "experiment.json").exists() else {}
+    for name, field in INPUTS.items():
+        value = get_field(experiment, field)
+        if value is None or value in EMBEDDED or value in shipped():
+            continue
+        known = record.get("inputs", {}).get(name, {})
+        candidates = [Path(value), Path(get_field(record.get("experiment", {}), field) or value)]
+        candidates += [folder / known["where"]] if known.get("where") else []
+        there = [path for path in candidates if path.exists()]
+        if there:
+            experiment = set_field(experiment, field, os.path.abspath(there[0]))
+    return experiment
+
+
+def get_field(value: Any, path: str) -> Any:
+    """The value at a dotted path, of dataclasses or of their JSON; None where there is none."""
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+    return value
+
+
+def set_field(value: Any, path: str, new: Any) -> Any:
+    """A copy of nested dataclasses with the value at a dotted path replaced."""
+    name, _, rest = path.partition(".")
+    inner = set_field(getattr(value, name), rest, new) if rest else new
+    return dataclasses.replace(value, **{name: inner})
+
+
+def experiment_record(
+    experiment: Any, command: Sequence[str] | None = None, inputs: Inputs | None = None, folder: Path | None = None
+) -> dict[str, Any]:
+    """What experiment.json holds. command: arguments of `imagewright train`. folder: the run's, for relative paths."""
+    given: Inputs = {}
+    for name, identity in (inputs or {}).items():
+        path = get_field(experiment, INPUTS[name])
+        given[name] = dict(identity)
+        if folder is not None and path is not None and os.path.isabs(path):
+            given[name]["where"] = os.path.relpath(path, folder.resolve())
+    return {
+        "format": FORMAT,
+        "command": None if command is None else list(command),
+        "experiment": to_json(experiment),
+        "inputs": given,
+        "versions": versions(),
+    }
+
+
+def claim(folder: Path, experiment: Any, resume: bool) -> Inputs:
+    """Refuse to mix two runs in one folder; returns what the run that is there was given, {} for none.
+
+    Raises UserError where there is a run and it is not resumed, or is resumed with other settings.
+    """
+    path = folder / "experiment.json"
+    if not path.exists():
+        return {}
+    if not resume:
+        raise UserError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
+    before = read_json(path)
+    changed = _differences(before["experiment"], to_json(experiment))
+    moved = [f for f in INPUTS.values() if get_field(before["experiment"], f) and get_field(experiment, f)]
+    changed = [name for name in changed if name not in (*FREE, *moved)]
+    if changed:
+        raise UserError(f"{folder} holds a run with another {', '.join(changed)}; resume it with its own settings")
+    return dict(before.get("inputs", {}))
+
+
+def check_inputs(folder: Path, before: Inputs, now: Inputs, experiment: Any) -> None:
+    """Raise UserError where something that a resumed run is given is not what it was given before."""
+    for name, identity in before.items():
+        known = {k: v for k, v in identity.items() if k != "where"}
+        changed = [k for k, v in known.items() if name in now and now[name].get(k) != v]
+        if changed:
+            what = "; ".join(f"{k} was {_short(known[k])} and is {_short(now[name].get(k))}" for k in changed)
+            source = get_field(experiment, INPUTS[name])
+            raise UserError(f"{folder} was trained with other {name} than {source} now holds: {what}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def _differences(a: Any, b: Any, path: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(k for k in b if k not in a)]
+        return [d for k in keys for d in _differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)]
+    return [] if a == b else [path]
+
+
+def merged(command: Sequence[str], more: Sequence[str]) -> list[str]:
+    """One command of two: options of `more` replace the same ones; what says where and how to start is left out."""
+    options: dict[str, list[str]] = {}
+    for words in (command, more):
+        for group in _groups(words):
+            options[_key(group[0])] = group
+    return [word for key, group in options.items() if key not in ("resume", "dry-run", "out") for word in group]
+
+
+def _groups(words: Sequence[str]) -> list[list[str]]:
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not groups:
+            groups.append([word])
+        else:
+            groups[-1].append(word)
+    return groups
+
+
+def _key(word: str) -> str:
+    if not word.startswith("--"):
+        return ""  # the recipe
+    parts = word.removeprefix("--").split("=")[0].replace("_", "-").split(".")
+    return ".".join([*parts[:-1], parts[-1].removeprefix("no-")])
+
+
+def repeat_command(record: Mapping[str, Any]) -> list[str] | None:
+    """The command that trains a run again, from any folder; None where none was recorded.
+
+    What it was given is named by the path where that lay, absolute.
+    """
+    command = record.get("command")
+    if not command:
+        return None
+    more = [command[0]]
+    for field in INPUTS.values():
+        value = get_field(record.get("experiment", {}), field)
+        if value is not None and os.path.isabs(value):
+            more += [f"--{field}", value]
+    return ["train", *merged(command, more)]
