@@ -1,11 +1,13 @@
 """All methods of a family from one teacher, side by side: a table and a sheet of pictures.
 
     python examples/side_by_side.py flow-maps-digits        # an hour or so on two cores
-    python examples/side_by_side.py flow-maps-emoji64-32    # hours, as are all on emoji
     python examples/side_by_side.py matching-digits 0 1 2   # three trainings of every row
+    python examples/side_by_side.py emoji64-32 0 1          # some of both families, hours on two cores
 
 Flow maps are the consistency and trajectory models, measured at one, two and four calls; `matching-...` are the
-one-step generators that match distributions. In a family the product gets equally many updates, of as many images.
+one-step generators that match distributions. In a family on digits the product gets equally many updates, of as many
+images; on emoji every row may do as many passes through networks as CD does with so many images. Scores are of classes
+drawn as often as the reference has them (`imagewright evaluate`).
 Seeds are those of the trainings; teacher, pairs and the noises that are drawn from are the same for all. table.json,
 with the scores of every seed, and samples.png, of the first, go to runs/NAME. The same call again goes on where it was
 interrupted.
@@ -53,6 +55,9 @@ class Row:
     """Whether the fake network learns alone first, and ratio and adversary come later still."""
     stops: tuple[tuple[float, ...], ...] = ()
     """One measurement for each; empty: as the recipe's sampler goes."""
+    passes: int = 6
+    """Of an update of the product, with all that it takes of other networks: a call is 1, a gradient through it 2 more.
+    CD has a Heun step of the teacher, one call of the target, one of the student and its gradient."""
 
 
 def _multistep(segments: int) -> Row:
@@ -86,6 +91,16 @@ MATCHING = (
 )
 
 
+EMOJI = (
+    Row(name="CD", recipe="cd", stops=((),)),
+    Row(name="sCD", recipe="scd", stops=((),)),
+    Row(name="CTM", recipe="ctm", stops=((),), passes=17),
+    Row(name="DMD2", recipe="dmd2-{}-gan", steps=5, passes=57),
+    Row(name="SiD", recipe="sid", passes=13),
+    Row(name="Uni-Instruct, JKL", recipe="uni-jkl", phased=True, passes=16),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """A data set, its teacher, and the length of every training on it."""
@@ -93,31 +108,35 @@ class Setting:
     data: str
     rows: tuple[Row, ...]
     images: int
-    """From which each product learns."""
+    """From which each product learns; with `equal_passes` CD, the others from as many fewer as their update costs."""
+    equal_passes: bool = False
     cooldown: bool = False
     """Lower the rate to zero over the last half, whatever the recipe's own length has."""
     options: str = ""
     pairs: int = 0
     """Couplings drawn for those that need them."""
+    scored: int | None = None
+    """Images of every measurement; None: as many as there are real ones."""
+    teacher_steps: tuple[int, tuple[int, ...]] = (18, (1, 2, 4))
+    """Of Heun, and of Euler, with which the teacher is measured."""
     teacher_recipe: str | None = None
     """Trained first; None: the teacher is the shipped model of the data's name."""
 
 
-_SMALL = "--training.batch 16 --training.channels-last --training.ema.halflife-images"
 SETTINGS = {
     "flow-maps-digits": Setting(data="digits", rows=FLOW_MAPS, images=28_000, teacher_recipe="edm-digits"),
-    "flow-maps-emoji64-32": Setting(
-        data="emoji64-32",
-        rows=tuple(row for row in FLOW_MAPS if row.name in ("CD", "multistep CD, S = 4", "CTM", "sCD")),
-        images=6_400,
-        cooldown=True,
-        options=f"{_SMALL} 1000",
-    ),
     "matching-digits": Setting(
         data="digits", rows=MATCHING, images=9_600, cooldown=True, pairs=3_000, teacher_recipe="edm-digits"
     ),
-    "matching-emoji64-32": Setting(
-        data="emoji64-32", rows=MATCHING, images=2_400, cooldown=True, options=f"{_SMALL} 500", pairs=1_000
+    "emoji64-32": Setting(
+        data="emoji64-32",
+        rows=EMOJI,
+        images=6_400,
+        equal_passes=True,
+        cooldown=True,
+        options="--training.batch 16 --training.channels-last --training.ema.halflife-images 200",
+        scored=946,
+        teacher_steps=(12, (1,)),
     ),
 }
 
@@ -132,24 +151,26 @@ def run(name: str, setting: Setting, seeds: Sequence[int]) -> None:
     scores = out / "teacher.json"
     if not scores.exists():
         out.mkdir(parents=True, exist_ok=True)
-        _command(f"evaluate {teacher} --sampler euler --steps 1 2 4 --out {scores}")
-        _command(f"evaluate {teacher} --sampler heun --steps 18 --out {scores}")
+        heun, euler = setting.teacher_steps
+        n = _count(setting)
+        _command(f"evaluate {teacher} {n} --sampler euler --steps {' '.join(map(str, euler))} --out {scores}")
+        _command(f"evaluate {teacher} {n} --sampler heun --steps {heun} --out {scores}")
     if setting.pairs:
         _command(f"couple {teacher} --n {setting.pairs} --sampler heun --steps 18 --out {out}/couplings")
     folders = {row: [out / f"seed-{seed}" / _folder_name(row) for seed in seeds] for row in setting.rows}
     for row, places in folders.items():
         for seed, folder in zip(seeds, places, strict=True):
             _train(row, setting, teacher, folder, seed)
-            _measure(row, folder)
+            _measure(row, setting, folder)
     students = {row.name: [_scores(folder / "metrics.json") for folder in places] for row, places in folders.items()}
     table = {"data": setting.data, "images": setting.images, "seeds": list(seeds), "teacher": _scores(scores)}
     write_json(out / "table.json", {**table, "students": students})
-    _sheet(teacher, [str(places[0]) for places in folders.values()], out / "samples.png")
+    _sheet(teacher, setting.teacher_steps[0], [str(places[0]) for places in folders.values()], out / "samples.png")
 
 
 def _train(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) -> None:
     """A row's training, from where it stands."""
-    total = setting.images * row.steps
+    total = _product_images(row, setting) * row.steps
     recipe = row.recipe.format(setting.data) if "{}" in row.recipe else f"{row.recipe}-{setting.data}"
     words = [f"train {recipe} --out {folder} --resume --training.seed {seed} --training.total-images {total}"]
     words += [setting.options, row.options]
@@ -164,12 +185,20 @@ def _train(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) ->
     _command(" ".join(words))
 
 
-def _measure(row: Row, folder: Path) -> None:
+def _product_images(row: Row, setting: Setting) -> int:
+    return setting.images * EMOJI[0].passes // row.passes if setting.equal_passes else setting.images
+
+
+def _count(setting: Setting) -> str:
+    return f"--n {setting.scored}" if setting.scored else ""
+
+
+def _measure(row: Row, setting: Setting, folder: Path) -> None:
     """The scores of a row that are not there yet."""
     ways = [f"--set sigmas=[{','.join(map(str, stops))}]" for stops in row.stops] or [""]
     done = len(_scores(folder / "metrics.json")) if (folder / "metrics.json").exists() else 0
     for way in ways[done:]:
-        _command(f"evaluate {folder} {way}")
+        _command(f"evaluate {folder} {_count(setting)} {way} --metrics fd prdc --no-yardsticks")
 
 
 def _folder_name(row: Row) -> str:
@@ -185,10 +214,10 @@ def _scores(path: Path) -> list[dict[str, Any]]:
     return [{"nfe": entry["nfe"], **entry["report"]["scores"]} for entry in read_json(path)["reports"]]
 
 
-def _sheet(teacher: str, students: list[str], path: Path) -> None:
-    """A row a model: the teacher in 18 Heun steps, then every student as its recipe draws."""
+def _sheet(teacher: str, steps: int, students: list[str], path: Path) -> None:
+    """A row a model: the teacher in so many Heun steps, then every student as its recipe draws."""
     labels = np.arange(COLUMNS) % load(teacher).spec.num_classes
-    generators = [load(teacher, Heun(num_steps=18)), *map(load, students)]
+    generators = [load(teacher, Heun(num_steps=steps)), *map(load, students)]
     rows = [generator.generate(COLUMNS, labels=labels, seed=3) for generator in generators]
     save_image(path, grid(np.concatenate(rows), COLUMNS), scale=64 // rows[0].shape[1])
 

@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     with told_as_unwritable(path):
         aside = _beside(path)
     try:
-        with told_as_unwritable(path, aside):
+        with told_as_unwritable(path):
             yield aside
             _finish(aside, path)
     except BaseException:
@@ -50,33 +50,38 @@ def _finish(aside: Path, path: Path) -> None:
 
 
 @contextmanager
-def told_as_unwritable(path: Path, *asides: Path) -> Iterator[None]:
-    """Turn what the system says about `path`, or about no file, into a UserError; other files' errors pass."""
+def told_as_unwritable(path: Path) -> Iterator[None]:
+    """Turn what the system says about `path`, its folders, or no file, into a UserError; other files' errors pass."""
     try:
         yield
     except SafetensorError as error:
         raise UserError(f"{path} cannot be written: {error}") from None
     except OSError as error:
-        about = error.filename is None or Path(os.fsdecode(error.filename)) in (path, *asides, *path.parents)
-        beside = error.filename is not None and str(error.filename).endswith(".partial")
-        if not (about or beside):
+        name = None if error.filename is None else os.fsdecode(error.filename)
+        if name is not None and not name.endswith(".partial") and Path(name) not in (path, *path.parents):
             raise
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "a file is in the way" if in_the_way else error.strerror or error
+        raise UserError(f"{path} cannot be written: {reason}") from None
 
 
 def try_output(path: Path) -> None:
-    """Raise UserError where a file cannot be written at `path`, before the work whose result it is to hold."""
-    if path.is_dir():
-        raise UserError(f"{path} cannot be written: it is a folder")
+    """Raise UserError where neither a file nor a folder can be made at `path`, before the work whose result it holds.
+
+    Leaves nothing behind: what is tried is the nearest folder above that is there.
+    """
+    place = path if path.is_dir() else path.parent
     with told_as_unwritable(path):
-        aside = _beside(path)
-        aside.write_bytes(b"x")
-        aside.unlink()
-
-
-def try_folder(folder: Path) -> None:
-    """Raise UserError where files cannot be written into `folder`, which is made."""
-    try_output(folder / "x")
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise NotADirectoryError
+        handle, name = tempfile.mkstemp(suffix=".partial", dir=place)
+        try:
+            os.write(handle, b"x")
+        finally:
+            os.close(handle)
+            os.unlink(name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -285,12 +285,14 @@ class Update:
     loss:  [N], one number per image, before any reduction; the trainer averages.
     parts: further numbers to log, each [N] or a scalar, detached by the trainer.
     at:    sigma [N] of each image, so that the log can show the loss by noise level.
+    rate:  learning rate of this step, in units of the part's: for methods with a schedule of their own.
     """
 
     part: str
     loss: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     at: Tensor | None = None
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -302,7 +304,14 @@ class Follow:
     decay: float
 
 
-Event = Update | Follow
+@dataclass(frozen=True)
+class Restart:
+    """ "Let the optimiser of `part` begin anew": it forgets its moments and its count of steps."""
+
+    part: str
+
+
+Event = Update | Follow | Restart
 
 
 @dataclass(frozen=True, kw_only=True)

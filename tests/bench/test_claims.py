@@ -205,7 +205,7 @@ def test_claims_that_cost_little_are_measured_again(
     [
         (["edm", "--seeds", "5", "10000"], "all must lie in 10000..10999 (recorded) or all in 0..999"),
         (["edm", "--all"], "--all measures every claim; leave out the names"),
-        (["--all", "--at-most", "0"], "--at-most is 0; it must be above 0"),
+        (["--all", "--at-most", "0"], "--at-most is 0.0; it must be positive and finite"),
         (["other"], "there is no claim 'other'"),
         ([], "name at least one claim"),
     ],

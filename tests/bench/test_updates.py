@@ -57,4 +57,4 @@ def test_figures_are_written(tmp_path: Path, tiny_recipe: Path, capsys: pytest.C
 def test_too_few_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["bench", "updates", "edm-digits", "--rounds", "1"])
-    assert "--rounds is 1; it must be at least 3" in capsys.readouterr().err
+    assert "--rounds is 1; it must be a whole number >= 3" in capsys.readouterr().err

@@ -6,22 +6,25 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from imagewright.cli import couple
 from imagewright.cli.main import main
 from imagewright.data.couplings import Couplings
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
-from imagewright.pretrained import load
+from imagewright.pretrained import find_model, load
 from imagewright.types import DataSpec
 
 DIGITS = DataSpec(name="digits", resolution=8, channels=1, num_classes=10, class_names=tuple("0123456789"))
@@ -133,6 +136,32 @@ def test_more_pairs_are_added(teacher: Path, whole: Path, tmp_path: Path) -> Non
     assert contents(out) == contents(whole)
 
 
+def test_a_writer_of_fewer_pairs_leaves_a_finished_store_whole(
+    teacher: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fill, overtaken = tmp_path / "overtaken", couple._fill, []
+
+    def overtaking(*args: Any) -> int:
+        if args[1].n == 5:  # it has written its manifest; before its first shard another makes all 26 pairs
+            main(["couple", str(teacher), "--out", str(out), *WAY.split()])
+            overtaken.append(contents(out) == contents(whole))
+        return fill(*args)
+
+    monkeypatch.setattr(couple, "_fill", overtaking)
+    main(["couple", str(teacher), "--out", str(out), *WAY.replace("--n 26", "--n 5").split()])
+    assert overtaken == [True] and contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("spelling", ["{0}/", "{0}/../{0.name}", "{1}"])
+def test_the_same_weights_may_be_named_by_another_path(
+    spelling: str, teacher: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(teacher, tmp_path / "copy")
+    before = contents(whole)
+    main(["couple", spelling.format(teacher, tmp_path / "copy"), "--out", str(whole), *WAY.split()])
+    assert "of which 0 made now" in " ".join("".join(capsys.readouterr()).split()) and contents(whole) == before
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [("--steps 4", "couplings with another origin"), ("--n 3", "must be no less"), ("--dtype int8", "allowed")],
@@ -168,7 +197,7 @@ def test_a_file_system_without_locks_will_do(
     def refuse(handle: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr("imagewright.cli.couple.fcntl.flock", refuse)
+    monkeypatch.setattr("imagewright.data.couplings.fcntl.flock", refuse)
     main(["couple", str(teacher), "--out", str(tmp_path / "new"), *WAY.split()])
     pairs = {name: data for name, data in contents(tmp_path / "new").items() if not name.endswith(".lock")}
     assert pairs == contents(whole)
@@ -185,3 +214,19 @@ def test_training_refuses_pairs_of_other_images_or_for_other_methods(
     recipe: str, says: str, whole: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     assert says in refused("train", recipe, "--data.couplings", whole, "--out", tmp_path / "run")
+
+
+def test_training_takes_the_teacher_s_own_pairs_alone(
+    teacher: Path, whole: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    other = find_model(teacher)
+    with torch.no_grad():
+        next(other.model.parameters()).view(-1)[0] += 1
+    save_model(tmp_path / "other", other)
+    shutil.copytree(teacher, tmp_path / "copy")
+    sizes = ["--training.total-images", "2", "--training.batch", "2", "--training.snapshot-images", "2"]
+    train = ["train", "dmd-digits", "--data.couplings", str(whole), *sizes]
+    told = refused(*train, "--teacher", tmp_path / "other", "--out", tmp_path / "refused")
+    assert f"couplings {whole} were drawn from {teacher}, whose weights are not those of the teacher" in told
+    main([*train, "--teacher", str(tmp_path / "copy"), "--out", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "model.json").exists()

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from imagewright.cli.main import main
 from imagewright.data import open_images
@@ -62,6 +64,27 @@ def test_combination_of_weights(run: Path, tmp_path: Path) -> None:
     assert len(coefficients) == len(stored(run, "raw")) == 4 and sum(coefficients) == pytest.approx(1.0)
     assert header["sampler"]["num_steps"] == 2
     assert load_model(tmp_path / "model").spec == load_model(run).spec
+
+
+def test_combination_of_a_consistency_models_weights(run: Path, tmp_path: Path) -> None:
+    """Measured in one step, as it is drawn from; the weights are the ones that were asked for."""
+    words = ["--teacher", run, "--training.total-images", 96, "--training.batch", 16]
+    call("train", "cd-digits", "--out", tmp_path / "cd", "--device", "cpu", "--training.weights-images", 16, *words)
+    sizes = ["--evaluations", 22, "--n", 20, "--device", "cpu"]
+    call("tune", "lcsc", tmp_path / "cd", "--spacing", 32, "--until", 80, *sizes, "--out", tmp_path / "model")
+    header = json.loads((tmp_path / "model" / "model.json").read_text())
+    found = header["origin"]["lcsc"]
+    assert header["kind"] == "flow_map" and header["sampler"]["class"] == "multistep-consistency"
+    assert found["images"] == [16, 48, 80] and len(found["coefficients"]) == 3
+    assert found["searched"]["LCSC"] <= found["searched"]["best average"]
+    weights = [load_file(tmp_path / "cd" / "weights" / f"raw-{k:012d}.safetensors") for k in found["images"]]
+    name = max(weights[0], key=lambda k: weights[0][k].numel())
+    expected = sum(c * w[name] for c, w in zip(found["coefficients"], weights, strict=True))
+    saved = load_file(tmp_path / "model" / "model.safetensors")[name]
+    torch.testing.assert_close(saved, expected)
+    two = ["--set", "sigmas=[0.8]", "--evaluations", 20]
+    call("tune", "lcsc", tmp_path / "cd", *two, "--n", 20, "--device", "cpu", "--out", tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "model.json").read_text())["sampler"]["sigmas"] == [0.8]
 
 
 def test_skip_factors(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

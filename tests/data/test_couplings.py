@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from imagewright.data import ImageSet, Loader
+from imagewright.data import ImageSet, Loader, couplings
 from imagewright.data.couplings import (
     Couplings,
     Manifest,
+    alone,
     claim_folder,
     read_manifest,
     shard_fault,
     shard_path,
+    standing,
     write_shard,
 )
 from imagewright.noise import ImageNoise
@@ -133,3 +138,64 @@ def test_batches_bring_as_many_pairs_in_an_order_of_their_own(tmp_path: Path) ->
     later = loader.batch(8, 5).coupling  # the same sequence from any position
     assert later is not None and torch.equal(later.images, whole.images[8:13])
     assert torch.equal(later.latents, whole.latents[8:13])
+
+
+# --- writers that share a folder ------------------------------------------------------------------------------------
+
+
+def test_of_two_claims_at_once_the_larger_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = couplings.write_json
+
+    def slow(path: Path, value: Any) -> None:
+        time.sleep(0.3 if value["n"] == 10 else 0)
+        write(path, value)
+
+    monkeypatch.setattr(couplings, "write_json", slow)
+    fewer = threading.Thread(target=claim_folder, args=(tmp_path, MANIFEST))
+    fewer.start()
+    time.sleep(0.1)  # it has found no manifest, and is about to write one
+    claim_folder(tmp_path, replace(MANIFEST, n=30))
+    fewer.join()
+    assert read_manifest(tmp_path).n == 30
+
+
+def test_a_manifest_stands_with_the_most_pairs_that_were_asked_for(tmp_path: Path) -> None:
+    claim_folder(tmp_path, MANIFEST)
+    assert standing(tmp_path, replace(MANIFEST, n=4)).n == 10
+    assert standing(tmp_path, replace(MANIFEST, n=40)).n == read_manifest(tmp_path).n == 40
+
+
+def test_a_lock_that_was_waited_for_is_held(tmp_path: Path) -> None:
+    path, inside, leave = tmp_path / "lock", threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with alone(path, wait=True):
+            inside.set()
+            leave.wait(5)
+
+    waiter = threading.Thread(target=wait)
+    with alone(path) as lock:
+        assert lock == "held"
+        waiter.start()
+        time.sleep(0.2)
+        assert not inside.is_set()
+    assert inside.wait(5)  # the first holder has removed its file on leaving
+    with alone(path) as lock:
+        assert lock == "busy"
+    leave.set()
+    waiter.join()
+    with alone(path) as lock:
+        assert lock == "held"
+
+
+def test_where_weights_lay_does_not_count_but_which_they_were(tmp_path: Path) -> None:
+    def origin(**entries: str) -> Manifest:
+        return replace(
+            MANIFEST, origin={"model": "a", "weights_sha256": "1", "guide": "g", "guide_sha256": "2"} | entries
+        )
+
+    claim_folder(tmp_path, origin())
+    claim_folder(tmp_path, origin(model="./a", guide="/g"))
+    for name in ("weights_sha256", "guide_sha256"):
+        with pytest.raises(UserError, match="another origin"):
+            claim_folder(tmp_path, origin(**{name: "3"}))

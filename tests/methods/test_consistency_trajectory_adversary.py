@@ -19,7 +19,7 @@ from imagewright.networks.discriminator import ConvDiscriminator, ProjectedDiscr
 from imagewright.noise import StepNoise
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.trainer import Interrupted, Progress, Trainer
-from imagewright.types import Batch, Clock, Condition, DataSpec, Follow, Parts, Trained, Update
+from imagewright.types import Batch, Clock, DataSpec, Follow, Parts, Trained, Update
 
 SPEC = DataSpec(name="toy", resolution=8, channels=1)
 SOON = Adversarial(start=0.0, width=4)
@@ -61,21 +61,40 @@ def test_student_and_discriminator_take_turns_after_the_start() -> None:
     assert "adversarial" not in before.parts and "adversarial" in after.parts
 
 
+class Remembers(nn.Module):
+    """A discriminator that keeps what it was shown; it takes no class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return self.w * x.flatten(1)[:, :3]
+
+
+STILL = replace(SOON.augment, brightness=0.0, saturation=0.0, contrast=0.0, translation=0.0, cutout=0.0)
+
+
+def test_the_fake_is_the_image_of_the_consistency_loss() -> None:
+    """In the student's steps, at the batch's own (t, n, s): the target's second answer, and no call more."""
+    method = ConsistencyTrajectory(grid_points=4, adversarial=replace(SOON, augment=STILL))
+    parts = learnt_parts(method)
+    parts.roles["discriminator"] = Trained(module=Remembers())
+    answers: dict[str, list[Tensor]] = {"student": [], "target": []}
+    for name, kept in answers.items():
+        parts.roles[name].module.register_forward_hook(lambda m, given, answer, kept=kept: kept.append(answer))
+    update = run(method, parts, step=2)[0]
+    assert [len(kept) for kept in answers.values()] == [2, 2]  # the way over u, the way by one jump
+    (fake,) = parts.discriminator.seen
+    assert torch.equal(fake, answers["target"][1]) and fake.requires_grad
+    torch.testing.assert_close(update.parts["adversarial"], -(0.7 * fake.flatten(1)[:, :3]).mean(1))
+
+
 def test_hinge_of_the_discriminator() -> None:
     """Real is the data, fake the way of one jump, both augmented; the student takes no gradient."""
-
-    class Remembers(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
-            self.seen: list[Tensor] = []
-
-        def forward(self, x: Tensor, cond: Condition) -> Tensor:
-            self.seen.append(x)
-            return self.w * x.flatten(1)[:, :3]
-
-    still = replace(SOON.augment, brightness=0.0, saturation=0.0, contrast=0.0, translation=0.0, cutout=0.0)
-    method = ConsistencyTrajectory(grid_points=4, adversarial=replace(SOON, augment=still))
+    method = ConsistencyTrajectory(grid_points=4, adversarial=replace(SOON, augment=STILL))
     parts = learnt_parts(method)
     parts.roles["discriminator"] = Trained(module=Remembers())
     (update,) = run(method, parts, step=3)
@@ -110,6 +129,8 @@ def test_which_discriminator() -> None:
     method = ConsistencyTrajectory(grid_points=4, adversarial=SOON)
     own = learnt_parts(method).roles["discriminator"]
     assert isinstance(own, Trained) and isinstance(own.module, ConvDiscriminator)
+    told = method.parts(teacher=teacher(3), spec=replace(SPEC, num_classes=3)).discriminator
+    assert told.judge.classes is None  # as the published one, it judges without the class
     assert (own.ema, own.lr_scale, own.betas) == (False, 5.0, (0.5, 0.9))
     assert learnt_parts(method, projections=[Halves()]).discriminator.size == 224
     method = replace(method, adversarial=replace(SOON, feature_size=16))

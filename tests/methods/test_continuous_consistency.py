@@ -138,18 +138,44 @@ def seen(method: ContinuousConsistencyTraining, parts: Parts, r: float) -> tuple
 
 
 def test_the_gradient_is_that_of_the_tangent() -> None:
-    """With w = 0 the gradient of the loss is -2 / D g^T dF, times the prior weight."""
-    method = ContinuousConsistencyTraining(warmup_images=0)
+    """With w at its optimum the gradient of an image's loss is -2 g^T dF, whatever its noise level."""
+    method = ContinuousConsistencyTraining(warmup=0.0)
     parts, (student, _) = learn(method)
     x, t, _, g = seen(method, parts, r=1.0)
     g = method.stabilised(g)
     ours = torch.autograd.grad(student.loss.sum(), list(parts.student.parameters()))
     f = trig_output(parts.student, x, t, COND)
-    theirs = torch.autograd.grad(
-        (-2 * g * f).flatten(1).mean(1) @ (1 / (SD * t.tan())), list(parts.student.parameters())
-    )
+    theirs = torch.autograd.grad((-2 * g * f).sum(), list(parts.student.parameters()))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("after", [None, 0.7])
+def test_the_loss_is_the_papers(after: float | None) -> None:
+    """e^w / (sd tan t) |F - F^- - g|^2 / D - w with w = ln(sigma D) + v; v = 0 at first, here also 0.7."""
+    method = ContinuousConsistencyTraining(warmup=0.0)
+    torch.manual_seed(1)
+    parts = method.parts(network=unet(), spec=SPEC)
+    parts.weighting.double()
+    if after is not None:
+        parts.weighting.linear.bias.data.fill_(after)
+    student, weighting = method.step(parts, Batch(x_t(), COND), StepNoise(3), CLOCK)
+    _, t, _, g = seen(method, parts, r=1.0)
+    sigma, values = SD * t.tan(), g[0].numel()
+    w = (sigma * values).log() + (after or 0.0)
+    error = method.stabilised(g).square().flatten(1).mean(1)
+    torch.testing.assert_close(student.loss.detach(), w.exp() / sigma * error)
+    wanted = w.exp() / sigma * error - w
+    torch.testing.assert_close(weighting.loss.detach() - wanted, (sigma * values).log())  # free of all weights
+
+
+def test_the_weight_starts_at_its_optimum() -> None:
+    """Of e^w E - w, E = 1 / (sigma D) for tangents of length one: nothing is left for the weighting to learn."""
+    method = ContinuousConsistencyTraining(warmup=0.0, tangent_c=1e-12)
+    parts, (student, weighting) = learn(method)
+    torch.testing.assert_close(student.loss.detach(), torch.ones(4, dtype=torch.float64))
+    for slope in torch.autograd.grad(weighting.loss.sum(), list(parts.weighting.parameters())):
+        assert float(slope.abs().max()) < 1e-9
 
 
 def test_before_the_warm_up_it_is_diffusion_training() -> None:
@@ -157,16 +183,19 @@ def test_before_the_warm_up_it_is_diffusion_training() -> None:
     parts, (student, _) = learn(method, Clock(0, 0, 1000))
     x, t, velocity, _ = seen(method, parts, r=0.0)
     ours = torch.autograd.grad(student.loss.sum(), list(parts.student.parameters()))
-    error = (SD * trig_output(parts.student, x, t, COND) - velocity).square().flatten(1).mean(1)
-    theirs = torch.autograd.grad((t.cos() ** 2 / SD * error) @ (1 / (SD * t.tan())), list(parts.student.parameters()))
+    error = (SD * trig_output(parts.student, x, t, COND) - velocity).square().flatten(1).sum(1)
+    theirs = torch.autograd.grad(t.cos() ** 2 / SD @ error, list(parts.student.parameters()))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
-def test_warm_up_is_in_images() -> None:
-    method = ContinuousConsistencyTraining(warmup_images=1000)
-    assert [method.warmup(Clock(0, n, 9000)) for n in (0, 250, 1000, 5000)] == [0.0, 0.25, 1.0, 1.0]
-    assert replace(method, warmup_images=0).warmup(Clock(0, 0, 10)) == 1.0
+def test_the_warm_up_is_a_share_of_the_run() -> None:
+    """A shorter run is no less warm at its end."""
+    method = ContinuousConsistencyTraining(warmup=0.2)
+    for total in (100, 5000):
+        shares = [method.ramp(Clock(0, int(total * share), total)) for share in (0.0, 0.05, 0.2, 0.9)]
+        assert shares == pytest.approx([0.0, 0.25, 1.0, 1.0])
+    assert replace(method, warmup=0.0).ramp(Clock(0, 0, 10)) == 1.0
 
 
 def test_tangents_are_bounded() -> None:
@@ -196,7 +225,7 @@ def test_the_weighting_finds_the_size_of_the_error() -> None:
 
 def test_dropout_is_the_same_in_tangent_and_output() -> None:
     """The network draws its masks from torch's generator: both passes have to find it in the same state."""
-    method = ContinuousConsistencyTraining(warmup_images=0)
+    method = ContinuousConsistencyTraining(warmup=0.0)
     parts = method.parts(network=unet(), spec=SPEC)
     parts.weighting.double()
     states: list[Tensor] = []
@@ -255,7 +284,8 @@ def test_bad_tangents_and_settings_get_one_sentence() -> None:
     for settings, name in (
         ({"tangent": "tanh"}, "method.tangent is 'tanh'"),
         ({"tangent_c": 0.0}, "method.tangent_c is 0.0"),
-        ({"warmup_images": -1}, "method.warmup_images is -1"),
+        ({"warmup": -0.1}, "method.warmup is -0.1"),
+        ({"warmup": 1.0}, r"method.warmup is 1.0; it must lie in \[0, 1\)"),
         ({"sigma_min": 90.0}, "sigma_min is 90.0 and sigma_max is 80.0"),
         ({"noise_label": "cosine"}, "noise_label is 'cosine'"),
     ):

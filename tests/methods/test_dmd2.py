@@ -284,6 +284,70 @@ def test_the_head_finds_the_log_density_ratio() -> None:
     assert error.square().mean().sqrt() < 0.15 * truth.std()
 
 
+# --- numbers of the published program -------------------------------------------------------------------------------
+
+
+class Given:
+    """A `StepNoise` whose draws are handed in; indices count from the first that the law may draw."""
+
+    def __init__(self, normals: list[Tensor], indices: list[Tensor]) -> None:
+        self.normals, self.indices = normals, indices
+
+    def normal(self, like: Tensor) -> Tensor:
+        return self.normals.pop(0)
+
+    def integers(self, high: int, like: Tensor) -> Tensor:
+        return self.indices.pop(0)
+
+
+class Still:
+    """A generator that has made its images."""
+
+    sigma_max, num_classes = 80.0, 0
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def start(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+        return self.images
+
+
+class Formula(nn.Module):
+    """A fake score of a formula, and logits of one."""
+
+    sigma_data = 0.5
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+        return 0.9 * torch.sin(x / (1 + sigma[:, None, None, None] ** 2))
+
+    def judge(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+        return 1.5 * x.sum((1, 2, 3)).sin() + 0.3 * sigma.log()
+
+
+def test_losses_are_the_published_program_s() -> None:
+    """Those of tianweiy/DMD2, `main/edm/edm_guidance.py`, for formulas in place of networks, float64, and its levels
+    in float32; four images of 2 x 2 x 2."""
+    count = torch.arange(32, dtype=torch.float64).reshape(4, 2, 2, 2)
+    made, real = (0.8 * torch.sin(1.0 + count)).requires_grad_(), 0.6 * torch.cos(0.5 * count)
+    one, two = torch.sin(0.7 * count + 0.3), torch.cos(0.9 * count)
+    first, second = torch.tensor([40, 333, 650, 970]), torch.tensor([5, 500, 720, 999])
+    teacher = lambda x, sigma, cond: 0.7 * torch.tanh(x / (1 + sigma[:, None, None, None]))  # noqa: E731
+    parts = cast(Any, type("Roles", (), {"generator": Still(made), "teacher": staticmethod(teacher)}))()
+    parts.fake_score = Formula()
+    noise = Given([made, one, two, two, two, one], [first - 20, second, second, second, first])
+    generator, fake = list(DMD2().step(parts, Batch(real), cast(Any, noise), Clock(0, 0, 1)))
+    assert isinstance(generator, Update) and isinstance(fake, Update)
+    matching, adversary = (generator.parts[name].mean() for name in ("matching", "adversarial"))
+    assert matching.item() == pytest.approx(0.22474231775828052, rel=1e-6)
+    assert adversary.item() == pytest.approx(0.343210604301358, rel=1e-6)
+    assert generator.loss.mean().item() == pytest.approx(0.22474231775828052 + 3e-3 * 0.343210604301358, rel=1e-6)
+    (step,) = torch.autograd.grad(matching, made, retain_graph=True)
+    assert step.norm().item() == pytest.approx(0.11851748756994697, rel=1e-6)
+    assert step[2, 1, 0].tolist() == pytest.approx([-0.0419253389409857, -0.03070496134999797], rel=1e-6)
+    assert torch.autograd.grad(adversary, made)[0].norm().item() == pytest.approx(0.2787679458763714, rel=1e-5)
+    assert fake.loss.mean().item() == pytest.approx(522.3161991719476 + 1e-2 * 2.4714387218828477, rel=1e-6)
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 

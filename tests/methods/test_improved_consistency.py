@@ -83,6 +83,17 @@ def test_neighbours_on_the_grid_share_their_noise_and_are_weighted_by_their_gap(
     assert isinstance(update, Update) and isinstance(follow, Follow) and follow.decay == 0.0
 
 
+@pytest.mark.parametrize("law", [LogNormal(mean=-1.1, std=2.0), None])
+def test_a_step_draws_its_intervals_by_the_law(law: LogNormal | None) -> None:
+    n, points = 4000, 11
+    _, (_, upper) = step(ImprovedConsistencyTraining(noise_levels=law), n=n)
+    grid = karras_sigmas(points, 0.002, 80.0, 7.0).double()
+    found = torch.bincount((grid[:, None] - upper).abs().argmin(0), minlength=points)[: points - 1] / n
+    share = torch.full((points - 1,), 1 / (points - 1)) if law is None else interval_probabilities(grid, law)
+    assert float((found - share).abs().max()) < 4 * math.sqrt(0.25 / n)
+    assert law is None or float((found - 1 / (points - 1)).abs().max()) > 0.1
+
+
 def test_huber_of_the_whole_image() -> None:
     distance = ImprovedConsistencyTraining().distance
     shape = (4, 3, 32, 32)

@@ -231,10 +231,10 @@ class InRange:
 ORACLE_IN_RANGE = InRange()
 
 
-def trainer(folder: Path, dropout: float = 0.2) -> Trainer:
+def trainer(folder: Path, dropout: float = 0.2, anneal: bool = False) -> Trainer:
     """28 steps of four images, in shares of 16 images, with a network whose table learns."""
     torch.manual_seed(0)
-    method = ProgressiveDistillation(start_steps=16)
+    method = ProgressiveDistillation(start_steps=16, anneal=anneal)
     parts = method.parts(teacher=EDMPrecond(PerLevel(dropout=dropout)).float(), spec=SPEC)
     pixels = (images(16).permute(0, 2, 3, 1).clamp(-1, 1) * 127 + 128).to(torch.uint8).numpy()
     config = TrainingConfig(
@@ -243,16 +243,17 @@ def trainer(folder: Path, dropout: float = 0.2) -> Trainer:
     return Trainer(method, parts, Loader(ImageSet.of(pixels), 4, 0), config, folder)
 
 
+@pytest.mark.parametrize("anneal", [False, True])
 @pytest.mark.parametrize("at", [4, 5, 15, 16])
-def test_stopping_and_going_on_changes_no_bit(tmp_path: Path, at: int) -> None:
+def test_stopping_and_going_on_changes_no_bit(tmp_path: Path, at: int, anneal: bool) -> None:
     """Before, at and after the steps (4, 8, 12 and 20) at which the teacher changes."""
-    whole, begun = trainer(tmp_path / "a"), trainer(tmp_path / "b")
+    whole, begun = trainer(tmp_path / "a", anneal=anneal), trainer(tmp_path / "b", anneal=anneal)
     for _ in range(28):
         whole.train_step()
     for _ in range(at):
         begun.train_step()
     begun.save()
-    resumed = trainer(tmp_path / "b")
+    resumed = trainer(tmp_path / "b", anneal=anneal)
     assert resumed.resume() and resumed.step_index == at
     for _ in range(28 - at):
         resumed.train_step()
@@ -260,6 +261,30 @@ def test_stopping_and_going_on_changes_no_bit(tmp_path: Path, at: int) -> None:
         ours, theirs = (getattr(t.parts, name).network.w for t in (whole, resumed))
         assert torch.equal(ours, theirs)
     assert not torch.equal(whole.parts.student.network.w, whole.parts.teacher.network.w)
+
+
+def test_the_rate_falls_within_every_stage() -> None:
+    method = ProgressiveDistillation(start_steps=4096, anneal=True)
+    places = {0: 1.0, 25: 0.5, 49: 0.02, 50: 1.0, 75: 0.5, 550: 1.0, 600: 0.5, 650: 1.0, 700: 0.5, 749: 0.01}
+    for at, rate in places.items():
+        assert method.rate_at(Clock(at, at, 750)) == pytest.approx(rate, abs=1e-12)
+        assert ProgressiveDistillation(start_steps=4096).rate_at(Clock(at, at, 750)) == 1
+
+
+@pytest.mark.parametrize("anneal", [False, True])
+def test_the_optimiser_begins_anew_with_every_stage(tmp_path: Path, anneal: bool) -> None:
+    run = trainer(tmp_path, anneal=anneal)
+    optimizer = run.learners["student"].optimizer
+    counts, rates = [], []
+    for _ in range(28):
+        run.train_step()
+        counts.append(int(next(iter(optimizer.state.values()))["step"]))
+        rates.append(optimizer.param_groups[0]["lr"] / 1e-2)
+    if anneal:  # four steps in the first three stages, eight in those of two steps and of one
+        assert counts == [1, 2, 3, 4] * 3 + [1, 2, 3, 4, 5, 6, 7, 8] * 2
+        assert rates == pytest.approx([1, 0.75, 0.5, 0.25] * 3 + [1 - k / 8 for k in range(8)] * 2)
+    else:
+        assert counts == list(range(1, 29)) and rates == pytest.approx([1.0] * 28)
 
 
 def test_the_teacher_is_the_student_of_the_last_stage(tmp_path: Path) -> None:

@@ -33,14 +33,23 @@ METHODS = (
 )
 
 
-def teacher(kind: str = "song") -> EDMPrecond:
-    network = SongUNet(SongUNetConfig(**SIZES)) if kind == "song" else DhariwalUNet(DhariwalUNetConfig(**SIZES))
+NETWORKS = {
+    "ddpm++": lambda: SongUNet(SongUNetConfig(**SIZES)),
+    "ncsn++": lambda: SongUNet(  # whose random frequencies are no parameters
+        SongUNetConfig(**SIZES, embedding_type="fourier", channel_mult_noise=2, encoder_type="residual")
+    ),
+    "adm": lambda: DhariwalUNet(DhariwalUNetConfig(**SIZES)),
+}
+
+
+def teacher(kind: str = "ddpm++") -> EDMPrecond:
+    network = NETWORKS[kind]()
     for p in network.parameters():
         nn.init.normal_(p, std=0.1)  # or the last layers, and with them all answers, would be near zero
     return EDMPrecond(network).eval()
 
 
-@pytest.mark.parametrize("kind", ["song", "adm"])
+@pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_students_do_not_inherit_dropout(method: Any, kind: str) -> None:
     known = teacher(kind)

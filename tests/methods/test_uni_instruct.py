@@ -370,3 +370,17 @@ def test_reductions_are_the_published_program_s(monkeypatch: pytest.MonkeyPatch)
     assert float(adversary.norm()) == pytest.approx(0.04979676406769533, rel=1e-9)
     assert adversary[0, 0, 0].tolist() == pytest.approx([-0.013368035034329198, -0.006843810776396431], rel=1e-9)
     assert adversary[3, 1, 1].tolist() == pytest.approx([-0.009376379182397717, -0.0025567740728038688], rel=1e-9)
+
+
+def test_sid_is_the_published_program_s() -> None:
+    """Loss and gradient of mingyuanzhou/SiD, `training/sid_loss.py`, at alpha 1.2, as above."""
+    index = torch.arange(32, dtype=torch.float64).reshape(4, 2, 2, 2)
+    x = (0.8 * torch.sin(1.0 + index)).requires_grad_()
+    noise = Given(
+        x, torch.sin(0.7 * index + 0.3), index=0.8 * 999 * torch.tensor([0.1, 0.45, 0.7, 0.95], dtype=torch.float64)
+    )
+    teacher = lambda x, sigma, cond: 0.7 * torch.tanh(x / (1 + images(sigma)))  # noqa: E731
+    parts = Roles(generator=Still(), teacher=teacher, fake_score=Formula())
+    loss = 8 * UniInstruct(alpha=1.2).generator_update(parts, Batch(x.detach()), noise).loss.mean()  # type: ignore[arg-type]
+    assert loss.item() == pytest.approx(-21.033018294171917, rel=1e-12)
+    assert torch.autograd.grad(loss, x)[0].norm().item() == pytest.approx(68.07411129325709, rel=1e-10)

@@ -12,6 +12,7 @@ from imagewright.metrics.evaluate import evaluate
 from imagewright.metrics.features import Images
 from imagewright.metrics.frechet import frechet_distance
 from imagewright.metrics.inception import WEIGHTS_SHA256
+from imagewright.metrics.inception_score import inception_score
 from imagewright.metrics.kernel import kernel_distance
 from imagewright.metrics.memorisation import nearest
 from imagewright.metrics.neighbours import neighbourhood
@@ -64,12 +65,12 @@ def test_scores_are_those_of_their_modules() -> None:
     report = evaluate(FAKE, REAL, Pixels(), seed=5, yardsticks=False)
     real, fake = Pixels()(REAL.array)[0], Pixels()(FAKE)[0]
     assert report.scores["fd_pixels"] == pytest.approx(frechet_distance(moments_of(fake), moments_of(real)), rel=1e-9)
-    assert report.scores["kd_pixels"] == kernel_distance(fake, real, subset_size=200, seed=5).value
+    assert report.scores["kd_pixels"] == kernel_distance(fake, real, subset_size=200).value
     found = neighbourhood(real, fake)
     for name in ("precision", "recall", "density", "coverage"):
         assert report.scores[name] == getattr(found, name)
-    assert 1 < report.scores["is_pixels"] < 4
-    assert report.settings["kid"] == {"subsets": 100, "subset_size": 200}
+    assert report.scores["is_pixels"] == inception_score(Pixels()(FAKE)[1]).value
+    assert report.settings["kid"] == {"subsets": 100, "subset_size": 200, "seed": 2020}
 
 
 def test_batches_do_not_matter() -> None:
@@ -98,11 +99,14 @@ def test_few_images_are_noted_and_too_few_refused() -> None:
     report = evaluate(FAKE[:12], REAL, Pixels(), yardsticks=False)
     assert any("fd_pixels of 12 images in 12 dimensions" in note for note in report.notes)
     assert not any("fd_pixels" in note for note in evaluate(FAKE, REAL, Pixels(), yardsticks=False).notes)
-    with pytest.raises(UserError, match="at least 2 images, got 1"):
+    with pytest.raises(UserError, match="fd needs at least 2 images and 2 real ones, and there are 1 and 300"):
         evaluate(FAKE[:1], REAL, Pixels(), metrics=["fd"])
+    report = evaluate(FAKE[:3], REAL, Pixels(), yardsticks=False)
+    assert "prdc needs at least 4 images and 6 real ones, and there are 3 and 300" in report.notes
+    assert "fd_pixels" in report.scores and "precision" not in report.scores
     with pytest.raises(UserError, match="no images"):
         evaluate([], REAL, Pixels())
-    with pytest.raises(UserError, match=r"k must lie in 1\.\.2"):
+    with pytest.raises(UserError, match="prdc needs at least 4 images"):
         evaluate(FAKE[:3], REAL, Pixels(), metrics=["prdc"])
 
 
@@ -135,6 +139,7 @@ def test_yardsticks_frame_the_distance() -> None:
     assert stick.floor < stick.noise
     assert good.scores["fd_pixels"] < 2 * stick.floor
     assert stick.floor_std > 0
+    assert any(f"as good as real would have a fd_pixels of about {0.75 * stick.floor:.2g}" in n for n in good.notes)
     # These pictures are Gaussian but for rounding, so their Gaussian is as good as they are.
     assert stick.gaussian < 2 * stick.floor
 

@@ -1,4 +1,4 @@
-"""The classifier score against its definition, at its two extremes, streamed and whole."""
+"""The classifier score against its definition and at its two extremes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from imagewright.metrics.inception_score import InceptionScoreStatistics, inception_score
+from imagewright.metrics.inception_score import inception_score
 from imagewright.types import UserError
 
 
@@ -38,35 +38,19 @@ def test_equal_predictions_score_one(row: list[float]) -> None:
     assert inception_score(np.tile(row, (20, 1))).value == pytest.approx(1, abs=1e-12)
 
 
-def test_streaming_in_one_split_is_the_definition() -> None:
-    z = logits()
-    statistics = InceptionScoreStatistics(7, splits=1)
-    for part in np.array_split(z, 6):
-        statistics.update(part)
-    assert statistics.result().value == pytest.approx(by_definition(z), rel=1e-12)
-
-
-@pytest.mark.parametrize("parts", [1, 7, 103])
-def test_streaming_does_not_depend_on_batches(parts: int) -> None:
-    z = logits()
-    whole, cut = InceptionScoreStatistics(7), InceptionScoreStatistics(7)
-    whole.update(z)
-    for part in np.array_split(z, parts):
-        cut.update(part)
-    assert cut.result().value == pytest.approx(whole.result().value, rel=1e-12)
+def test_one_split_is_the_definition() -> None:
+    assert inception_score(logits(), splits=1).value == pytest.approx(by_definition(logits()), rel=1e-12)
 
 
 def test_classes_in_rotation_do_not_gather_in_one_split() -> None:
-    # Ten classes in turn, ten splits: dealing image i to split i % 10 would give each one class, score 1.
-    statistics = InceptionScoreStatistics(10)
-    statistics.update(np.tile(np.eye(10) * 1000, (100, 1)))
-    assert statistics.result().value > 8
+    # Ten classes, a hundred images of each in a row, ten splits: without shuffling each split has one class, score 1.
+    z = np.repeat(np.eye(10) * 1000, 100, axis=0)
+    assert inception_score(z).value > 8
+    assert inception_score(z, shuffle=False).value == pytest.approx(1)
 
 
 def test_impossible_requests() -> None:
     with pytest.raises(UserError, match=r"1\.\.3"):
         inception_score(np.zeros((3, 2)))
-    with pytest.raises(UserError, match="at least 1 image"):
-        InceptionScoreStatistics(2).result()
-    with pytest.raises(UserError, match=r"\[n, 2\]"):
-        InceptionScoreStatistics(2).update(np.zeros((3, 4)))
+    with pytest.raises(UserError, match=r"\[n, classes\], got \[3\]"):
+        inception_score(np.zeros(3))

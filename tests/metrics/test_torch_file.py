@@ -132,3 +132,23 @@ def test_truncated_files_are_refused(tmp_path, as_zip: bool) -> None:
 def test_missing_file(tmp_path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_state_dict(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_one_of_several_dictionaries(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "weights.pt"
+    weights = {"a": torch.arange(3.0), "b": torch.ones(2)}
+    content = {"step": 3, "ema": weights, "state": {"net": weights, "empty": {}}, "optimizer": {}}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    for key in ("ema", "state.net"):
+        found = read_state_dict(path, key)
+        assert found.keys() == weights.keys() and torch.equal(found["a"], weights["a"])
+    for wrong, complaint in (
+        (None, "it holds several dictionaries; name one with --key: ema, state"),
+        ("state", "name one with --key: net"),
+        ("emma", "it has no 'emma'; there are step, ema, state, optimizer"),
+        ("step", "is no dictionary of tensors"),
+        ("ema.a", "is no dictionary of tensors"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            read_state_dict(path, wrong)

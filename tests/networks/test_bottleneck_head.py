@@ -25,6 +25,8 @@ def test_the_published_head() -> None:
     assert convolutions(head) == [(4, 2, 1), (4, 1, 0), (1, 1, 0)]
     assert [m.num_groups for m in head.layers if isinstance(m, nn.GroupNorm)] == [32, 32]
     assert head(torch.randn(3, 768, 8, 8)).shape == (3,)
+    convolution = 768 * 768 * 16 + 768
+    assert sum(p.numel() for p in head.parameters()) == 2 * (convolution + 2 * 768) + 768 + 1
 
 
 @pytest.mark.parametrize(

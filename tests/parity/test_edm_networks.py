@@ -14,10 +14,25 @@ import pytest
 import torch
 
 from imagewright.interop.official import from_official
-from imagewright.models.consistency import edm_teacher
+from imagewright.methods.consistency import ConsistencyDistillation
+from imagewright.methods.consistency_limits import ContinuousTimeDistillation
+from imagewright.methods.consistency_trajectory import ConsistencyTrajectory
+from imagewright.methods.continuous_consistency import ContinuousConsistencyDistillation
+from imagewright.methods.dmd2 import DMD2
+from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation
+from imagewright.methods.progressive_distillation import ProgressiveDistillation
 from imagewright.models.preconditioning import EDMPrecond, VPPrecond
-from imagewright.types import Condition, UserError
+from imagewright.types import Condition, DataSpec, UserError
 
+DISTILLATIONS = (
+    ConsistencyDistillation(),
+    ContinuousTimeDistillation(),
+    ContinuousConsistencyDistillation(),
+    ConsistencyTrajectory(),
+    MultistepConsistencyDistillation(),
+    ProgressiveDistillation(),
+    DMD2(),
+)
 DATA = Path(__file__).parent / "data"
 REFERENCE = json.loads((DATA / "edm_nets.json").read_text())
 CONFIGS = REFERENCE["configs"]
@@ -101,13 +116,19 @@ def test_constants_may_be_present_and_tensors_of_any_float_type():
 
 def test_the_import_knows_the_range_of_each_published_model():
     assert (read().sigma_min, read().sigma_max) == (0.002, 80)
-    assert edm_teacher(read()) is not None
     ve = read({"precond_class": "VEPrecond"})
     assert (ve.sigma_min, ve.sigma_max) == (0.02, 100)
     vp = read({"precond_class": "VPPrecond"})
     assert (vp.sigma_min, vp.sigma_max) == pytest.approx((0.001, 152), rel=0.03)
     given = read({"sigma_min": 0.002, "sigma_max": "inf", "sigma_data": 0.4, "use_fp16": True})
     assert (given.sigma_min, given.sigma_max, given.sigma_data) == (0.002, float("inf"), 0.4)
+
+
+@pytest.mark.parametrize("method", DISTILLATIONS, ids=lambda m: type(m).__name__)
+def test_every_distillation_takes_an_imported_model_as_teacher(method):
+    student = method.parts(teacher=read(), spec=DataSpec(name="toy", resolution=16, channels=3, num_classes=10))
+    module = student.roles[method.product].module
+    assert (module.sigma_min, module.sigma_max) == (0.002, 80)
 
 
 def test_the_other_preconditionings_read_the_same_network():

@@ -78,7 +78,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sampler=Heun(num_steps=14),
         training=TrainingConfig(total_images=32, batch=8, log_images=8, snapshot_images=16, checkpoint_images=32),
     )
-    return run_experiment(experiment, folder, command=["train", "tiny.py", "--out", "a b"])
+    return run_experiment(experiment, folder, command=["a b/tiny.py", "--resume", "--out", "elsewhere"])
 
 
 @pytest.fixture(scope="session")

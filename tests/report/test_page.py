@@ -121,7 +121,7 @@ def test_headings_and_figures_of_a_measured_run(measured: RunSection) -> None:
     assert any(label.startswith("fd_digits against network evaluations") for label in labels)
     for words in ("σ ≥ 2", "floor (real images)", "Gaussian fit", "heun, 18 steps", "0.500 ± 0.010"):
         assert words in page.text
-    assert "imagewright train tiny.py --out 'a b'" in page.text
+    assert "imagewright train 'a b/tiny.py'" in page.text and "elsewhere" not in page.text
 
 
 def test_nothing_is_fetched(measured: RunSection, section: RunSection) -> None:
@@ -202,7 +202,10 @@ def test_lost_training_images_do_not_cost_the_page(tiny_run: Path, tmp_path: Pat
 
 
 def test_comparison_of_runs(measured: RunSection, section: RunSection) -> None:
+    measured = replace(measured, sampler_nfe=35)
     other = replace(measured, name="other", measures=tuple(replace(m, nfe=1) for m in measured.measures[:1]))
+    assert "A dash: not measured at that number of calls" in html_of(measured, other)
+    other = replace(other, sampler_nfe=1)
     text = html_of(measured, other, section)
     top = text[text.index('id="comparison"') : text.index('id="run1"')]
     rows = re.findall(r"<tr>(.*?)</tr>", top)

@@ -1,4 +1,4 @@
-"""Teachers, tokenizers and starting weights that recipes name: each is trained, small, as its own recipe says, and used.
+"""Teachers, tokenizers and starting weights that recipes name: each is trained, small, as its recipe says, and used.
 
 Networks and images are shrunk, alike in both recipes, so that what differs between them (kind of network, embedding,
 classes, augmentation) still does; every model takes two steps and goes through its files.
@@ -36,8 +36,9 @@ SIDE = 16
 
 
 def named_by(experiment: Experiment) -> list[str]:
-    """What a recipe needs that another makes."""
-    return [n for n in (experiment.teacher, experiment.tokenizer, experiment.start) if n is not None]
+    """What a recipe needs that another makes, and that is not shipped."""
+    named = (experiment.teacher, experiment.tokenizer, experiment.start)
+    return [n for n in named if n is not None and n not in shipped()]
 
 
 CHAINED = [name for name, recipe in RECIPES.items() if named_by(recipe())]
@@ -95,8 +96,7 @@ def make(name: str) -> None:
     """Train the recipe for two steps, and what it needs before it, into runs/NAME."""
     experiment = shrunk(name)
     for needed in named_by(experiment):
-        if needed not in shipped():
-            make(Path(needed).name)
+        make(Path(needed).name)
     run, spec = trainer(experiment, Path("runs") / name / "checkpoints")
     steps(run, experiment)
     model = copy.deepcopy(run.learners[experiment.method.product].module)
@@ -123,8 +123,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", CHAINED)
 def test_what_a_recipe_names_is_what_another_makes(name: str) -> None:
-    needed = [n for n in named_by(RECIPES[name]()) if n not in shipped()]
-    for model in needed:
+    for model in named_by(RECIPES[name]()):
         assert model.startswith("runs/") and Path(model).name in RECIPES, model
     make(name)
     assert (Path("runs") / name / "model.json").exists()

@@ -45,8 +45,8 @@ METHODS = {
     "dmd": (DMD(regression=Distance(kind="l2")), MultistepConsistency()),
     "dmd2": (DMD2(fake_updates=2, sigmas=(2.0,)), MultistepConsistency(sigmas=(2.0,), clip=False)),
     "f-distill": (FDistill(every=2, ratio_decay=0.5, judged="all"), MultistepConsistency()),
-    "scd": (ContinuousConsistencyDistillation(warmup_images=64), MultistepConsistency()),
-    "sct": (ContinuousConsistencyTraining(warmup_images=64), MultistepConsistency()),
+    "scd": (ContinuousConsistencyDistillation(warmup=0.5), MultistepConsistency()),
+    "sct": (ContinuousConsistencyTraining(warmup=0.5), MultistepConsistency()),
 }
 
 

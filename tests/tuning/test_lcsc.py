@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imagewright.tuning.lcsc import LCSC, ema_coefficients, first_population, random_control, search
+from imagewright.tuning.lcsc import LCSC, choose_weights, ema_coefficients, first_population, random_control, search
 from imagewright.types import UserError
 
 
@@ -26,6 +26,37 @@ def _running(weights, decay):
     share = [(1 - decay) * decay ** (count - 1 - i) for i in range(count)]
     share[0] = decay ** (count - 1)
     return np.array(share) @ weights
+
+
+KEPT = [20, 40, 60, 80, 100, 120]
+
+
+@pytest.mark.parametrize(
+    ("limits", "chosen"),
+    [
+        ({}, [20, 40, 60, 80, 100, 120]),
+        ({"until": 95}, [20, 40, 60, 80]),
+        ({"length": 50}, [80, 100, 120]),
+        ({"spacing": 40}, [40, 80, 120]),
+        ({"until": 100, "length": 60, "spacing": 25}, [60, 100]),
+    ],
+)
+def test_a_window_ends_with_the_newest_weights_and_counts_back_from_there(limits, chosen):
+    assert [KEPT[i] for i in choose_weights(KEPT, **limits)] == chosen
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [
+        ({"until": 10}, "--until is 10; the first weights were kept after 20 images"),
+        ({"length": 200}, r"--window is 200; it must lie in \(0, 100\], what the kept weights span"),
+        ({"spacing": 10}, "--spacing is 10; the weights were kept every 20 images"),
+        ({"spacing": 110}, "leave one of the kept weights; a combination needs at least 2"),
+    ],
+)
+def test_a_window_without_effect_or_without_weights_is_refused(limits, sentence):
+    with pytest.raises(UserError, match=sentence):
+        choose_weights(KEPT, **limits)
 
 
 def quadratic(seed, count=12, dimension=30):
@@ -64,7 +95,7 @@ def test_nonnegative_stays_so_and_is_no_better():
 def test_search_beats_chance_and_repeats_itself():
     fitness = quadratic(5)
     found = search(12, fitness, LCSC(evaluations=400, seed=1))
-    assert found.fitness < random_control(12, fitness, 400, seed=1).fitness
+    assert found.fitness < random_control(found.best_average_coefficients, fitness, 400, seed=1).fitness
     again = search(12, fitness, LCSC(evaluations=400, seed=1))
     assert np.array_equal(again.coefficients, found.coefficients)
 

@@ -1,4 +1,4 @@
-"""How a command is parsed: a typed function becomes its options, and every number is checked before any work.
+"""How a command is parsed: a typed function becomes its options; numbers and outputs are checked before any work.
 
 The numbers of all commands are bounded in one table; a test holds it against every command's options. Settings that
 are dataclasses check themselves when they are made.
@@ -6,15 +6,22 @@ are dataclasses check themselves when they are made.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
+import os
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tyro
 
 from imagewright.checks import require_number, require_whole
+from imagewright.cli.console import say
+from imagewright.files import try_output
+from imagewright.types import UserError
 
 MANY = 10**9
 BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -38,12 +45,16 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 """Least and most of every number that a command takes, by the option's name; infinity itself is never allowed."""
 
 
+_invoked: list[str] = []
+
+
 def run(function: Callable[..., Any], args: Sequence[str], prog: str, epilog: str = "") -> Any:
     """Parse `args` as the function's options, check the numbers, and call it. Exits with 2 on a mistake.
 
     epilog: what the help says after the function's own first lines. "None" is a text as any other: an option that is
     not wanted is left out.
     """
+    _invoked[:] = [*prog.split(), *args]
     description = inspect.cleandoc(function.__doc__ or "").split("Args:")[0].rstrip()
     return tyro.cli(
         checked(function),
@@ -54,13 +65,20 @@ def run(function: Callable[..., Any], args: Sequence[str], prog: str, epilog: st
     )
 
 
+def invoked() -> list[str]:
+    """The command that runs, word by word, for records of what it did; paths that are there in full."""
+    return [os.path.abspath(word) if os.path.exists(word) else word for word in _invoked]
+
+
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its numbers checked; its signature stays what it was."""
+    """The function with its numbers and its `out` checked; its signature stays what it was."""
 
     @functools.wraps(function)
     def checking(*args: Any, **kwargs: Any) -> Any:
         for name, value in inspect.signature(function).bind(*args, **kwargs).arguments.items():
             check_numbers(name, value)
+            if name == "out" and value is not None:
+                try_output(value)
         return function(*args, **kwargs)
 
     return checking
@@ -78,3 +96,29 @@ def check_numbers(name: str, value: Any) -> None:
             require_whole(option, each, int(max(least, -MANY)), int(min(most, 2**63 - 1)))
         else:
             require_number(option, each, least, most)
+
+
+def dispatch(commands: Mapping[str, Callable[..., Any]], args: Sequence[str], prog: str, help_text: str) -> None:
+    """Run the sub-command that the first word names; without a word, or with --help, say what there is."""
+    if not args or args[0] in ("-h", "--help"):
+        say(help_text)
+        return
+    if args[0] not in commands:
+        near = difflib.get_close_matches(args[0], commands, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(commands)}"
+        raise UserError(f"there is no `{prog} {args[0]}`; {hint}")
+    run(commands[args[0]], args[1:], f"{prog} {args[0]}")
+
+
+def options(function: Callable[..., Any], default: Any = None) -> dict[str, tuple[str, ...]]:
+    """Every option of a command, as the parser knows them, and the words that may follow it ((): anything)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # tyro offers no other way to ask what a parser knows
+        given = {} if default is None else {"default": default}
+        parser = tyro.extras.get_parser(function, config=(tyro.conf.AvoidSubcommands,), **given)
+    found: dict[str, tuple[str, ...]] = {}
+    for action in parser._actions:
+        words = re.fullmatch(r"(?:\[?\{)([\w,.-]+)\}.*", str(action.metavar or ""))
+        for option in action.option_strings:
+            found[option] = tuple(w for w in words[1].split(",") if w != "None") if words else ()
+    return found

@@ -1,42 +1,39 @@
-"""`imagewright completion bash|zsh`: a script for the shell to source."""
+"""`imagewright completion bash|zsh`: a script for the shell to source, made from the commands' own parsers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from imagewright.cli import train
+from imagewright.cli.command import options
 from imagewright.cli.console import say
 from imagewright.cli.main import COMMANDS
 from imagewright.pretrained import shipped
 from imagewright.recipes import RECIPES
-from imagewright.samplers import SAMPLERS
+from imagewright.samplers import PRESETS, SAMPLERS
 from imagewright.types import UserError
 
-WORDS = {
-    "train": [*RECIPES, "--out", "--resume", "--device", "--dry-run", "--teacher", "--help"],
-    "sample": ["--n", "--seed", "--label", "--class-name", "--sampler", "--steps", "--set", "--out", "--npz"],
-    "edit": ["--task", "--image", "--index", "--mask", "--factor", "--sigma", "--steps", "--levels", "--n", "--seed"],
-    "evaluate": ["--data", "--split", "--n", "--seed", "--metrics", "--sampler", "--steps", "--inception", "--out"],
-    "report": ["--out", "--seed"],
-    "data": ["info", "convert"],
-    "import": ["--config", "--out", "--kind"],
-    "export": ["--out", "--half"],
-    "bench": ["speed", "claims"],
-    "completion": ["bash", "zsh"],
-}
-"""What may follow each command, besides file names."""
-
+Words = Mapping[str, tuple[str, ...]]
+SHELLS = ("bash", "zsh")
+MODELS = ("sample", "edit", "evaluate", "couple", "tune")
+"""Commands whose first word may be a shipped model."""
 SCRIPT = """{zsh}_imagewright() {{
-  local word="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD-1]}}" words
+  local word="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD-1]}}" words="" files=yes
   if [ "$COMP_CWORD" -eq 1 ]; then
-    words="{commands}"
-  elif [ "$previous" = "--sampler" ]; then
-    words="{samplers}"
+    words="{commands}" files=no
   else
-    case "${{COMP_WORDS[1]}}" in
+    case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
 {cases}
     esac
+    case "$previous" in
+{values}
+    esac
   fi
-  COMPREPLY=($(compgen -W "$words" -- "$word") $(compgen -f -- "$word"))
+  COMPREPLY=($(compgen -W "$words" -- "$word"))
+  [ "$files" = no ] || COMPREPLY+=($(compgen -f -- "$word"))
 }}
 complete -o filenames -F _imagewright imagewright
 """
@@ -44,13 +41,59 @@ complete -o filenames -F _imagewright imagewright
 
 def script(shell: str) -> str:
     """The script for bash or zsh."""
-    words = {**WORDS, "sample": [*shipped(), *WORDS["sample"]], "evaluate": [*shipped(), *WORDS["evaluate"]]}
+    cases: list[str] = []
+    values: dict[str, set[str]] = {"--sampler": {*SAMPLERS, *PRESETS}}
+    for pattern, known in _commands():
+        cases.append(f'      {pattern}) words="{" ".join(known)}" ;;')
+        for option, words in known.items():
+            if words:
+                values.setdefault(option, set()).update(words)
     return SCRIPT.format(
         zsh="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",
         commands=" ".join(COMMANDS),
-        samplers=" ".join(SAMPLERS),
-        cases="\n".join(f'      {name}) words="{" ".join(options)}" ;;' for name, options in words.items()),
+        cases="\n".join(cases),
+        values="\n".join(f'      {o}) words="{" ".join(sorted(w))}" files=no ;;' for o, w in sorted(values.items())),
     )
+
+
+def _commands() -> Iterator[tuple[str, Words]]:
+    """Patterns of the first two words, the more special first, and all that may follow."""
+    for name, (module, _) in COMMANDS.items():
+        if name == "train":
+            yield from _recipes()
+            continue
+        if name == "completion":
+            yield f'"{name} "*', dict.fromkeys(SHELLS, ())
+            continue
+        functions = importlib.import_module(module).COMMANDS
+        models = dict.fromkeys(shipped() if name in MODELS else (), ())
+        for word, function in functions.items():
+            if word:
+                yield f'"{name} {word}"', {**models, **options(function)}
+            else:
+                yield f'"{name} "*', {**models, **options(function)}
+        if "" not in functions:
+            yield f'"{name} "*', dict.fromkeys((*functions, "--help"), ())
+
+
+def _recipes() -> Iterator[tuple[str, Words]]:
+    """Recipes whose experiments are of the same classes have the same options."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, recipe in RECIPES.items():
+        alike.setdefault(tuple(_classes(recipe())), []).append(name)
+    for names in alike.values():
+        known = options(train.Run, train.Run(experiment=RECIPES[names[0]]()))
+        yield "|".join(f'"train {name}"' for name in names), known
+    yield '"train "*', dict.fromkeys((*RECIPES, "--resume", "--help"), ())
+
+
+def _classes(value: Any) -> Iterator[str]:
+    if dataclasses.is_dataclass(value):
+        yield type(value).__name__
+        for field in dataclasses.fields(value):
+            inner = getattr(value, field.name)
+            yield f"{field.name}:{inner is None}"
+            yield from _classes(inner)
 
 
 def main(args: Sequence[str]) -> None:
@@ -58,6 +101,6 @@ def main(args: Sequence[str]) -> None:
     if list(args) in (["--help"], ["-h"]) or not args:
         say("imagewright completion bash|zsh\n\nexample:\n  source <(imagewright completion bash)")
         return
-    if args[0] not in ("bash", "zsh"):
-        raise UserError(f"there is no completion for {args[0]!r}; allowed: bash, zsh")
+    if args[0] not in SHELLS:
+        raise UserError(f"there is no completion for {args[0]!r}; allowed: {', '.join(SHELLS)}")
     say(script(args[0]))

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
 
+from imagewright.cli.command import run
 from imagewright.cli.console import bar, say
 from imagewright.cli.sampling import Changes, make_generator
-from imagewright.data.couplings import Manifest, claim_folder, shard_fault, shard_path, write_shard
+from imagewright.data.couplings import Manifest, alone, claim_folder, shard_fault, shard_path, standing, write_shard
 from imagewright.models.files import weights_hash
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
 from imagewright.types import UserError
 
-try:
-    import fcntl
-except ImportError:  # not on every system; without it two writers may make the same shard, which is only slower
-    fcntl = None  # type: ignore[assignment]
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 EPILOG = """examples:
   imagewright couple runs/edm-digits --n 20000 --out couplings/digits
   imagewright couple emoji64-32 --n 50000 --sampler heun --steps 18 --out couplings/emoji
@@ -53,7 +45,8 @@ def couple(
     """Draw pairs (noise, image, class) from a model and store them. Pair i depends on (seed, i) alone.
 
     The same command again goes on where it was interrupted, and makes missing or broken shards anew. Given several
-    times at once, on one folder, it shares the work. A larger --n adds pairs.
+    times at once, on one folder, it shares the work. A larger --n adds pairs. Of the model, its weights count, not
+    the path by which it is named.
 
     Args:
         model: a run folder, a model folder, or a shipped model.
@@ -97,22 +90,23 @@ def _fill(out: Path, manifest: Manifest, generator: ImageGenerator, verify: bool
         while waiting:
             busy = []
             for index in waiting:
-                with _alone(out, index) as lock:
+                with alone(_lock_path(out, index)) as lock:
                     if lock == "busy":
                         busy.append(index)
                         continue
-                    fault = shard_fault(out, manifest, index, checksum=verify)
+                    now = standing(out, manifest)
+                    fault = shard_fault(out, now, index, checksum=verify)
                     if fault:
                         if shard_path(out, index).exists():
                             say(f"{shard_path(out, index)} {fault}; it is made anew")
                         if lock == "held":
                             _remove_partials(out, index)
-                        _make(out, manifest, index, generator)
+                        _make(out, now, index, generator)
                         made += 1
                 done += len(manifest.rows(index))
                 advance_to(done)
             if busy == waiting:  # others are at all that is left: wait for the first
-                with _alone(out, busy[0], wait=True):
+                with alone(_lock_path(out, busy[0]), wait=True):
                     pass
             waiting = busy
     return made
@@ -130,41 +124,19 @@ def _make(out: Path, manifest: Manifest, index: int, generator: ImageGenerator) 
     write_shard(out, manifest, index, torch.cat(parts), torch.as_tensor(known))
 
 
+def _lock_path(out: Path, index: int) -> Path:
+    return out / f".shard-{index:06d}.lock"
+
+
 def _remove_partials(out: Path, index: int) -> None:
     """What a writer that was killed left of a shard; to be called under its lock."""
     for left in out.glob(f".{shard_path(out, index).name}.*.partial"):
         left.unlink(missing_ok=True)
 
 
-@contextmanager
-def _alone(out: Path, index: int, *, wait: bool = False) -> Iterator[Literal["held", "busy", "none"]]:
-    """Whether this process may work on a shard now; none = the system has no locks, and it may.
-
-    The lock goes with the process, however that ends.
-    """
-    if fcntl is None:
-        yield "none"
-        return
-    path = out / f".shard-{index:06d}.lock"
-    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield "busy"
-            return
-        except OSError as fault:
-            if fault.errno not in NO_LOCKS:
-                raise
-            yield "none"
-            return
-        yield "held"
-        path.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
+COMMANDS: Mapping[str, Callable[..., None]] = {"": couple}
 
 
 def main(args: Sequence[str]) -> None:
     """Parse and couple."""
-    description = (couple.__doc__ or "").split("Args:")[0] + "\n" + EPILOG
-    tyro.cli(couple, args=args, prog="imagewright couple", description=description)
+    run(couple, args, "imagewright couple", EPILOG)

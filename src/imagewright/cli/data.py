@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
 from rich.table import Table
 
+from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say
 from imagewright.data import Info, convert, info
 from imagewright.data.pixels import Filter
@@ -109,12 +110,9 @@ def _say_unread(names: Sequence[str]) -> None:
         say(f"no pictures, not read: {', '.join(names[:10])}{more}")
 
 
+COMMANDS: Mapping[str, Callable[..., None]] = {"info": info_command, "convert": convert_command}
+
+
 def main(args: Sequence[str]) -> None:
     """Dispatch to info or convert."""
-    if not args or args[0] in ("-h", "--help"):
-        say(HELP)
-        return
-    actions: dict[str, Callable[..., None]] = {"info": info_command, "convert": convert_command}
-    if args[0] not in actions:
-        raise UserError(f"there is no `imagewright data {args[0]}`; allowed: {', '.join(actions)}")
-    tyro.cli(actions[args[0]], args=args[1:], prog=f"imagewright data {args[0]}")
+    dispatch(COMMANDS, args, "imagewright data", HELP)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from imagewright.checks import require_positive
+from imagewright.cli.command import run
 from imagewright.cli.console import say
 from imagewright.cli.edit_tokens import check_model, fill_tokens
 from imagewright.cli.scoring import reference_images, training_data
@@ -145,9 +145,7 @@ def edit(
 
 
 def _check(task: str, given: dict[str, Any], n: int, seed: int) -> None:
-    """Refuse options that have no effect, and numbers out of range."""
-    if n < 1 or seed < 0:
-        raise UserError(f"--n is {n} and --seed {seed}; n must be at least 1, seed at least 0")
+    """Refuse options that have no effect, or that do not go together."""
     if task == "interpolate" and n < 2:
         raise UserError("--n is 1; an interpolation has at least 2 pictures, its ends")
     for name, tasks in TAKES.items():
@@ -159,8 +157,6 @@ def _check(task: str, given: dict[str, Any], n: int, seed: int) -> None:
         raise UserError(f"--task {task} needs one picture: either --image FILE or --index N")
     if given["data"] is not None and given["index"] is None:
         raise UserError("--data says where --index looks; it has no effect on --image")
-    if given["sigma"] is not None:
-        require_positive("--sigma", given["sigma"])
 
 
 def _picture(
@@ -391,7 +387,9 @@ def _record(
     )
 
 
+COMMANDS: Mapping[str, Callable[..., None]] = {"": edit}
+
+
 def main(args: Sequence[str]) -> None:
     """Parse and edit."""
-    description = (edit.__doc__ or "").split("Args:")[0]
-    tyro.cli(edit, args=args, prog="imagewright edit", description=description + "\n" + EPILOG)
+    run(edit, args, "imagewright edit", EPILOG)

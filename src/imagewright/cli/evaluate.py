@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,20 +11,25 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from imagewright.cli.command import invoked, run
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
 from imagewright.cli.sampling import Changes, make_generator
+from imagewright.cli.score_file import keep
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
 from imagewright.data import open_images
-from imagewright.files import read_json, write_json
+from imagewright.files import try_output
 from imagewright.metrics.bits import BitsSettings
-from imagewright.metrics.evaluate import METRICS, Report, evaluate
-from imagewright.metrics.reference import embed
+from imagewright.metrics.draws import ClassLaw, class_shares, draw_for_score
+from imagewright.metrics.evaluate import METRICS, Report, evaluate, feasible
+from imagewright.metrics.reference import Reference, embed
+from imagewright.models.files import ModelFile
 from imagewright.pretrained import find_model, shipped
 from imagewright.samplers.generator import sampler_to_json
-from imagewright.types import UserError
+from imagewright.types import DataSpec, UserError
 
-FORMAT = "imagewright-metrics/1"
+SEED = 1
+"""Of the images drawn, where none is asked for."""
 EPILOG = """examples:
   imagewright evaluate runs/edm-digits
   imagewright evaluate runs/edm-digits --steps 3 5 9 18    # one row per number of steps
@@ -41,8 +46,9 @@ def evaluate_command(
     data: str | None = None,
     split: str | None = None,
     n: int | None = None,
-    seed: int = 1,
+    seed: int = SEED,
     metrics: tuple[str, ...] = METRICS,
+    classes: ClassLaw = "reference",
     sampler: str | None = None,
     steps: tuple[int, ...] = (),
     set: tuple[str, ...] = (),  # the option's name
@@ -68,6 +74,8 @@ def evaluate_command(
         seed: of the images drawn.
         metrics: of fd, kid, is, prdc; and bpd, the bits per dimension of the real images, by the model's exact
             likelihood, its bound, or its probability flow.
+        classes: which are drawn, of a model that is told them: each as often as the real images have it (reference),
+            or all alike (uniform).
         sampler: as for `imagewright sample`.
         steps: one measurement for each number of sampler steps.
         set: further sampler settings, name=value.
@@ -86,48 +94,89 @@ def evaluate_command(
     if not is_model:
         if "bpd" in metrics:
             raise UserError(f"{target} is no model; bpd is how probable a model finds real images")
-        _evaluate_images(target, data, split or "all", seed, metrics, inception, yardsticks, out)
+        drawing: dict[str, Any] = {
+            "n": n,
+            "seed": seed != SEED,
+            "classes": classes != "reference",
+            "changes": changes.record(),
+        }
+        _refuse_unused(f"{target}, which is a set of images", **drawing, sampler=sampler, steps=steps, set=set)
+        _evaluate_images(target, data, split or "all", metrics, inception, yardsticks, out)
         return
     file = find_model(target)
     path = out or (Path(target) / "metrics.json" if Path(target).is_dir() else None)
+    if path is not None and path != out:
+        try_output(path)
     if "bpd" in metrics:
         metrics = tuple(m for m in metrics if m != "bpd")
         if not metrics:
-            _refuse_unused(sampler=sampler, steps=steps, set=set, inception=inception)
+            unused = {"sampler": sampler, "steps": steps, "set": set, "inception": inception}
+            _refuse_unused("bpd, which draws no images", **unused, classes=classes != "reference")
         entry = evaluate_bits(target, file, data, split or "test", n, seed, likelihood, changes, batch_size, device)
         show_bits(entry)
-        _keep({"likelihoods": [entry]}, path)
+        _keep("likelihoods", [_of(file, entry)], path)
         if not metrics:
             return
     reference = reference_images(data or training_data(target, file.spec), file.spec, split or "all")
     extractor = extractor_for(reference.spec.name if data is None else data, inception)
     embedded = embed(reference, extractor)
     count = n or min(len(reference), 50_000)
+    metrics = _feasible(metrics, count, len(reference))
     entries = []
     for number in steps or (None,):
         generator = make_generator(file, sampler, number, set, device, changes)
         with bar(f"evaluating {target} at {generator.nfe} calls", count) as advance_to:
-            clock = _Stopwatch(generator.batches(count, seed=seed, batch_size=batch_size))
+            drawn = draw_for_score(generator, count, embedded, classes=classes, seed=seed, batch_size=batch_size)
+            clock = _Stopwatch(drawn)
             report = evaluate(
                 clock, embedded, extractor, metrics=metrics, seed=seed, yardsticks=yardsticks, on_progress=advance_to
             )
         way = sampler_to_json(generator.sampler) | changes.record()
-        entries.append(_entry(target, way, generator.nfe, clock.seconds, report))
+        told = _classes(file.spec, embedded, classes)
+        entries.append(_entry(target, way, generator.nfe, clock.seconds, report) | {"classes": told})
+    _say_if_uniform(entries[0]["classes"], classes)
     _table(entries)
-    _keep({"reports": entries}, path)
+    _keep("reports", [_of(file, entry) for entry in entries], path)
 
 
-def _refuse_unused(**options: Any) -> None:
+def _feasible(metrics: tuple[str, ...], count: int, real: int) -> tuple[str, ...]:
+    """The metrics that so many images allow; says which they do not, before the work. UserError where none is left."""
+    possible, impossible = feasible(metrics, count, real)
+    if not possible:
+        raise UserError("; ".join(impossible))
+    for reason in impossible:
+        say(f"left out: {reason}")
+    return possible
+
+
+def _of(file: ModelFile, entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry that says of which weights it is, and how it was measured."""
+    seen = file.origin.get("images_seen")
+    return {**entry, "weights_sha256": file.weights_sha256, "images_seen": seen, "command": invoked()}
+
+
+def _refuse_unused(on: str, **options: Any) -> None:
     for name, value in options.items():
         if value:
-            raise UserError(f"--{name} has no effect on bpd, which draws no images")
+            named = next(iter(value)) if name == "changes" else name
+            raise UserError(f"--{named.replace('_', '-')} has no effect on {on}")
+
+
+def _classes(spec: DataSpec, reference: Reference, wanted: ClassLaw) -> dict[str, Any] | None:
+    """By which law classes were drawn, and how often each in the mean; None: the model is told none."""
+    law, shares = class_shares(spec, reference, wanted)
+    return None if shares is None else {"law": law, "shares": [round(float(share), 6) for share in shares]}
+
+
+def _say_if_uniform(drawn: dict[str, Any] | None, wanted: ClassLaw) -> None:
+    if drawn is not None and drawn["law"] != wanted:
+        say("note: the real images do not say how often the model's classes come; they were drawn alike")
 
 
 def _evaluate_images(
     target: str,
     data: str | None,
     split: str,
-    seed: int,
     metrics: tuple[str, ...],
     inception: str | None,
     yardsticks: bool,
@@ -140,14 +189,13 @@ def _evaluate_images(
     images = open_images(target, split="all", labels=False)
     reference = reference_images(data, images.spec, split)
     extractor = extractor_for(data, inception)
+    metrics = _feasible(metrics, len(images), len(reference))
     batches = (images.images(range(i, min(i + 256, len(images)))) for i in range(0, len(images), 256))
     with bar(f"evaluating {target}", len(images)) as advance_to:
-        report = evaluate(
-            batches, reference, extractor, metrics=metrics, seed=seed, yardsticks=yardsticks, on_progress=advance_to
-        )
+        report = evaluate(batches, reference, extractor, metrics=metrics, yardsticks=yardsticks, on_progress=advance_to)
     entries = [_entry(target, None, 0, 0.0, report)]
     _table(entries)
-    _keep({"reports": entries}, out)
+    _keep("reports", [{**entry, "command": invoked()} for entry in entries], out)
 
 
 class _Stopwatch:
@@ -170,25 +218,10 @@ def _entry(target: str, sampler: dict[str, Any] | None, nfe: int, seconds: float
     return {"target": target, "sampler": sampler, "nfe": nfe, "seconds": seconds, "report": report.as_dict()}
 
 
-def _keep(new: dict[str, list[dict[str, Any]]], path: Path | None) -> None:
-    """Put entries into metrics.json, in place of those that measured the same."""
-    if path is None:
-        return
-    found = read_json(path) if path.exists() else {}
-    record: dict[str, Any] = {"format": FORMAT, "reports": [], **found}
-    for kind, entries in new.items():
-        kept = [e for e in record.get(kind, []) if all(_identity(e) != _identity(n) for n in entries)]
-        record[kind] = sorted([*kept, *entries], key=lambda e: e.get("nfe", 0))
-    write_json(path, record)
-    say(f"written to {path}")
-
-
-def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
-    report = entry["report"]
-    if "bpd" in report:
-        depends = ("num_images", "seed", "reference", "settings")
-        return (entry["target"], str(entry["changes"]), *(str(report[name]) for name in depends))
-    return (entry["target"], str(entry["sampler"]), report["num_images"], report["seed"], report["extractor_sha256"])
+def _keep(kind: str, entries: list[dict[str, Any]], path: Path | None) -> None:
+    if path is not None:
+        keep({kind: entries}, path)
+        say(f"written to {path}")
 
 
 def _table(entries: list[dict[str, Any]]) -> None:
@@ -214,7 +247,9 @@ def _yardstick_rows(yardsticks: dict[str, dict[str, Any]]) -> dict[str, dict[str
     }
 
 
+COMMANDS: Mapping[str, Callable[..., None]] = {"": evaluate_command}
+
+
 def main(args: Sequence[str]) -> None:
     """Parse and evaluate."""
-    description = (evaluate_command.__doc__ or "").split("Args:")[0] + "\n" + EPILOG
-    tyro.cli(evaluate_command, args=args, prog="imagewright evaluate", description=description)
+    run(evaluate_command, args, "imagewright evaluate", EPILOG)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from imagewright.cli.command import run
 from imagewright.cli.console import say
 from imagewright.models.files import save_model
 from imagewright.pretrained import find_model
@@ -34,7 +35,9 @@ def export_command(model: Annotated[str, tyro.conf.Positional], out: Path, half:
     say(f"written to {out} ({size / 1e6:.2f} MB)")
 
 
+COMMANDS: Mapping[str, Callable[..., None]] = {"": export_command}
+
+
 def main(args: Sequence[str]) -> None:
     """Parse and copy."""
-    description = (export_command.__doc__ or "").split("Args:")[0] + "\n" + EPILOG
-    tyro.cli(export_command, args=args, prog="imagewright export", description=description)
+    run(export_command, args, "imagewright export", EPILOG)

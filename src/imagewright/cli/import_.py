@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from imagewright.cli.command import run
 from imagewright.cli.console import say
 from imagewright.files import read_json
 from imagewright.interop import from_official
@@ -21,6 +22,7 @@ EPILOG = """examples:
 config.json holds the official constructor's arguments, for example
   {"precond_class": "EDMPrecond", "img_resolution": 32, "img_channels": 3, "label_dim": 10,
    "model_type": "SongUNet", "model_channels": 128, "channel_mult": [2, 2, 2], "augment_dim": 9}
+Without sigma_min and sigma_max an EDMPrecond gets the range of the official sampler, 0.002 to 80.
 """
 
 
@@ -29,6 +31,7 @@ def import_command(
     config: Path,
     out: Path,
     kind: str = "edm",
+    key: str | None = None,
     name: str | None = None,
 ) -> None:
     """Convert a state dict of official weights into a model folder that `sample` and `evaluate` take.
@@ -38,12 +41,15 @@ def import_command(
         config: JSON file with the official constructor's arguments and "precond_class".
         out: the model folder to write.
         kind: family of the weights; edm.
+        key: of a .pt file that holds several dictionaries, which one: ema.
         name: name of the data set the model was trained on; default the file's.
     """
+    if key is not None and weights.suffix not in (".pt", ".pth"):
+        raise UserError(f"--key says which dictionary of a .pt file holds the weights; it has no effect on {weights}")
     if weights.suffix == ".safetensors":
         state = read_tensors(weights)
     elif weights.suffix in (".pt", ".pth"):
-        state = read_state_dict(weights)
+        state = read_state_dict(weights, key)
     else:
         raise UserError(
             f"{weights} is not read: only .safetensors, .pt and .pth state dicts are. A pickle of a whole network "
@@ -63,7 +69,9 @@ def import_command(
     say(f"written to {out}")
 
 
+COMMANDS: Mapping[str, Callable[..., None]] = {"": import_command}
+
+
 def main(args: Sequence[str]) -> None:
     """Parse and convert."""
-    description = (import_command.__doc__ or "").split("Args:")[0] + "\n" + EPILOG
-    tyro.cli(import_command, args=args, prog="imagewright import", description=description)
+    run(import_command, args, "imagewright import", EPILOG)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from imagewright.cli.command import run
 from imagewright.cli.console import say
+from imagewright.files import try_output
 from imagewright.report import collect_run, write_report
 from imagewright.types import UserError
 
@@ -30,14 +32,18 @@ def report(
     if not runs:
         raise UserError("imagewright report needs at least one run folder")
     sections = []
-    for run in runs:
-        say(f"collecting {run}")
-        sections.append(collect_run(run, seed=seed))
     path = out or runs[0] / "report.html"
+    try_output(path)
+    for folder in runs:
+        say(f"collecting {folder}")
+        sections.append(collect_run(folder, seed=seed))
     write_report(path, sections)
     say(f"written to {path}")
 
 
+COMMANDS: Mapping[str, Callable[..., None]] = {"": report}
+
+
 def main(args: Sequence[str]) -> None:
     """Parse and write the page."""
-    tyro.cli(report, args=args, prog="imagewright report")
+    run(report, args, "imagewright report")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from imagewright.cli.command import run
 from imagewright.cli.console import bar, say
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.files import read_json, replacing, write_json
@@ -19,7 +22,7 @@ from imagewright.models.files import weights_hash
 from imagewright.pretrained import find_model, shipped
 from imagewright.report.figures import trajectory_picture
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
-from imagewright.training.snapshots import grid, save_image
+from imagewright.training.snapshots import grid, image_origin, save_image
 from imagewright.types import UserError
 
 EPILOG = """examples:
@@ -58,7 +61,8 @@ def sample(
         n: how many images.
         seed: of the whole set; image i depends on (seed, i) alone.
         first: index of the first image: `--n 100 --first 100` draws images 100 to 199 of the seed.
-        label: class indices, one for all images or one for each; default drawn uniformly per image. -1 = none.
+        label: class indices, one for all images or one for each; default drawn uniformly per image, of the classes that
+            the model saw. -1 = none.
         class_name: one class for all images, by name.
         sampler: heun, restart, dpm-solver++, unipc, ddim, euler, ...; default the one saved with the model.
         steps: number of sampler steps.
@@ -77,14 +81,15 @@ def sample(
         "weights_sha256": weights_hash(file.model.state_dict()),
         "sampler": sampler_to_json(generator.sampler),
         "seed": seed,
-        "label": class_name or list(label),
+        "label": class_name if class_name is not None else list(label),
     } | changes.record()
     _claim(out, record)
-    images = _draw(generator, n, first, seed, labels, out, batch_size)
+    images = _draw(generator, n, first, seed, labels, out, batch_size, _digest(record))
     save_image(out / "grid.png", grid(images, _columns(n)), scale=max(1, 64 // generator.spec.resolution))
     if npz:
         with replacing(out / "samples.npz") as aside, aside.open("wb") as stream:
-            np.savez_compressed(stream, images=images, labels=np.asarray(labels or [-1] * n))
+            # arr_0 is where evaluators of ADM's kind look.
+            np.savez_compressed(stream, arr_0=images, images=images, labels=np.asarray(labels or [-1] * n))
     if trajectory:
         save_image(out / "trajectory.png", trajectory_picture(generator, seed=seed, labels=labels), scale=1)
     say(f"{n} images in {out} ({generator.nfe} network calls each); grid: {out / 'grid.png'}")
@@ -98,11 +103,14 @@ def _draw(
     labels: list[int] | None,
     out: Path,
     batch_size: int,
+    digest: str,
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     images = np.zeros((n, generator.spec.resolution, generator.spec.resolution, generator.spec.channels), np.uint8)
     paths = [out / f"{first + i:06d}.png" for i in range(n)]
-    missing = [i for i in range(n) if not paths[i].exists()]
+    missing = [i for i in range(n) if not os.path.lexists(paths[i])]
     for i in sorted({*range(n)} - {*missing}):
+        if image_origin(paths[i]) != f"{digest} {first + i}":
+            raise UserError(f"{paths[i]} is not of this set of samples; choose another --out, or move it away")
         images[i] = np.asarray(Image.open(paths[i])).reshape(images[i].shape)
     with bar("sampling", n) as advance_to:
         advance_to(n - len(missing))
@@ -112,7 +120,7 @@ def _draw(
             drawn = generator.at([first + i for i in rows], labels=wanted, seed=seed)
             for i, image in zip(rows, drawn, strict=True):
                 images[i] = image
-                save_image(paths[i], image)
+                save_image(paths[i], image, origin=f"{digest} {first + i}")
             advance_to(n - len(missing) + start + len(rows))
     return images
 
@@ -126,8 +134,6 @@ def _labels(
             names = ", ".join(spec.class_names) or "none"
             raise UserError(f"this model has no class {class_name!r}; its classes are {names}")
         label = (spec.class_names.index(class_name),)
-    if n < 1 or first < 0 or seed < 0:
-        raise UserError(f"--n is {n}, --first {first}, --seed {seed}; n must be at least 1, the others at least 0")
     if not label:
         drawn = generator.labels(n, seed, first)
         return None if drawn is None else [int(v) for v in drawn]
@@ -138,6 +144,12 @@ def _labels(
         allowed = f"-1 to {spec.num_classes - 1}" if spec.num_classes else "-1 (the model has no classes)"
         raise UserError(f"--label {bad[0]} is not a class of this model; allowed: {allowed}")
     return list(label) * n if len(label) == 1 else list(label)
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """By which a picture on disk is known to be of this set: where the model lies does not count."""
+    counted = {name: value for name, value in record.items() if name not in ("model", "guide")}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
 def _claim(out: Path, record: dict[str, Any]) -> None:
@@ -155,7 +167,9 @@ def _columns(n: int) -> int:
     return math.ceil(math.sqrt(n))
 
 
+COMMANDS: Mapping[str, Callable[..., None]] = {"": sample}
+
+
 def main(args: Sequence[str]) -> None:
     """Parse and sample."""
-    description = (sample.__doc__ or "").split("Args:")[0] + "\nShipped models: " + (", ".join(shipped()) or "none")
-    tyro.cli(sample, args=args, prog="imagewright sample", description=description + "\n\n" + EPILOG)
+    run(sample, args, "imagewright sample", f"Shipped models: {', '.join(shipped()) or 'none'}\n\n{EPILOG}")

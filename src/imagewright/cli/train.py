@@ -174,9 +174,9 @@ def _recorded(command: list[str] | None) -> list[str] | None:
 
 def help_text() -> str:
     """The command's help."""
-    lines = []
+    lines, width = [], max(map(len, RECIPES))
     for name, function in RECIPES.items():
-        lines.append(f"  {name:<16} {(function.__doc__ or '').splitlines()[0]}")
+        lines.append(f"  {name:<{width}}  {(function.__doc__ or '').splitlines()[0]}")
     return HELP.format(recipes="\n".join(lines))
 
 

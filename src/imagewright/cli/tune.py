@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
-from torch import nn
 
-from imagewright.cli.console import OUT, bar, say, table
-from imagewright.cli.sampling import TUNED
-from imagewright.cli.scoring import extractor_for, reference_images, training_data
+from imagewright.cli.command import dispatch
+from imagewright.cli.console import bar, say
+from imagewright.cli.tune_common import Scorer, fresh, print_scores, save, tuned_path, write
+from imagewright.cli.tune_lcsc import lcsc
 from imagewright.cli.tune_sims import sims
-from imagewright.files import write_json
 from imagewright.guidance import SkipScale, SkipTuned
 from imagewright.guidance.layer_skipping import layers_of
-from imagewright.metrics import embed
-from imagewright.metrics.features import FeatureExtractor
-from imagewright.metrics.frechet import frechet_of_images
-from imagewright.metrics.statistics import Moments
-from imagewright.models.files import ModelFile, save_model
 from imagewright.pretrained import find_model
 from imagewright.samplers import Heun, MultistepConsistency
-from imagewright.samplers.generator import ImageGenerator, sampler_to_json
+from imagewright.samplers.generator import sampler_to_json
 from imagewright.training.distributed import pick_device
 from imagewright.training.posthoc import reconstruct
-from imagewright.training.weights import combine, differences, stored, unflatten
 from imagewright.tuning import autodiffusion as auto
 from imagewright.tuning.bespoke import BespokeTraining, train_bespoke
 from imagewright.tuning.consistency_times import Levels, TimesSearch, search_times
 from imagewright.tuning.feature_distance import FeatureDistance
-from imagewright.tuning.lcsc import LCSC, Vector, search
-from imagewright.types import Sampler, UserError, kind_of
-from imagewright.version import versions
+from imagewright.types import UserError, kind_of
 
 HELP = """imagewright tune WHAT MODEL [options]
 
 skip           the factor on a U-Net's lowest skip connection that draws best at few steps (Skip-Tuning)
 ema            an average of any length from a run's kept ones (post-hoc EMA)
-lcsc           a linear combination of a run's kept weights, searched for the steps you want (LCSC)
+lcsc           a linear combination of a run's kept weights, searched for the sampler you want (LCSC)
 bespoke        a solver of few steps learnt for this very model (Bespoke solvers)
 autodiffusion  which time steps to take, and which layers to skip at each (AutoDiffusion)
 times          the noise levels of a flow map's further steps (consistency models)
@@ -52,33 +41,12 @@ sims           train a copy on the model's own samples, and move away from it (S
 examples:
   imagewright tune skip runs/edm-digits --steps 5
   imagewright tune ema runs/edm-digits --std 0.07 --out runs/edm-digits-007
-  imagewright tune lcsc runs/edm-digits --steps 5 --out runs/edm-digits-lcsc
+  imagewright tune lcsc runs/cd-digits --out runs/cd-digits-lcsc
+  imagewright tune lcsc runs/edm-digits --sampler unipc --steps 8 --out runs/edm-digits-lcsc
   imagewright tune bespoke runs/edm-digits --steps 5     # then: sample --sampler runs/edm-digits/tuned/bespoke2-5.json
   imagewright tune times runs/cd-digits --steps 2        # then: sample --sampler runs/cd-digits/tuned/times-2.json
   imagewright tune sims runs/edm-digits --out runs/edm-digits-sims
 """
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A model's real images and features, and the score that a search minimises."""
-
-    extractor: FeatureExtractor
-    moments: Moments
-    device: torch.device
-
-    @classmethod
-    def of(cls, model: str, file: ModelFile, data: str | None, device: str) -> Scorer:
-        """Real training images through the extractor of their set."""
-        source = data or training_data(model, file.spec)
-        images = reference_images(source, file.spec, "train" if source in ("digits", "emoji64") else "all")
-        extractor = extractor_for(source)
-        return cls(extractor, embed(images, extractor).moments, pick_device(device))
-
-    def score(self, model: nn.Module, file: ModelFile, sampler: Sampler, n: int, seed: int) -> float:
-        """Frechet distance of n images of a seed: the same noise and labels for every candidate."""
-        generator = ImageGenerator(model, file.spec, sampler, self.device)
-        return frechet_of_images(generator.batches(n, seed=seed, batch_size=250), self.extractor, self.moments)
 
 
 def skip(
@@ -88,6 +56,7 @@ def skip(
     n: int = 1000,
     seed: int = 0,
     data: str | None = None,
+    inception: str | None = None,
     device: str = "auto",
 ) -> None:
     """Measure factors on the lowest skip connection (rising to 1 at the top) at a number of Heun steps.
@@ -99,18 +68,19 @@ def skip(
         n: images for each factor.
         seed: of the images; score the choice on another seed with `imagewright evaluate`.
         data: real images; default what the model was trained on.
+        inception: weights of the Inception network, for data other than digits and emoji64.
         device: auto, cpu, cuda, mps.
     """
     if not factors:
         raise UserError("--factors is empty; give at least one factor")
     file = find_model(model)
-    scorer, scores = Scorer.of(model, file, data, device), {}
+    scorer, scores = Scorer.of(model, file, data, device, inception), {}
     with bar("factors", len(factors), "factors") as advance_to:
         for done, factor in enumerate(factors):
             tuned = SkipTuned(file.model, SkipScale(bottom=factor))
             scores[factor] = scorer.score(tuned, file, Heun(num_steps=steps), n, seed)
             advance_to(done + 1)
-    _scores("skip factor", {f"{factor:g}": value for factor, value in scores.items()})
+    print_scores("skip factor", {f"{factor:g}": value for factor, value in scores.items()})
     best = min(scores, key=lambda factor: scores[factor])
     say(f"use it with: imagewright sample {model} --steps {steps} --skip-scale {best:g}")
 
@@ -124,49 +94,8 @@ def ema(run: Annotated[Path, tyro.conf.Positional], std: float, out: Path, image
         out: model folder to write.
         images: after how many images of training; default the newest kept.
     """
-    file = _fresh(run, out)
-    _save(file, reconstruct(run, std, images), out, {"average": {"std": std, "images": images}})
-
-
-def lcsc(
-    run: Annotated[Path, tyro.conf.Positional],
-    out: Path,
-    steps: int = 5,
-    evaluations: int = 300,
-    n: int = 1000,
-    seed: int = 0,
-    data: str | None = None,
-    device: str = "auto",
-) -> None:
-    """Search a linear combination of the raw weights that a run kept, for the number of steps you will draw with.
-
-    Args:
-        run: a run trained with --training.weights-images.
-        out: model folder to write.
-        steps: Heun steps that the combination is searched for; it suits no other number as well.
-        evaluations: candidates to measure.
-        n: images for each.
-        seed: of the search and its images.
-        data: real images; default what the run was trained on.
-        device: auto, cpu, cuda, mps.
-    """
-    file, files = _fresh(run, out), [s.path for s in stored(run, "raw")]
-    first, rows = differences(files)
-    scorer, candidate = Scorer.of(str(run), file, data, device), copy.deepcopy(file.model)
-
-    def fitness(alpha: Vector) -> float:
-        start = torch.cat([first[k].float().flatten() for k in sorted(first) if first[k].is_floating_point()])
-        candidate.load_state_dict(unflatten(start + torch.from_numpy(alpha[1:]).float() @ rows, first))
-        return scorer.score(candidate, file, Heun(num_steps=steps), n, seed)
-
-    with bar("candidates", evaluations, "candidates") as advance_to:
-        found = search(
-            len(files), fitness, LCSC(evaluations=evaluations, seed=seed), lambda k, best: advance_to(k, f"{best:.4g}")
-        )
-    _scores("weights", {"best average": found.best_average, "LCSC": found.fitness})
-    origin = {"lcsc": {"steps": steps, "coefficients": found.coefficients.tolist(), "fitness": found.fitness}}
-    tuned = replace(file, sampler=sampler_to_json(Heun(num_steps=steps)))
-    _save(tuned, combine(files, found.coefficients.tolist()), out, origin)
+    file = fresh(run, out)
+    save(file, reconstruct(run, std, images), out, {"average": {"std": std, "images": images}})
 
 
 def bespoke(
@@ -192,7 +121,7 @@ def bespoke(
         device: auto, cpu, cuda, mps.
     """
     file, target = find_model(model), pick_device(device)
-    path = out or _tuned(model, f"bespoke{order}-{steps}")
+    path = out or tuned_path(model, f"bespoke{order}-{steps}")
     config = BespokeTraining(num_steps=steps, order=order, iterations=iterations, batch=batch, seed=seed)
     with bar("iterations", iterations, "iterations") as advance_to:
         result = train_bespoke(
@@ -203,9 +132,9 @@ def bespoke(
             lambda p: advance_to(p.iteration, f"error {p.val_rmse:.4g}"),
             target,
         )
-    _scores("solver (error of the end point)", {"plain": result.base_rmse, "bespoke": result.val_rmse})
+    print_scores("solver (error of the end point)", {"plain": result.base_rmse, "bespoke": result.val_rmse})
     found = {"val_rmse": result.val_rmse, "base_rmse": result.base_rmse, "training": asdict(config)}
-    _write(path, model, {"sampler": sampler_to_json(result.sampler), "found": found})
+    write(path, model, {"sampler": sampler_to_json(result.sampler), "found": found})
 
 
 def autodiffusion(
@@ -217,6 +146,7 @@ def autodiffusion(
     max_layers: int = 0,
     seed: int = 0,
     data: str | None = None,
+    inception: str | None = None,
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
@@ -231,12 +161,13 @@ def autodiffusion(
         max_layers: most layers executed over all steps; 0 skips none.
         seed: of the search and its images.
         data: real images; default what the model was trained on.
+        inception: weights of the Inception network, for data other than digits and emoji64.
         out: file to write; default tuned/autodiffusion-<steps>.json in the run folder.
         device: auto, cpu, cuda, mps.
     """
     file = find_model(model)
-    path = out or _tuned(model, f"autodiffusion-{steps}")
-    scorer, layers = Scorer.of(model, file, data, device), 0
+    path = out or tuned_path(model, f"autodiffusion-{steps}")
+    scorer, layers = Scorer.of(model, file, data, device, inception), 0
     if max_layers:
         layers = len(layers_of(SkipTuned(file.model, SkipScale()).denoiser.network))  # type: ignore[arg-type]
     space = auto.Space(steps=steps, layers=layers, max_layers=max_layers)
@@ -254,12 +185,12 @@ def autodiffusion(
     config = auto.AutoDiffusion.joint(**settings) if max_layers else auto.AutoDiffusion(**settings)
     with bar("candidates", generations * population, "candidates") as advance_to:
         found = auto.search(space, measure, config, lambda k, best: advance_to(k, f"{best:.4g}"))
-    _scores("time steps", {"uniform": found.uniform or float("nan"), "AutoDiffusion": found.fitness})
+    print_scores("time steps", {"uniform": found.uniform or float("nan"), "AutoDiffusion": found.fitness})
     generator = measure.generator(found.best)
     levels = found.best.levels(space.schedule, file.model)  # type: ignore[arg-type]
     skips = [[level, list(ids)] for level, ids in levels.items()] if any(levels.values()) else []
     record = {"sampler": sampler_to_json(generator.sampler), "skips": skips, "found": found.to_json()}
-    _write(path, model, record)
+    write(path, model, record)
 
 
 def times(
@@ -269,6 +200,7 @@ def times(
     n: int = 1000,
     seed: int = 0,
     data: str | None = None,
+    inception: str | None = None,
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
@@ -281,14 +213,15 @@ def times(
         n: images for each candidate.
         seed: of the images; score the choice on another seed with `imagewright evaluate`.
         data: real images; default what the model was trained on.
+        inception: weights of the Inception network, for data other than digits and emoji64.
         out: file to write; default tuned/times-<steps>.json in the run folder.
         device: auto, cpu, cuda, mps.
     """
     file = find_model(model)
     if kind_of(file.model) != "flow_map":
         raise UserError(f"{model} is a denoiser; tune times searches the steps of a flow map, such as a cd-digits run")
-    path, config = out or _tuned(model, f"times-{steps}"), TimesSearch(steps=steps, points=points)
-    scorer = Scorer.of(model, file, data, device)
+    path, config = out or tuned_path(model, f"times-{steps}"), TimesSearch(steps=steps, points=points)
+    scorer = Scorer.of(model, file, data, device, inception)
     flow_map: Any = file.model
 
     def score(sigmas: Levels) -> float:
@@ -301,39 +234,9 @@ def times(
             score, flow_map.sigma_min, flow_map.sigma_max, config, lambda k, value: advance_to(k, f"{value:.4g}")
         )
     names = ["one step", *(f"{s:.4g}, after those above" for s in found.sigmas)]
-    _scores("level", dict(zip(names, found.scores, strict=True)))
+    print_scores("level", dict(zip(names, found.scores, strict=True)))
     record = {"scores": found.scores, "measured": found.measured, "images": n, "seed": seed, "points": points}
-    _write(path, model, {"sampler": sampler_to_json(MultistepConsistency(sigmas=found.sigmas)), "found": record})
-
-
-def _fresh(run: Path, out: Path) -> ModelFile:
-    if (out / "model.json").exists():
-        raise UserError(f"{out} already holds a model; choose another --out")
-    return find_model(run)
-
-
-def _save(file: ModelFile, state: dict[str, torch.Tensor], out: Path, origin: dict[str, Any]) -> None:
-    file.model.load_state_dict(state)
-    save_model(out, replace(file, origin={**file.origin, **origin}))
-    say(f"written to {out}; measure it with: imagewright evaluate {out}")
-
-
-def _tuned(model: str, name: str) -> Path:
-    if not Path(model).is_dir():
-        raise UserError(f"{model} is not a folder to write into; say with --out where the result goes")
-    return Path(model) / "tuned" / f"{name}.json"
-
-
-def _write(path: Path, model: str, record: dict[str, Any]) -> None:
-    write_json(path, {"format": TUNED, "model": model, **record, "versions": versions()})
-    say(f"written to {path}; use it with: imagewright sample {model} --sampler {path}")
-
-
-def _scores(what: str, values: dict[str, float]) -> None:
-    rows = table(what, "lower is better")
-    for name, value in values.items():
-        rows.add_row(name, f"{value:.4g}")
-    OUT.print(rows)
+    write(path, model, {"sampler": sampler_to_json(MultistepConsistency(sigmas=found.sigmas)), "found": record})
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -349,9 +252,4 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(args: Sequence[str]) -> None:
     """Dispatch to the search."""
-    if not args or args[0] in ("-h", "--help"):
-        say(HELP)
-        return
-    if args[0] not in COMMANDS:
-        raise UserError(f"there is no search {args[0]!r}; allowed: {', '.join(COMMANDS)}")
-    tyro.cli(COMMANDS[args[0]], args=args[1:], prog=f"imagewright tune {args[0]}")
+    dispatch(COMMANDS, args, "imagewright tune", HELP)

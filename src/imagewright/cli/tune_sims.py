@@ -19,7 +19,7 @@ from imagewright.data.edm_zip import write_edm_zip
 from imagewright.files import replacing
 from imagewright.guidance import sims as guided_away
 from imagewright.metrics import embed
-from imagewright.metrics.frechet import frechet_of_images
+from imagewright.metrics.draws import frechet_of_model
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator, sampler_from_json
 from imagewright.training.config import EmaConfig
@@ -164,8 +164,7 @@ def sims(
     moments = embed(reference_images(source, file.spec, "all"), extractor).moments
 
     def score(base: str, auxiliary: str | None, strength: float) -> float:
-        batches = images.generator(base, auxiliary, strength).batches(n, seed=seed, batch_size=250)
-        return frechet_of_images(batches, extractor, moments)
+        return frechet_of_model(images.generator(base, auxiliary, strength), n, extractor, moments, seed=seed)
 
     if generations > 1:
         _self_consuming(images, score, omega[0], generations, experiment.data.source, out)

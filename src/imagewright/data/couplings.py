@@ -6,18 +6,22 @@
 Pair i is a function of (manifest, i). Its noise is not stored: it is `ImageNoise(seed, [i])`'s first normal numbers, as
 for every image that this library draws, and is drawn again when the pair is read. That halves the store.
 A shard appears under its name whole or not at all, and holds nothing but its own pairs, so that any number of writers
-may fill one folder, and dying at any moment loses at most the shard in hand.
+may fill one folder, and dying at any moment loses at most the shard in hand. The number of pairs only grows: a writer
+that was asked for fewer makes the last of its shards as long as the manifest has it by then.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +34,17 @@ from imagewright.files import read_json, replacing, write_json
 from imagewright.noise import ImageNoise
 from imagewright.types import Condition, Coupling, DataSpec, UserError
 
+try:
+    import fcntl
+except ImportError:  # not on every system; without it two writers may make the same shard, which is only slower
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT = "imagewright-couplings/1"
 OPEN_SHARDS = 64
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+Lock = Literal["held", "busy", "none"]
+WHERE = ("model", "guide")
+"""Entries of the origin that say where weights lay; which they are, their checksums say."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -73,22 +86,46 @@ class Manifest:
 def claim_folder(folder: Path, manifest: Manifest) -> None:
     """Write the manifest, or check that the folder holds the same couplings; n may grow.
 
-    Raises UserError naming what differs.
+    One writer at a time, or the smaller n could be written last. Raises UserError naming what differs.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; couplings need a folder")
-    path = folder / "manifest.json"
-    if path.exists():
-        before = read_manifest(folder)
-        ours, theirs = (json.loads(json.dumps(asdict(m))) for m in (manifest, before))
-        changed = [k for k in ours if k != "n" and ours[k] != theirs[k]]
-        if changed:
-            raise UserError(f"{folder} holds couplings with another {', '.join(changed)}; choose another --out")
-        if manifest.n < before.n:
-            raise UserError(f"{folder} holds {before.n} couplings; --n is {manifest.n} and must be no less")
-        if manifest.n == before.n:
-            return
-    write_json(path, {"format": FORMAT, **asdict(manifest)})
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder / ".manifest.lock", wait=True):
+        if (folder / "manifest.json").exists():
+            before = read_manifest(folder)
+            changed = [k for k, ours in _comparable(manifest).items() if ours != _comparable(before)[k]]
+            if changed:
+                raise UserError(f"{folder} holds couplings with another {', '.join(changed)}; choose another --out")
+            if manifest.n < before.n:
+                raise UserError(f"{folder} holds {before.n} couplings; --n is {manifest.n} and must be no less")
+            if manifest.n == before.n:
+                return
+        _write_manifest(folder, manifest)
+
+
+def standing(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest as it is by now, which another writer may have given more pairs; never with fewer than `manifest`.
+
+    Where the system has no locks, it may have been written over with fewer: it is put right.
+    """
+    now = read_manifest(folder)
+    if now.n >= manifest.n:
+        return now
+    _write_manifest(folder, manifest)
+    return manifest
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_json(folder / "manifest.json", {"format": FORMAT, **asdict(manifest)})
+
+
+def _comparable(manifest: Manifest) -> dict[str, Any]:
+    """All that a pair depends on, as JSON has it."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(manifest)))
+    plain.pop("n")
+    plain["origin"] = {k: v for k, v in plain["origin"].items() if k not in WHERE}
+    return plain
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -187,3 +224,44 @@ class Couplings:
     def _opened(self, shard: int) -> Any:
         """A shard, memory-mapped; it is closed when it falls out of the cache."""
         return safe_open(shard_path(self.folder, shard), framework="pt").__enter__()  # type: ignore[no-untyped-call]
+
+
+# --- writers that share a folder ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def alone(path: Path, *, wait: bool = False) -> Iterator[Lock]:
+    """Whether this process may do what the lock file `path` stands for; none = the system has no locks, and it may.
+
+    The lock goes with the process, however that ends.
+    """
+    if fcntl is None:
+        yield "none"
+        return
+    handle, lock = _locked(path, wait)
+    try:
+        yield lock
+    finally:
+        if lock == "held":
+            path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked(path: Path, wait: bool) -> tuple[int, Lock]:
+    """An open lock file, and whether it is ours. Who held it before removed it: then it is none, and we ask again."""
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle, "held"
+        except BlockingIOError:
+            return handle, "busy"
+        except FileNotFoundError:
+            pass
+        except OSError as fault:
+            if fault.errno in NO_LOCKS:
+                return handle, "none"
+            os.close(handle)
+            raise
+        os.close(handle)

@@ -6,6 +6,10 @@ Autoguidance   Karras et al. 2024 (arXiv 2406.02507), eq. 3, w in its convention
 Classifier-free   Ho and Salimans 2022 (2207.12598), whose w is ours minus 1.
 Interval   Kynkaanniemi et al. 2024 (2404.07724): w = 1 outside sigma_low < sigma <= sigma_high, guide unasked.
 SIMS       Alemohammad et al. 2024 (2408.16333): omega = w - 1, and the guide was trained on the main model's samples.
+Departs    from NVlabs/edm2, generate_images.py: the sampler's state is float64 (there float32); the unlabelled answer
+           may come from the main model itself (there always from a small unconditional network, given as the guide).
+           EDM2's networks and its loss with a learnt variance are not in the library, so neither are the presets: main
+           model, guide, their averages (`training.posthoc`) and w are the user's.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ scaled, before the block's first normalisation. Blocks count from the bottom (lo
 Ingredients  the linear schedule, or factors layer by layer; constant, or changing with the noise level, or only in an
              interval of it; both evaluations of a Heun step; the norm ratios |d_i| / |u_i| as a diagnostic. Nothing is
              trained, and the network's code is not touched: a U-Net's stages are public (`networks.unet.UNet`).
+Departs    no official program was found: the index convention (top is reached only at i = k) is the formula's as
+             printed. Transformers' skips (U-ViT) and latent models are not here; the library has neither. The
+             factors are searched by `tune skip` and by hand; the paper's comparison with fine-tuning is not made.
 """
 
 from __future__ import annotations

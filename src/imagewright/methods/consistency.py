@@ -7,8 +7,13 @@ Kept       boundary condition in the scalings (`models.consistency`); the same d
            networks in training mode; target average (mu) apart from the evaluation average (the trainer's EMA);
            N(k) and mu(k) schedules for training; RAdam, no clipping, no decay (recipes).
 Departs    The continuous-time variants and progressive distillation (the paper's baseline) are not in this file.
-           c_noise is EDM's ln(sigma) / 4 so that a teacher's weights mean the same to the student.
-Checked    f(x, sigma_min) = x; shared z; the exact flow of Gaussian data has a loss that vanishes as N grows.
+           c_noise is EDM's ln(sigma) / 4, as in the CIFAR-10 program; that for ImageNet-64 has 250 ln(sigma), but so a
+           teacher's weights mean the same to the student. LPIPS is its own package's, with VGG's maxima, where the
+           ImageNet-64 program puts averages in their place. A loss that is not finite stops the training, where the
+           CIFAR-10 program leaves it out of the sum. Half precision is autocast, theirs casts the network. torch's
+           RAdam adds eps before it corrects the second moment's bias, optax's after.
+Checked    losses and gradients of both official programs (`tests/parity`); f(x, sigma_min) = x; shared z; the exact
+           flow of Gaussian data has a loss that vanishes as N grows.
 """
 
 from __future__ import annotations

@@ -12,12 +12,15 @@ Derived    For neighbours h apart f(x_t, t) - f(x_t', t') = h g + O(h^2), so d =
            The sign is that of rising t: with the code's tangent along (-dx/dt, -1) it reads -f . stopgrad.
            h = 1 / ((N - 1) (tau^-1)'(t)) is cancelled by lambda(t) = (tau^-1)'(t)^2, or (tau^-1)'(t) where h stands
            alone: weight 1 at every t, as in the official code.
-Kept       dropout 0.3 and 1e-3 without stop-gradient, none and 5e-6 with it; RAdam; starts from the denoiser (recipes).
-Departs    l2 is the mean over an image's numbers, as elsewhere here; the official code takes its root without
-           stop-gradient ("norm") and the sum, without the 2, with it. LPIPS is not offered in continuous time: it would
-           need the feature network's second derivatives. The tangent is float32 whatever the run's precision.
-Checked    g and both gradients against finite differences and against the discrete loss on a fine grid; the exact flow
-           map of Gaussian data has no tangent; training's gradient is distillation's in the mean.
+Kept       dropout 0.3, the rate 1e-3 without stop-gradient and 5e-6 with it; RAdam; starts from the denoiser (recipes).
+Departs    l2 is the mean over an image's D numbers, as elsewhere here; the official code takes its root without
+           stop-gradient ("norm"), and with it the sum, without the 2: ours is 2 / D of it, and the recipes' eps too.
+           l1 under stop-gradient is ours; the official LPIPS (it would need the feature network's second derivatives)
+           and greatest difference are not here. The tangent is float32 whatever the run's precision. A tangent that is
+           not finite stops the training, where the official program leaves the image out.
+Checked    losses and gradients of the official program (`tests/parity`); g and both gradients against finite
+           differences and against the discrete loss on a fine grid; the exact flow map of Gaussian data has no tangent;
+           training's gradient is distillation's in the mean.
 """
 
 from __future__ import annotations

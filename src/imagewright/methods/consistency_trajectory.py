@@ -1,38 +1,49 @@
 """Consistency trajectory models, CTM: distillation (Kim et al. 2024, arXiv 2310.02279), algorithms 1 and 2.
 
+Source     The programs decide where the paper is silent: Kim-Dongjun/ctm-cifar10 and sony/ctm (ImageNet-64).
 Networks   student (trained: `models.trajectory`), target (average of the student), teacher (frozen), and with the
-           adversarial term a discriminator (trained, with a rate and momenta of its own).
+           adversarial term a discriminator (trained, with a rate and momenta of its own). DDPM++ is told the class
+           beside the destination too, ADM beside the present level alone, as in the two programs.
 Time       the paper's t is our sigma; the grid is EDM's (rho = 7); the paper's 0 is sigma_min.
 Jumps      n teacher steps lead from t to u; s lies on the grid, anywhere from u down. Compared are the two ways to the
            clean image:  target(student(x_t, t, s), s, 0)  and  target(stopgrad student(Heun_n(x_t), u, s), s, 0). The
            gradient passes through the frozen target into the student's jump. No weight by noise level.
 n          P(n) proportional to n. One n for the whole step: it is a function of the clock's step alone, so that
            all micro-batches, processes and seeds draw the same.
-Denoising  E|x0 - g(x_t, t, t)|^2 with EDM's weight; half of the noise levels log-normal, half even in t^(1/rho) over
-           the noisiest 70% of the range.
+Denoising  E|x0 - g(x_t, t, t)|^2, mean over pixels, with EDM's weight; half of the noise levels log-normal, half even
+           in t^(1/rho) over the noisiest 70% of the range.
 Weights    lambda = |grad_L consistency| / (|grad_L other| + 1e-4), at most 1e4, for the denoising and the adversarial
            term; L is the network's `last_layer`; no gradient through lambda. Each micro-batch has its own.
-GAN        after a share of the run: hinge loss, real = data, fake = the first of the two ways above, at a (t, n, s) of
-           its own (n even over the grid) and with the same noise; differentiable augmentation; lambda kept in [0.01,
-           10]. Then student and discriminator learn in turns, one step each.
+GAN        after a share of the run: hinge loss, real = data, fake = the first of the two ways above, the very image of
+           the consistency loss in the student's steps; differentiable augmentation; lambda kept in [0.01, 10]. Student
+           and discriminator learn in turns, one step each. The discriminator is not told the class.
 Networks of the discriminator   `networks.discriminator.ConvDiscriminator`, which needs no downloaded weights, unless
            `parts(..., projections=[...])` gives frozen feature networks for the published, projected one: modules that
            turn images in [-1, 1] into lists of feature maps, the paper's being DeiT-base-distilled and
            EfficientNet-lite0 (weights from the user; `ProjectedDiscriminator` brings images to 224).
            `features=` is the distance's, such as LPIPS's network with its own resizing to 224.
 Departs    c_noise is EDM's ln(sigma) / 4 where the published ImageNet networks take 250 ln(sigma), so that a teacher's
-           weights mean the same to the student. Not in this file: classifier rejection of samples, and training
-           without a teacher.
-Checked    exact jumps of Gaussian data have a loss that vanishes as the grid gets finer; s = sigma_min and n = 1 is
-           consistency distillation; lambda cancels a factor on a loss; laws of n, s and sigma; resume bit for bit.
+           weights mean the same to the student. The blocks start deaf to the destination, so that the student starts
+           as its teacher; the programs draw those layers at random. Denoising levels alternate between the halves,
+           beginning with either; in the programs the second half has one more where a micro-batch is odd. One draw of
+           the augmentation serves all feature networks, and logits are averaged over all their places; the programs
+           draw for each network and average within it first. The programs have an option for fakes at a (t, n, s) of
+           their own (`gan_specific_time`); their ImageNet command sets it, but as both kinds of its fakes are those of
+           the consistency loss, the images of that loss are used all the same. Not in this file: classifier rejection
+           of samples, training without a teacher, and the projected features as the distance.
+Checked    jumps, losses, lambda and gradients of the published program on small weights; exact jumps of Gaussian data
+           have a loss that vanishes as the grid gets finer; s = sigma_min and n = 1 is consistency distillation; lambda
+           cancels a factor on a loss; laws of n, s and sigma; resume bit for bit.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -50,6 +61,7 @@ from imagewright.networks.discriminator import ConvDiscriminator, ProjectedDiscr
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.paths.schedules import karras_sigmas
+from imagewright.precision import wide
 from imagewright.types import (
     Average,
     Batch,
@@ -143,6 +155,8 @@ class ConsistencyTrajectory:
     denoising: float = 1.0
     """Factor on the denoising loss, besides its adaptive weight; 0 = without it, and g(x, t, t) is no denoiser."""
     noise_levels: LogNormal = LogNormal(mean=-1.2, std=1.2)
+    dropout: float = 0.0
+    """Of student and target, each with masks of its own (the published CIFAR-10 runs leave DDPM++'s 0.13 on)."""
     high_noise_share: float = 0.7
     """Half of the denoising loss's levels lie in this share of the range of t^(1/rho), from sigma_max down."""
     adversarial: Adversarial | None = None
@@ -157,6 +171,8 @@ class ConsistencyTrajectory:
         if not 0 <= self.target_decay < 1:
             raise UserError(f"method.target_decay is {self.target_decay}; it must lie in [0, 1)")
         require_non_negative("method.denoising", self.denoising)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"method.dropout is {self.dropout}; it must lie in [0, 1)")
         if not 0 < self.high_noise_share <= 1:
             raise UserError(f"method.high_noise_share is {self.high_noise_share}; it must lie in (0, 1]")
 
@@ -174,7 +190,7 @@ class ConsistencyTrajectory:
         Raises UserError for another teacher, and where the distance lacks its features.
         """
         known = edm_teacher(teacher)
-        student = TrajectoryModel.from_denoiser(known)
+        student = TrajectoryModel.from_denoiser(known, self.dropout)
         if not isinstance(student.network, HasLastLayer):
             raise UserError(f"the teacher's network is a {type(student.network).__name__}, which has no last_layer")
         more: dict[str, Trained | Frozen] = {"teacher": Frozen(module=known)}
@@ -196,28 +212,25 @@ class ConsistencyTrajectory:
             yield self._learn(parts, batch, noise, clock, adversary)
             yield Follow("target", "student", self.target_decay)
 
-    def steps_at(self, step: int) -> tuple[int, int]:
-        """Teacher steps n of a step of the run, and the interval n of its adversarial jump: shared by all workers."""
-        draws = StepNoise(step, SHARED).uniform(torch.empty(2, dtype=torch.float64))
-        law = torch.arange(1, (self.max_steps or self.grid_points - 1) + 1, dtype=torch.float64).cumsum(0)
-        weighted = int(torch.searchsorted(law / law[-1], draws[:1], right=True))
-        return weighted + 1, int(draws[1] * (self.grid_points - 1)) + 1
+    def steps_at(self, step: int) -> int:
+        """Teacher steps n of a step of the run: shared by all workers."""
+        draw = float(StepNoise(step, SHARED).uniform(torch.empty(1)))
+        law = list(accumulate(range(1, (self.max_steps or self.grid_points - 1) + 1)))
+        return bisect_right([share / law[-1] for share in law], draw) + 1
 
     def denoising_levels(self, noise: Noise, like: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
         """Noise levels [N] of the denoising loss; the halves alternate, beginning with either. like: [N]."""
         usual = self.noise_levels.sample(noise, like)
         low, high = sigma_min ** (1 / self.rho), sigma_max ** (1 / self.rho)
-        share = self.high_noise_share * noise.uniform(like.double())
+        share = self.high_noise_share * noise.uniform(wide(like))
         noisy = (high + share * (low - high)).pow(self.rho).to(like)
-        first = noise.uniform(like.double())[0] < 0.5
+        first = noise.uniform(wide(like))[0] < 0.5
         even = torch.arange(len(like), device=like.device) % 2 == 0
         return torch.where(even == first, usual, noisy)
 
     def _learn(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock, adversary: Adversarial | None) -> Update:
         """The student's loss: consistency, denoising, and the adversary's opinion."""
-        n, n_fake = self.steps_at(clock.step)
-        z = noise.normal(batch.images)
-        jump = self._jump(parts, batch.images, z, n, noise)
+        jump = self._jump(parts, batch.images, noise.normal(batch.images), self.steps_at(clock.step), noise)
         aim = self._aim(parts, jump, batch.cond)
         estimate = _by_one_jump(parts, jump, batch.cond)
         consistency = self.distance(estimate, aim, getattr(parts, "features", None))
@@ -231,20 +244,19 @@ class ConsistencyTrajectory:
             loss = loss + self.denoising * weight * dsm
             numbers |= {"denoising": dsm, "denoising_weight": weight}
         if adversary is not None:
-            fake = _by_one_jump(parts, self._jump(parts, batch.images, z, n_fake, noise), batch.cond)
-            fooled = -parts.discriminator(adversary.augment(fake, noise), batch.cond).mean(1)
+            fooled = -parts.discriminator(adversary.augment(estimate, noise)).mean(1)
             weight = adaptive_weight(consistency, fooled, layer).clamp(adversary.least_weight, adversary.most_weight)
             loss = loss + weight * fooled
             numbers |= {"adversarial": fooled, "adversarial_weight": weight}
         return Update("student", loss, parts=numbers, at=jump.t)
 
     def _discriminate(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock, adversary: Adversarial) -> Update:
-        """The discriminator's hinge loss on data and on jumps of its own."""
+        """The discriminator's hinge loss on data and on the student's jumps."""
         with torch.no_grad():
-            jump = self._jump(parts, batch.images, noise.normal(batch.images), self.steps_at(clock.step)[1], noise)
+            jump = self._jump(parts, batch.images, noise.normal(batch.images), self.steps_at(clock.step), noise)
             fake = _by_one_jump(parts, jump, batch.cond)
         real_logits, fake_logits = (
-            parts.discriminator(adversary.augment(images, noise), batch.cond) for images in (batch.images, fake)
+            parts.discriminator(adversary.augment(images, noise)) for images in (batch.images, fake)
         )
         real, fake = F.relu(1 - real_logits).mean(1), F.relu(1 + fake_logits).mean(1)
         return Update("discriminator", real + fake, parts={"real": real, "fake": fake}, at=jump.t)
@@ -255,7 +267,7 @@ class ConsistencyTrajectory:
         grid = karras_sigmas(self.grid_points, model.sigma_min, model.sigma_max, self.rho).to(images)
         start = noise.integers(self.grid_points - n, like)
         left = self.grid_points - (start + n)  # points that s may be
-        end = start + n + (noise.uniform(like.double()) * left).floor().long()
+        end = start + n + (noise.uniform(wide(like)) * left).floor().long()
         path = grid[start + torch.arange(n + 1, device=images.device)[:, None]]
         return Jump(images + column(path[0]) * z, path[0], path[-1], grid[end], path)
 
@@ -290,9 +302,7 @@ def _by_one_jump(parts: Any, jump: Jump, cond: Condition) -> Tensor:
 def _discriminator(settings: Adversarial, spec: DataSpec, projections: Sequence[nn.Module]) -> Trained:
     module: nn.Module
     if projections:
-        module = ProjectedDiscriminator(
-            projections, spec.shape, spec.num_classes, size=settings.feature_size, width=settings.width
-        )
+        module = ProjectedDiscriminator(projections, spec.shape, size=settings.feature_size, width=settings.width)
     else:
-        module = ConvDiscriminator(spec.resolution, spec.channels, spec.num_classes, settings.width)
+        module = ConvDiscriminator(spec.resolution, spec.channels, width=settings.width)
     return Trained(module=module, ema=False, lr_scale=settings.lr_scale, betas=settings.betas)

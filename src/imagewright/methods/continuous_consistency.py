@@ -1,5 +1,6 @@
 """Continuous-time consistency models, sCM: distillation (sCD) and training (sCT) (Lu and Song 2024, 2410.11081).
 
+Source     The authors published no program; NVIDIA's (FastGen, sCM.py and its configurations) is read beside the paper.
 Networks   student (trained), weighting (trained: the loss weight w(t)), teacher (frozen; distillation only).
 Time       the paper's is TrigFlow's, x_t = cos(t) x0 + sin(t) z with z ~ N(0, sd^2), t in [0, pi / 2). In our
            coordinates sigma = sd tan(t) and x = x_t / cos(t), so EDM's denoiser and f = cos(t) x_t - sin(t) sd F have
@@ -9,12 +10,23 @@ Tangent    g = -cos^2(t) (sd F - dx/dt) - r cos(t) sin(t) (x_t + sd dF/dt), algo
            (no average), the same dropout mask; the warm-up r in front of the second term only; cos(t) sin(t) dF/dt is
            one Jacobian-vector product along (cos t sin t dx/dt, cos t sin t), in float32 whatever the precision.
            Then g / (|g| + c) per image, or clipped to [-1, 1].
-Loss       e^w / (sd tan t) * |F - stopgrad(F) - g|^2 / D - w. Student and w take one step each along the same loss.
+Loss       e^w / sigma * |F - stopgrad(F) - g|^2 / D - w, D the number of an image's values; mean over the batch.
+           Student and w take one step each along the same loss.
+w          starts at its optimum. Of a loss e^w E - w that is w = -ln E, and a normalised tangent has |g| = 1 and so
+           E = 1 / (sigma D): w = ln(sigma D) + v(t), with the learnt v = 0 at the start. In v the loss is
+           e^v |F - stopgrad(F) - g|^2 - v: every noise level counts alike from the first step on. What v has left to
+           learn is c's share, at most -2 ln(|g| / (|g| + c)).
 Start      from a denoiser: the teacher (sCD), or `Experiment.start` (sCT; the paper never starts from nothing).
 Networks   time t as label (EDM's `noise_label = "angle"`), positional embedding or Fourier scale 0.02, double_norm.
            A teacher whose label is ln(sigma) / 4 works too: its derivative times cos(t) sin(t) is the constant 1 / 4.
+Departs    w starts at its optimum; elsewhere it starts anywhere, which hundreds of thousands of steps forget and a
+           short run does not. v is linear in waves of t of its own, not in the network's time embedding. c stands
+           beside |g| as the paper writes it; FastGen takes the root mean square, for which its c is sqrt(D) times as
+           large. sigma is kept in the model's range; FastGen draws sCT's up to 800 (one in 16,000 is above 80). The
+           warm-up is a share of the run where the paper has 10,000 steps. Nothing is done in float64.
 Checked    g at r = 1 against central differences of f along the flow; zero tangent of the exact map of Gaussian data;
-           r = 0 is the diffusion loss; the loss's gradient is -2 / D g dF; resume bit for bit with the weighting.
+           r = 0 is the diffusion loss; the gradient is -2 g dF at the start, whatever sigma; that of v vanishes there;
+           resume bit for bit with the weighting.
 """
 
 from __future__ import annotations
@@ -60,22 +72,22 @@ class _Continuous:
 
     noise_levels: LogNormal = field(default_factory=lambda: LogNormal(mean=-1.0, std=1.4))
     """Law of sigma = sd tan(t): log-normal, -1.0 and 1.4 on CIFAR-10, -1.0 and 1.6 on ImageNet-64."""
-    warmup_images: int = 5_120_000
-    """Images over which r rises linearly to 1: the paper's 10,000 steps of 512."""
+    warmup: float = 0.02
+    """Share of the run over which r rises linearly to 1; the paper's 10,000 steps of half a million are 0.02."""
     tangent: Stabiliser = "normalise"
     """"normalise": g / (|g| + c); "clip": to [-1, 1]; "none", which diverges, for the ablation."""
     tangent_c: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.warmup_images < 0:
-            raise UserError(f"method.warmup_images is {self.warmup_images}; it must be >= 0")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"method.warmup is {self.warmup}; it must lie in [0, 1)")
         if self.tangent not in get_args(Stabiliser):
             raise UserError(f"method.tangent is {self.tangent!r}; allowed: {', '.join(get_args(Stabiliser))}")
         require_positive("method.tangent_c", self.tangent_c)
 
-    def warmup(self, clock: Clock) -> float:
+    def ramp(self, clock: Clock) -> float:
         """r of the paper: 0 is diffusion training, 1 consistency."""
-        return min(1.0, clock.images / self.warmup_images) if self.warmup_images else 1.0
+        return min(1.0, clock.fraction / self.warmup) if self.warmup else 1.0
 
     def _learn(
         self, parts: Any, x: Tensor, t: Tensor, velocity: Tensor, cond: Condition, noise: StepNoise, r: float
@@ -92,11 +104,10 @@ class _Continuous:
             )
         g = self.stabilised(g)
         output = trig_output(student, x, t, cond).to(g.dtype)
-        error = (output - output.detach() - g).square().flatten(1).mean(1)
-        sigma = student.sigma_data * t.tan()
-        weight = parts.weighting(t)
-        yield Update("student", weight.detach().exp() / sigma * error, {"error": error}, at=sigma)
-        yield Update("weighting", weight.exp() * error.detach() / sigma - weight)
+        error = (output - output.detach() - g).square().flatten(1).sum(1)
+        v = parts.weighting(t)  # w - ln(sigma D), so that e^w / (sigma D) is e^v
+        yield Update("student", v.detach().exp() * error, {"error": error}, at=student.sigma_data * t.tan())
+        yield Update("weighting", v.exp() * error.detach() - v)
 
     def stabilised(self, g: Tensor) -> Tensor:
         """The tangent [N, C, H, W], kept from exploding."""
@@ -141,7 +152,7 @@ class ContinuousConsistencyDistillation(_Continuous):
         x = column(t.cos()) * batch.images + column(t.sin()) * z
         with torch.no_grad():
             velocity = trig_velocity(parts.teacher, x, t, sd, batch.cond)
-        yield from self._learn(parts, x, t, velocity, batch.cond, noise, self.warmup(clock))
+        yield from self._learn(parts, x, t, velocity, batch.cond, noise, self.ramp(clock))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +181,7 @@ class ContinuousConsistencyTraining(_Continuous):
         t, z = torch.atan(sigma / sd), sd * noise.normal(batch.images)
         cos, sin = column(t.cos()), column(t.sin())
         x, velocity = cos * batch.images + sin * z, cos * z - sin * batch.images
-        yield from self._learn(parts, x, t, velocity, batch.cond, noise, self.warmup(clock))
+        yield from self._learn(parts, x, t, velocity, batch.cond, noise, self.ramp(clock))
 
 
 def trig_velocity(denoiser: Denoiser, x: Tensor, t: Tensor, sigma_data: float, cond: Condition) -> Tensor:

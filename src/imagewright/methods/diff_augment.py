@@ -17,7 +17,9 @@ from imagewright.types import Noise, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class DiffAugment:
-    """Random changes, drawn per image; 0 switches one off. The defaults are the paper's.
+    """Random changes, drawn per image; 0 switches one off. The defaults are the paper's, but for the hole.
+
+    Its side is a fifth of the image's, as in CTM's program (sony/ctm, `cutout_ratio`); the paper's is a half.
 
     brightness: largest number added to all values. saturation, contrast: largest relative change of the distance from
     the pixel's, the image's mean. translation, cutout: largest shift, side of the hole, as shares of the image's side.

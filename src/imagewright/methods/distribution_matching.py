@@ -24,6 +24,7 @@ from imagewright.models.generator import FewStepGenerator
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import UNet
 from imagewright.noise import StepNoise
+from imagewright.precision import wide
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Frozen, Trained, UserError
 
 
@@ -56,7 +57,7 @@ class KarrasLevels:
     def at(self, index: Tensor) -> Tensor:
         """sigma of grid indices, any shape; float64."""
         low, high = self._ends
-        sigma: Tensor = (low + index.double() / (self.points - 1) * (high - low)) ** self.rho
+        sigma: Tensor = (low + wide(index) / (self.points - 1) * (high - low)) ** self.rho
         return sigma
 
     def spacing(self, sigma: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ Departs    The loss is the mean over an image's D numbers where the official pro
            Rate and half-life count the batch at hand: their ramps are one batch ahead of the official program's, whose
            first step has rate 0. Half precision is autocast with a loss scale that is divided out again, where the
            official one casts the network and leaves its constant scale in the gradient (the recipe's eps makes up).
+           Images come in a new order an epoch, theirs from a window of half the set that moves over one order.
            Noise levels are drawn in float64: the official VP law loses half its digits in float32 near t = 1e-5.
            iDDPM's row is for imported weights alone: the paper trains nothing with it.
 Checked    losses and gradients of the three official losses (`tests/parity`); lambda c_out^2 = 1; zero loss for the

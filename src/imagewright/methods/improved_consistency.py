@@ -6,7 +6,8 @@ Added      to `methods.consistency`: no average in the target (section 3.2); pse
            c = 0.00054 sqrt(C H W) (3.3, `methods.distances`); weight 1 / (sigma_{i+1} - sigma_i) (3.1); intervals drawn
            as a log-normal of sigma falls on them (3.5); a grid whose intervals double in equal stages (3.4).
 Recipes    RAdam, no decay; dropout, equal in both evaluations (`pairs.match`); Fourier scale 0.02 (`networks`).
-Departs    A stage is a share of the images, not a whole number of steps: it may begin up to one step later.
+Departs    No official program: what the paper leaves open is its predecessor's (`methods.consistency`).
+           A stage is a share of the images, not a whole number of steps: it may begin up to one step later.
            target_decay, by_gap and noise_levels = None put the original recipe's choices back, for the ablation.
 Checked    11, 11, 21, 1281 points at the ends of stages; interval probabilities; gradient of the distance <= 1.
 """
@@ -28,6 +29,7 @@ from imagewright.models.consistency import ConsistencyModel
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.paths.schedules import karras_sigmas
+from imagewright.precision import wide
 from imagewright.types import Batch, Clock, DataSpec, Event, Parts, UserError
 
 
@@ -93,11 +95,11 @@ class ImprovedConsistencyTraining:
         if self.noise_levels is None:
             return noise.integers(len(grid) - 1, like)
         share = interval_probabilities(grid, self.noise_levels).cumsum(0).to(like.device)
-        return torch.searchsorted(share, noise.uniform(like.double()), right=True).clamp(max=len(grid) - 2)
+        return torch.searchsorted(share, noise.uniform(wide(like)), right=True).clamp(max=len(grid) - 2)
 
 
 def interval_probabilities(grid: Tensor, levels: LogNormal) -> Tensor:
     """Probability of each interval of a falling grid [N] under a log-normal (eq. 10), float64 [N - 1]."""
-    z = (grid.double().log() - levels.mean) / (levels.std * math.sqrt(2))
+    z = (wide(grid).log() - levels.mean) / (levels.std * math.sqrt(2))
     mass = z.erf()[:-1] - z.erf()[1:]
     return mass / mass.sum()

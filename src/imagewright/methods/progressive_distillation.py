@@ -6,15 +6,20 @@ Grid       of N steps: t_i^(1/rho) even between sigma_max and sigma_min, i = 0 .
 Target     two Euler steps of the teacher, t -> t_mid -> t', must be one of the student's. Solved for its answer,
                D* = w D(x, t) + (1 - w) D(x_mid, t_mid),   w = t' (t - t_mid) / (t_mid (t - t')),
            which holds no difference of noisy images. The teacher is in eval mode.
-Loss       max(1 / t^2, 1) |D(x, t) - D*|^2: the truncated SNR weight.
+Loss       max(1 / t^2, 1) |D(x, t) - D*|^2: the truncated SNR weight; the mean over an image's numbers, as officially.
 Stages     N = start_steps, start_steps / 2, ..., end_steps, in equal shares of the run, those of 2 and 1 steps twice as
-           long. At the first step of each the student's weights, not their average, become the teacher.
-Product    a denoiser for just these steps: `steps_sampler(end_steps)` is Euler on its grid, whose last step goes on
-           along its line from sigma_min to 0. At other numbers of steps it is no denoiser worth the name.
-Departs    The rate does not fall to 0 within each stage, nor does the optimiser start anew: a run has one schedule, so
-           give it a short cooldown for the last stage. No LPIPS.
-Checked    D* is the two steps; it is the mean for teachers of constant answer; stages against the released counts;
-           stopping at a halving and going on changes no bit; Gaussian data.
+           long. At the first step of each the student's weights, not their average, become the teacher. `anneal`: the
+           rate falls to 0 within every stage and the optimiser begins anew, as published.
+Product    a denoiser for just these steps: `steps_sampler(end_steps)` is Euler on its grid. At other numbers of steps
+           it is no denoiser worth the name.
+Departs    `anneal` is off unless asked for: the run's own schedule is then the only one. The sampler's last step goes
+           on along its line from sigma_min to 0, where the official one stops. The released run trains its 1-step stage
+           for 150,000 steps, the last 50,000 of them at rate 0, which are left out here. The program for ImageNet-64
+           takes RAdam and begins its average anew in every stage; that for CIFAR-10, followed here, has Adam and none.
+           No LPIPS.
+Checked    losses and gradients of the official program (`tests/parity`); D* is the two steps; it is the mean for
+           teachers of constant answer; stages against the released counts; stopping at a halving and going on changes
+           no bit; Gaussian data.
 """
 
 from __future__ import annotations
@@ -44,6 +49,7 @@ from imagewright.types import (
     Event,
     Follow,
     Parts,
+    Restart,
     Trained,
     Update,
     UserError,
@@ -60,6 +66,8 @@ class ProgressiveDistillation:
     """Steps of the first student, which learns from twice as many of the teacher's (4096 on CIFAR-10)."""
     end_steps: int = 1
     rho: float = 7.0
+    anneal: bool = False
+    """Whether the rate falls to 0 within every stage and the optimiser begins anew (the published runs)."""
 
     def __post_init__(self) -> None:
         ratio = self.start_steps / self.end_steps if self.end_steps >= 1 else 0.0
@@ -82,6 +90,14 @@ class ProgressiveDistillation:
         shares = self.stages
         return shares[min(int(images * len(shares) / total_images), len(shares) - 1)]
 
+    def rate_at(self, clock: Clock) -> float:
+        """Share of the learning rate that is left within the stage: from 1 down to 0 in a straight line."""
+        if not self.anneal:
+            return 1.0
+        shares, place = self.stages, clock.fraction * len(self.stages)
+        steps = shares[min(int(place), len(shares) - 1)]
+        return 1 - (place - shares.index(steps)) / shares.count(steps)
+
     def parts(self, *, teacher: Denoiser, spec: DataSpec) -> Parts:
         """teacher: an EDM-preconditioned denoiser; the student starts from its weights."""
         known = edm_teacher(teacher)
@@ -94,12 +110,15 @@ class ProgressiveDistillation:
         steps = self.steps_at(clock.images, clock.total_images)
         if self._is_new(steps, clock):
             yield Follow("teacher", "student", 0.0)
+            if self.anneal:
+                yield Restart("student")
         t, t_mid, t_next = self._intervals(steps, parts.student, batch.images, noise)
         x = batch.images + column(t) * noise.normal(batch.images)
         with torch.no_grad():
             aim = two_steps(parts.teacher.eval(), x, t, t_mid, t_next, batch.cond)
         error = (parts.student(x, t, batch.cond) - aim).square().flatten(1).mean(1)
-        yield Update("student", (1 / t**2).clamp(min=1) * error, {"error": error}, at=t)
+        loss = (1 / t**2).clamp(min=1) * error
+        yield Update("student", loss, {"error": error}, at=t, rate=self.rate_at(clock))
 
     def _is_new(self, steps: int, clock: Clock) -> bool:
         """Whether the step before had more steps to learn. Raises UserError where it had more than twice as many."""

@@ -4,7 +4,7 @@ from imagewright.metrics.evaluate import METRICS, Report, evaluate
 from imagewright.metrics.features import FeatureExtractor, ImageSource, digits_features, emoji_features
 from imagewright.metrics.frechet import frechet_distance
 from imagewright.metrics.inception import InceptionFeatures
-from imagewright.metrics.inception_score import InceptionScore, InceptionScoreStatistics, inception_score
+from imagewright.metrics.inception_score import InceptionScore, inception_score
 from imagewright.metrics.kernel import KernelDistance, kernel_distance
 from imagewright.metrics.memorisation import nearest
 from imagewright.metrics.neighbours import Neighbourhood, neighbourhood
@@ -19,7 +19,6 @@ __all__ = [
     "ImageSource",
     "InceptionFeatures",
     "InceptionScore",
-    "InceptionScoreStatistics",
     "KernelDistance",
     "Moments",
     "Neighbourhood",

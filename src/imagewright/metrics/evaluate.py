@@ -3,8 +3,9 @@
 Names      fd_<extractor> Frechet distance, kd_<extractor> kernel distance, is_<extractor> classifier score;
            with the official Inception weights, and only then, they are called fid, kid and is. Precision,
            recall, density and coverage keep their names (see `neighbours` for which way round they go).
-Memory     the Frechet distance and the classifier score are streamed; features are kept only for the other
-           two.
+Memory     the Frechet distance is streamed; logits are kept for the classifier score, features for the other two.
+Chance     subsets, splits and yardsticks are drawn from one fixed seed, whatever the images' own: two seeds' scores
+           differ by their images alone, and equal features and logits have torch-fidelity's KID and Inception score.
 """
 
 from __future__ import annotations
@@ -18,16 +19,23 @@ import numpy as np
 from imagewright.metrics.features import FeatureExtractor, Images, ImageSource
 from imagewright.metrics.frechet import frechet_distance
 from imagewright.metrics.inception import WEIGHTS_SHA256
-from imagewright.metrics.inception_score import SPLITS, InceptionScoreStatistics
-from imagewright.metrics.kernel import SUBSET_SIZE, SUBSETS, kernel_distance
-from imagewright.metrics.neighbours import neighbourhood
+from imagewright.metrics.inception_score import SHUFFLE_SEED, SPLITS, inception_score
+from imagewright.metrics.kernel import SEED, SUBSET_SIZE, SUBSETS, kernel_distance
+from imagewright.metrics.neighbours import K_DENSITY_COVERAGE, K_PRECISION_RECALL, neighbourhood
 from imagewright.metrics.reference import OnProgress, Reference, embed
 from imagewright.metrics.statistics import FeatureStatistics, Moments, moments_of
-from imagewright.metrics.yardsticks import Distance, Features, Yardstick, measure_yardsticks
+from imagewright.metrics.yardsticks import Distance, Features, Yardstick, at_count, measure_yardsticks
 from imagewright.types import UserError
 from imagewright.version import versions
 
 METRICS = ("fd", "kid", "is", "prdc")
+LEAST: Mapping[str, tuple[int, int]] = {
+    "fd": (2, 2),
+    "kid": (2, 2),
+    "is": (1, 0),
+    "prdc": (K_PRECISION_RECALL + 1, K_DENSITY_COVERAGE + 1),
+}
+"""Images and real images that a metric needs: two for a covariance, more than k for a k-th neighbour."""
 USUAL_FID_COUNT = 50_000
 CHUNK = 256
 
@@ -37,14 +45,15 @@ class Report:
     """Scores and what they depend on. Two reports compare when all but scores, yardsticks and versions agree.
 
     scores:    by name; kid also with _std and _stderr over subsets, is with _std over splits.
-    settings:  of each measure (subsets, k, splits).      notes: what to mind when quoting a score.
+    seed:      of the images; None = they have none.
+    settings:  of each measure (subsets, k, splits, their seeds). notes: what to mind when quoting a score.
     """
 
     scores: Mapping[str, float]
     yardsticks: Mapping[str, Yardstick] = field(default_factory=dict)
     num_images: int
     image_shape: tuple[int, int, int]
-    seed: int
+    seed: int | None
     extractor: str
     extractor_sha256: str
     reference: str
@@ -58,13 +67,26 @@ class Report:
         return asdict(self)
 
 
+def feasible(metrics: Iterable[str], count: int, real: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The metrics that `count` images and `real` real ones allow, and of each other one why it is left out."""
+    possible, reasons = [], []
+    for metric in metrics:
+        least, least_real = LEAST[metric]
+        if count >= least and real >= least_real:
+            possible.append(metric)
+        else:
+            needs = f"{least} images" + (f" and {least_real} real ones" if least_real else "")
+            reasons.append(f"{metric} needs at least {needs}, and there are {count} and {real}")
+    return tuple(possible), tuple(reasons)
+
+
 def evaluate(
     images: Iterable[Images] | Images,
     reference: ImageSource | Reference | Moments,
     extractor: FeatureExtractor,
     *,
     metrics: Iterable[str] = METRICS,
-    seed: int = 0,
+    seed: int | None = None,
     yardsticks: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Report:
@@ -73,22 +95,26 @@ def evaluate(
     images:     uint8 [n, H, W, C], or batches of such, of the reference's H, W and C.
     reference:  real images; or `Reference` (from `embed`) to embed them once for many evaluations; or
                 `Moments` from a file, which allow "fd" and "is" only and no yardsticks.
-    metrics:    of "fd", "kid", "is", "prdc".   seed: of subsets, splits and yardsticks.
+    metrics:    of "fd", "kid", "is", "prdc".   seed: that the images were drawn with, for the report.
     on_progress: called with the number of generated images seen.
-    Raises UserError when a measure is impossible (no images; 1 image for a covariance; n <= k for
-    neighbours).
+    A metric that needs more images is left out, with a note. Raises UserError where all are.
     """
     wanted = _check_metrics(metrics, reference)
     if not isinstance(reference, Reference | Moments):
         reference = embed(reference, extractor)
     if isinstance(reference, Reference) and reference.extractor_sha256 != extractor.sha256:
         raise UserError("the reference was embedded with another feature extractor than the one given")
-    seen = _look(images, reference, extractor, wanted, seed, on_progress)
-    scores, settings = _scores(seen, reference, extractor, wanted, seed)
+    seen = _look(images, reference, extractor, wanted, on_progress)
+    total = len(reference) if isinstance(reference, Reference) else reference.count or 2
+    wanted, left_out = feasible(wanted, seen.count, total)
+    if not wanted:
+        raise UserError("; ".join(left_out))
+    scores, settings = _scores(seen, reference, extractor, wanted)
     sticks: dict[str, Yardstick] = {}
-    distances = {_label(m, extractor): _distance(m, settings, seed) for m in ("fd", "kid") if m in wanted}
+    distances = {_label(m, extractor): _distance(m, settings) for m in ("fd", "kid") if m in wanted}
     if yardsticks and distances and isinstance(reference, Reference) and len(reference) >= 4:
-        sticks = measure_yardsticks(reference, extractor, seen.count, distances, seed=seed)
+        sticks = measure_yardsticks(reference, extractor, seen.count, distances, seed=SEED)
+        settings["yardsticks"] = {"seed": SEED}
     return Report(
         scores=scores,
         yardsticks=sticks,
@@ -100,7 +126,11 @@ def evaluate(
         reference=_fingerprint(reference),
         num_reference=len(reference) if isinstance(reference, Reference) else reference.count,
         settings=settings,
-        notes=_notes(seen.count, extractor, wanted),
+        notes=(
+            *left_out,
+            *_notes(seen.count, extractor, wanted),
+            *_floor_note(sticks, reference, _label("fd", extractor)),
+        ),
         versions=versions(),
     )
 
@@ -111,8 +141,8 @@ def evaluate(
 @dataclass
 class _Seen:
     statistics: FeatureStatistics
-    score: InceptionScoreStatistics
     features: list[Features]
+    logits: list[Features]
     shape: tuple[int, int, int] = (0, 0, 0)
 
     @property
@@ -125,12 +155,10 @@ def _look(
     reference: Reference | Moments,
     extractor: FeatureExtractor,
     wanted: tuple[str, ...],
-    seed: int,
     on_progress: OnProgress | None,
 ) -> _Seen:
     keep = "kid" in wanted or "prdc" in wanted
-    score = InceptionScoreStatistics(extractor.num_classes, splits=SPLITS, seed=seed)
-    seen = _Seen(FeatureStatistics(extractor.dim), score, [])
+    seen = _Seen(FeatureStatistics(extractor.dim), [], [])
     for batch in _batches(images):
         shape = (batch.shape[1], batch.shape[2], batch.shape[3])
         expected = reference.image_shape if isinstance(reference, Reference) else seen.shape if seen.count else shape
@@ -139,9 +167,10 @@ def _look(
         features, logits = extractor(batch)
         seen.shape = shape
         seen.statistics.update(features)
-        seen.score.update(logits)
         if keep:
             seen.features.append(features)
+        if "is" in wanted:
+            seen.logits.append(logits)
         if on_progress is not None:
             on_progress(seen.count)
     if not seen.count:
@@ -167,7 +196,6 @@ def _scores(
     reference: Reference | Moments,
     extractor: FeatureExtractor,
     wanted: tuple[str, ...],
-    seed: int,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     scores: dict[str, float] = {}
     settings: dict[str, Any] = {}
@@ -177,15 +205,15 @@ def _scores(
         scores[_label("fd", extractor)] = frechet_distance(seen.statistics, moments)
     if "kid" in wanted and isinstance(reference, Reference):
         size = min(SUBSET_SIZE, seen.count, len(reference))
-        kernel = kernel_distance(features, reference.features, subset_size=size, seed=seed)
+        kernel = kernel_distance(features, reference.features, subset_size=size)
         name = _label("kid", extractor)
         scores |= {name: kernel.value, f"{name}_std": kernel.std, f"{name}_stderr": kernel.stderr}
-        settings["kid"] = {"subsets": SUBSETS, "subset_size": size}
+        settings["kid"] = {"subsets": SUBSETS, "subset_size": size, "seed": SEED}
     if "is" in wanted:
-        score = seen.score.result()
+        score = inception_score(np.concatenate(seen.logits), splits=min(SPLITS, seen.count))
         name = _label("is", extractor)
         scores |= {name: score.value, f"{name}_std": score.std}
-        settings["is"] = {"splits": score.splits}
+        settings["is"] = {"splits": score.splits, "seed": SHUFFLE_SEED}
     if "prdc" in wanted and isinstance(reference, Reference):
         found = asdict(neighbourhood(reference.features, features))
         settings["prdc"] = {name: found.pop(name) for name in ("k_precision_recall", "k_density_coverage")}
@@ -193,7 +221,7 @@ def _scores(
     return scores, settings
 
 
-def _distance(metric: str, settings: Mapping[str, Any], seed: int) -> Distance:
+def _distance(metric: str, settings: Mapping[str, Any]) -> Distance:
     """The distance between two sets of features, for the yardsticks; subsets shrink to the smaller set."""
     if metric == "fd":
         return lambda a, b: frechet_distance(moments_of(a), moments_of(b))
@@ -202,7 +230,7 @@ def _distance(metric: str, settings: Mapping[str, Any], seed: int) -> Distance:
     def kernel(a: Features, b: Features) -> float:
         size = min(most, len(a), len(b))
         subsets = 1 if size == len(a) == len(b) else SUBSETS  # subsets that are everything are all the same
-        return kernel_distance(a, b, subsets=subsets, subset_size=size, seed=seed).value
+        return kernel_distance(a, b, subsets=subsets, subset_size=size).value
 
     return kernel
 
@@ -233,6 +261,16 @@ def _fingerprint(reference: Reference | Moments) -> str:
     if isinstance(reference, Reference):
         return f"images:{reference.fingerprint}"
     return f"moments:{reference.provenance.get('fingerprint', 'unknown')}"
+
+
+def _floor_note(sticks: Mapping[str, Yardstick], reference: Reference | Moments, label: str) -> tuple[str, ...]:
+    if label not in sticks or not isinstance(reference, Reference):
+        return ()
+    stick, total = sticks[label], len(reference)
+    return (
+        f"real against real is {stick.floor_images} images against {stick.floor_images}; at {stick.num_images} against "
+        f"{total} images as good as real would have a {label} of about {at_count(stick, total):.2g}",
+    )
 
 
 def _notes(count: int, extractor: FeatureExtractor, wanted: tuple[str, ...]) -> tuple[str, ...]:

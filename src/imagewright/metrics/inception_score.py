@@ -8,6 +8,7 @@ Range      1 (every image is classified alike) .. number of classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,73 +24,35 @@ SHUFFLE_SEED = 2020
 
 @dataclass(frozen=True, kw_only=True)
 class InceptionScore:
-    """Mean and standard deviation (divisor n) over the splits that received an image."""
+    """Mean and standard deviation (divisor n) over the splits."""
 
     value: float
     std: float
     splits: int
 
 
-class InceptionScoreStatistics:
-    """Sums per split from which the score follows: memory is splits x classes, whatever the image count.
-
-    E KL(p(y|x) || p(y)) = E sum_y p(y|x) log p(y|x) - sum_y p(y) log p(y), so two sums are enough. Every run
-    of `splits` consecutive images is dealt to the splits in a random order, so that sizes differ by at most
-    one, classes generated in rotation do not gather in one split, and batch sizes do not matter.
-    """
-
-    def __init__(self, num_classes: int, *, splits: int = SPLITS, seed: int = SHUFFLE_SEED) -> None:
-        if splits < 1:
-            raise UserError(f"splits must be at least 1, got {splits}")
-        self._probability = np.zeros((splits, num_classes))
-        self._negative_entropy = np.zeros(splits)
-        self._counts = np.zeros(splits, dtype=np.int64)
-        self._random = np.random.RandomState(seed)
-        self._deal: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-    def update(self, logits: npt.NDArray[Any], split: npt.NDArray[np.int64] | None = None) -> None:
-        """Add logits [n, k]; `split` [n] overrides the dealing."""
-        batch = np.asarray(logits, dtype=np.float64)
-        if batch.ndim != 2 or batch.shape[1] != self._probability.shape[1]:
-            raise UserError(f"logits must have shape [n, {self._probability.shape[1]}], got {list(batch.shape)}")
-        split = self._dealt(len(batch)) if split is None else split
-        log_p: Floats = batch - logsumexp(batch, axis=1, keepdims=True)
-        p = np.exp(log_p)
-        np.add.at(self._probability, split, p)
-        np.add.at(self._negative_entropy, split, (p * log_p).sum(axis=1))
-        np.add.at(self._counts, split, 1)
-
-    def _dealt(self, n: int) -> npt.NDArray[np.int64]:
-        splits = len(self._counts)
-        rounds = max(0, -(-(n - len(self._deal)) // splits))
-        fresh = [self._random.permutation(splits) for _ in range(rounds)]
-        deal = np.concatenate([self._deal, *fresh])
-        self._deal = deal[n:]
-        return deal[:n]
-
-    def result(self) -> InceptionScore:
-        """The score so far; raises UserError when there is no image."""
-        used = self._counts > 0
-        if not used.any():
-            raise UserError("an Inception score needs at least 1 image, got 0")
-        counts = self._counts[used]
-        marginal = self._probability[used] / counts[:, None]
-        scores = np.exp(self._negative_entropy[used] / counts - xlogy(marginal, marginal).sum(axis=1))
-        return InceptionScore(value=float(scores.mean()), std=float(scores.std()), splits=int(used.sum()))
-
-
 def inception_score(
     logits: npt.NDArray[Any], *, splits: int = SPLITS, shuffle: bool = True, seed: int = SHUFFLE_SEED
 ) -> InceptionScore:
-    """Score of logits [n, k] that are all in memory: n is shuffled, then cut into `splits` consecutive parts.
+    """Score of logits [n, k]: n is shuffled, then cut into `splits` consecutive parts.
 
     Raises UserError unless 1 <= splits <= n.
     """
+    if np.ndim(logits) != 2:
+        raise UserError(f"logits must have shape [n, classes], got {list(np.shape(logits))}")
     n = len(logits)
     if not 1 <= splits <= n:
         raise UserError(f"splits must lie in 1..{n} (the number of images), got {splits}")
     order = np.random.RandomState(seed).permutation(n) if shuffle else np.arange(n)
     edges = np.arange(splits + 1) * n // splits
-    statistics = InceptionScoreStatistics(logits.shape[1], splits=splits)
-    statistics.update(np.asarray(logits)[order], np.repeat(np.arange(splits), np.diff(edges)))
-    return statistics.result()
+    parts = [order[start:stop] for start, stop in pairwise(edges)]
+    scores = np.array([_of_part(np.asarray(logits[rows], dtype=np.float64)) for rows in parts])
+    return InceptionScore(value=float(scores.mean()), std=float(scores.std()), splits=splits)
+
+
+def _of_part(logits: Floats) -> float:
+    """exp of E KL(p(y|x) || p(y)) = E sum_y p(y|x) log p(y|x) - sum_y p(y) log p(y)."""
+    log_p = logits - logsumexp(logits, axis=1, keepdims=True)
+    p = np.exp(log_p)
+    marginal = p.mean(axis=0)
+    return float(np.exp((p * log_p).sum(axis=1).mean() - xlogy(marginal, marginal).sum()))

@@ -25,6 +25,7 @@ from imagewright.metrics.statistics import Floats
 from imagewright.types import UserError
 
 CHUNK = 1024
+K_PRECISION_RECALL, K_DENSITY_COVERAGE = 3, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +77,8 @@ def neighbourhood(
     real: npt.NDArray[Any],
     fake: npt.NDArray[Any],
     *,
-    k_precision_recall: int = 3,
-    k_density_coverage: int = 5,
+    k_precision_recall: int = K_PRECISION_RECALL,
+    k_density_coverage: int = K_DENSITY_COVERAGE,
     chunk: int = CHUNK,
 ) -> Neighbourhood:
     """The four measures of real [n, d] and generated [m, d] features; a set needs more points than its k."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from imagewright.data import ImageSet
 from imagewright.metrics.features import FeatureExtractor, ImageSource, in_batches
 from imagewright.metrics.statistics import Moments, moments_of
 from imagewright.types import UserError
@@ -51,8 +52,16 @@ def embed(source: ImageSource, extractor: FeatureExtractor, on_progress: OnProgr
     return Reference(
         source=source,
         features=everything,
-        moments=moments_of(everything),
+        moments=replace(moments_of(everything), class_counts=_class_counts(source)),
         image_shape=(height, width, channels),
         fingerprint=source.fingerprint,
         extractor_sha256=extractor.sha256,
     )
+
+
+def _class_counts(source: ImageSource) -> tuple[int, ...] | None:
+    """Images of each class; None where the images have none."""
+    if not isinstance(source, ImageSet) or not source.spec.num_classes:
+        return None
+    labelled = source.labels[source.labels >= 0]
+    return tuple(np.bincount(labelled, minlength=source.spec.num_classes).tolist()) if len(labelled) else None

@@ -2,7 +2,7 @@
 
 Source     pairwise update of Chan, Golub & LeVeque (1979), "Updating formulae and a pairwise algorithm".
 File       npz with `mu` [d] and `sigma` [d, d], the keys of EDM's reference files, so either side reads the
-           other's; ours adds `count` and `provenance` (JSON text). Read with allow_pickle=False.
+           other's; ours adds `count`, `class_counts` and `provenance` (JSON text). Read with allow_pickle=False.
 """
 
 from __future__ import annotations
@@ -35,11 +35,16 @@ class HasMoments(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Mean [d] and unbiased covariance [d, d] at rest. `count` is None where the file did not say."""
+    """Mean [d] and unbiased covariance [d, d] at rest. `count` is None where the file did not say.
+
+    class_counts: how many images each class has, where they have classes; what is drawn to be compared with these
+    moments is drawn in the same shares (`draws`).
+    """
 
     mean: Floats
     cov: Floats
     count: int | None = None
+    class_counts: tuple[int, ...] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -113,21 +118,25 @@ def save_moments(path: Path, moments: Moments) -> None:
     entries: dict[str, Any] = {"mu": moments.mean, "sigma": moments.cov}
     if moments.count is not None:
         entries["count"] = np.int64(moments.count)
+    if moments.class_counts is not None:
+        entries["class_counts"] = np.array(moments.class_counts, dtype=np.int64)
     entries["provenance"] = np.array(json.dumps(dict(moments.provenance)))
     with replacing(path) as aside, aside.open("wb") as file:
         np.savez(file, **entries)
 
 
 def load_moments(path: Path) -> Moments:
-    """Read mean and covariance from an npz with mu [d] and sigma [d, d]; count and provenance are optional.
+    """Read mean and covariance from an npz with mu [d] and sigma [d, d]; all else is optional.
 
     Raises UserError when the file is missing, is no such npz, holds objects (pickles), or shapes disagree.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            entries = {key: file[key] for key in ("mu", "sigma", "count", "provenance") if key in file.files}
+            known = ("mu", "sigma", "count", "class_counts", "provenance")
+            entries = {key: file[key] for key in known if key in file.files}
         mean, cov = (np.asarray(entries[key], dtype=np.float64) for key in ("mu", "sigma"))
         count = int(entries["count"]) if "count" in entries else None
+        class_counts = tuple(int(k) for k in entries["class_counts"]) if "class_counts" in entries else None
         provenance = json.loads(str(entries["provenance"])) if "provenance" in entries else {}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
@@ -139,4 +148,4 @@ def load_moments(path: Path) -> Moments:
         raise UserError(f"{path}: mu {list(mean.shape)} and sigma {list(cov.shape)} must be [d] and [d, d]")
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise UserError(f"{path} holds values that are not finite")
-    return Moments(mean=mean, cov=cov, count=count, provenance=provenance)
+    return Moments(mean=mean, cov=cov, count=count, class_counts=class_counts, provenance=provenance)

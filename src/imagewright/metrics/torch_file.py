@@ -69,9 +69,10 @@ class _Refused(Exception):  # noqa: N818, a finding about a file, not an error o
     """The file asks for something that a dictionary of tensors does not need."""
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """The tensors of a `torch.save`d state dict, by name, on the CPU.
 
+    key: where it lies in a file of several, such as "ema", or "state.ema" for a dictionary in another.
     Raises UserError naming the file when it is missing, damaged, no flat dictionary of tensors, or asks for
     any global beyond OrderedDict, the plain storages and the tensor rebuild function.
     """
@@ -81,8 +82,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     try:
         state, storage = _open_zip(content) if zipfile.is_zipfile(io.BytesIO(content)) else _open_legacy(content)
+        for part in key.split(".") if key else ():
+            if not isinstance(state, dict) or part not in state:
+                raise _Refused(f"it has no {key!r}; {_keys(state)}")
+            state = state[part]
         if not isinstance(state, dict):
             raise _Refused(f"its content is no dictionary of tensors but {_describe(state)}")
+        nested = [name for name, value in state.items() if isinstance(value, dict) and value]
+        if nested:
+            raise _Refused(f"it holds several dictionaries; name one with --key: {', '.join(map(str, nested[:10]))}")
         return {_name(key): _tensor(key, value, storage) for key, value in state.items()}
     except _Refused as error:
         raise UserError(f"{path} was refused: {error}") from None
@@ -96,6 +104,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         RuntimeError,
     ) as error:
         raise UserError(f"{path} is no readable torch.save file: {error}") from None
+
+
+def _keys(state: Any) -> str:
+    if not isinstance(state, dict):
+        return f"there is {_describe(state)}"
+    return f"there are {', '.join(map(str, list(state)[:10])) or 'none'}"
 
 
 # --- the two layouts ----------------------------------------------------------------------------------------

@@ -32,12 +32,14 @@ class ModelFile:
     """A model and what has to be known to use it.
 
     sampler: settings of the default sampler, {"class": name, ...}. origin: provenance, JSON-able, free of form.
+    weights_sha256: of the weights as they lie on disk; None for a model that does not.
     """
 
     model: nn.Module
     spec: DataSpec
     sampler: Mapping[str, Any] | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    weights_sha256: str | None = None
 
 
 def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
@@ -93,7 +95,9 @@ def load_model(folder: Path) -> ModelFile:
         model.load_state_dict(state)  # which copies into float32
     except RuntimeError as error:
         raise UserError(f"{weights_path} does not fit model.json: {' '.join(str(error).split())}") from None
-    return ModelFile(model=model.eval(), spec=spec, sampler=sampler, origin=origin)
+    return ModelFile(
+        model=model.eval(), spec=spec, sampler=sampler, origin=origin, weights_sha256=header["weights_sha256"]
+    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

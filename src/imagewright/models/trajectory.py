@@ -49,7 +49,7 @@ class TrajectoryModel(EDMPrecond):
         return ContainedDenoiser(self)
 
     @classmethod
-    def from_denoiser(cls, denoiser: EDMPrecond) -> Self:
+    def from_denoiser(cls, denoiser: EDMPrecond, dropout: float = 0.0) -> Self:
         """A trajectory model whose g is, until it is trained, the denoiser's answer whatever the destination.
 
         Raises UserError when the denoiser's network cannot be told a destination.
@@ -59,7 +59,7 @@ class TrajectoryModel(EDMPrecond):
                 f"the denoiser's network is a {type(denoiser.network).__name__}, which cannot be told where to go; "
                 "it needs a method told_destination()"
             )
-        network = cast(Teachable, student_network(denoiser)).told_destination().requires_grad_(True)
+        network = cast(Teachable, student_network(denoiser, dropout)).told_destination().requires_grad_(True)
         return cls(network, denoiser.sigma_min, denoiser.sigma_max, denoiser.sigma_data, denoiser.noise_label).train()
 
 

@@ -83,7 +83,8 @@ class DhariwalUNet(UNet):
             emb = emb + self.map_label(self._label_rows(cond, emb))
         return self._with_destination(F.silu(emb), cond)
 
-    def embed_destination(self, noise_label: Tensor) -> Tensor:
+    def embed_destination(self, noise_label: Tensor, cond: Condition) -> Tensor:
+        # Without the class, as in the published ADM network of CTM; that of DDPM++ is told it twice.
         emb = self.map_noise(noise_label).to(self.map_layer0_to.weight.dtype)
         return F.silu(self.map_layer1_to(F.silu(self.map_layer0_to(emb))))
 

@@ -117,20 +117,25 @@ class SongUNet(UNet):
         self.dec = nn.ModuleDict({layer.name: _build(layer, style) for layer in self._decoder})
 
     def embed(self, noise_label: Tensor, cond: Condition) -> Tensor:
-        emb = self._waves(noise_label)
-        if self.map_label is not None:
-            emb = emb + self.map_label(self._label_rows(cond, emb) * math.sqrt(self.config.label_dim))
+        emb = self._with_class(self._waves(noise_label), cond)
         if self.map_augment is not None and cond.augment is not None:
             emb = emb + self.map_augment(cond.augment.to(emb.dtype))
         return self._with_destination(F.silu(self.map_layer1(F.silu(self.map_layer0(emb)))), cond)
 
-    def embed_destination(self, noise_label: Tensor) -> Tensor:
-        return F.silu(self.map_layer1_to(F.silu(self.map_layer0_to(self._waves(noise_label)))))
+    def embed_destination(self, noise_label: Tensor, cond: Condition) -> Tensor:
+        emb = self._with_class(self._waves(noise_label), cond)
+        return F.silu(self.map_layer1_to(F.silu(self.map_layer0_to(emb))))
 
     def _waves(self, noise_label: Tensor) -> Tensor:
         # The checkpoints of this family expect sines before cosines.
         cosines, sines = self.map_noise(noise_label).chunk(2, dim=1)
         return torch.cat([sines, cosines], dim=1).to(self.map_layer0.weight.dtype)
+
+    def _with_class(self, emb: Tensor, cond: Condition) -> Tensor:
+        if self.map_label is None:
+            return emb
+        told: Tensor = emb + self.map_label(self._label_rows(cond, emb) * math.sqrt(self.config.label_dim))
+        return told
 
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
         pyramid = x

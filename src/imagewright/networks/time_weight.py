@@ -1,4 +1,4 @@
-"""A learned weight of the loss by noise level: w(t) of exp(w) * loss - w, at whose best all levels count alike.
+"""A learned weight of the loss by noise level: v(t) of exp(v) * loss - v, at whose best all levels count alike.
 
 Source   Kendall et al. 2018 (1705.07115) for the loss; Karras et al. 2024 (EDM2, 2312.02696), appendix B.2, and Lu and
          Song 2024 (sCM, 2410.11081), section 4.2, for its dependence on the noise level.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class TimeWeight(nn.Module):
-    """w(t), 0 everywhere until it is trained. forward: [N], any real -> [N].
+    """v(t), 0 everywhere until it is trained: a method that knows the best weight adds it. forward: [N] -> [N].
 
     A linear layer on cosines and sines of the argument at `frequencies` speeds from 1 / 8 upwards by factors of two.
     """

@@ -147,8 +147,8 @@ class UNet(Network, ABC):
         """The vector that every block is told: [N, emb_channels], twice as long with a destination."""
 
     @abstractmethod
-    def embed_destination(self, noise_label: Tensor) -> Tensor:
-        """The second half of that vector, [N, emb_channels], from the noise label [N] of the level to go to."""
+    def embed_destination(self, noise_label: Tensor, cond: Condition) -> Tensor:
+        """The second half of that vector, [N or 1, emb_channels], from the noise label [N] of the level to go to."""
 
     @abstractmethod
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -163,8 +163,11 @@ class UNet(Network, ABC):
         return self.encode(x, self.embed(noise_label, cond))[0]
 
     def told_destination(self) -> Self:
-        """A copy that is also told where to go, and gives the same answers as this network until it is trained."""
-        return self.with_settings(destination=True)
+        """A copy that is also told where to go, and gives the same answers as this network until it is trained.
+
+        It takes no augmentation vector: flow maps learn from images as they are.
+        """
+        return self.with_settings(destination=True, augment_dim=0)
 
     def without_dropout(self) -> Self:
         """A copy with the same weights that hides no activation and no label in training."""
@@ -187,7 +190,7 @@ class UNet(Network, ABC):
             return emb
         if cond.destination is None:
             raise ValueError("this network goes from one noise level to another; it was not told where to go")
-        return torch.cat([emb, self.embed_destination(cond.destination).expand(len(emb), -1)], dim=1)
+        return torch.cat([emb, self.embed_destination(cond.destination, cond).expand(len(emb), -1)], dim=1)
 
     def _label_rows(self, cond: Condition, like: Tensor) -> Tensor:
         """One-hot labels [N or 1, label_dim]; zeros where there is none, or where dropout hides it."""

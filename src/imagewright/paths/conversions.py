@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from imagewright.paths.gaussian import GaussianPath, per_image
+from imagewright.precision import wide
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, UserError
 
 Prediction = Literal["x0", "eps", "v", "velocity", "score"]
@@ -154,7 +155,7 @@ class PathDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         # float64 times: near pure noise 1 - t loses its digits in float32.
-        x_t, t = from_sigma(x, sigma.double(), self.path)
+        x_t, t = from_sigma(x, wide(sigma), self.path)
         x_t = x_t.to(x.dtype)
         value = self.network(x_t, t.to(x.dtype), cond)
         return convert(value, x_t, t, self.path, self.prediction, "x0").to(x.dtype)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from imagewright.checks import require_positive
 from imagewright.paths.schedules import VPSchedule
+from imagewright.precision import wide
 from imagewright.types import Noise, UserError
 
 
@@ -47,7 +48,7 @@ class LogNormal(NoiseLevels):
         _require_positive(self, std=self.std)
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
-        return (self.mean + self.std * noise.normal(like).double()).exp().to(like.dtype)
+        return (self.mean + self.std * wide(noise.normal(like))).exp().to(like.dtype)
 
     def log_prob(self, sigma: Tensor) -> Tensor:
         z = (sigma.log() - self.mean) / self.std
@@ -91,7 +92,7 @@ class LogUniform(NoiseLevels):
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
         log_ratio = math.log(self.sigma_max / self.sigma_min)
-        return (self.sigma_min * (noise.uniform(like).double() * log_ratio).exp()).to(like.dtype)
+        return (self.sigma_min * (wide(noise.uniform(like)) * log_ratio).exp()).to(like.dtype)
 
     def log_prob(self, sigma: Tensor) -> Tensor:
         inside = -sigma.log() - math.log(math.log(self.sigma_max / self.sigma_min))
@@ -119,7 +120,7 @@ class VPTime(NoiseLevels):
         return VPSchedule(beta_d=self.beta_d, beta_min=self.beta_min)
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
-        t = 1 + noise.uniform(like).double() * (self.epsilon_t - 1)
+        t = 1 + wide(noise.uniform(like)) * (self.epsilon_t - 1)
         return self._schedule.sigma(t).to(like.dtype)
 
     def log_prob(self, sigma: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class Uniform(NoiseLevels):
         _require_increasing(self, self.sigma_min, self.sigma_max)
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
-        return (self.sigma_min + (self.sigma_max - self.sigma_min) * noise.uniform(like).double()).to(like.dtype)
+        return (self.sigma_min + (self.sigma_max - self.sigma_min) * wide(noise.uniform(like))).to(like.dtype)
 
     def log_prob(self, sigma: Tensor) -> Tensor:
         inside = torch.full_like(sigma, -math.log(self.sigma_max - self.sigma_min))
@@ -162,7 +163,7 @@ class UniformTime(NoiseLevels):
         _require_margin(self, self.margin)
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
-        t = self.margin + (1 - 2 * self.margin) * noise.uniform(like).double()
+        t = self.margin + (1 - 2 * self.margin) * wide(noise.uniform(like))
         return (t / (1 - t)).to(like.dtype)
 
     def log_prob(self, sigma: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ class UShaped(NoiseLevels):
         _require_margin(self, self.margin)
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
-        u = noise.uniform(like).double()
+        u = wide(noise.uniform(like))
         centred = torch.asinh((2 * u - 1) * math.sinh(self.sharpness / 2)) / self.sharpness  # t - 1/2
         t = 0.5 + (1 - 2 * self.margin) * centred
         return (t / (1 - t)).to(like.dtype)
@@ -220,7 +221,7 @@ class ExponentialTime(NoiseLevels):
         _require_margin(self, self.margin)
 
     def sample(self, noise: Noise, like: Tensor) -> Tensor:
-        inner = torch.log1p((self.base - 1) * noise.uniform(like).double()) / math.log(self.base)
+        inner = torch.log1p((self.base - 1) * wide(noise.uniform(like))) / math.log(self.base)
         t = self.margin + (1 - 2 * self.margin) * inner
         return (t / (1 - t)).to(like.dtype)
 

@@ -7,7 +7,6 @@ and weights installed.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from imagewright.methods.distribution_matching import KarrasLevels
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
 from imagewright.methods.f_distill import FDistill
+from imagewright.recipes.published import halflife_images
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -162,8 +162,7 @@ def f_distill_imagenet64() -> Experiment:
 
 def _averaged(training: TrainingConfig) -> TrainingConfig:
     """f-distill's: no warm-up, and an average of decay 0.9999 a step, five of which make one of the generator's."""
-    halflife = training.batch * math.log(0.5) / (5 * math.log(0.9999))
-    ema = EmaConfig(halflife_images=halflife, rampup_ratio=None)
+    ema = EmaConfig(halflife_images=halflife_images(training.batch, 0.9999**5), rampup_ratio=None)
     return replace(training, ema=ema, optimizer=replace(training.optimizer, lr_ramp_images=0))
 
 

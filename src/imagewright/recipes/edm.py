@@ -32,7 +32,13 @@ def digits() -> Experiment:
             total_images=52_000,
             batch=64,
             channels_last=True,  # 8% faster on CPU
-            optimizer=OptimizerConfig(lr=2e-3, lr_ramp_images=4_000, lr_decay_images=20_000, lr_cooldown_images=20_000),
+            optimizer=OptimizerConfig(
+                lr=2e-3,
+                lr_ramp_images=4_000,
+                lr_decay_images=20_000,
+                lr_cooldown_images=20_000,
+                eps=eps_of_mean(8 * 8),
+            ),
             ema=EmaConfig(halflife_images=5_000, rampup_ratio=0.1),
             log_images=2_560,
             snapshot_images=20_000,
@@ -64,7 +70,13 @@ def _emoji(resolution: int, total_images: int) -> Experiment:
             batch=32,
             channels_last=True,  # 14% faster on CPU
             micro_batch=16,  # two processes of one thread each train 1.5 times as fast as one of two threads
-            optimizer=OptimizerConfig(lr=1e-3, lr_ramp_images=5_000, lr_decay_images=60_000, lr_cooldown_images=60_000),
+            optimizer=OptimizerConfig(
+                lr=1e-3,
+                lr_ramp_images=5_000,
+                lr_decay_images=60_000,
+                lr_cooldown_images=60_000,
+                eps=eps_of_mean(3 * resolution**2),
+            ),
             ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.05),
             log_images=3_200,
             snapshot_images=32_000,

@@ -62,7 +62,8 @@ def _by_adam(run: Experiment) -> Experiment:
 def _published(method: Any, **start: Any) -> Experiment:
     """ADM stands for the paper's own U-Nets and UViTs, whose sizes are not public.
 
-    Unverified, for want of a release: 200k steps, batch 2048, Adam, evaluation EMA 0.9999 a step. The rate is ours.
+    Unverified, for want of a release: 200k steps, batch 2048, Adam, evaluation EMA 0.9999 a step. The rate is ours, and
+    so is that images are not mirrored and students have no dropout, of which the paper says nothing.
     """
     batch, steps = 2048, 200_000
     return Experiment(

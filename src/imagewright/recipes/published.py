@@ -10,12 +10,13 @@ def halflife_images(batch: int, decay: float) -> float:
     return batch * math.log(0.5) / math.log(decay)
 
 
-def eps_of_mean(numbers: int, loss_scale: float = 1.0) -> float:
+def eps_of_mean(numbers: int, *, eps: float = 1e-8, loss_scale: float = 1.0) -> float:
     """Adam's eps for a loss that is the mean over an image's `numbers`, where the official program takes their sum.
 
-    Gradients are smaller by that factor, and with eps smaller by as much every step is the official one. loss_scale: a
-    constant that the official program leaves in its gradients. Programs that take the mean themselves keep 1e-8:
-    both of the consistency models' (CD, CT, progressive distillation), and those that are made of them. So do our own
-    recipes for digits and emoji, whose gradients are far above either.
+    Gradients are smaller by that factor, and with eps smaller by as much every step is the official one. eps: the
+    official program's. loss_scale: a constant that it leaves in its gradients.
+
+    Programs that take the mean themselves keep their eps: both of the consistency models' (CD, CT, progressive
+    distillation) and those that are made of them.
     """
-    return 1e-8 / (numbers * loss_scale)
+    return eps / (numbers * loss_scale)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from imagewright.data.augment import Augment
 from imagewright.methods.uni_instruct import NAMED
+from imagewright.recipes.published import eps_of_mean
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -106,7 +107,8 @@ def imagenet64(name: str) -> Experiment:
 
 def _adam(lr: float, numbers: int, *, eps: float = 1e-8, lr_cooldown_images: int = 0) -> OptimizerConfig:
     """numbers: of an image. eps: beside a loss that is summed over them."""
-    return OptimizerConfig(lr=lr, betas=BETAS, eps=eps / numbers, lr_cooldown_images=lr_cooldown_images)
+    eps = eps_of_mean(numbers, eps=eps)
+    return OptimizerConfig(lr=lr, betas=BETAS, eps=eps, lr_cooldown_images=lr_cooldown_images)
 
 
 SMALL: Mapping[str, str] = {

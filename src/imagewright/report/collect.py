@@ -66,6 +66,8 @@ class Measure:
     """One entry of metrics.json: a sampler, its cost, and the report (`metrics.Report` as plain values).
 
     seconds: for drawing all the images; 0 where it was not measured.
+    classes: by which law they were drawn, and the share of each; None = the model is told none, or nothing is known.
+    weights_sha256: of the weights measured; None = not recorded.
     """
 
     sampler: Mapping[str, Any]
@@ -73,6 +75,8 @@ class Measure:
     seconds: float
     report: Mapping[str, Any]
     command: tuple[str, ...] = ()
+    classes: Mapping[str, Any] | None = None
+    weights_sha256: str | None = None
 
     @property
     def distance(self) -> tuple[str, float] | None:
@@ -222,17 +226,22 @@ def _read(folder: Path, missing: dict[str, Missing]) -> dict[str, Any]:
     if not snapshots:
         missing["snapshots"] = Missing(reason="No snapshots were left during training (samples/*.png).")
     measured = files["metrics.json"].exists()
-    measures = read_measures(files["metrics.json"]) if measured else ()
+    current = model.get("weights_sha256")
+    every = read_measures(files["metrics.json"]) if measured else ()
+    measures = tuple(m for m in every if m.weights_sha256 in (None, current))
+    again = ("evaluate", str(folder))
     if not measures:
-        reason = "This run has not been measured yet. To measure it:"
-        missing["measures"] = Missing(reason=reason, command=("evaluate", str(folder)))
+        missing["measures"] = Missing(reason="This run has not been measured yet. To measure it:", command=again)
+    if len(measures) < len(every):
+        old = f"{len(every) - len(measures)} of {len(every)} scores are of other weights than the run's, and not shown."
+        missing["stale"] = Missing(reason=f"{old} To measure these:", command=again)
     return {
         "experiment": experiment,
         "model": model,
         "log": log,
         "snapshots": snapshots,
         "measures": measures,
-        "likelihoods": read_likelihoods(files["metrics.json"]) if measured else (),
+        "likelihoods": read_likelihoods(files["metrics.json"], current) if measured else (),
     }
 
 
@@ -262,6 +271,8 @@ def read_measures(path: Path) -> tuple[Measure, ...]:
                 seconds=float(entry.get("seconds") or 0),
                 report={**entry["report"], "scores": dict(entry["report"]["scores"])},
                 command=tuple(entry.get("command") or ()),
+                weights_sha256=entry.get("weights_sha256"),
+                classes=entry.get("classes"),
             )
             for entry in content["reports"]
         ]
@@ -270,9 +281,9 @@ def read_measures(path: Path) -> tuple[Measure, ...]:
     return tuple(sorted(measures, key=lambda m: m.nfe))
 
 
-def read_likelihoods(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """Bits per dimension in a metrics.json, lowest first. Raises UserError for an entry that is none."""
-    entries = read_json(path).get("likelihoods", [])
+def read_likelihoods(path: Path, weights: str | None) -> tuple[Mapping[str, Any], ...]:
+    """Bits per dimension of these weights in a metrics.json, lowest first. Raises UserError for what is no entry."""
+    entries = [e for e in read_json(path).get("likelihoods", []) if e.get("weights_sha256") in (None, weights)]
     try:
         return tuple(sorted(entries, key=lambda entry: float(entry["report"]["bpd"])))
     except (KeyError, TypeError, ValueError) as error:

@@ -16,7 +16,7 @@ from imagewright.files import write_text
 from imagewright.report.collect import Measure, RunSection
 from imagewright.report.likelihood import likelihood_card
 from imagewright.report.markup import Child, Html, card, count, el, join, number, picture, table
-from imagewright.report.section import best, quality_cards, run_section, strips
+from imagewright.report.section import quality_cards, run_section, shown_measure, strips
 from imagewright.types import UserError
 from imagewright.version import __version__
 
@@ -92,7 +92,7 @@ def _comparison(runs: Sequence[RunSection]) -> Html:
     return el(
         "section",
         el("h2", "Comparison", id="comparison-title"),
-        card("Measures at each run's lowest distance", _comparison_table(runs), _comparability(runs)),
+        card("Measures of what the pictures show", _comparison_table(runs), _comparability(runs)),
         likelihood_card([(run.name, run.likelihoods) for run in runs]),
         _same_noise(runs),
         el(
@@ -109,13 +109,13 @@ _SCORES = ("precision", "recall", "density", "coverage")
 
 
 def _comparison_table(runs: Sequence[RunSection]) -> Html:
-    chosen = [best(run.measures) for run in runs]
+    chosen = [shown_measure(run) for run in runs]
     names = {m.distance[0] for m in chosen if m is not None and m.distance is not None}
     one_name = names.pop() if len(names) == 1 else None
     lowest = min((m.distance[1] for m in chosen if m is not None and m.distance is not None), default=None)
     rows = [_comparison_row(run, m, one_name, lowest) for run, m in zip(runs, chosen, strict=True)]
     head = ["run and method", "NFE", one_name or "distance", *_SCORES, "images/s", "parameters"]
-    absent = "" if all(chosen) else " A dash: not measured; the run's own part below says how to."
+    absent = "" if all(chosen) else " A dash: not measured at that number of calls; see the run's own part below."
     return table(
         head,
         rows,
@@ -152,7 +152,7 @@ def _comparability(runs: Sequence[RunSection]) -> Html | None:
         "extractor_sha256": "feature extractors",
         "reference": "real images",
     }
-    reports = [m.report for run in runs if (m := best(run.measures)) is not None]
+    reports = [m.report for run in runs if (m := shown_measure(run)) is not None]
     different = [words for key, words in what.items() if len({str(r.get(key)) for r in reports}) > 1]
     if not different:
         return None

@@ -16,6 +16,7 @@ from imagewright.report.figures import (
 )
 from imagewright.report.likelihood import likelihood_card
 from imagewright.report.markup import Child, Html, card, command, count, el, join, number, picture, png, table
+from imagewright.training.record import repeat_command
 
 YARDSTICKS = (("noise", "noise"), ("gaussian", "Gaussian fit"), ("floor", "floor (real images)"))
 """Fields of `metrics.Yardstick` and their names on the page."""
@@ -40,6 +41,11 @@ def run_section(run: RunSection, anchor: str, title: str) -> Html:
         id=anchor,
         aria_labelledby=f"{anchor}-title",
     )
+
+
+def shown_measure(run: RunSection) -> Measure | None:
+    """The measurement of what the pictures show: with as many network calls as they were drawn with."""
+    return best([m for m in run.measures if m.nfe == run.sampler_nfe])
 
 
 def best(measures: Sequence[Measure]) -> Measure | None:
@@ -215,11 +221,12 @@ def quality_cards(named: Sequence[tuple[str, Sequence[Measure]]], prefix: str) -
 
 
 def _measures(run: RunSection) -> Html | None:
+    stale = missing(run.missing["stale"]) if "stale" in run.missing else None
     if not run.measures:
-        return None
+        return card("Measures", stale) if stale else None
     notes = dict.fromkeys(note for m in run.measures for note in m.report.get("notes", ()))
     listed = el("ul", *(el("li", note) for note in notes), class_="quiet") if notes else None
-    return card("Measures", _measures_table(run.measures), listed)
+    return card("Measures", _measures_table(run.measures), listed, stale)
 
 
 def yardsticks(measures: Sequence[Measure], score: str) -> dict[str, float]:
@@ -235,7 +242,7 @@ def _measures_table(measures: Sequence[Measure]) -> Html:
     names = list(dict.fromkeys(s for m in measures for s in m.report["scores"] if not _is_spread(s)))
     rows: list[list[Child]] = [
         [
-            sampler_words(m.sampler),
+            sampler_words(m.sampler) + (", all classes alike" if (m.classes or {}).get("law") == "uniform" else ""),
             str(m.nfe),
             f"{m.report['num_images']:,}",
             *(_score(m.report["scores"], name) for name in names),
@@ -307,8 +314,7 @@ def _typical(near: Neighbours) -> str:
 
 
 def _repeat(run: RunSection) -> Html:
-    recorded = run.experiment.get("command")
-    commands: list[Child] = [command(recorded)] if recorded else []
+    commands: list[Child] = [command(words)] if (words := repeat_command(run.experiment)) else []
     commands += [command(c) for c in dict.fromkeys(m.command for m in run.measures if m.command)]
     if not commands:
         commands = [el("p", "No command was recorded: the run was started from a program.", class_="missing")]

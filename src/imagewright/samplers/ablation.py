@@ -32,8 +32,9 @@ from imagewright.paths.schedules import (
     VPSchedule,
     time_steps,
 )
+from imagewright.precision import wide
 from imagewright.samplers.edm import check_churn
-from imagewright.samplers.grid import check_steps, per_row, state_dtype
+from imagewright.samplers.grid import check_steps, per_row
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, ModelKind, Noise, OnStep, UserError
 
 Solver = Literal["heun", "euler"]
@@ -129,7 +130,7 @@ class Ablation:
         times, schedule = self.times(denoiser)
         flow = _Flow(denoiser, cond, schedule, VPScaling() if self.scaling == "vp" else NoScaling())
         points = [flow.at(t) for t in times.tolist()]
-        x = latents.to(state_dtype(latents)) * (points[0].sigma * points[0].scale)
+        x = wide(latents) * (points[0].sigma * points[0].scale)
         for here, following in pairwise(points):
             if noise is not None and self.S_churn > 0:
                 x, here = self._churn(flow, x, here, noise)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from imagewright.checks import require_non_negative
-from imagewright.samplers.grid import OnGrid, per_row, state_dtype
+from imagewright.precision import wide
+from imagewright.samplers.grid import OnGrid, per_row
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep
 
 
@@ -50,7 +51,7 @@ class ADDIM(OnGrid):
     ) -> Tensor:
         """As `types.Sampler`; returns float64. No noise is drawn."""
         sigmas: list[float] = self.sigmas(denoiser).tolist()
-        x = latents.to(state_dtype(latents)) * sigmas[0]
+        x = wide(latents) * sigmas[0]
         for sigma, sigma_next in pairwise(sigmas):
             at = per_row(x, sigma)
             denoised = denoiser(x, at, cond)

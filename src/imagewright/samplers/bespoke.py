@@ -24,7 +24,8 @@ from torch import Tensor
 
 from imagewright.paths.conversions import PathNetwork, velocity_of
 from imagewright.paths.gaussian import Linear, per_image
-from imagewright.samplers.grid import check_steps, state_dtype
+from imagewright.precision import wide, widest
+from imagewright.samplers.grid import check_steps
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, ModelKind, Noise, OnStep, UserError
 
 
@@ -132,8 +133,8 @@ class Bespoke:
     ) -> Tensor:
         """As `types.Sampler`; returns float64. on_step sees the library's x = x_t / t and sigma = (1 - t) / t."""
         velocity = straight_velocity(denoiser, self.sigma_min, self.sigma_max)
-        change = self.change(latents.device, state_dtype(latents))
-        x = latents.to(state_dtype(latents))
+        change = self.change(latents.device, widest(latents.device))
+        x = wide(latents)
         for i in range(self.num_steps):
             x, estimate = bespoke_step(velocity, x, change, self.order, i, cond)
             if on_step is not None:

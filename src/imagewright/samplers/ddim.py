@@ -15,7 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from imagewright.samplers.grid import OnGrid, per_row, state_dtype
+from imagewright.precision import wide
+from imagewright.samplers.grid import OnGrid, per_row
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
 
 
@@ -47,7 +48,7 @@ class DDIM(OnGrid):
         if self.eta > 0 and noise is None:
             raise UserError(f"sampler.eta is {self.eta}; a stochastic sampler needs a noise source")
         sigmas: list[float] = self.sigmas(denoiser).tolist()
-        x = latents.to(state_dtype(latents)) * sigmas[0]
+        x = wide(latents) * sigmas[0]
         for sigma, sigma_next in pairwise(sigmas):
             denoised = denoiser(x, per_row(x, sigma), cond)
             fresh = self.eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)

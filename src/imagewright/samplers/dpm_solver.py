@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from imagewright.checks import require_non_negative
-from imagewright.samplers.grid import OnGrid, per_row, state_dtype
+from imagewright.precision import wide
+from imagewright.samplers.grid import OnGrid, per_row
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
 
 
@@ -48,7 +49,7 @@ class DPMSolverPlusPlus(OnGrid):
         if self.eta > 0 and noise is None:
             raise UserError(f"sampler.eta is {self.eta}; a stochastic sampler needs a noise source")
         sigmas: list[float] = self.sigmas(denoiser).tolist()
-        x = latents.to(state_dtype(latents)) * sigmas[0]
+        x = wide(latents) * sigmas[0]
         before: tuple[Tensor, float] | None = None  # the last data prediction, and the length of the step it began
         for sigma, sigma_next in pairwise(sigmas):
             denoised = denoiser(x, per_row(x, sigma), cond)

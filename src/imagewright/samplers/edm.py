@@ -15,7 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from imagewright.samplers.grid import OnGrid, per_row, state_dtype
+from imagewright.precision import wide
+from imagewright.samplers.grid import OnGrid, per_row
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
 
 
@@ -59,7 +60,7 @@ class Heun(OnGrid):
         if self.S_churn > 0 and noise is None:
             raise UserError(f"sampler.S_churn is {self.S_churn}; a stochastic sampler needs a noise source")
         sigmas: list[float] = self.sigmas(denoiser).tolist()
-        x = latents.to(state_dtype(latents)) * sigmas[0]
+        x = wide(latents) * sigmas[0]
         for sigma, sigma_next in pairwise(sigmas):
             if noise is not None and self.S_churn > 0:
                 inside = self.S_min <= sigma <= self.S_max

@@ -16,7 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from imagewright.samplers.grid import OnGrid, per_row, state_dtype
+from imagewright.precision import wide
+from imagewright.samplers.grid import OnGrid, per_row
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
 
 
@@ -40,7 +41,7 @@ class EulerMaruyama(OnGrid):
         if noise is None:
             raise UserError("sampler EulerMaruyama is stochastic; it needs a noise source")
         sigmas: list[float] = self.sigmas(denoiser).tolist()
-        x = latents.to(state_dtype(latents)) * sigmas[0]
+        x = wide(latents) * sigmas[0]
         for sigma, sigma_next in pairwise(sigmas):
             denoised = denoiser(x, per_row(x, sigma), cond)
             removed = sigma**2 - sigma_next**2

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from imagewright.checks import require_whole, whole_numbers
 from imagewright.data import to_uint8
 from imagewright.guidance import evaluations
 from imagewright.models.files import ModelFile
@@ -77,13 +78,23 @@ class ImageGenerator:
         self.sampler(_Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64), noise=noise)
         return not noise.drawn
 
-    def labels(self, n: int, seed: int, first: int = 0) -> npt.NDArray[np.int64] | None:
-        """Classes of images first .. first + n - 1 when none are asked for: uniform, from (seed, i) alone."""
+    def labels(
+        self, n: int, seed: int, first: int = 0, shares: npt.NDArray[np.float64] | None = None
+    ) -> npt.NDArray[np.int64] | None:
+        """Classes of images first .. first + n - 1 when none are asked for, from (seed, i) alone; None: has no classes.
+
+        shares: probability of each class, [num_classes]; None = uniform over those that the model saw.
+        """
         if not self.spec.num_classes:
             return None
         draw = ImageNoise(seed, range(first, first + n), stream=1).uniform(torch.empty(n, 1, dtype=torch.float64))
-        drawn: npt.NDArray[np.int64] = (draw[:, 0] * self.spec.num_classes).long().numpy()
-        return drawn.clip(max=self.spec.num_classes - 1)
+        if shares is not None:
+            edges = np.cumsum(shares)
+            return np.searchsorted(edges / edges[-1], draw[:, 0].numpy(), side="right").astype(np.int64)
+        known = np.array([c for c in range(self.spec.num_classes) if c not in self.spec.empty_classes], dtype=np.int64)
+        rows = (draw[:, 0] * len(known)).long().numpy().clip(max=len(known) - 1)
+        drawn: npt.NDArray[np.int64] = known[rows]
+        return drawn
 
     def batches(
         self,
@@ -96,11 +107,8 @@ class ImageGenerator:
         on_step: OnStep | None = None,
     ) -> Iterator[Images]:
         """The images of `generate`, batch by batch, so that scoring many need not hold them all."""
-        if n < 1 or batch_size < 1 or seed < 0 or first < 0:
-            raise UserError(
-                f"n is {n}, batch_size {batch_size}, seed {seed}, first {first}; "
-                "n and batch_size must be at least 1, seed and first at least 0"
-            )
+        n, batch_size = require_whole("n", n, 1), require_whole("batch_size", batch_size, 1)
+        seed, first = require_whole("seed", seed, 0), require_whole("first", first, 0)
         wanted = self._checked_labels(n, labels, seed, first)
         for start in range(0, n, batch_size):
             rows = range(start, min(start + batch_size, n))
@@ -154,7 +162,8 @@ class ImageGenerator:
         latents = noise.normal(torch.empty(len(indices), *self.spec.shape)).to(self.device)
         cond = Condition()
         if labels is not None:
-            cond = Condition(label=torch.as_tensor(np.asarray(labels, dtype=np.int64), device=self.device))
+            wanted = self._checked_labels(len(indices), labels, seed, 0)
+            cond = Condition(label=torch.as_tensor(wanted, device=self.device))
         return self.sampler(self.model, latents, cond, noise=noise, on_step=on_step)
 
     def _checked_labels(
@@ -162,10 +171,10 @@ class ImageGenerator:
     ) -> npt.NDArray[np.int64] | None:
         if labels is None:
             return self.labels(n, seed, first)
-        array = np.asarray(labels, dtype=np.int64)
+        array = whole_numbers("labels", labels)
         array = np.full(n, array) if array.ndim == 0 else array
         if array.shape != (n,):
-            raise UserError(f"{len(array)} labels were given for {n} images; give one for each, or one for all")
+            raise UserError(f"{array.size} labels were given for {n} images; give one for each, or one for all")
         if array.min() < -1 or array.max() >= self.spec.num_classes:
             bad = array[(array < -1) | (array >= self.spec.num_classes)][0]
             allowed = f"0 to {self.spec.num_classes - 1}, or -1" if self.spec.num_classes else "-1 (it has no classes)"

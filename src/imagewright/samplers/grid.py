@@ -76,11 +76,6 @@ def per_row(x: Tensor, sigma: float) -> Tensor:
     return torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
 
 
-def state_dtype(latents: Tensor) -> torch.dtype:
-    """float64, except on devices that have none (Apple's)."""
-    return torch.float32 if latents.device.type == "mps" else torch.float64
-
-
 def check_steps(num_steps: int) -> None:
     """Raise UserError unless it is a whole number of at least 1."""
     if not isinstance(num_steps, int) or num_steps < 1:

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from imagewright.paths.schedules import karras_sigmas
+from imagewright.precision import wide
 from imagewright.samplers.edm import churned, heun_step
-from imagewright.samplers.grid import OnGrid, state_dtype
+from imagewright.samplers.grid import OnGrid
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
 
 
@@ -91,7 +92,7 @@ class Restart(OnGrid):
         restarts = self._snapped(sigmas)
         if restarts and noise is None:
             raise UserError("sampler Restart is stochastic; it needs a noise source")
-        x = latents.to(state_dtype(latents)) * sigmas[0]
+        x = wide(latents) * sigmas[0]
         for sigma, sigma_next in pairwise(sigmas):
             x, denoised = heun_step(denoiser, x, sigma, sigma_next, cond)
             if on_step is not None:

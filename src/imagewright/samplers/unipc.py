@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagewright.samplers.grid import OnGrid, per_row, state_dtype
+from imagewright.precision import wide
+from imagewright.samplers.grid import OnGrid, per_row
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Noise, OnStep, UserError
 
 
@@ -49,7 +50,7 @@ class UniPC(OnGrid):
     ) -> Tensor:
         """As `types.Sampler`; returns float64; deterministic."""
         sigmas: list[float] = self.sigmas(denoiser).tolist()
-        x = latents.to(state_dtype(latents)) * sigmas[0]
+        x = wide(latents) * sigmas[0]
         history: list[tuple[float, Tensor]] = []  # (lambda, data prediction), newest last
         start = x  # corrected state at the beginning of the step that led to x
         for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):

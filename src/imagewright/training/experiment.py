@@ -16,7 +16,7 @@ import copy
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +26,7 @@ from torch import nn
 
 from imagewright.data import ImageSet, Loader, open_images
 from imagewright.data.couplings import Couplings
-from imagewright.files import try_folder, write_json
+from imagewright.files import try_output, write_json
 from imagewright.metrics.perceptual import perceptual_network
 from imagewright.models.files import ModelFile, save_model, weights_hash
 from imagewright.models.tokens import PixelCodec, check_device
@@ -187,10 +187,12 @@ def assemble(
         _start_from(experiment.start, sources.given("start", experiment.start).model, parts, experiment.method.product)
     store = None if pairs is None else sources.couplings(pairs)
     if store is not None:
+        _check_pairs(store, spec)
+        _check_pairs_teacher(store, experiment.teacher, sources.inputs.get("teacher"))
         m = store.manifest
         sources.inputs["couplings"] = {"pairs": m.n, "seed": m.seed, "weights_sha256": m.origin.get("weights_sha256")}
     inputs: Inputs = {"data": _identity(images), **sources.inputs}
-    return Assembled(images, parts, None if store is None else _fitting(store, spec), inputs)
+    return Assembled(images, parts, store, inputs)
 
 
 def _identity(images: ImageSet) -> dict[str, Any]:
@@ -200,14 +202,22 @@ def _identity(images: ImageSet) -> dict[str, Any]:
     return {"images": len(images), "shape": shape, "classes": spec.num_classes, "fingerprint": images.fingerprint}
 
 
-def _fitting(store: Couplings, spec: DataSpec) -> Couplings:
-    """The pairs, if they are of such images."""
+def _check_pairs(store: Couplings, spec: DataSpec) -> None:
     ours, theirs = ((s.resolution, s.channels, s.num_classes) for s in (spec, store.spec))
     if ours != theirs:
         raise UserError(
             f"couplings {store.folder} are of resolution, channels and classes {theirs}; the data have {ours}"
         )
-    return store
+
+
+def _check_pairs_teacher(store: Couplings, teacher: str | None, known: Mapping[str, Any] | None) -> None:
+    """Pairs are the run's teacher's own: weights are compared, wherever they lie. A stand-in's (None) are not known."""
+    origin = store.manifest.origin
+    if known is not None and origin.get("weights_sha256") != known["weights_sha256"]:
+        raise UserError(
+            f"couplings {store.folder} were drawn from {origin.get('model')}, whose weights are not those of the "
+            f"teacher {teacher}; draw the teacher's own with: imagewright couple {teacher} --out FOLDER"
+        )
 
 
 def _start_from(name: str, model: nn.Module, parts: Parts, product: str) -> None:
@@ -321,7 +331,7 @@ def run_experiment(
     experiment = located(experiment, folder)
     before = claim(folder, experiment, resume)
     processes.wait()  # or a slow process would find the record of this very run in the folder
-    try_folder(folder)
+    try_output(folder)
     assembled = assemble(experiment, on_open)
     check_inputs(folder, before, assembled.inputs, experiment)
     check_device(assembled.parts.roles[experiment.method.product].module, device)

@@ -33,14 +33,20 @@ class Learner:
         """Add this loss's gradients; only this part's parameters receive any."""
         torch.autograd.backward(self.scaler.scale(loss), inputs=self.parameters)
 
-    def step(self, images: int, processes: Processes) -> dict[str, float]:
+    def restart(self) -> None:
+        """Forget the optimiser's moments and its count of steps."""
+        self.optimizer.state.clear()
+
+    def step(self, images: int, processes: Processes, factor: float = 1.0) -> dict[str, float]:
         """One optimiser step at `images` images seen (this batch counted). Returns numbers to log, all finite.
+
+        factor: on the learning rate of this step.
 
         Raises FloatingPointError, before the weights move, when a gradient is not finite (fp16: skips the step).
         """
         batch = self.config.batch
         processes.average_([p.grad for p in self.parameters if p.grad is not None])
-        rate = self.lr_scale * self.config.optimizer.lr_at(images, self.config.total_images)
+        rate = factor * self.lr_scale * self.config.optimizer.lr_at(images, self.config.total_images)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)

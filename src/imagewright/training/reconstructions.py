@@ -37,7 +37,7 @@ def codec_record(codec: nn.Module, images: ImageSet, device: torch.device) -> di
     for start in range(0, count, BATCH):
         batch = from_uint8(images.images(range(start, min(start + BATCH, count)))).to(device)
         tokens.append(model.encode(batch).cpu())
-        error += float((model.decode(tokens[-1].to(device)) - batch).double().square().flatten(1).mean(1).sum())
+        error += float((model.decode(tokens[-1].to(device)) - batch).cpu().double().square().flatten(1).mean(1).sum())
     usage = codebook_usage(torch.cat(tokens), model.values)
     psnr = 10 * math.log10(4 / max(error / count, 1e-12))  # the colour range is 2
     return {

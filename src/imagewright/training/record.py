@@ -237,3 +237,19 @@ def _key(word: str) -> str:
         return ""  # the recipe
     parts = word.removeprefix("--").split("=")[0].replace("_", "-").split(".")
     return ".".join([*parts[:-1], parts[-1].removeprefix("no-")])
+
+
+def repeat_command(record: Mapping[str, Any]) -> list[str] | None:
+    """The command that trains a run again, from any folder; None where none was recorded.
+
+    What it was given is named by the path where that lay, absolute.
+    """
+    command = record.get("command")
+    if not command:
+        return None
+    more = [command[0]]
+    for field in INPUTS.values():
+        value = get_field(record.get("experiment", {}), field)
+        if value is not None and os.path.isabs(value):
+            more += [f"--{field}", value]
+    return ["train", *merged(command, more)]

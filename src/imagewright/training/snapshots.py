@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from imagewright.files import replacing
 from imagewright.samplers.generator import ImageGenerator
 
 Images = npt.NDArray[np.uint8]
+ORIGIN = "imagewright"
+"""Keyword of the text in a PNG that says where the picture comes from."""
 
 
 def grid(images: Images, columns: int, gap: int = 1) -> Images:
@@ -25,11 +28,29 @@ def grid(images: Images, columns: int, gap: int = 1) -> Images:
     return sheet
 
 
-def save_image(path: Path, image: Images, scale: int = 1) -> None:
-    """Write one uint8 [H, W, C] picture as PNG, atomically; `scale` enlarges every pixel to a square of that size."""
+def save_image(path: Path, image: Images, scale: int = 1, origin: str | None = None) -> None:
+    """Write one uint8 [H, W, C] picture as PNG, atomically; `scale` enlarges every pixel to a square of that size.
+
+    origin: where the picture comes from, kept in the file; `image_origin` reads it.
+    """
     enlarged = image.repeat(scale, 0).repeat(scale, 1)
+    told = PngInfo()
+    if origin is not None:
+        told.add_text(ORIGIN, origin)
     with replacing(path) as aside:
-        Image.fromarray(enlarged[:, :, 0] if enlarged.shape[2] == 1 else enlarged).save(aside, format="PNG")
+        picture = Image.fromarray(enlarged[:, :, 0] if enlarged.shape[2] == 1 else enlarged)
+        picture.save(aside, format="PNG", pnginfo=told)
+
+
+def image_origin(path: Path) -> str | None:
+    """What `save_image` was told of a picture's origin; None for a file without it, or that is no PNG."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.load()
+            found = image.info.get(ORIGIN)
+    except Exception:  # a stranger's file may be anything
+        return None
+    return found if isinstance(found, str) else None
 
 
 def class_grid_labels(num_classes: int, columns: int) -> npt.NDArray[np.int64] | None:

@@ -42,6 +42,7 @@ from imagewright.types import (
     Frozen,
     Method,
     Parts,
+    Restart,
     Trained,
     Update,
     UserError,
@@ -238,6 +239,8 @@ class Trainer:
                 break
             if isinstance(events[0], Update):
                 self._step([e for e in events if isinstance(e, Update)])
+            elif isinstance(events[0], Restart):
+                self.learners[events[0].part].restart()
             else:
                 self._follow(events[0])
             phase += 1
@@ -282,7 +285,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise self._not_finite(part, f"loss {loss}")
         try:
-            numbers = self.learners[part].step(self.images + self.config.batch, self.processes)
+            numbers = self.learners[part].step(self.images + self.config.batch, self.processes, updates[0].rate)
         except FloatingPointError:
             raise self._not_finite(part, "gradient") from None
         self.log.add(part, updates, loss, numbers)

@@ -30,8 +30,8 @@ from torch.nn import functional as F
 from imagewright.checks import require_positive
 from imagewright.noise import StepNoise
 from imagewright.paths.conversions import PathNetwork
+from imagewright.precision import wide, widest
 from imagewright.samplers.bespoke import Bespoke, Change, bespoke_step, identity_change, straight_velocity
-from imagewright.samplers.grid import state_dtype
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, UserError
 
 Vary = Literal["both", "times", "scales"]
@@ -119,7 +119,7 @@ def train_bespoke(
 
     def paths(*key: int) -> TruePaths:
         noise, like = StepNoise(config.seed, *key), torch.empty(config.batch, *shape, device=device)
-        latents = noise.normal(torch.empty(like.shape, dtype=state_dtype(like))).to(like.device)
+        latents = noise.normal(torch.empty(like.shape, dtype=widest(like.device))).to(like.device)
         labels = noise.integers(num_classes, torch.empty(len(like))).to(like.device) if num_classes else None
         return solve_paths(velocity, latents, Condition(label=labels), config.tolerance)
 
@@ -164,7 +164,7 @@ class ScaleTime(nn.Module):
         super().__init__()
         self.base = config.base
         like = torch.zeros(self.base.nfe, device=device)
-        zeros = like.to(state_dtype(like))
+        zeros = wide(like)
         times, scales = config.vary != "scales", config.vary != "times"
         self.increments = nn.Parameter(zeros.clone(), requires_grad=times)
         self.speeds = nn.Parameter(zeros.clone(), requires_grad=times)

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from imagewright.guidance.layer_skipping import LayerSkipped
+from imagewright.metrics.draws import frechet_of_model
 from imagewright.metrics.features import FeatureExtractor
-from imagewright.metrics.frechet import frechet_of_images
-from imagewright.metrics.statistics import HasMoments
+from imagewright.metrics.statistics import Moments
 from imagewright.noise import derive_seed
 from imagewright.paths.discrete import DiscreteSchedule
 from imagewright.samplers.ddim import DDIM
@@ -34,7 +34,7 @@ class FeatureDistance:
     model: nn.Module
     spec: DataSpec
     extractor: FeatureExtractor
-    reference: HasMoments
+    reference: Moments
     schedule: DiscreteSchedule = field(default_factory=DiscreteSchedule)
     images: int = 1000
     batch_size: int = 256
@@ -55,5 +55,5 @@ class FeatureDistance:
         """Noise and classes follow from the seed and the candidate: fresh for each, the same when asked again."""
         skipped = [number for ids in candidate.skips for number in (len(ids), *ids)]
         seed = derive_seed(self.seed, len(candidate.times), *candidate.times, *skipped)
-        batches = self.generator(candidate).batches(self.images, seed=seed, batch_size=self.batch_size)
-        return frechet_of_images(batches, self.extractor, self.reference)
+        generator, size = self.generator(candidate), self.batch_size
+        return frechet_of_model(generator, self.images, self.extractor, self.reference, seed=seed, batch_size=size)

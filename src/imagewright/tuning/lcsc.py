@@ -2,21 +2,32 @@
 
     theta(alpha) = sum_i alpha_i theta_i,   sum_i alpha_i = 1, any sign
 
-Ingredients   raw (not averaged) weights of one run in a window of training (`training.weights_images`), written as the
-           first plus multiples of differences; a population that starts from exponential averages of many rates within
-           the window, the last weights and the plain mean, so that the result is never worse than the best of them on
-           the search's measure; parents from the best of the population, coefficient-wise crossover, Gaussian mutation
-           of a random subset, renormalised to sum 1; the worst member makes way for a better child; one fixed set of
-           noise and labels for all candidates. The measure is the caller's (a feature distance at the NFE of use).
-Departs    rates and sizes of the published search are not public: ours are arguments, and a control with the same
-           number of evaluations and no search (random affine combinations) is offered for comparison.
-Memory     all differences as one float32 (or bfloat16) matrix; files are read one at a time.
+Ingredients   raw (not averaged) weights of one run in a window of training that ends where one likes, some steps apart
+           (`training.weights_images`, `choose_weights`), written as the first plus multiples of differences; a
+           population that starts from exponential averages of many rates within the window, the last weights and the
+           plain mean, so that the result is never worse than the best of them on the search's measure; parents from
+           the best of the population, coefficient-wise crossover, Gaussian mutation of a random subset, the sum
+           restored to 1; one fixed set of noise and labels for all candidates. The measure is the
+           caller's: a feature distance with the
+           very sampler of use, of a denoiser or of a consistency model.
+Official   github.com/imagination-research/LCSC has training, sampling and the measure, and not the search ("will soon
+           release it"). What its scripts say of it: 5000 images a candidate (data_num), weights 50 steps apart, 800 of
+           them (10,050 to 50,000), for DDPM; FID as pytorch-fid computes it; one-step sampling of consistency models
+           from sigma 80, clipped; two-step sampling is advised against after a search at one.
+Departs    the operators' rates and sizes, the shares of the crossover beyond [0, 1], the mixture of three mutation
+           sizes, and that a worse member makes way after every child rather than after a generation of them, are ours.
+           The sum is restored by adding evenly where a division could blow the coefficients up. A candidate's classes
+           are drawn once, as its noise is. Averages of the first population start at the window's first weights. The
+           paper's budget is some 2000 candidates; defaults are for one processor. Offered beside it: random affine
+           combinations as a control with the same number of evaluations and no search, and non-negative coefficients.
+Memory     all differences as one float32 matrix, K - 1 times the model; files are read one at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +83,34 @@ class Found:
     best_average_coefficients: Vector | None = None
 
 
+def choose_weights(
+    images: Sequence[int], until: int | None = None, length: int | None = None, spacing: int | None = None
+) -> list[int]:
+    """Which of a run's kept weights to combine: their indices, oldest first.
+
+    images: after how many images of training each was kept, ascending. until: the newest are the last ones up to there.
+    length: images between the oldest and the newest. spacing: least number of images between two. None: no limit.
+    Raises UserError when fewer than two are left, or a limit excludes nothing because no weights lie beyond it.
+    """
+    chosen = [i for i, at in enumerate(images) if until is None or at <= until]
+    if not chosen:
+        raise UserError(f"--until is {until}; the first weights were kept after {images[0] if images else 0} images")
+    span = images[chosen[-1]] - images[chosen[0]]
+    gap = min((b - a for a, b in pairwise(images)), default=0)
+    if length is not None and not 0 < length <= span:
+        raise UserError(f"--window is {length}; it must lie in (0, {span}], what the kept weights span")
+    if spacing is not None and spacing < gap:
+        raise UserError(f"--spacing is {spacing}; the weights were kept every {gap} images, it must be at least that")
+    oldest = images[chosen[-1]] - (span if length is None else length)
+    kept = [chosen[-1]]
+    for i in reversed(chosen[:-1]):
+        if images[i] >= oldest and images[kept[-1]] - images[i] >= (spacing or 0):
+            kept.append(i)
+    if len(kept) < 2:
+        raise UserError("--until, --window and --spacing leave one of the kept weights; a combination needs at least 2")
+    return kept[::-1]
+
+
 def ema_coefficients(count: int, decay: float) -> Vector:
     """Weights of an exponential average over `count` checkpoints that started at the first one.
 
@@ -118,13 +157,17 @@ def search(
     return Found(members[0][1], members[0][0], history, *best_average)
 
 
-def random_control(count: int, fitness: Fitness, evaluations: int, seed: int, scale: float = 0.5) -> Found:
-    """The same number of evaluations without a search: random affine combinations about the plain mean."""
+def random_control(about: Vector, fitness: Fitness, evaluations: int, seed: int, scale: float = 0.5) -> Found:
+    """As many evaluations without a search: random affine combinations about one, which is measured first.
+
+    scale: length of what is added to the coefficients, about.
+    """
     generator = np.random.default_rng(seed)
     history: list[float] = []
-    best: tuple[float, Vector] = (float("inf"), np.full(count, 1 / count))
-    for _ in range(evaluations):
-        candidate = np.full(count, 1 / count) + _sum_zero(generator.normal(size=count)) * scale / np.sqrt(count)
+    best: tuple[float, Vector] = (float("inf"), about)
+    for k in range(evaluations):
+        offset = _sum_zero(generator.normal(size=len(about))) * scale / np.sqrt(len(about))
+        candidate = about + (offset if k else 0)
         best = min(best, (float(fitness(candidate)), candidate), key=_value)
         history.append(best[0])
     return Found(best[1], best[0], history)

@@ -20,6 +20,7 @@ from imagewright.types import UserError
 
 Model = TypeVar("Model")
 Data = TypeVar("Data")
+Setting = TypeVar("Setting")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,6 @@ def self_consuming(
         data = recipe.mix(real, samples, index)
 
 
-def best_omega(scores: Sequence[tuple[float, float]]) -> float:
-    """The omega of the lowest score, of (omega, score) pairs; the smaller omega where two are equal."""
-    return min(scores, key=lambda pair: (pair[1], pair[0]))[0]
+def best_setting(scores: Sequence[tuple[Setting, float]]) -> Setting:
+    """The setting, a budget and an omega say, of the lowest score; the first where two are equal."""
+    return min(scores, key=lambda pair: pair[1])[0]

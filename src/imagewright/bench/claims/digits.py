@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
@@ -48,15 +49,17 @@ def trained_digits(seed: int, images: int, channels: int = 32) -> nn.Module:
 
 
 class DigitsDistance:
-    """fd_digits to the training images; `floor` is the held-out images' own."""
+    """fd_digits to the training images, or to the held-out ones; `floor` is the distance between the two."""
 
-    def __init__(self) -> None:
-        self.extractor, images = digits_features(), open_images("digits", split="train")
+    def __init__(self, split: Literal["train", "test"] = "train") -> None:
+        self.split, self.extractor = split, digits_features()
+        images = open_images("digits", split=split)
         self.spec, self.reference = images.spec, embed(images, self.extractor).moments
 
     def floor(self) -> float:
-        """Distance of the held-out digits, with classes as they come there."""
-        return frechet_distance(embed(open_images("digits", split="test"), self.extractor).moments, self.reference)
+        """What real digits score, with the classes as they come."""
+        others = open_images("digits", split="test" if self.split == "train" else "train")
+        return frechet_distance(embed(others, self.extractor).moments, self.reference)
 
     def of(self, model: nn.Module, sampler: Sampler, count: int, seed: int) -> float:
         """Distance of so many images of a seed; image i has the same noise and class whoever draws it."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from imagewright.bench.claims.claim import Budget, Check, Claim, Row, how_many_times
-from imagewright.bench.claims.matching import Contender, made, passes, start_of, steps_for, taught, wide_modes, widened
+from imagewright.bench.claims.matching import Contender, made, on_a_circle, passes, start_of, steps_for, taught
 from imagewright.bench.claims.plane import distance, latents, real_points
 from imagewright.bench.claims.plane_training import PointRun
 from imagewright.methods.dmd2 import DMD2
+from imagewright.oracles import GaussianMixture
 from imagewright.samplers import Heun
 from imagewright.training.config import EmaConfig
 
@@ -30,6 +33,18 @@ CONTENDERS: Mapping[str, Contender] = {
     RATIO_5: Contender(method=NO_GAN, lr=1e-3),
     WITH_GAN: Contender(method=DMD2(), lr=1e-3),
 }
+
+
+def wide_modes(seed: int) -> GaussianMixture:
+    """Three wide components on a circle, turned by a random angle."""
+    means = on_a_circle(seed)
+    stds, weights = torch.tensor([[0.4, 0.5, 0.4], [2, 3, 1]], dtype=torch.float64)
+    return GaussianMixture(means, stds, weights)
+
+
+def widened(oracle: GaussianMixture, factor: float) -> GaussianMixture:
+    """A teacher of the wrong data: every component's variance times a factor."""
+    return GaussianMixture(oracle.means, math.sqrt(factor) * oracle.stds, oracle.weights)
 
 
 def run(seed: int, budget: Budget, contenders: Mapping[str, Contender] = CONTENDERS) -> Sequence[Row]:

@@ -33,25 +33,27 @@ CONCENTRATION = 0.1
 LEVELS = 5
 """Grey levels of the digits."""
 PASSES = 8
-STEPS = 500
-"""Of the transformer's training, 64 images each."""
-DRAWN = 1_000
-"""Samples of each decoder."""
+STEPS = 300
+"""Of the transformer's training, 32 images each."""
+DRAWN = 500
+"""Digits of each decoder; of the mixture twice as many."""
 EXCESS, DIVERSITY, RECALL, PRECISION = "excess", "diversity", "recall", "precision"
 SCHEDULES = ("cosine", "linear", "sqrt")
-ON_ORACLE: Mapping[str, float] = {"cosine": 4.5, "linear": 4.5, "sqrt": 4.5}
-ON_DIGITS: Mapping[str, float] = {"cosine": 4.5, "linear": 4.5, "sqrt": 4.5}
-"""Each schedule's best temperature of 0, 0.5, 1, 2, 4.5 and 9 on seeds 0 to 2: no schedule is judged by another's."""
+ON_ORACLE: Mapping[str, float] = {"cosine": 20.0, "linear": 1.0, "sqrt": 0.0}
+ON_DIGITS: Mapping[str, float] = {"cosine": 0.0, "linear": 0.0, "sqrt": 0.0}
+"""Each schedule's own best temperature: for the mixture of 0 to 45 on seeds 0 to 2; for digits of 0, 1 and 4.5 on
+seed 0, where the distance rises with it."""
+PUBLISHED = 4.5
 
 
 def decoders(temperatures: Mapping[str, float]) -> dict[str, MaskedDecoding]:
     """The contenders, by name."""
-    found = {
-        name: MaskedDecoding(num_steps=PASSES, schedule=name, temperature=temperature)
-        for name, temperature in temperatures.items()
-    }
-    found["cosine, no Gumbel noise"] = MaskedDecoding(num_steps=PASSES, temperature=0.0)
-    found["cosine, random places"] = MaskedDecoding(num_steps=PASSES, choice="random")
+
+    def decoder(schedule: str, temperature: float) -> MaskedDecoding:
+        return MaskedDecoding(num_steps=PASSES, schedule=schedule, temperature=temperature)
+
+    found = {name: decoder(name, temperature) for name, temperature in temperatures.items()}
+    found |= {f"{name}, published noise": decoder(name, PUBLISHED) for name in temperatures}
     return found | {"one pass": MaskedDecoding(num_steps=1)}
 
 
@@ -88,15 +90,19 @@ def on_oracle(seed: int, count: int, temperatures: Mapping[str, float] = ON_ORAC
         more = {EXCESS: float((nats - real).mean()), DIVERSITY: diversity(tokens)}
         return Row(name=name, score=between_laws(nats, real), cost=passes, more=more)
 
+    more = {
+        "cosine, no Gumbel noise": MaskedDecoding(num_steps=PASSES, temperature=0.0),
+        "cosine, random places": MaskedDecoding(num_steps=PASSES, choice="random"),
+    }
     rows = [row("the source itself", source.sample(count, StepNoise(seed, 3)), 0)]
-    for name, decoder in decoders(temperatures).items():
+    for name, decoder in (decoders(temperatures) | more).items():
         rows.append(row(name, decoder.fill(model, unknown, noise=StepNoise(seed, 2)), decoder.num_steps))
     return rows
 
 
 def trained(images: ImageSet, seed: int, steps: int) -> nn.Module:
     """A bidirectional transformer on the 64 tokens of the digits, its averaged weights."""
-    batch = 64
+    batch = 32
     total = steps * batch
     config = TrainingConfig(
         total_images=total,
@@ -110,7 +116,7 @@ def trained(images: ImageSet, seed: int, steps: int) -> nn.Module:
     method = MaskGIT()
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed)
-        sizes = {"values": LEVELS, "length": 64, "label_dim": 10, "width": 64, "depth": 3, "heads": 4}
+        sizes = {"values": LEVELS, "length": 64, "label_dim": 10, "width": 64, "depth": 2, "heads": 4}
         network = TokenTransformer(
             TokenTransformerConfig(mlp_ratio=2.0, dropout=0.0, causal=False, post_norm=False, **sizes)
         )
@@ -123,8 +129,8 @@ def trained(images: ImageSet, seed: int, steps: int) -> nn.Module:
     return model.eval()
 
 
-def on_digits(seed: int, budget: Budget, temperatures: Sequence[Mapping[str, float]] = (ON_DIGITS,)) -> list[Row]:
-    """fd_digits of one model's samples, against the digits in five levels; of several temperatures each in turn."""
+def on_digits(seed: int, budget: Budget, temperatures: Mapping[str, float] = ON_DIGITS) -> list[Row]:
+    """fd_digits of one model's samples, against the digits in five levels."""
     full = budget == "full"
     images, codec, extractor = open_images("digits"), PixelCodec(8, 1, LEVELS), digits_features()
     coarse = to_uint8(codec.decode(codec.encode(from_uint8(images.images()))))
@@ -141,14 +147,7 @@ def on_digits(seed: int, budget: Budget, temperatures: Sequence[Mapping[str, flo
         return Row(name=f"digits, {name}", score=distance, cost=decoder.nfe,
                    more={PRECISION: found.precision, RECALL: found.recall})  # fmt: skip
 
-    if len(temperatures) == 1:
-        return [row(name, decoder) for name, decoder in decoders(temperatures[0]).items()]
-    return [
-        row(f"{name}, {by_name[name]}", decoder)
-        for by_name in temperatures
-        for name, decoder in decoders(by_name).items()
-        if name in by_name
-    ]
+    return [row(name, decoder) for name, decoder in decoders(temperatures).items()]
 
 
 def run(seed: int, budget: Budget) -> Sequence[Row]:
@@ -172,9 +171,9 @@ CLAIM = Claim(
     headline="ImageNet-256 FID 6.18 in 8 passes (VQGAN 15.8 in 256); concave masking schedules, cosine best, above "
     "linear and convex ones",
     miniature="First the decoder alone: a mixture of 6 products, 32 tokens of 8 values, whose exact conditionals are "
-    "the network. Then a transformer of three layers on the 64 pixels of digits in 5 grey levels, the same weights for "
-    "every decoder. Each schedule has its own best temperature. Diversity is the share of places in which two samples "
-    "differ, excess the mean of -ln p over that of the source.",
+    "the network. Then a transformer of two layers on the 64 pixels of digits in 5 grey levels, the same weights for "
+    "every decoder. Each schedule has its own best temperature of the noise on the confidence; published is 4.5. "
+    "Diversity: the share of places in which two samples differ; excess: mean -ln p over that of the source.",
     measure="transport distance between the laws of -ln p of samples and source, nats; of the digits fd_digits",
     cost="NFE per sample",
     run=run,
@@ -206,7 +205,11 @@ CLAIM = Claim(
             effect=by_how_much("digits, linear", "digits, sqrt"),
         ),
         Check(
-            says="and the cosine's below a quarter of one pass's",
+            says="and the cosine's recall above the square root's",
+            effect=lambda r: r["digits, cosine"].more[RECALL] - r["digits, sqrt"].more[RECALL],
+        ),
+        Check(
+            says="and the cosine's distance below a quarter of one pass's",
             effect=how_many_times("digits, cosine", "digits, one pass"),
             scale="ratio",
             margin=4.0,

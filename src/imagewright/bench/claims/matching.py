@@ -19,7 +19,6 @@ from imagewright.bench.claims.plane import PointTraining, point_denoiser, train
 from imagewright.bench.claims.plane_training import ExactTeacher, PointRun, distil, mixture_points
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
-from imagewright.methods.uni_instruct import UniInstruct
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.judging import JudgingDenoiser
 from imagewright.models.preconditioning import EDMPrecond
@@ -28,7 +27,6 @@ from imagewright.oracles import GaussianMixture
 from imagewright.samplers import MultistepConsistency
 from imagewright.types import UNCONDITIONAL, Coupling, Frozen, Parts, Trained
 
-Matching = DMD | DMD2 | UniInstruct
 FORWARD, BOTH = 1, 3
 """Passes of a forward call, and of one that is followed by a backward."""
 
@@ -37,32 +35,20 @@ FORWARD, BOTH = 1, 3
 class Contender:
     """A method with what a search chose for it. fake_scale: the fake score's learning rate, in units of the run's."""
 
-    method: Matching
+    method: DMD | DMD2
     lr: float
     fake_scale: float = 1.0
-    betas: tuple[float, float] | None = None
-    """The optimisers', where they are not the run's."""
 
 
-def passes(method: Matching) -> float:
+def passes(method: DMD | DMD2) -> float:
     """Passes per point of one step of the trainer, a mean over the generator's turns and the others."""
     if isinstance(method, DMD):
         matching = BOTH + 2 * FORWARD + BOTH  # generator; teacher and fake score; the fake score's update
         return matching + (BOTH if method.regression_weight else 0)
-    if isinstance(method, UniInstruct):
-        fake = FORWARD + BOTH + (BOTH if method.judges else 0)
-        return fake + BOTH + 2 * (BOTH if method.sim else FORWARD)
     turn = BOTH + 2 * FORWARD + (BOTH if method.generator_gan else 0)
     other = FORWARD
     fake = BOTH + (2 * BOTH if method.fake_gan else 0)
     return fake + (turn + (method.fake_updates - 1) * other) / method.fake_updates
-
-
-def wide_modes(seed: int) -> GaussianMixture:
-    """Three wide components on a circle, turned by a random angle."""
-    means = on_a_circle(seed)
-    stds, weights = torch.tensor([[0.4, 0.5, 0.4], [2, 3, 1]], dtype=torch.float64)
-    return GaussianMixture(means, stds, weights)
 
 
 def on_a_circle(seed: int) -> Tensor:
@@ -70,11 +56,6 @@ def on_a_circle(seed: int) -> Tensor:
     turn = StepNoise(seed, 4).uniform(torch.empty(1, dtype=torch.float64))[0]
     angles = (torch.arange(3, dtype=torch.float64) + turn) * 2 * math.pi / 3
     return torch.stack([angles.cos(), angles.sin()], 1).reshape(3, 2, 1, 1)
-
-
-def widened(oracle: GaussianMixture, factor: float) -> GaussianMixture:
-    """A teacher of the wrong data: every component's variance times a factor."""
-    return GaussianMixture(oracle.means, math.sqrt(factor) * oracle.stds, oracle.weights)
 
 
 def steps_for(budget: float, step: float, every: int = 1) -> int:
@@ -99,12 +80,10 @@ def parts_of(denoiser: EDMPrecond, teacher: GaussianMixture, contender: Contende
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             fake = JudgingDenoiser.from_denoiser(denoiser, (2, 1, 1))
-    level = contender.method.start_sigma if isinstance(contender.method, UniInstruct) else None
-    betas = contender.betas
     return Parts(
-        generator=Trained(module=FewStepGenerator.from_denoiser(denoiser, level), betas=betas),
+        generator=Trained(module=FewStepGenerator.from_denoiser(denoiser)),
         teacher=Frozen(module=ExactTeacher(teacher)),
-        fake_score=Trained(module=fake, ema=False, lr_scale=contender.fake_scale, betas=betas),
+        fake_score=Trained(module=fake, ema=False, lr_scale=contender.fake_scale),
     )
 
 

@@ -1,0 +1,82 @@
+"""What the searches of `imagewright tune` share: the score that they minimise, and where results go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from imagewright.cli.console import OUT, say, table
+from imagewright.cli.sampling import TUNED
+from imagewright.cli.scoring import extractor_for, reference_images, training_data
+from imagewright.files import write_json
+from imagewright.metrics import embed
+from imagewright.metrics.draws import frechet_of_model
+from imagewright.metrics.features import FeatureExtractor
+from imagewright.metrics.statistics import Moments
+from imagewright.models.files import ModelFile, save_model
+from imagewright.pretrained import find_model
+from imagewright.samplers.generator import ImageGenerator
+from imagewright.training.distributed import pick_device
+from imagewright.types import Sampler, UserError
+from imagewright.version import versions
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model's real images and features, and the score that a search minimises."""
+
+    extractor: FeatureExtractor
+    moments: Moments
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: str, file: ModelFile, data: str | None, device: str, inception: str | None = None) -> Scorer:
+        """Real training images through the extractor of their set, or through Inception's weights."""
+        source = data or training_data(model, file.spec)
+        images = reference_images(source, file.spec, "train" if source in ("digits", "emoji64") else "all")
+        extractor = extractor_for(source, inception)
+        return cls(extractor, embed(images, extractor).moments, pick_device(device))
+
+    def score(self, model: nn.Module, file: ModelFile, sampler: Sampler, n: int, seed: int) -> float:
+        """Frechet distance of n images of a seed: the same noise and labels for every candidate."""
+        generator = ImageGenerator(model, file.spec, sampler, self.device)
+        return frechet_of_model(generator, n, self.extractor, self.moments, seed=seed)
+
+
+def fresh(run: Path, out: Path) -> ModelFile:
+    """The run's model. Raises UserError when there is a model at `out`."""
+    if (out / "model.json").exists():
+        raise UserError(f"{out} already holds a model; choose another --out")
+    return find_model(run)
+
+
+def save(file: ModelFile, state: dict[str, torch.Tensor], out: Path, origin: dict[str, Any]) -> None:
+    """Write the model with other weights, and say where they come from."""
+    file.model.load_state_dict(state)
+    save_model(out, replace(file, origin={**file.origin, **origin}))
+    say(f"written to {out}; measure it with: imagewright evaluate {out}")
+
+
+def tuned_path(model: str, name: str) -> Path:
+    """Where a search's result goes by default. Raises UserError for a model that is no folder."""
+    if not Path(model).is_dir():
+        raise UserError(f"{model} is not a folder to write into; say with --out where the result goes")
+    return Path(model) / "tuned" / f"{name}.json"
+
+
+def write(path: Path, model: str, record: dict[str, Any]) -> None:
+    """Write what was found, as a file that `--sampler` takes."""
+    write_json(path, {"format": TUNED, "model": model, **record, "versions": versions()})
+    say(f"written to {path}; use it with: imagewright sample {model} --sampler {path}")
+
+
+def print_scores(what: str, values: dict[str, float]) -> None:
+    """A table of scores."""
+    rows = table(what, "lower is better")
+    for name, value in values.items():
+        rows.add_row(name, f"{value:.4g}")
+    OUT.print(rows)

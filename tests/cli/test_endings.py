@@ -1,0 +1,217 @@
+"""How commands end where something from outside ends them: signals, disks that take nothing, schedulers' variables."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import imagewright
+from imagewright.cli import console
+from imagewright.cli.main import main
+from imagewright.files import replacing, try_output, write_json
+from imagewright.samplers import Heun
+from imagewright.types import UserError
+
+OWN = """
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from beside import LIMIT  # a file of the same folder
+from imagewright.methods.edm import EDM
+from imagewright.networks import SongUNetConfig
+from imagewright.recipes import RECIPES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signalled(EDM):
+    number: int = 0
+    strength: float = 1.0
+
+    def step(self, parts, batch, noise, clock):
+        if clock.step == LIMIT and self.number:
+            os.kill(os.getpid(), self.number)
+        yield from super().step(parts, batch, noise, clock)
+
+
+run = RECIPES["edm-digits"]()
+experiment = replace(
+    run,
+    method=Signalled(),
+    network=replace(run.network, model_channels=8, channel_mult=(1,), attn_resolutions=()),
+    training=replace(run.training, total_images=32, batch=4),
+)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    (tmp_path / "beside.py").write_text("LIMIT = 2\n")
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path / "own.py"
+
+
+ENDINGS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
+
+
+@pytest.mark.parametrize("number", ENDINGS, ids=lambda s: s.name)
+def test_a_signal_ends_a_run_after_a_whole_step(
+    own: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    before = signal.getsignal(number)
+    folder = own.parent / "run"
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(own), "--method.number", str(int(number)), "--out", str(folder), "--device", "cpu"])
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(number) is before
+    assert f"go on with: imagewright train --resume {folder}" in capsys.readouterr().out
+    # Before the first snapshot: what there is can be used.
+    assert json.loads((folder / "model.json").read_text())["origin"]["images_seen"] == 12
+    assert imagewright.load(folder, Heun(num_steps=2)).generate(1).shape == (1, 8, 8, 1)
+    # The folder alone runs no file; the user does.
+    said = refused("train", "--resume", str(folder))
+    assert f"names the class 'Signalled', which this version does not have; it was started by {own}" in said
+    main(["train", str(own), "--method.number", str(int(number)), "--out", str(folder), "--resume"])
+    assert json.loads((folder / "model.json").read_text())["origin"]["images_seen"] == 32
+
+
+def test_an_ignored_signal_stays_ignored(own: Path) -> None:
+    """As `nohup` asks for."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        main(["train", str(own), "--method.number", str(int(signal.SIGHUP)), "--out", str(own.parent / "run")])
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_leaves_no_half_file(tmp_path: Path) -> None:
+    def write() -> None:
+        with console.told_errors(), replacing(tmp_path / "whole.txt") as aside:
+            aside.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        write()
+    assert stopped.value.code == 143 and not list(tmp_path.iterdir())
+
+
+def test_a_lost_terminal_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*args: object, **kwargs: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("builtins.print", gone)
+    with console.bar("working", 10) as advance_to:
+        for done in range(10):
+            advance_to(done)
+
+
+def test_a_mistyped_option_of_ones_own_file(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(own), "--method.stregnth", "2", "--out", str(own.parent / "run")])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and "--method.stregnth" in told and "--method.strength" in told
+    assert "Traceback" not in told
+
+
+# --- where nothing can be written
+
+
+def test_a_file_in_the_way(tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    inside = tmp_path / "file" / "out"
+    for words in (
+        ("sample", "emoji64-32", "--n", "1", "--steps", "1", "--out", inside),
+        ("train", "edm-digits", "--training.total-images", "64", "--out", inside),
+        ("export", "emoji64-32", "--out", inside),
+        ("evaluate", "emoji64-32", "--n", "4", "--out", inside),
+        ("couple", "emoji64-32", "--n", "1", "--out", inside),
+        ("data", "convert", "digits", tmp_path / "file" / "out.zip"),
+        ("bench", "speed", "--out", inside),
+        ("bench", "orders", "--out", inside),
+        ("report", tmp_path, "--out", inside),
+    ):
+        said = refused(*words)
+        assert f"{tmp_path / 'file'}" in said and "cannot be written: a file is in the way" in said, said
+    try_output(tmp_path / "new" / "folder" / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(UserError, match=r"x cannot be written: Is a directory"):
+        write_json(tmp_path / "x", {})
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"whole.txt cannot be written: No space left on device"),
+        replacing(tmp_path / "whole.txt"),
+        Path("/dev/full").open("w") as full,
+    ):
+        full.write("x" * 100_000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_files_errors_keep_their_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "out"):
+        (tmp_path / "in").read_text()
+
+
+def test_any_other_word_of_the_system_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped, console.told_errors():
+        Path("/no/such/file").read_text()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.strip() == "imagewright: /no/such/file: No such file or directory"
+
+
+def test_names_that_no_terminal_can_show(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say(os.fsdecode(b"caf\xe9"))
+    assert capsys.readouterr().out == "caf\\xe9\n"
+
+
+def test_an_output_that_takes_ascii_alone(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from imagewright.cli.console import say; say('\u00e9 \u2264 ' + chr(0xDCFF))"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "\\xe9 \\u2264 \\xff\n"
+
+
+# --- what a scheduler says
+
+
+@pytest.mark.parametrize("value", ["", " ", "1"])
+def test_one_process_by_any_word(value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", value)
+    main(["train", "edm-digits", "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("two", "WORLD_SIZE is 'two' in the environment; it must be a whole number >= 1"),
+        ("0", "WORLD_SIZE is '0'"),
+        ("-2", "WORLD_SIZE is '-2'"),
+        ("1.5", "WORLD_SIZE is '1.5'"),
+        ("2", "WORLD_SIZE is 2 in the environment without RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+    ],
+)
+def test_a_world_without_places(
+    value: str, complaint: str, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", value)
+    assert complaint in refused("train", "edm-digits", "--out", tmp_path / "run")
