@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from imagewright.bench.claims.claim import Budget, Check, Claim, Row, by_how_much, how_many_times
-from imagewright.bench.claims.students import COST, ONE_STEP, PLANE, Contest, ring
+from imagewright.bench.claims.rings import ring
+from imagewright.bench.claims.students import COST, ONE_STEP, PLANE, Contest
 from imagewright.methods.consistency import ConsistencyDistillation, ConsistencyTraining
 from imagewright.methods.distances import Distance
 from imagewright.methods.pairs import column, consistency_parts, match

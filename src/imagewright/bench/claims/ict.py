@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from imagewright.bench.claims.claim import Budget, Check, Claim, Row, by_how_much
-from imagewright.bench.claims.students import COST, PLANE, Contest, ring
+from imagewright.bench.claims.rings import ring
+from imagewright.bench.claims.students import COST, PLANE, Contest
 from imagewright.methods.consistency import ConsistencyTraining
 from imagewright.methods.distances import Distance
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
