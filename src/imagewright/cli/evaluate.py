@@ -188,9 +188,11 @@ def _evaluate_images(
         raise UserError(f"{target} is a set of images; say with --data which real images to compare it with")
     images = open_images(target, split="all", labels=False)
     extractor = extractor_for(data, inception)
-    if extractor.channels == 1 and images.spec.channels == 3 and _all_grey(images):
+    reference = reference_images(data, images.spec, split, own_colours=True)
+    if images.spec.channels == 3 and reference.spec.channels == 1 and _all_grey(images):
         images = open_images(target, split="all", labels=False, channels=1)  # ADM's files always have three
-    reference = reference_images(data, images.spec, split)
+    if images.spec.channels != reference.spec.channels:
+        reference = reference_images(data, images.spec, split)
     metrics = _feasible(metrics, len(images), len(reference))
     batches = (images.images(range(i, min(i + 256, len(images)))) for i in range(0, len(images), 256))
     with bar(f"evaluating {target}", len(images)) as advance_to:

@@ -23,9 +23,10 @@ def training_data(model: str, spec: DataSpec) -> str:
     raise UserError(f"{model} does not say which images it was trained on; name them with --data")
 
 
-def reference_images(source: str, spec: DataSpec, split: str) -> ImageSet:
-    """Real images at a model's size."""
-    return open_images(source, resolution=spec.resolution, channels=spec.channels, split=split)  # type: ignore[arg-type]
+def reference_images(source: str, spec: DataSpec, split: str, *, own_colours: bool = False) -> ImageSet:
+    """Real images at a model's size, in its colours, or in their own."""
+    channels = None if own_colours else spec.channels
+    return open_images(source, resolution=spec.resolution, channels=channels, split=split)  # type: ignore[arg-type]
 
 
 def extractor_for(data: str, inception: str | None = None) -> FeatureExtractor:
