@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from imagewright.data import ImageSet, open_images
 from imagewright.files import read_json
 from imagewright.metrics.features import FeatureExtractor, digits_features, emoji_features
@@ -29,12 +31,12 @@ def reference_images(source: str, spec: DataSpec, split: str, *, own_colours: bo
     return open_images(source, resolution=spec.resolution, channels=channels, split=split)  # type: ignore[arg-type]
 
 
-def extractor_for(data: str, inception: str | None = None) -> FeatureExtractor:
+def extractor_for(data: str, inception: str | None, device: torch.device) -> FeatureExtractor:
     """Our classifier of an embedded set, or the Inception network. Raises UserError for other data without it."""
     if inception is not None:
-        return InceptionFeatures(inception)
+        return InceptionFeatures(inception, device=device)
     if data not in EXTRACTORS:
         raise UserError(
             f"there is no feature extractor of our own for {data}; give the Inception weights with --inception"
         )
-    return EXTRACTORS[data]()
+    return EXTRACTORS[data](device)

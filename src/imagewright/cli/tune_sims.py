@@ -168,7 +168,7 @@ def sims(
     file = find_model(model)
     images = Images(experiment, out, samples, budget[0], pollution, device)
     source = data or training_data(model, file.spec)
-    extractor = extractor_for(source, inception)
+    extractor = extractor_for(source, inception, pick_device(device))
     moments = embed(reference_images(source, file.spec, "all"), extractor).moments
 
     def score(base: str, auxiliary: str | None, strength: float) -> float:
