@@ -137,7 +137,8 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
         raise UserError(f"{path} is not of format {FORMAT!r}")
     try:
-        spec = DataSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in value["spec"].items()})
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value["spec"].items()}
+        spec = DataSpec(**known)
         return Manifest(**value | {"spec": spec})
     except (AttributeError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
