@@ -23,7 +23,7 @@ WIDTH, DEPTH = 64, 3
 SIGMA_DATA = 0.85
 BIAS = 1.6
 """Factor on the variance of every component of the teacher."""
-PASSES = 12_000
+PASSES = 20_000
 """Of networks over one point, times the batch: what each contender may spend."""
 RUN = PointRun(batch=256, iterations=1, ema=EmaConfig(halflife_images=5_000, rampup_ratio=None))
 NO_GAN = DMD2(generator_gan=0.0, fake_gan=0.0)
