@@ -137,9 +137,10 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
         raise UserError(f"{path} is not of format {FORMAT!r}")
     try:
-        spec = DataSpec(**value["spec"] | {"class_names": tuple(value["spec"]["class_names"])})
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value["spec"].items()}
+        spec = DataSpec(**known)
         return Manifest(**value | {"spec": spec})
-    except (TypeError, KeyError) as error:
+    except (AttributeError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
