@@ -14,13 +14,12 @@ from typing import Annotated
 
 import tyro
 
-from imagewright.cli.console import bar, say, told_errors
+from imagewright.cli.console import bar, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run
-from imagewright.files import read_json
 from imagewright.recipes import RECIPES
 from imagewright.training.distributed import pick_device, processes
 from imagewright.training.experiment import Experiment, run_experiment
-from imagewright.training.record import experiment_from_json, merged
+from imagewright.training.record import experiment_from_json, merged, read_record
 from imagewright.training.trainer import Interrupted, Progress
 from imagewright.types import UserError
 
@@ -138,10 +137,7 @@ def _none(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Primit
 def experiment_of(folder: Path) -> Experiment:
     """The experiment of a run folder, from its record alone. Raises UserError where this version cannot rebuild it."""
     path = folder / "experiment.json"
-    record = read_json(path)
-    if not isinstance(record, dict) or "experiment" not in record:
-        raise UserError(f"{path} is no record of a run")
-    experiment = experiment_from_json(record["experiment"], path)
+    experiment = experiment_from_json(read_record(folder)["experiment"], path)
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} is no record of a run")
     return experiment
@@ -152,14 +148,14 @@ def _resumed(args: list[str]) -> tuple[str, Run, list[str] | None]:
     if not args:
         raise UserError("--resume needs the folder of a run: imagewright train --resume runs/NAME")
     folder = Path(args[0])
-    recorded = read_json(folder / "experiment.json").get("command")
+    recorded = read_record(folder).get("command")
     try:
         experiment = experiment_of(folder)
     except UserError as error:
         file = recorded[0] if recorded else ""
         own = f"; it was started by {file}, go on with: imagewright train {file} --out {folder} --resume"
         raise UserError(f"{error}{own if file.endswith('.py') else ''}") from None
-    name = recorded[0] if recorded else folder.name
+    name = printable(recorded[0] if recorded else folder.name)
     run = parse([name, *args[1:]], Run(experiment=experiment, out=folder, resume=True))
     return name, run, merged(recorded, args[1:]) if recorded else None
 
