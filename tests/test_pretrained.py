@@ -10,7 +10,8 @@ import pytest
 
 import imagewright
 from imagewright.cli.main import main
-from imagewright.models.files import read_tensors, weights_hash
+from imagewright.arrays import read_tensors
+from imagewright.models.files import weights_hash
 from imagewright.pretrained import find_model, shipped
 from imagewright.samplers import Heun
 from imagewright.types import UserError

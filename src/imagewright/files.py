@@ -1,18 +1,35 @@
-"""Writing files so that nothing half-written ever replaces a whole one, and reading JSON with a clear complaint."""
+"""Writing files so that nothing half-written ever replaces a whole one, and reading them with a clear complaint.
+
+Reading: only regular files, of a bounded size; links are followed to one. A FIFO, a socket or a device is refused, and
+never waited for. Writing: nothing but a regular file is ever replaced; a link to a folder is followed.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar, overload
 
 from safetensors import SafetensorError
 
+from imagewright import limits
+from imagewright.shapes import brief, misfit
 from imagewright.types import UserError
+
+T = TypeVar("T")
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISLNK, "a link"),
+)
 
 
 @contextmanager
@@ -34,6 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> Path:
+    require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(handle)
@@ -65,11 +83,23 @@ def told_as_unwritable(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be written: {reason}") from None
 
 
+def require_replaceable(path: Path) -> None:
+    """Raise UserError where something stands at `path` that a new file must not take the place of."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (OSError, ValueError):  # nothing is there, or it cannot be looked at: then writing will say why
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UserError(f"{path} is {_kind(mode)}, which is never replaced by a file; choose another place")
+
+
 def try_output(path: Path) -> None:
     """Raise UserError where neither a file nor a folder can be made at `path`, before the work whose result it holds.
 
     Leaves nothing behind: what is tried is the nearest folder above that is there.
     """
+    if not path.is_dir():
+        require_replaceable(path)
     place = path if path.is_dir() else path.parent
     with told_as_unwritable(path):
         while not place.exists() and place != place.parent:
@@ -87,7 +117,7 @@ def try_output(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file atomically."""
     with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # names may hold bytes that are no text
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -95,11 +125,123 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; raises UserError naming the file when it is missing or damaged."""
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def _kind(mode: int) -> str:
+    return next((name for test, name in _KINDS if test(mode)), "something else")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, or what a link to one leads to, opened for reading.
+
+    Raises UserError where it is missing, cannot be read or is anything else; never waits for a writer.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        mode = os.stat(path).st_mode  # before it is opened: opening alone can move a tape
+        if stat.S_ISREG(mode):
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+            file = os.fdopen(handle, "rb")
+            mode = os.fstat(handle).st_mode
+            if stat.S_ISREG(mode):
+                return file
+            file.close()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not readable as JSON: {error}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    raise UserError(f"{path} is {_kind(mode)}, not a file")
+
+
+def require_regular(path: Path) -> int:
+    """The size in bytes of a file that others open; raises UserError as `open_regular` does."""
+    with open_regular(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def read_bytes(path: Path, most: int = limits.RECORD) -> bytes:
+    """A whole regular file of at most so many bytes; raises UserError for another."""
+    with open_regular(path) as file:
+        try:
+            content = file.read(most + 1)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if len(content) > most:
+        raise UserError(f"{path} is larger than {most} bytes, the most that such a file may have")
+    return content
+
+
+@overload
+def read_json(path: Path, *, most: int = limits.RECORD) -> Any: ...
+@overload
+def read_json(path: Path, shape: type[T], *, most: int = limits.RECORD) -> T: ...
+def read_json(path: Path, shape: Any = Any, *, most: int = limits.RECORD) -> Any:
+    """Read JSON of a shape (`shapes`); raises UserError naming the file when it is missing, damaged or another."""
+    return parse_json(read_bytes(path, most), str(path), shape)
+
+
+def read_formatted(path: Path, form: str, shape: type[T], most: int = limits.RECORD) -> T:
+    """JSON of ours of one format, whose name it carries under "format"; raises UserError as `read_json` does."""
+    value = read_json(path, most=most)
+    found = value.get("format") if isinstance(value, dict) else None
+    if found != form:
+        said = (
+            found if found is None and isinstance(value, dict) else brief(found if isinstance(value, dict) else value)
+        )
+        raise UserError(f"{path} has format {said}; this version reads {form!r}")
+    fault = misfit(value, shape)
+    if fault is not None:
+        raise UserError(f"{path} is damaged: {fault}")
+    whole: T = value
+    return whole
+
+
+@overload
+def parse_json(content: bytes | str, where: str) -> Any: ...
+@overload
+def parse_json(content: bytes | str, where: str, shape: type[T]) -> T: ...
+def parse_json(content: bytes | str, where: str, shape: Any = Any) -> Any:
+    """JSON of a shape; numbers are finite, values few and not deep in each other (`limits`).
+
+    Raises UserError beginning with `where`.
+    """
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        opened = text.count("[") + text.count("{")
+        if opened > limits.CONTAINERS or opened + text.count(",") > limits.VALUES:
+            raise ValueError("it holds too many values")
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise UserError(f"{where} is not readable as JSON: it is nested too deep") from None
+    except ValueError as error:  # of the encoding, of the JSON, of a number
+        raise UserError(f"{where} is not readable as JSON: {error}") from None
+    if _too_deep(value):
+        raise UserError(f"{where} is not readable as JSON: it is nested over {limits.DEPTH} deep")
+    fault = misfit(value, shape)
+    if fault is not None:
+        raise UserError(f"{where} is damaged: {fault}")
+    return value
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if abs(value) != float("inf") else _no_number(text[:20])
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(limits.DEPTH + 1):
+        level = [
+            child
+            for each in level
+            if isinstance(each, (dict, list))
+            for child in (each.values() if isinstance(each, dict) else each)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True

@@ -120,7 +120,7 @@ def test_folders_without_a_store(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="damaged"):
         Couplings(tmp_path)
     (tmp_path / "manifest.json").write_text("[]")
-    with pytest.raises(UserError, match="not of format"):
+    with pytest.raises(UserError, match="has format"):
         Couplings(tmp_path)
 
 

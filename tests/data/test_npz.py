@@ -63,6 +63,7 @@ def test_half_a_file(tmp_path: Path, cut: int) -> None:
 
 def test_an_array_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "set.npz", arr_0=np.zeros((5, 8, 8, 3), np.uint8))
-    monkeypatch.setattr("imagewright.data.npz.LARGEST", 500)
-    with pytest.raises(UserError, match="holds an array of over"):
+    monkeypatch.setattr("imagewright.limits.UNPACKED", 500)
+    monkeypatch.setattr("imagewright.limits.RATIO", 1)
+    with pytest.raises(UserError, match="would unpack to"):
         open_images(tmp_path / "set.npz")

@@ -95,7 +95,7 @@ def test_real_digits_score_between_floor_and_noise() -> None:
 def test_files_that_are_no_classifier_are_refused(tmp_path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"hello")
-    with pytest.raises(UserError, match="no readable safetensors"):
+    with pytest.raises(UserError, match="not a whole safetensors file"):
         ClassifierFeatures(path)
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="no feature classifier"):

@@ -130,7 +130,7 @@ def test_truncated_files_are_refused(tmp_path, as_zip: bool) -> None:
 
 
 def test_missing_file(tmp_path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="does not exist"):
         read_state_dict(tmp_path / "none.pth")
 
 

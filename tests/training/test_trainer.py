@@ -158,7 +158,7 @@ def test_a_write_that_dies_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch
         raise OSError("disk full")
 
     monkeypatch.setattr(checkpoint, "save_file", half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         t.save()
     assert checkpoints(tmp_path)[-1].read_bytes() == before
     assert load_checkpoint(checkpoints(tmp_path)[-1])["images"] == 32

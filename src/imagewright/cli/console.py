@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -22,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 from imagewright.training.trainer import ENDINGS
 from imagewright.types import UserError
@@ -37,15 +39,44 @@ def say(text: str) -> None:
 
 
 def shown(text: str, console: Console) -> str:
-    """The text with what the console's encoding lacks, such as bytes of a name that are no UTF-8, written as \\xE9."""
+    """The text as a terminal may have it, whatever it came from: lines and tabs stay.
+
+    Written as \\xE9 is what the console's encoding lacks, such as bytes of a name that are no UTF-8, and what a
+    terminal obeys rather than shows: control characters, marks that turn the direction, lone surrogates.
+    """
     encoding = console.encoding or "utf-8"
-    raw = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    raw = text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if not raw.isprintable():
+        raw = "".join(c if c in "\n\t" or unicodedata.category(c) not in _OBEYED else _escaped(c) for c in raw)
     return raw.encode(encoding, "backslashreplace").decode(encoding)
+
+
+_OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's kinds of characters that are not shown: control, format, surrogates, ends of lines and paragraphs."""
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def printable(name: str) -> str:
+    """A name from a file in one line, for messages and for whoever prints without `shown`."""
+    return shown(name, ERR).replace("\n", "\\n").replace("\t", "\\t")
+
+
+class _Plain(Table):
+    """A table whose cells are texts as they are: no markup, nothing that a terminal obeys."""
+
+    def add_row(self, *cells: Any, style: Any = None, end_section: bool = False) -> None:
+        """As rich's."""
+        plain = (Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*plain, style=style, end_section=end_section)
 
 
 def table(*heads: str) -> Table:
     """An empty table, for `OUT.print`: narrow, as evaluations have nine columns, and with nothing cut off."""
-    return Table(*(Column(head, overflow="fold") for head in heads), box=box.SIMPLE_HEAD, padding=(0, 0))
+    heads = tuple(map(printable, heads))
+    return _Plain(*(Column(Text(head), overflow="fold") for head in heads), box=box.SIMPLE_HEAD, padding=(0, 0))
 
 
 @contextmanager
@@ -56,11 +87,11 @@ def bar(description: str, total: int, unit: str = "images") -> Iterator[Callable
         yield _lines(description, total, unit)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -98,7 +129,8 @@ def _lines(description: str, total: int, unit: str) -> Callable[..., None]:
         if tenth > last:
             last = tenth
             with _without_terminal():
-                print(f"{description}: {done}/{total} {unit} {note}".rstrip(), file=sys.stderr, flush=True)
+                line = f"{description}: {done}/{total} {unit} {shown(note, ERR)}"
+                print(line.rstrip(), file=sys.stderr, flush=True)
 
     return advance_to
 
@@ -134,6 +166,9 @@ def told_errors() -> Iterator[None]:
         with suppress(OSError):
             sys.stderr.close()
         raise SystemExit(141) from None
+    except MemoryError:
+        _complain("there is not enough memory for this")
+        raise SystemExit(2) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _complain(f"{where}{error.strerror or error}")
@@ -142,7 +177,7 @@ def told_errors() -> Iterator[None]:
 
 def _complain(text: str) -> None:
     with suppress(OSError):
-        ERR.print(shown(f"imagewright: {text}", ERR), markup=False, style="red")
+        ERR.print(f"imagewright: {printable(text)}", markup=False, style="red")
 
 
 @contextmanager

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
-from rich.table import Table
 
 from imagewright.cli.command import dispatch
-from imagewright.cli.console import OUT, bar, say
+from imagewright.cli.console import OUT, bar, say, table
 from imagewright.data import Info, convert, info
 from imagewright.data.pixels import Filter
 from imagewright.types import UserError
@@ -93,11 +92,11 @@ def _show(found: Info) -> None:
     say(f"pixels in [-1, 1]: mean {found.mean:.3f}, standard deviation {found.std:.3f} (sigma_data)")
     say(f"fingerprint: {found.fingerprint}")
     if found.per_class:
-        table = Table("class", "name", "images")
+        rows = table("class", "name", "images")
         for index, count in enumerate(found.per_class):
             name = spec.class_names[index] if index < len(spec.class_names) else ""
-            table.add_row(str(index), name, str(count))
-        OUT.print(table)
+            rows.add_row(str(index), name, str(count))
+        OUT.print(rows)
     for name, reason in found.skipped:
         say(f"left out: {name}: {reason}")
     _say_unread(found.unread)

@@ -13,13 +13,14 @@ import torch
 import tyro
 from torch import Tensor
 
+from imagewright import limits
 from imagewright.cli.command import run
 from imagewright.cli.console import say
 from imagewright.cli.edit_tokens import check_model, fill_tokens
 from imagewright.cli.scoring import reference_images, training_data
 from imagewright.data import from_uint8, to_uint8
 from imagewright.data.pixels import BadPicture, Pixels, box_reduce, decode, with_channels
-from imagewright.files import write_json
+from imagewright.files import read_bytes, write_json
 from imagewright.models.files import ModelFile, weights_hash
 from imagewright.noise import ImageNoise
 from imagewright.pretrained import find_model
@@ -186,9 +187,7 @@ def _picture(
 
 def _read(path: Path) -> Pixels:
     try:
-        return decode(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        return decode(read_bytes(path, limits.PICTURE_BYTES))
     except BadPicture as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
-from imagewright.cli.console import OUT, bar, say
+from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.sampling import Changes
 from imagewright.cli.scoring import reference_images, training_data
 from imagewright.metrics.bits import USUAL_PASSES, BitsSettings, measure_bits, scorer
@@ -59,12 +57,12 @@ def evaluate_bits(
 def show_bits(entry: dict[str, Any]) -> None:
     """The table on the terminal."""
     report = entry["report"]
-    table = Table("", "bits/dim", "±", "what it is")
+    rows = table("", "bits/dim", "±", "what it is")
     error = "" if report["stderr"] is None else f"{report['stderr']:.2g}"
-    table.add_row(entry["target"], f"{report['bpd']:.4f}", error, report["kind"])
+    rows.add_row(entry["target"], f"{report['bpd']:.4f}", error, report["kind"])
     for name, words in CODECS.items():
-        table.add_row(words, f"{report['codecs'][name]:.4f}", "", "lossless file", style="dim")
-    OUT.print(table)
+        rows.add_row(words, f"{report['codecs'][name]:.4f}", "", "lossless file", style="dim")
+    OUT.print(rows)
     spread = "" if report["spread"] is None else f"; standard error over images {report['spread']:.2g}"
     say(f"{report['num_images']} images, split {report['split']}, {report['preprocessing']}{spread}")
     if report["settings"]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import tyro
 
+from imagewright import limits
+from imagewright.arrays import read_tensors
 from imagewright.cli.command import run
 from imagewright.cli.console import say
 from imagewright.files import read_json
 from imagewright.interop import from_official
 from imagewright.metrics.torch_file import read_state_dict
-from imagewright.models.files import ModelFile, read_tensors, save_model
+from imagewright.models.files import ModelFile, save_model
+from imagewright.shapes import Within
 from imagewright.types import DataSpec, UserError
 
 EPILOG = """examples:
@@ -24,6 +27,12 @@ config.json holds the official constructor's arguments, for example
    "model_type": "SongUNet", "model_channels": 128, "channel_mult": [2, 2, 2], "augment_dim": 9}
 Without sigma_min and sigma_max an EDMPrecond gets the range of the official sampler, 0.002 to 80.
 """
+
+
+class _Arguments(TypedDict):
+    img_resolution: Annotated[int, Within(1, limits.SIDE)]
+    img_channels: Annotated[int, Within(1, limits.SIDE)]
+    label_dim: NotRequired[Annotated[int, Within(0, limits.CLASSES)]]
 
 
 def import_command(
@@ -55,15 +64,13 @@ def import_command(
             f"{weights} is not read: only .safetensors, .pt and .pth state dicts are. A pickle of a whole network "
             "(.pkl) runs code when opened; save its state_dict() as .safetensors where you trust it, once"
         )
-    arguments = read_json(config)
-    if not isinstance(arguments, dict):
-        raise UserError(f"{config} must hold a JSON object of constructor arguments")
+    arguments: dict[str, Any] = {**read_json(config, _Arguments)}
     model = from_official(state, kind=kind, config=arguments)
     spec = DataSpec(
         name=name or weights.stem,
-        resolution=int(arguments["img_resolution"]),
-        channels=int(arguments["img_channels"]),
-        num_classes=int(arguments.get("label_dim", 0)),
+        resolution=arguments["img_resolution"],
+        channels=arguments["img_channels"],
+        num_classes=arguments.get("label_dim", 0),
     )
     save_model(out, ModelFile(model=model, spec=spec, origin={"imported_from": weights.name, "kind": kind}))
     say(f"written to {out}")

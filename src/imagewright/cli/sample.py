@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from PIL import Image
 
 from imagewright.cli.command import run
 from imagewright.cli.console import bar, say
@@ -22,7 +21,7 @@ from imagewright.models.files import weights_hash
 from imagewright.pretrained import find_model, shipped
 from imagewright.report.figures import trajectory_picture
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
-from imagewright.training.snapshots import grid, image_origin, save_image
+from imagewright.training.snapshots import grid, image_origin, read_image, save_image
 from imagewright.types import UserError
 
 EPILOG = """examples:
@@ -111,7 +110,7 @@ def _draw(
     for i in sorted({*range(n)} - {*missing}):
         if image_origin(paths[i]) != f"{digest} {first + i}":
             raise UserError(f"{paths[i]} is not of this set of samples; choose another --out, or move it away")
-        images[i] = np.asarray(Image.open(paths[i])).reshape(images[i].shape)
+        images[i] = read_image(paths[i], images[i].shape)
     with bar("sampling", n) as advance_to:
         advance_to(n - len(missing))
         for start in range(0, len(missing), batch_size):
@@ -156,7 +155,7 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
     """Go on with the same samples; refuse to mix two sets in one folder."""
     path = out / "samples.json"
     if path.exists():
-        before = read_json(path)
+        before = read_json(path, dict)
         changed = [k for k in record if before.get(k) != json.loads(json.dumps(record[k]))]
         if changed:
             raise UserError(f"{out} holds samples with another {', '.join(changed)}; choose another --out")

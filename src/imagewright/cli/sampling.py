@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 from torch import nn
 
@@ -23,6 +23,7 @@ from imagewright.samplers.generator import (
     sampler_to_json,
     usual_sampler,
 )
+from imagewright.shapes import misfit
 from imagewright.training.distributed import pick_device
 from imagewright.types import DataSpec, Sampler, UserError, kind_of
 
@@ -63,6 +64,12 @@ def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings:
 
 TUNED = "imagewright-tuned/1"
 """Format of the files that `imagewright tune` writes."""
+
+
+class _Tuned(TypedDict):
+    format: str
+    sampler: dict[str, Any]
+    skips: NotRequired[list[tuple[float, list[int]]] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +147,14 @@ def _denoiser(model: nn.Module) -> Any:
 
 def read_tuned(path: Path) -> dict[str, Any]:
     """A file that `imagewright tune` wrote: "sampler", and perhaps "skips". Raises UserError for another."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
     record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != TUNED or "sampler" not in record:
         raise UserError(
             f"{path} holds no sampler; `imagewright tune bespoke` and `tune autodiffusion` write such files"
         )
+    fault = misfit(record, _Tuned)
+    if fault is not None:
+        raise UserError(f"{path} is damaged: {fault}")
     return record
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagewright.files import read_json, write_json
+from imagewright.files import write_json
+from imagewright.metrics.records import FORMAT, read_scores
 from imagewright.types import UserError
 
-FORMAT = "imagewright-metrics/1"
 Entry = dict[str, Any]
 _PARTS = ("scores", "yardsticks", "settings")
 """What measures add to a report, each its own."""
@@ -22,9 +22,12 @@ def keep(new: Mapping[str, Sequence[Entry]], path: Path) -> None:
     An entry takes the place of one that measured the same; scores that only the earlier one has are kept in it.
     Raises UserError where the file is no metrics.json.
     """
-    found = read_json(path) if path.exists() else {"format": FORMAT}
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(f"{path} is no file of scores; choose another --out")
+    found: Mapping[str, Any] = {"format": FORMAT}
+    if path.exists():
+        try:
+            found = read_scores(path)
+        except UserError as error:
+            raise UserError(f"{error}; choose another --out") from None
     record: dict[str, Any] = {"reports": [], **found}
     for kind, entries in new.items():
         merged = list(record.get(kind, []))

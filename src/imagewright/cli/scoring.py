@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from imagewright.data import ImageSet, open_images
-from imagewright.files import read_json
 from imagewright.metrics.features import FeatureExtractor, digits_features, emoji_features
 from imagewright.metrics.inception import InceptionFeatures
+from imagewright.training.record import get_field, read_record
 from imagewright.types import DataSpec, UserError
 
 EXTRACTORS = {"digits": digits_features, "emoji64": emoji_features}
@@ -17,9 +17,11 @@ EXTRACTORS = {"digits": digits_features, "emoji64": emoji_features}
 
 def training_data(model: str, spec: DataSpec) -> str:
     """The images that a run or shipped model was trained on. Raises UserError when it does not say."""
-    record = Path(model) / "experiment.json"
-    if record.exists():
-        return str(read_json(record)["experiment"]["data"]["source"])
+    if (Path(model) / "experiment.json").exists():
+        source = get_field(read_record(Path(model))["experiment"], "data.source")
+        if not isinstance(source, str):
+            raise UserError(f"{model}/experiment.json does not say which images the run was trained on")
+        return source
     if spec.name in EXTRACTORS:
         return spec.name
     raise UserError(f"{model} does not say which images it was trained on; name them with --data")

@@ -14,13 +14,12 @@ from typing import Annotated
 
 import tyro
 
-from imagewright.cli.console import bar, say, told_errors
+from imagewright.cli.console import bar, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run
-from imagewright.files import read_json
 from imagewright.recipes import RECIPES
 from imagewright.training.distributed import pick_device, processes
 from imagewright.training.experiment import Experiment, run_experiment
-from imagewright.training.record import experiment_from_json, merged
+from imagewright.training.record import experiment_from_json, merged, read_record
 from imagewright.training.shortening import as_begun, shortened
 from imagewright.training.trainer import Interrupted, Progress
 from imagewright.types import UserError
@@ -106,7 +105,7 @@ def _in_proportion(run: Run, recipe: Experiment, args: Sequence[str]) -> Run:
     given = [word.removeprefix("--").split("=")[0].replace("-", "_") for word in args if word.startswith("--")]
     path = (run.out or _usual_folder(args[0])) / "experiment.json"
     if run.resume and path.exists():
-        return replace(run, experiment=as_begun(run.experiment, read_json(path)["experiment"], given))
+        return replace(run, experiment=as_begun(run.experiment, read_record(path.parent)["experiment"], given))
     experiment, changes = shortened(recipe, run.experiment, given)
     if changes:
         share = f"{run.experiment.training.total_images:,} of the recipe's {recipe.training.total_images:,} images"
@@ -156,10 +155,7 @@ def _none(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Primit
 def experiment_of(folder: Path) -> Experiment:
     """The experiment of a run folder, from its record alone. Raises UserError where this version cannot rebuild it."""
     path = folder / "experiment.json"
-    record = read_json(path)
-    if not isinstance(record, dict) or "experiment" not in record:
-        raise UserError(f"{path} is no record of a run")
-    experiment = experiment_from_json(record["experiment"], path)
+    experiment = experiment_from_json(read_record(folder)["experiment"], path)
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} is no record of a run")
     return experiment
@@ -170,14 +166,14 @@ def _resumed(args: list[str]) -> tuple[str, Run, list[str] | None]:
     if not args:
         raise UserError("--resume needs the folder of a run: imagewright train --resume runs/NAME")
     folder = Path(args[0])
-    recorded = read_json(folder / "experiment.json").get("command")
+    recorded = read_record(folder).get("command")
     try:
         experiment = experiment_of(folder)
     except UserError as error:
         file = recorded[0] if recorded else ""
         own = f"; it was started by {file}, go on with: imagewright train {file} --out {folder} --resume"
         raise UserError(f"{error}{own if file.endswith('.py') else ''}") from None
-    name = recorded[0] if recorded else folder.name
+    name = printable(recorded[0] if recorded else folder.name)
     run = parse([name, *args[1:]], Run(experiment=experiment, out=folder, resume=True))
     return name, run, merged(recorded, args[1:]) if recorded else None
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from imagewright import limits
 from imagewright.data.archive import Archive, readable_name, same_name
 from imagewright.data.pixels import BadPicture
+from imagewright.files import parse_json
 from imagewright.types import UserError
 
-LARGEST_LABEL = 999_999
+LARGEST_LABEL = limits.CLASSES - 1
 _TEXTS = ("name", "subgroup", "split")
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folders at the top that are no classes, in any case of letters."""
@@ -50,9 +52,12 @@ def annotate(archive: Archive, *, labels: bool) -> Annotations:
     name = f"{base}dataset.json"
     where = f"{archive.path}: {name}"
     try:
-        meta = json.loads(archive.read(name).decode("utf-8-sig"))
-    except (BadPicture, ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not readable as JSON: {error}") from None
+        content = archive.read(name)
+    except BadPicture as finding:
+        raise UserError(f"{where} cannot be read: {finding}") from None
+    if len(content) > limits.LABELS:
+        raise UserError(f"{where} is larger than {limits.LABELS} bytes, the most that such a file may have")
+    meta = parse_json(content, where)
     if not isinstance(meta, dict) or "labels" not in meta:
         raise UserError(f'{where} must be an object with the key "labels"')
     out = Annotations()
@@ -159,6 +164,8 @@ def _read_classes(out: Annotations, classes: Any, where: str) -> None:
         return
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise UserError(f'{where}: "classes" must be a list of names')
+    if len(classes) > limits.CLASSES:
+        raise UserError(f"{where} has {len(classes)} classes; at most {limits.CLASSES} are allowed")
     for name in [n for n, label in out.labels.items() if label >= len(classes)]:
         reason = f"its label in dataset.json is {out.labels.pop(name)}; there are {len(classes)} classes"
         out.bad.append((name, reason))

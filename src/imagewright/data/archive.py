@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from imagewright import limits
 from imagewright.data.pixels import BadPicture
+from imagewright.files import open_regular
 from imagewright.types import UserError
 
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib"}
     | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
-LARGEST_FILE = 1 << 28
 SAMPLES = "samples.json"
 BESIDE = frozenset({"grid.png", "trajectory.png"})
 """What `imagewright sample` puts beside its pictures, in the folder of its record SAMPLES: no pictures of the set."""
@@ -83,19 +84,23 @@ def _open_folder(path: Path) -> Archive:
 
     def read(name: str) -> bytes:
         try:
-            if (path / name).stat().st_size > LARGEST_FILE:
-                raise BadPicture(f"larger than {LARGEST_FILE} bytes")
-            return (path / name).read_bytes()
+            with open_regular(path / name) as file:
+                content = file.read(limits.PICTURE_BYTES + 1)
+        except UserError as error:
+            raise BadPicture(str(error).removeprefix(f"{path / name} ")) from None
         except OSError as error:
             raise BadPicture(f"cannot be read: {error.strerror or error}") from None
+        if len(content) > limits.PICTURE_BYTES:
+            raise BadPicture(f"larger than {limits.PICTURE_BYTES} bytes")
+        return content
 
     return _sorted_out(path, names, folders, read, bad)
 
 
 def _open_zip(path: Path) -> Archive:
     try:
-        archive = zipfile.ZipFile(path)
-    except OSError:
+        archive = zipfile.ZipFile(open_regular(path))
+    except (OSError, UserError):
         raise
     except Exception as error:  # a damaged directory raises BadZipFile, but also struct and value errors
         raise UserError(f"{path} is not a folder and not a readable zip: {error}") from None
@@ -113,8 +118,8 @@ def _open_zip(path: Path) -> Archive:
         entry, *doubles = entries[name]
         if doubles:
             raise BadPicture(f"the zip holds {1 + len(doubles)} files of this name")
-        if entry.file_size > LARGEST_FILE:
-            raise BadPicture(f"larger than {LARGEST_FILE} bytes")
+        if entry.file_size > limits.PICTURE_BYTES:
+            raise BadPicture(f"larger than {limits.PICTURE_BYTES} bytes")
         if entry.flag_bits & 1:
             raise BadPicture("encrypted")
         try:

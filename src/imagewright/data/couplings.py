@@ -21,17 +21,20 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imagewright.files import read_json, replacing, write_json
+from imagewright import limits
+from imagewright.arrays import read_head, read_tensors
+from imagewright.files import parse_json, read_formatted, replacing, require_replaceable, write_json
 from imagewright.noise import ImageNoise
+from imagewright.shapes import Within
 from imagewright.types import Condition, Coupling, DataSpec, UserError
 
 try:
@@ -46,6 +49,31 @@ Lock = Literal["held", "busy", "none"]
 WHERE = ("model", "guide")
 """Entries of the origin that say where weights lay; which they are, their checksums say."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+class _ShardHead(TypedDict):
+    first: int
+    sha256: str
+
+
+class _SpecRecord(TypedDict):
+    name: str
+    resolution: Annotated[int, Within(1, limits.SIDE)]
+    channels: Annotated[int, Within(1, limits.SIDE)]
+    num_classes: Annotated[int, Within(0, limits.CLASSES)]
+    class_names: list[str]
+    empty_classes: NotRequired[list[int]]
+
+
+class _ManifestRecord(TypedDict):
+    format: str
+    n: Annotated[int, Within(1, limits.PAIRS)]
+    seed: int
+    shard: Annotated[int, Within(1, limits.PAIRS)]
+    batch: int
+    dtype: str
+    spec: _SpecRecord
+    origin: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +161,11 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     if not path.exists():
         raise UserError(f"{folder} holds no couplings: it has no manifest.json; `imagewright couple` writes one")
-    value = read_json(path)
-    if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
-        raise UserError(f"{path} is not of format {FORMAT!r}")
+    value: dict[str, Any] = {**read_formatted(path, FORMAT, _ManifestRecord)}
     try:
-        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value["spec"].items()}
-        spec = DataSpec(**known)
-        return Manifest(**value | {"spec": spec})
-    except (AttributeError, TypeError, KeyError) as error:
+        spec: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value["spec"].items()}
+        return Manifest(**{k: v for k, v in value.items() if k != "format"} | {"spec": DataSpec(**spec)})
+    except (TypeError, UserError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
@@ -163,14 +188,24 @@ def shard_fault(folder: Path, manifest: Manifest, index: int, *, checksum: bool 
     if not path.exists():
         return "is missing"
     try:
-        with safe_open(path, framework="pt") as file:
-            shape, head = file.get_slice("images").get_shape(), json.loads((file.metadata() or {})["couplings"])
-            if shape != [len(rows), *manifest.spec.shape] or head["first"] != rows.start:
-                return f"holds images {shape} from pair {head['first']}, not {len(rows)} from {rows.start}"
-            if checksum and _checksum({k: file.get_tensor(k) for k in ("images", "labels")}) != head["sha256"]:
-                return "does not have the checksum that it was written with"
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        found = read_head(path)
+        head = parse_json(found.texts["couplings"], "its head", _ShardHead)
+        dtype, shape = found.tensors["images"]
+        if shape != (len(rows), *manifest.spec.shape) or head["first"] != rows.start:
+            return f"holds images {list(shape)} from pair {head['first']}, not {len(rows)} from {rows.start}"
+        if dtype != DTYPES[manifest.dtype] or found.tensors["labels"] != (torch.int64, (len(rows),)):
+            return f"holds images as {dtype}, not {manifest.dtype}, or labels that are not one for each"
+        return _content_fault(read_tensors(path), head, manifest) if checksum else None
+    except (UserError, KeyError) as error:
         return f"is not whole ({error})"
+
+
+def _content_fault(tensors: dict[str, Tensor], head: _ShardHead, manifest: Manifest) -> str | None:
+    if _checksum({k: tensors[k] for k in ("images", "labels")}) != head["sha256"]:
+        return "does not have the checksum that it was written with"
+    labels, classes = tensors["labels"], manifest.spec.num_classes
+    if classes and not (int(labels.min()) >= -1 and int(labels.max()) < classes):
+        return f"has labels that are none of the {classes} classes"
     return None
 
 
@@ -184,20 +219,25 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 class Couplings:
     """A complete store, read by row: nothing is in memory but what was asked for.
 
-    Raises UserError naming the shard when one is missing or not whole (contents are checked by `couple --verify`).
+    Raises UserError naming the shard when one is missing or not whole. A shard's contents are held against its checksum
+    when it is first read from.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
+        self._verified: set[int] = set()
         for index in range(self.manifest.shards):
-            fault = shard_fault(self.folder, self.manifest, index)
-            if fault:
-                raise UserError(
-                    f"{shard_path(self.folder, index)} {fault}; the command that made the couplings, given again, "
-                    "makes what is missing"
-                )
+            self._require_whole(index)
         self._file = lru_cache(maxsize=OPEN_SHARDS)(self._opened)
+
+    def _require_whole(self, index: int, *, checksum: bool = False) -> None:
+        fault = shard_fault(self.folder, self.manifest, index, checksum=checksum)
+        if fault:
+            raise UserError(
+                f"{shard_path(self.folder, index)} {fault}; the command that made the couplings, given again, "
+                "makes what is missing"
+            )
 
     def __len__(self) -> int:
         return self.manifest.n
@@ -224,6 +264,9 @@ class Couplings:
 
     def _opened(self, shard: int) -> Any:
         """A shard, memory-mapped; it is closed when it falls out of the cache."""
+        if shard not in self._verified:
+            self._require_whole(shard, checksum=True)
+            self._verified.add(shard)
         return safe_open(shard_path(self.folder, shard), framework="pt").__enter__()  # type: ignore[no-untyped-call]
 
 
@@ -251,6 +294,7 @@ def alone(path: Path, *, wait: bool = False) -> Iterator[Lock]:
 def _locked(path: Path, wait: bool) -> tuple[int, Lock]:
     """An open lock file, and whether it is ours. Who held it before removed it: then it is none, and we ask again."""
     while True:
+        require_replaceable(path)
         handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
+from imagewright.arrays import array_names, read_npz
 from imagewright.data.image_set import ImageSet
 from imagewright.data.pixels import box_reduce, with_channels
 from imagewright.types import UserError
@@ -16,8 +13,6 @@ from imagewright.types import UserError
 IMAGES = ("arr_0", "images")
 LABELS = ("arr_1", "labels")
 """Names of the arrays, the first of which that is there counts."""
-LARGEST = 16 << 30
-"""Bytes of an array that is read; a compressed file says of itself how much it holds."""
 
 
 def open_npz(path: Path, *, resolution: int | None, channels: int | None, labels: bool) -> ImageSet:
@@ -25,21 +20,12 @@ def open_npz(path: Path, *, resolution: int | None, channels: int | None, labels
 
     Labels that are all -1 are none. Raises UserError where the file, or an array in it, is another.
     """
-    try:
-        with zipfile.ZipFile(path) as stored:
-            sizes = {entry.filename: entry.file_size for entry in stored.infolist()}
-        if any(size > LARGEST for size in sizes.values()):
-            raise UserError(f"{path} holds an array of over {LARGEST >> 30} GiB; store it as a zip of pictures")
-        with np.load(path, allow_pickle=False) as arrays:
-            key, known = (next((k for k in names if k in arrays), None) for names in (IMAGES, LABELS))
-            if key is None:
-                raise UserError(
-                    f"{path} has {', '.join(arrays.files) or 'nothing'}; images stand under arr_0 or images"
-                )
-            pixels = arrays[key]
-            index = arrays[known] if known is not None and labels else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is no readable npz of plain arrays: {error}") from None
+    there = array_names(path)
+    key, known = (next((k for k in names if k in there), None) for names in (IMAGES, LABELS))
+    if key is None:
+        raise UserError(f"{path} has {', '.join(there[:10]) or 'nothing'}; images stand under arr_0 or images")
+    arrays = read_npz(path, [key, known] if known is not None and labels else [key])
+    pixels, index = arrays[key], arrays.get(known or "")
     if index is not None and (index.dtype.kind != "i" or (index == -1).all()):
         index = None
     images = ImageSet.of(pixels, index, name=path.stem)

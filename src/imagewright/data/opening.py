@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from imagewright import limits
 from imagewright.data.annotations import Annotations, annotate
 from imagewright.data.archive import SAMPLES, Archive, open_archive, readable_name
 from imagewright.data.embedded import EMOJI64, open_digits
@@ -29,6 +30,7 @@ from imagewright.data.pixels import (
     BadPicture,
     Filter,
     Pixels,
+    announced,
     box_reduce,
     crop_and_reduce,
     decode,
@@ -36,8 +38,8 @@ from imagewright.data.pixels import (
 )
 from imagewright.types import DataSpec, UserError
 
-KEEP_DECODED = 1 << 30
-"""Sets of fewer bytes than this stay decoded in memory; larger ones are decoded when asked for."""
+KEEP_DECODED = limits.KEPT
+_ROOM = limits.Room(limits.PIXELS)
 
 Progress = Callable[[int, int], None]
 R = TypeVar("R")
@@ -163,31 +165,39 @@ def _check(
     out = _Checked(fit=fit, names=[], sizes=[], channels=[], digests=[], pixels=[], bad={})
     held = 0
 
-    def examine(name: str) -> tuple[tuple[int, int], Pixels, bytes] | BadPicture:
+    def examine(name: str) -> tuple[tuple[int, int], int, Pixels | None, bytes] | BadPicture:
         try:
-            whole = decode(archive.read(name))
-            pixels = fit(whole)
+            size, pixels = _decoded(archive, name, fit)
         except BadPicture as finding:
             return finding
-        return (whole.shape[1], whole.shape[0]), pixels, digest(pixels)
+        # What is large waits for its turn on the disk, not in memory: a chunk of such pictures would be far too much.
+        return size, pixels.shape[-1], pixels if pixels.size <= limits.KEPT // _CHUNK else None, digest(pixels)
 
     for done, (name, found) in enumerate(_in_parallel(examine, names), start=1):
         if isinstance(found, BadPicture):
             out.bad[name] = str(found)
         else:
-            size, pixels, its_digest = found
+            size, channels, pixels, its_digest = found
             out.names.append(name)
             out.sizes.append(size)
-            out.channels.append(pixels.shape[-1])
+            out.channels.append(channels)
             out.digests.append(its_digest)
-            held += pixels.size * (3 // pixels.shape[-1])
-            if held > KEEP_DECODED:
+            held += 0 if pixels is None else pixels.size * (3 // channels)
+            if pixels is None or held > KEEP_DECODED:
                 out.pixels = None
-            if out.pixels is not None:
+            if pixels is not None and out.pixels is not None:
                 out.pixels.append(pixels)
         if on_progress is not None:
             on_progress(done, len(names))
     return out
+
+
+def _decoded(archive: Archive, name: str, fit: _Fit) -> tuple[tuple[int, int], Pixels]:
+    """(width, height) of a picture and its fitted pixels; all that are in work at a time are bounded (`limits`)."""
+    content = archive.read(name)
+    with _ROOM.take(announced(content)):
+        whole = decode(content)
+        return (whole.shape[1], whole.shape[0]), fit(whole)
 
 
 def _in_parallel(function: Callable[[str], R], names: Sequence[str]) -> Iterator[tuple[str, R]]:
@@ -289,7 +299,7 @@ class _Reader:
     def _one(self, index: np.int64) -> Pixels:
         name = self.names[index]
         try:
-            pixels = self.fit(decode(self.archive.read(name)))
+            _, pixels = _decoded(self.archive, name, self.fit)
         except BadPicture as finding:
             raise UserError(f"{self.archive.path}: {name} was usable when opened and no longer is: {finding}") from None
         return with_channels(pixels, self.channels)

@@ -7,6 +7,7 @@ white.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from imagewright import limits
 from imagewright.data import png
 from imagewright.types import UserError
 
@@ -73,6 +75,8 @@ def decode(content: bytes) -> Pixels:
 def _decoded(content: bytes, known: png.Facts | None = None) -> Pixels:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > limits.PIXELS:
+                raise BadPicture(f"more than {limits.PIXELS} pixels (decompression bomb?)")
             image.load()
             return _to_pixels(image, known)
     except BadPicture:
@@ -80,9 +84,18 @@ def _decoded(content: bytes, known: png.Facts | None = None) -> Pixels:
     except UnidentifiedImageError:
         raise BadPicture("not a picture") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadPicture(f"more than {Image.MAX_IMAGE_PIXELS} pixels (decompression bomb?)") from None
+        raise BadPicture(f"more than {limits.PIXELS} pixels (decompression bomb?)") from None
     except Exception as error:  # decoders answer damaged bytes with any exception there is
         raise BadPicture(f"damaged: {error}" if str(error) else "damaged") from None
+
+
+def announced(content: bytes) -> int:
+    """Pixels that a picture says it has, so that room can be made for them; 0 where it is none."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # `decode` says what is wrong
+        return 0
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -112,19 +125,32 @@ def _to_pixels(image: Image.Image, known: png.Facts | None) -> Pixels:
 
 def _from_wide(values: npt.NDArray[Any], transparency: Any) -> Pixels:
     """16-bit grey to 8: v / 257, rounded, so that 65535 -> 255. Pillow's own conversion clips instead."""
-    wide = values.astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise BadPicture(f"grey values from {wide.min()} to {wide.max()}; at most 16 bits are understood")
-    out = (2 * wide + 257) // 514
-    if isinstance(transparency, int):
-        out = np.where(wide == transparency, 255, out)
-    return out.astype(np.uint8)[..., None]
+    if values.min() < 0 or values.max() > 65535:
+        raise BadPicture(f"grey values from {values.min()} to {values.max()}; at most 16 bits are understood")
+
+    def strip(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        wide = rows.astype(np.int64)
+        out = (2 * wide + 257) // 514
+        return np.where(wide == transparency, 255, out) if isinstance(transparency, int) else out
+
+    return _by_strips(strip, values)[..., None]
 
 
 def _on_white(rgba: Pixels) -> Pixels:
     """Composite uint8 [H, W, 4] with straight alpha on white, rounded half up; [H, W, 3]."""
-    color, alpha = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
-    return ((2 * (color * alpha + 255 * (255 - alpha)) + 255) // 510).astype(np.uint8)
+
+    def strip(rows: Pixels) -> npt.NDArray[Any]:
+        color, alpha = rows[..., :3].astype(np.int32), rows[..., 3:].astype(np.int32)
+        return (2 * (color * alpha + 255 * (255 - alpha)) + 255) // 510
+
+    return _by_strips(strip, rgba)
+
+
+def _by_strips(function: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], values: npt.NDArray[Any]) -> Pixels:
+    """A function of each value alone, to uint8, a few rows at once: what it needs in between stays small."""
+    step = max(1, (1 << 20) // max(values[:1].size, 1))
+    parts = [function(values[at : at + step]).astype(np.uint8) for at in range(0, len(values), step)]
+    return np.concatenate(parts) if parts else function(values).astype(np.uint8)
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -177,9 +203,16 @@ def _area_means(square: Pixels, resolution: int) -> Pixels:
     first = np.arange(len(square))
     overlap = np.minimum(edges[1:, None], first + 1) - np.maximum(edges[:-1, None], first)
     weight = np.clip(overlap, 0, None) * resolution / len(square)
-    means = np.einsum("ih,hwc,jw->ijc", weight, square.astype(np.float64), weight, optimize=True)
+    means = np.stack([_one_row(square, row, weight) for row in weight])
     out: Pixels = np.floor(means + 0.5 + 1e-9).astype(np.uint8)
     return out
+
+
+def _one_row(square: Pixels, row: npt.NDArray[np.float64], weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    rows = np.flatnonzero(row)
+    part = slice(rows[0], rows[-1] + 1)
+    means: npt.NDArray[np.float64] = weight @ np.tensordot(row[part], square[part].astype(np.float64), 1)
+    return means
 
 
 def with_channels(pixels: Pixels, channels: int) -> Pixels:
@@ -188,9 +221,7 @@ def with_channels(pixels: Pixels, channels: int) -> Pixels:
         return pixels
     if channels == 3:
         return np.repeat(pixels, 3, axis=-1)
-    luma = pixels.astype(np.int64) @ np.array([299, 587, 114])
-    out: Pixels = ((luma + 500) // 1000).astype(np.uint8)[..., None]
-    return out
+    return _by_strips(lambda rows: (rows.astype(np.int64) @ np.array([299, 587, 114]) + 500) // 1000, pixels)[..., None]
 
 
 def from_uint8(images: Pixels) -> Tensor:

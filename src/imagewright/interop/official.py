@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from imagewright.models.description import unbuilt
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned, VEPrecond, VPPrecond, iDDPMPrecond
 from imagewright.networks import NETWORKS, UNet
 from imagewright.networks.config import did_you_mean
@@ -64,11 +65,11 @@ _DERIVED = ("in_channels", "out_channels")
 
 
 def _from_edm(state_dict: StateDict, config: Mapping[str, Any]) -> Preconditioned:
-    model = _edm_model(config)
     tensors = {key: _tensor(key, value) for key, value in state_dict.items()}
-    constants = {k for k in tensors if k.endswith(".resample_filter")}
-    if isinstance(model, iDDPMPrecond):
-        constants |= tensors.keys() & {"u"}
+    # First without memory, so that widths that the weights have not cost nothing.
+    _require_fit(unbuilt(lambda: _edm_model(config), config, len(tensors)), tensors)
+    model = _edm_model(config)
+    constants = {k for k in tensors if _is_constant(k, model)}
     _check_constants(model, {k: tensors[k] for k in constants}, config)
     _load(model, {k: v for k, v in tensors.items() if k not in constants})
     return model.eval()
@@ -116,10 +117,16 @@ def _check_constants(model: Preconditioned, found: Mapping[str, Tensor], config:
 
 def _load(model: Preconditioned, tensors: Mapping[str, Tensor]) -> None:
     """Copy the weights; every key has to be there once, with the right shape."""
+    _require_fit(model, tensors)
+    model.load_state_dict({key: tensors[_official_key(key)] for key in model.state_dict()})
+
+
+def _require_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError unless the weights are the model's, but for constants, by name and shape."""
     expected = {_official_key(key): value for key, value in model.state_dict().items()}
     complaints = [
         _list("missing", [repr(k) for k in expected if k not in tensors]),
-        _list("surplus", [repr(k) for k in tensors if k not in expected]),
+        _list("surplus", [repr(k) for k in tensors if k not in expected and not _is_constant(k, model)]),
         _list(
             "of the wrong shape",
             [
@@ -131,7 +138,10 @@ def _load(model: Preconditioned, tensors: Mapping[str, Tensor]) -> None:
     ]
     if any(complaints):
         raise UserError("the state dict does not fit config: " + "; ".join(c for c in complaints if c))
-    model.load_state_dict({key: tensors[_official_key(key)] for key in model.state_dict()})
+
+
+def _is_constant(key: str, model: nn.Module) -> bool:
+    return key.endswith(".resample_filter") or (key == "u" and isinstance(model, iDDPMPrecond))
 
 
 def _official_key(key: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from imagewright.arrays import read_head, read_tensors
+from imagewright.files import open_regular, parse_json
 from imagewright.types import UserError
 
 Images = npt.NDArray[np.uint8]
@@ -183,13 +184,9 @@ def emoji_features(device: torch.device | str = "cpu") -> ClassifierFeatures:
 
 def read_classifier(path: Path) -> tuple[dict[str, Any], ClassifierConfig, dict[str, Tensor]]:
     """Header, configuration and weights of a classifier file; raises UserError when it is none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("imagewright", "{}"))
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, keys() is no mapping's
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is no readable safetensors file: {error}") from None
-    if not isinstance(header, Mapping) or header.get("format") != FORMAT:
+    header: dict[str, Any] = parse_json(read_head(path).texts.get("imagewright", "{}"), f"{path}: its header", dict)
+    state = read_tensors(path)
+    if header.get("format") != FORMAT:
         raise UserError(f"{path} is no feature classifier: its header must say format {FORMAT!r}")
     known = {f.name for f in fields(ClassifierConfig)}
     config = {key: value for key, value in header["config"].items() if key in known}
@@ -204,8 +201,8 @@ def classifier_header(name: str, config: ClassifierConfig, **more: Any) -> dict[
 
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def in_batches(source: ImageSource, batch_size: int = 256) -> Iterator[Images]:

@@ -23,10 +23,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from imagewright.arrays import read_tensors
 from imagewright.files import replacing
 from imagewright.metrics.features import Images, file_sha256
 from imagewright.metrics.torch_file import read_state_dict
@@ -299,7 +298,7 @@ class InceptionFeatures:
 
 def load_network(path: Path) -> InceptionV3:
     """The network with a file's weights, in eval mode; raises UserError when the tensors do not fit."""
-    state = _load_safetensors(path) if path.suffix == ".safetensors" else read_state_dict(path)
+    state = read_tensors(path) if path.suffix == ".safetensors" else read_state_dict(path)
     network = InceptionV3()
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
     needed = {name for name in wanted if not name.endswith("num_batches_tracked")}  # eval mode never reads those
@@ -311,13 +310,6 @@ def load_network(path: Path) -> InceptionV3:
         )
     network.load_state_dict(state, strict=False)
     return network.requires_grad_(False).eval()
-
-
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is no readable safetensors file: {error}") from None
 
 
 def locate_weights(source: str | Path, *, cache: Path | None = None, expected_sha256: str | None = None) -> Path:

@@ -8,7 +8,6 @@ File       npz with `mu` [d] and `sigma` [d, d], the keys of EDM's reference fil
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from imagewright.files import replacing
+from imagewright.arrays import read_npz
+from imagewright.files import parse_json, replacing
 from imagewright.types import UserError
 
 Floats = npt.NDArray[np.float64]
@@ -130,19 +130,16 @@ def load_moments(path: Path) -> Moments:
 
     Raises UserError when the file is missing, is no such npz, holds objects (pickles), or shapes disagree.
     """
+    entries = read_npz(path, ("mu", "sigma", "count", "class_counts", "provenance"))
     try:
-        with np.load(path, allow_pickle=False) as file:
-            known = ("mu", "sigma", "count", "class_counts", "provenance")
-            entries = {key: file[key] for key in known if key in file.files}
         mean, cov = (np.asarray(entries[key], dtype=np.float64) for key in ("mu", "sigma"))
         count = int(entries["count"]) if "count" in entries else None
         class_counts = tuple(int(k) for k in entries["class_counts"]) if "class_counts" in entries else None
-        provenance = json.loads(str(entries["provenance"])) if "provenance" in entries else {}
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
+        text = str(entries["provenance"]) if "provenance" in entries else "{}"
+        provenance: dict[str, Any] = parse_json(text, f"{path}: provenance", dict)
     except KeyError as error:
         raise UserError(f"{path} lacks the array {error}; a reference file has mu [d] and sigma [d, d]") from None
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path} is no readable npz of mu and sigma: {error}") from None
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise UserError(f"{path}: mu {list(mean.shape)} and sigma {list(cov.shape)} must be [d] and [d, d]")

@@ -7,11 +7,15 @@ one. A network's only argument is its configuration: {"class": "SongUNet", "conf
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
+from torch.nn.modules import module as registry
 
+from imagewright import limits
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
 from imagewright.models.generator import FewStepGenerator
@@ -26,6 +30,7 @@ from imagewright.networks import NETWORKS, Network
 from imagewright.networks.config import did_you_mean
 from imagewright.types import UserError
 
+T = TypeVar("T", bound=nn.Module)
 MODELS: dict[str, type[nn.Module]] = {
     "CausalTokenModel": CausalTokenModel,
     "ConsistencyModel": ConsistencyModel,
@@ -72,6 +77,57 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     if name in MODELS:
         return _build_model(MODELS[name], arguments)
     raise UserError(f"no model or network is called {name!r}{did_you_mean(name, [*MODELS, *NETWORKS])}")
+
+
+def blueprint(description: Mapping[str, Any], tensors: int) -> nn.Module:
+    """The module of a description, `unbuilt`; raises UserError as `build` does."""
+    return unbuilt(lambda: build(description), description, tensors)
+
+
+def unbuilt(make: Callable[[], T], description: Mapping[str, Any], tensors: int) -> T:
+    """A module without memory (on torch's meta device), of about so many tensors at most.
+
+    Raises UserError where the description is of a larger one, as soon as that shows.
+    """
+    _require_modest(description)
+    with torch.device("meta"), _no_more_than(8 * tensors + 1000):
+        return make()
+
+
+def _require_modest(value: Any) -> None:
+    """Raise UserError for numbers and lists that no model has; loops run over some of them."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        if len(value) > limits.DESCRIBED:
+            raise UserError(f"a model description has a list of {len(value)}; at most {limits.DESCRIBED} are allowed")
+        for each in value:
+            _require_modest(each)
+    elif isinstance(value, int) and abs(value) > limits.WHOLE:
+        raise UserError(f"a model description has the number {value:g}; at most {limits.WHOLE} is allowed")
+
+
+@contextmanager
+def _no_more_than(most: int) -> Iterator[None]:
+    """Raise UserError where more modules, parameters and buffers are made."""
+    count = 0
+
+    def note(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise UserError("it describes a larger model than the weights are of")
+
+    hooks = [
+        registry.register_module_parameter_registration_hook(note),
+        registry.register_module_module_registration_hook(note),
+        registry.register_module_buffer_registration_hook(note),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _build_network(network: type[Network], arguments: Mapping[str, Any]) -> nn.Module:

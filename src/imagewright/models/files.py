@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from imagewright.files import read_json, replacing
-from imagewright.models.description import build, describe
-from imagewright.types import DataSpec, UserError, kind_of
+from imagewright import limits
+from imagewright.arrays import Head, read_head, read_tensors
+from imagewright.files import read_formatted, replacing
+from imagewright.models.description import blueprint, build, describe
+from imagewright.shapes import Within
+from imagewright.types import DataSpec, ModelKind, UserError, kind_of
 
 FORMAT = "imagewright-model/1"
 CONVENTIONS = {
@@ -25,6 +27,30 @@ CONVENTIONS = {
     "labels": "int64 class index, -1 = none",
     "tokens": "int64 in raster order (row, column, channel), 0 to values - 1; values = unknown",
 }
+
+
+class SpecRecord(TypedDict):
+    """A `DataSpec` as JSON."""
+
+    name: str
+    resolution: Annotated[int, Within(1, limits.SIDE)]
+    channels: Annotated[int, Within(1, limits.SIDE)]
+    num_classes: NotRequired[Annotated[int, Within(0, limits.CLASSES)]]
+    class_names: NotRequired[list[str]]
+    empty_classes: NotRequired[list[int]]
+
+
+class ModelRecord(TypedDict):
+    """What model.json holds."""
+
+    format: str
+    kind: ModelKind
+    model: dict[str, Any]
+    data: SpecRecord
+    sampler: dict[str, Any] | None
+    parameters: Annotated[int, Within(0)]
+    weights_sha256: str
+    origin: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,42 +98,84 @@ def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
 def load_model(folder: Path) -> ModelFile:
     """Read a model in eval mode, float32, on the CPU.
 
+    What model.json describes is held against the header of the weights before it is built: it costs no more than they.
     Raises UserError naming the file when one is missing, damaged, of an unknown format, or does not match the other.
     """
     header_path, weights_path = folder / "model.json", folder / "model.safetensors"
-    header = read_json(header_path)
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        found = header.get("format") if isinstance(header, dict) else type(header).__name__
-        raise UserError(f"{header_path} has format {found!r}; this version reads {FORMAT!r}")
-    state = read_tensors(weights_path)
-    if weights_hash(state) != header.get("weights_sha256"):
-        raise UserError(f"{weights_path} does not hold the weights that model.json describes")
+    header = read_model_record(header_path)
+    head = read_head(weights_path)
     try:
-        model = build(header["model"])
-        data = header["data"]
-        spec = DataSpec(**data | {k: tuple(data[k]) for k in ("class_names", "empty_classes") if k in data})
-        sampler, origin = header["sampler"], header["origin"]
-    except KeyError as error:
-        raise UserError(f"{header_path} lacks the entry {error}") from None
+        fault = _misfit(blueprint(header["model"], len(head.tensors)), head)
+        spec = spec_of(header["data"])
     except (TypeError, UserError) as error:
         raise UserError(f"{header_path} is damaged: {error}") from None
-    try:
-        model.load_state_dict(state)  # which copies into float32
-    except RuntimeError as error:
-        raise UserError(f"{weights_path} does not fit model.json: {' '.join(str(error).split())}") from None
+    if fault is not None:
+        raise UserError(f"{weights_path} does not fit model.json: {fault}")
+    state = read_tensors(weights_path)
+    if weights_hash(state) != header["weights_sha256"]:
+        raise UserError(f"{weights_path} does not hold the weights that model.json describes")
+    model = build(header["model"])
+    model.load_state_dict(state)  # which copies into float32
+    fault = _unlike(model, header["kind"], spec)
+    if fault is not None:
+        raise UserError(f"{header_path} is damaged: {fault}")
     return ModelFile(
-        model=model.eval(), spec=spec, sampler=sampler, origin=origin, weights_sha256=header["weights_sha256"]
+        model=model.eval(),
+        spec=spec,
+        sampler=header["sampler"],
+        origin=header["origin"],
+        weights_sha256=header["weights_sha256"],
     )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; raises UserError naming the file when it is missing or damaged."""
+def read_model_record(path: Path) -> ModelRecord:
+    """What a model.json says. Raises UserError when it is missing, damaged or of another format."""
+    return read_formatted(path, FORMAT, ModelRecord)
+
+
+def spec_of(record: SpecRecord) -> DataSpec:
+    """The specification that a record holds. Raises UserError where its classes do not agree with each other."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
     try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+        spec = DataSpec(**values)
+    except TypeError as error:
+        raise UserError(str(error).replace("DataSpec.__init__()", "its data")) from None
+    if spec.class_names and len(spec.class_names) != spec.num_classes:
+        raise UserError(f"it names {len(spec.class_names)} of {spec.num_classes} classes")
+    if not all(0 <= c < spec.num_classes for c in spec.empty_classes):
+        raise UserError(f"empty_classes has a class that is none of the {spec.num_classes}")
+    return spec
+
+
+def _misfit(planned: nn.Module, head: Head) -> str | None:
+    """What differs between a model that is not built yet and what a weights' file holds."""
+    wanted = planned.state_dict()
+    for name in sorted({*wanted, *head.tensors}):
+        if name not in head.tensors:
+            return f"it lacks {name!r}"
+        if name not in wanted:
+            return f"it holds {name!r}, which the model has not"
+        dtype, shape = head.tensors[name]
+        if shape != tuple(wanted[name].shape):
+            return f"{name!r} has shape {list(shape)}, the model's has {list(wanted[name].shape)}"
+        if dtype.is_floating_point != wanted[name].is_floating_point():
+            return f"{name!r} is {dtype}, the model's is {wanted[name].dtype}"
+    # Float16 takes four bytes once it is loaded, and tables that are computed are in no file.
+    bytes_needed = sum(t.numel() * t.element_size() for t in (*planned.parameters(), *planned.buffers()))
+    return None if bytes_needed <= 4 * head.size + limits.SPARE else f"the model would take {bytes_needed} bytes"
+
+
+def _unlike(model: nn.Module, kind: str, spec: DataSpec) -> str | None:
+    """What the header says of a model that the model is not."""
+    if kind_of(model) != kind:
+        return f"kind is {kind!r}; the model is a {kind_of(model)}"
+    config = getattr(getattr(model, "network", None), "config", None)
+    side, classes = getattr(config, "img_resolution", spec.resolution), getattr(config, "label_dim", 0)
+    if side != spec.resolution:
+        return f"data.resolution is {spec.resolution}; the network's is {side}"
+    if classes and spec.num_classes > classes:
+        return f"data.num_classes is {spec.num_classes}; the network knows {classes}"
+    return None
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

@@ -215,9 +215,10 @@ class iDDPMPrecond(Preconditioned):
 
     def _table(self) -> Tensor:
         # Step by step in float32, as the published models had it: rounding adds up along the recursion.
-        u = torch.zeros(self.M + 1)
+        # On the CPU always: sigma_min and sigma_max are read from it, also of a model that is only planned.
+        u, steps = torch.zeros(self.M + 1, device="cpu"), torch.arange(self.M + 1, device="cpu")
         for j in range(self.M, 0, -1):
-            ratio = self.alpha_bar(torch.tensor(j - 1)) / self.alpha_bar(torch.tensor(j))
+            ratio = self.alpha_bar(steps[j - 1]) / self.alpha_bar(steps[j])
             u[j - 1] = ((u[j] ** 2 + 1) / ratio.clip(min=self.C_1) - 1).sqrt()
         return u
 
@@ -278,8 +279,8 @@ def _positive(name: str, value: float) -> float:
 
 
 def _steps(value: int) -> int:
-    if not isinstance(value, int) or value < 2:
-        raise UserError(f"M is {value!r}; it must be an integer of at least 2")
+    if not isinstance(value, int) or not 2 <= value <= 10_000:
+        raise UserError(f"M is {value!r}; it must be an integer from 2 to 10000")
     return value
 
 

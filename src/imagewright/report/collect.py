@@ -7,7 +7,7 @@ Contract  `collect_run` reads the run folder (see `training.experiment`) and wri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,24 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from imagewright import limits
 from imagewright.data import ImageSet, open_images, to_uint8
-from imagewright.files import read_json
+from imagewright.data.pixels import BadPicture, decode
+from imagewright.files import read_bytes
 from imagewright.metrics import FeatureExtractor, digits_features, emoji_features, nearest
+from imagewright.metrics.records import read_scores
+from imagewright.models.files import read_model_record
 from imagewright.pretrained import load
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.distributed import pick_device
 from imagewright.training.experiment import DataConfig
 from imagewright.training.log import read_log
+from imagewright.training.record import experiment_from_json, get_field, read_record
 from imagewright.types import DataSpec, UserError, kind_of
 
 Images = npt.NDArray[np.uint8]
 OnProgress = Callable[[int, int], None]
 
-METRICS_FORMAT = "imagewright-metrics/1"
 EXTRACTORS: Mapping[str, Callable[[], FeatureExtractor]] = {
     "digits": digits_features,
     "emoji64": emoji_features,
@@ -165,7 +169,7 @@ class RunSection:
     @property
     def method(self) -> str:
         """Name of the method's class."""
-        recorded = self.experiment.get("experiment", {}).get("method", {}).get("class")
+        recorded = get_field(dict(self.experiment), "experiment.method.class")
         return str(self.model.get("origin", {}).get("method") or recorded or "unknown")
 
     @property
@@ -211,8 +215,8 @@ def collect_run(
 def _read(folder: Path, missing: dict[str, Missing]) -> dict[str, Any]:
     """Files of the run; notes what there is not."""
     files = {name: folder / name for name in ("experiment.json", "model.json", "log.jsonl", "metrics.json")}
-    experiment = read_json(files["experiment.json"]) if files["experiment.json"].exists() else {}
-    model = read_json(files["model.json"]) if files["model.json"].exists() else {}
+    experiment: Mapping[str, Any] = read_record(folder) if files["experiment.json"].exists() else {}
+    model: Mapping[str, Any] = read_model_record(files["model.json"]) if files["model.json"].exists() else {}
     log = _one_line_per_step(read_log(files["log.jsonl"])) if files["log.jsonl"].exists() else ()
     snapshots = _snapshots(folder / "samples")
     go_on = ("train", "--resume", str(folder))
@@ -254,40 +258,40 @@ def _one_line_per_step(lines: list[dict[str, float]]) -> tuple[dict[str, float],
 def _snapshots(folder: Path) -> tuple[Snapshot, ...]:
     paths = sorted(p for p in folder.glob("*.png") if p.stem.isdecimal())
     chosen = [paths[i] for i in evenly(len(paths), MOST_SNAPSHOTS)]
-    return tuple(Snapshot(images_seen=int(p.stem), png=p.read_bytes()) for p in chosen)
+    return tuple(Snapshot(images_seen=int(p.stem), png=_picture(p)) for p in chosen)
+
+
+def _picture(path: Path) -> bytes:
+    """A snapshot's file, which the page shows as it is: a picture and nothing else."""
+    content = read_bytes(path, limits.PICTURE_BYTES)
+    try:
+        decode(content)
+    except BadPicture as finding:
+        raise UserError(f"{path}: {finding}") from None
+    return content
 
 
 def read_measures(path: Path) -> tuple[Measure, ...]:
     """Entries of a metrics.json, by number of network calls. Raises UserError when it is none."""
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != METRICS_FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path} has format {found!r}; this version reads {METRICS_FORMAT!r}")
-    try:
-        measures = [
-            Measure(
-                sampler=entry["sampler"] or {},
-                nfe=int(entry["nfe"]),
-                seconds=float(entry.get("seconds") or 0),
-                report={**entry["report"], "scores": dict(entry["report"]["scores"])},
-                command=tuple(entry.get("command") or ()),
-                weights_sha256=entry.get("weights_sha256"),
-                classes=entry.get("classes"),
-            )
-            for entry in content["reports"]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} holds an entry that is no report: {error!r}") from None
+    measures = [
+        Measure(
+            sampler=entry["sampler"] or {},
+            nfe=entry["nfe"],
+            seconds=float(entry.get("seconds") or 0),
+            report=dict(entry["report"]),
+            command=tuple(entry.get("command") or ()),
+            weights_sha256=entry.get("weights_sha256"),
+            classes=entry.get("classes"),
+        )
+        for entry in read_scores(path).get("reports", [])
+    ]
     return tuple(sorted(measures, key=lambda m: m.nfe))
 
 
 def read_likelihoods(path: Path, weights: str | None) -> tuple[Mapping[str, Any], ...]:
     """Bits per dimension of these weights in a metrics.json, lowest first. Raises UserError for what is no entry."""
-    entries = [e for e in read_json(path).get("likelihoods", []) if e.get("weights_sha256") in (None, weights)]
-    try:
-        return tuple(sorted(entries, key=lambda entry: float(entry["report"]["bpd"])))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} holds an entry that is no likelihood: {error!r}") from None
+    entries = [e for e in read_scores(path).get("likelihoods", []) if e.get("weights_sha256") in (None, weights)]
+    return tuple(sorted(entries, key=lambda entry: entry["report"]["bpd"]))
 
 
 # --- what the model draws -----------------------------------------------------------------------------------
@@ -349,9 +353,10 @@ def _compare(
     if not experiment:
         missing["neighbours"] = Missing(reason="The training images are not known here, so none can be compared.")
         return {}
-    recorded = experiment["experiment"]["data"]
-    config = DataConfig(**{f.name: recorded[f.name] for f in fields(DataConfig) if f.name in recorded})
     try:
+        config = experiment_from_json(experiment["experiment"].get("data"), folder / "experiment.json")
+        if not isinstance(config, DataConfig):
+            raise UserError("experiment.json does not say which")
         real = config.open()
         if real.spec.shape != spec.shape:
             raise UserError(

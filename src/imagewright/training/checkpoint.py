@@ -8,47 +8,97 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imagewright.files import replacing
+from imagewright.arrays import read_head, read_tensors
+from imagewright.files import parse_json, replacing
+from imagewright.models.files import weights_hash
+from imagewright.shapes import brief, misfit
 from imagewright.types import UserError
 
-FORMAT = "imagewright-checkpoint/1"
+FORMAT = "imagewright-checkpoint/2"
 State = dict[str, Any]
 """Nested dictionaries (string keys) and lists of tensors and JSON values."""
 
 
-def save_checkpoint(path: Path, state: State) -> None:
-    """Write a nested state atomically: tensors as tensors, the rest as JSON in the header."""
+class _Head(TypedDict):
+    format: str
+    run: str | None
+    sha256: str
+    state: dict[str, Any]
+
+
+def save_checkpoint(path: Path, state: State, run: str | None = None) -> None:
+    """Write a nested state atomically: tensors as tensors, the rest as JSON in the header, with a checksum of all.
+
+    run: what the state is of (`record.identity`); no other run goes on from it.
+    """
     tensors: dict[str, Tensor] = {}
     skeleton = _split(state, "", tensors)
+    head = {"format": FORMAT, "run": run, "sha256": _checksum(skeleton, tensors), "state": skeleton}
     # One entry: safetensors writes several in no fixed order, and equal states should be equal files.
-    header = json.dumps({"format": FORMAT, "state": skeleton})
     with replacing(path) as aside:
-        save_file(tensors, aside, metadata={"imagewright": header})
+        save_file(tensors, aside, metadata={"imagewright": json.dumps(head)})
 
 
-def load_checkpoint(path: Path) -> State:
-    """Read what `save_checkpoint` wrote. Raises UserError naming the file when it is damaged or of another format."""
+def load_checkpoint(path: Path, run: str | None = None) -> State:
+    """Read what `save_checkpoint` wrote, after so many images as the name says.
+
+    run: what it has to be of; None = of any. Raises UserError naming the file when it is damaged, of another format, of
+    another run, or of another moment.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("imagewright", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, OSError) as error:
+        head = parse_json(read_head(path).texts.get("imagewright", "{}"), f"{path}: its state", dict)
+        if head.get("format") != FORMAT:
+            raise UserError(f"{path} has format {head.get('format')!r}; this version reads {FORMAT!r}")
+        fault = misfit(head, _Head)
+        if fault is not None:
+            raise UserError(f"{path}: its state is damaged: {fault}")
+        if run is not None and head["run"] not in (None, run):
+            raise UserError(f"{path} is of another run than the folder's experiment.json")
+        tensors = read_tensors(path)
+        if _checksum(head["state"], tensors) != head["sha256"]:
+            raise UserError(f"{path} does not have the checksum that it was written with")
+        state = _join(head["state"], tensors)
+    except KeyError as error:
+        raise UserError(f"{path} lacks the tensor {error}") from None
+    except UserError as error:
         raise UserError(
-            f"{path} is not a whole checkpoint ({error}); remove it to go on from the one before it, if there is one"
+            f"{path} is not a whole checkpoint of this run ({str(error).removeprefix(f'{path} ')}); remove it to go on "
+            "from the one before it, if there is one"
         ) from None
-    if header.get("format") != FORMAT:
-        raise UserError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}")
-    joined = _join(header["state"], tensors)
-    assert isinstance(joined, dict)
-    return joined
+    assert isinstance(state, dict)
+    if path.name != checkpoint_path(path.parent, state.get("images", -1)).name:
+        raise UserError(f"{path} holds the state after {brief(state.get('images'))} images, not what its name says")
+    return state
+
+
+def _checksum(skeleton: Any, tensors: Mapping[str, Tensor]) -> str:
+    return sha256(f"{json.dumps(skeleton, sort_keys=True)} {weights_hash(tensors)}".encode()).hexdigest()
+
+
+def require_fit(found: Any, wanted: Mapping[str, Tensor], what: str) -> None:
+    """Raise UserError unless tensors are those that are wanted, by name, shape and number type.
+
+    To be asked before any is used: an optimiser walks the memory of weights and moments side by side.
+    """
+    if not isinstance(found, Mapping):
+        raise UserError(f"the checkpoint has no {what}")
+    for name in sorted({*found, *wanted}):
+        if name not in wanted or not isinstance(found.get(name), Tensor):
+            raise UserError(f"the checkpoint's {what} {'has another' if name in found else 'lacks'} {name!r}")
+        ours, theirs = wanted[name], found[name]
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            raise UserError(
+                f"the checkpoint's {what} has {name!r} as {theirs.dtype} {list(theirs.shape)}; this run's is "
+                f"{ours.dtype} {list(ours.shape)}"
+            )
 
 
 def checkpoint_path(folder: Path, images: int) -> Path:
@@ -74,7 +124,13 @@ def optimizer_state(optimizer: torch.optim.Optimizer, names: list[str]) -> State
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, names: list[str], state: Mapping[str, Any]) -> None:
-    """Inverse of `optimizer_state`."""
+    """Inverse of `optimizer_state`. Raises UserError, before anything moves, where a moment is not like its weight."""
+    parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
+    for name, values in state.items():
+        if name not in parameters:
+            raise UserError(f"the checkpoint's optimiser knows {name!r}, which this run does not train")
+        moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[name])
+        require_fit(values, {"step": torch.tensor(0.0), **moments}, f"optimiser of {name!r}")
     index = {name: i for i, name in enumerate(names)}
     whole = optimizer.state_dict()
     whole["state"] = {index[name]: dict(values) for name, values in state.items()}

@@ -39,7 +39,7 @@ from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
 from imagewright.training.log import Log
 from imagewright.training.reconstructions import codec_record, save_reconstructions
-from imagewright.training.record import Inputs, check_inputs, claim, experiment_record, located
+from imagewright.training.record import Inputs, check_inputs, claim, experiment_record, identity, located
 from imagewright.training.snapshots import save_grid
 from imagewright.training.trainer import Progress, Trainer
 from imagewright.types import Average, Codec, DataSpec, Parts, Trained, UserError, kind_of
@@ -253,9 +253,9 @@ def _start_others(name: str, parts: Parts, product: str) -> None:
     found = checkpoints(Path(name) / "checkpoints")
     if not others or not found:
         return
-    learners = load_checkpoint(found[-1])["learners"]
+    learners = load_checkpoint(found[-1]).get("learners", {})
     for part, module in others.items():
-        weights, wanted = learners.get(part, {"module": {}})["module"], module.state_dict()
+        weights, wanted = learners.get(part, {"module": {}}).get("module", {}), module.state_dict()
         wrong = [k for k, v in weights.items() if k not in wanted or wanted[k].shape != v.shape]
         if wrong:
             raise UserError(
@@ -361,6 +361,7 @@ def run_experiment(
         log=Log(folder if processes.is_first else None),
         device=device,
         processes=processes,
+        run=identity(experiment, assembled.inputs),
         on_snapshot=lambda images: snapshot(True),
         on_stop=lambda images: snapshot(False),
         on_progress=on_progress,

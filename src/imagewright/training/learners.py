@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from imagewright.training.checkpoint import State, load_optimizer_state, optimizer_state
+from imagewright.shapes import misfit
+from imagewright.training.checkpoint import State, load_optimizer_state, optimizer_state, require_fit
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
 from imagewright.training.ema import Ema, averages
 from imagewright.types import Trained, UserError
+
+
+class _State(TypedDict):
+    module: dict[str, Any]
+    optimizer: dict[str, dict[str, Any]]
+    averages: dict[str, dict[str, Any]]
+    scaler: dict[str, float]
 
 
 class Learner:
@@ -74,14 +82,20 @@ class Learner:
         }
 
     def load_state(self, state: State) -> None:
-        """Inverse of `state`. Raises UserError when the averages are not the configured ones."""
-        self.module.load_state_dict(state["module"])
-        load_optimizer_state(self.optimizer, self.names, state["optimizer"])
+        """Inverse of `state`. Raises UserError, before anything moves, when it is of another module or averages."""
+        fault = misfit(state, _State)
+        if fault is not None:
+            raise UserError(f"the checkpoint is damaged: {fault}")
+        require_fit(state["module"], self.module.state_dict(), "module")
         if state["averages"].keys() != {a.profile.name for a in self.averages}:
             raise UserError(
                 f"the checkpoint holds the averages {sorted(state['averages'])}; this run has "
                 f"{sorted(a.profile.name for a in self.averages)}"
             )
+        for average in self.averages:
+            require_fit(state["averages"][average.profile.name], average.state, f"average {average.profile.name}")
+        load_optimizer_state(self.optimizer, self.names, state["optimizer"])
+        self.module.load_state_dict(state["module"])
         for average in self.averages:
             for name, value in state["averages"][average.profile.name].items():
                 average.state[name].copy_(value)

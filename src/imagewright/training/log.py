@@ -10,8 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from imagewright.files import write_text
-from imagewright.types import Update
+from imagewright import limits
+from imagewright.files import parse_json, read_bytes, require_replaceable, write_text
+from imagewright.types import Update, UserError
 
 SIGMA_EDGES = (0.1, 0.5, 2.0)
 """Borders of the noise-level bins in which losses are also reported."""
@@ -25,6 +26,7 @@ class Log:
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._board: Any = None
         if folder is not None:
+            require_replaceable(folder / "log.jsonl")
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(folder)
@@ -65,13 +67,19 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Lines of a log; a last line cut off by a crash is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    """Lines of a log; a last line cut off by a crash is left out. Raises UserError for what is no log."""
+    lines: list[dict[str, float]] = []
+    texts = read_bytes(path, limits.LOG).decode("utf-8", "replace").splitlines()
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = parse_json(text, f"{path}: line {number}", dict[str, float])
+            if not {"step", "images"} <= line.keys():
+                raise UserError(f"{path}: line {number} has no step and images")
+        except UserError:
+            if number == len(texts):
+                break
+            raise
+        lines.append(line)
     return lines
 
 

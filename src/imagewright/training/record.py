@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import math
 import os
 import pkgutil
 import types
 import typing
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
-from imagewright.files import read_json
+from imagewright.files import read_formatted
 from imagewright.pretrained import shipped
+from imagewright.shapes import brief, misfit
 from imagewright.types import UserError
 from imagewright.version import versions
 
@@ -49,6 +53,33 @@ Inputs = dict[str, dict[str, Any]]
 `places` where it lay."""
 
 
+class RunRecord(TypedDict):
+    """What experiment.json holds, as far as it is read."""
+
+    format: str
+    command: NotRequired[list[str] | None]
+    experiment: dict[str, Any]
+    inputs: NotRequired[dict[str, dict[str, Any]]]
+    versions: NotRequired[dict[str, str]]
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record of a run. Raises UserError when it is missing or damaged."""
+    return read_formatted(folder / "experiment.json", FORMAT, RunRecord)
+
+
+def identity(experiment: Any, inputs: Inputs) -> str:
+    """What a run is: its settings and what it was given, not where that lies nor how long it lasts; hexadecimal."""
+    settings = to_json(experiment)
+    for path in (*FREE, *INPUTS.values()):
+        *parents, last = path.split(".")
+        inner = get_field(settings, ".".join(parents)) if parents else settings
+        if isinstance(inner, dict):
+            inner.pop(last, None)
+    known = {name: {k: v for k, v in of.items() if k not in ("where", "places")} for name, of in inputs.items()}
+    return sha256(json.dumps([settings, known], sort_keys=True, default=str).encode()).hexdigest()
+
+
 def to_json(value: Any) -> Any:
     """Dataclasses as dictionaries that name their class; JSON has no infinity, so it is written as a string."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -65,7 +96,9 @@ def experiment_from_json(value: Any, where: Path) -> Any:
         return _from_json(value, Any)
     except _Unknown as unknown:
         raise UserError(f"{where} names the {unknown}, which this version does not have") from None
-    except (TypeError, AttributeError, KeyError) as error:
+    except UserError as error:
+        raise UserError(f"{where} is damaged: {error}") from None
+    except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:
         raise UserError(f"{where} is damaged: {error}") from None
 
 
@@ -75,16 +108,24 @@ class _Unknown(Exception):  # noqa: N818 - a finding, told by `experiment_from_j
 
 def _from_json(value: Any, annotation: Any) -> Any:
     if isinstance(value, dict):
-        cls = classes().get(value.get("class", ""))
+        name = value.get("class")
+        cls = classes().get(name) if isinstance(name, str) else None
         if cls is None:
-            raise _Unknown(f"class {value.get('class')!r}")
+            raise _Unknown(f"class {brief(name)}")
         hints = typing.get_type_hints(cls)
         strange = [name for name in value if name != "class" and name not in hints]
         if strange:
             raise _Unknown(f"field {strange[0]!r} of {cls.__name__}")
-        return cls(**{name: _from_json(v, hints[name]) for name, v in value.items() if name != "class"})
+        given = {name: _from_json(v, hints[name]) for name, v in value.items() if name != "class"}
+        for name, each in given.items():
+            fault = misfit(each, hints[name], f"{cls.__name__}.{name}", finite=False)
+            if fault is not None:
+                raise UserError(fault)
+        return cls(**given)
     if isinstance(value, list):
         return tuple(_from_json(v, _inner(annotation)) for v in value)
+    if isinstance(value, str) and any(unicodedata.category(letter) == "Cc" for letter in value):
+        raise UserError(f"it holds {brief(value)}, which has control characters")
     if value in ("inf", "-inf") and float in _members(annotation):
         return float(value)
     return value
@@ -125,14 +166,14 @@ def located(experiment: Any, folder: Path) -> Any:
     A path that is not there is looked for where the run in `folder`, if any, had it: at every place where it lay, and
     at the same way from the run's folder. What is nowhere stays as it is written.
     """
-    record = read_json(folder / "experiment.json") if (folder / "experiment.json").exists() else {}
+    record: Mapping[str, Any] = read_record(folder) if (folder / "experiment.json").exists() else {}
     for name, field in INPUTS.items():
         value = get_field(experiment, field)
         if value is None or value in EMBEDDED or value in shipped():
             continue
         known = record.get("inputs", {}).get(name, {})
-        candidates = [Path(value), *(Path(place) for place in known.get("places", ()))]
-        candidates += [folder / known["where"]] if known.get("where") else []
+        candidates = [Path(value), *(Path(str(place)) for place in known.get("places", ()))]
+        candidates += [folder / str(known["where"])] if known.get("where") else []
         there = [path for path in candidates if path.exists()]
         if there:
             experiment = set_field(experiment, field, os.path.abspath(there[0]))
@@ -186,7 +227,7 @@ def claim(folder: Path, experiment: Any, resume: bool) -> Inputs:
         return {}
     if not resume:
         raise UserError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
-    before = read_json(path)
+    before = read_record(folder)
     changed = _differences(before["experiment"], to_json(experiment))
     moved = [f for f in INPUTS.values() if get_field(before["experiment"], f) and get_field(experiment, f)]
     changed = [name for name in changed if name not in (*FREE, *moved)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from imagewright.files import replacing
+from imagewright import limits
+from imagewright.data.pixels import BadPicture, decode
+from imagewright.files import read_bytes, replacing
 from imagewright.samplers.generator import ImageGenerator
+from imagewright.types import UserError
 
 Images = npt.NDArray[np.uint8]
 ORIGIN = "imagewright"
@@ -45,12 +49,26 @@ def save_image(path: Path, image: Images, scale: int = 1, origin: str | None = N
 def image_origin(path: Path) -> str | None:
     """What `save_image` was told of a picture's origin; None for a file without it, or that is no PNG."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        content = read_bytes(path, limits.PICTURE_BYTES)
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.width * image.height > limits.PIXELS:
+                return None
             image.load()
             found = image.info.get(ORIGIN)
     except Exception:  # a stranger's file may be anything
         return None
     return found if isinstance(found, str) else None
+
+
+def read_image(path: Path, shape: tuple[int, ...]) -> Images:
+    """A picture that `save_image` wrote, uint8 of that shape [H, W, C]. Raises UserError where it is another."""
+    try:
+        pixels = decode(read_bytes(path, limits.PICTURE_BYTES))
+    except BadPicture as finding:
+        raise UserError(f"{path}: {finding}") from None
+    if pixels.shape != shape:
+        raise UserError(f"{path} is {pixels.shape}, not {shape}; choose another --out, or move it away")
+    return pixels
 
 
 def class_grid_labels(num_classes: int, columns: int) -> npt.NDArray[np.int64] | None:

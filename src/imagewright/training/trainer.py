@@ -11,18 +11,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 
 from imagewright.data import Loader
 from imagewright.noise import StepNoise, derive_seed, seed_networks
+from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
     State,
     checkpoint_path,
     checkpoints,
     load_checkpoint,
     prune,
+    require_fit,
     save_checkpoint,
 )
 from imagewright.training.config import TrainingConfig
@@ -74,10 +76,18 @@ class Progress:
     loss: float
 
 
+class _State(TypedDict):
+    step: Annotated[int, Within(0)]
+    images: Annotated[int, Within(0)]
+    learners: dict[str, dict[str, Any]]
+    targets: dict[str, dict[str, Any]]
+
+
 class Trainer:
     """One run in memory. `train()` goes on from where the clock stands until total_images.
 
-    folder: where checkpoints go. on_snapshot: called at every snapshot and at the end with the images seen.
+    folder: where checkpoints go. run: what they are of (`record.identity`).
+    on_snapshot: called at every snapshot and at the end with the images seen.
     on_stop: called where a signal ends the run early, so that what there is can be used.
     on_progress: called after every step.
     """
@@ -93,6 +103,7 @@ class Trainer:
         log: Log | None = None,
         device: torch.device | str = "cpu",
         processes: Processes | None = None,
+        run: str | None = None,
         on_snapshot: Callable[[int], None] = lambda images: None,
         on_stop: Callable[[int], None] = lambda images: None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -101,6 +112,7 @@ class Trainer:
         self.device = torch.device(device)
         self.processes = processes or Processes()
         self.log = log or Log(None)
+        self.run = run
         self.on_snapshot, self.on_stop, self.on_progress = on_snapshot, on_stop, on_progress
         self.micro = config.micro_batch or max(config.batch // self.processes.world, 1)
         if config.batch % (self.micro * self.processes.world):
@@ -147,18 +159,29 @@ class Trainer:
         }
 
     def load_state(self, state: State) -> None:
-        """Inverse of `state`."""
-        self.step_index, self.images = state["step"], state["images"]
+        """Inverse of `state`. Raises UserError where it is of other parts, or of a step that has other images."""
+        fault = misfit(state, _State)
+        if fault is None and state["images"] != state["step"] * self.config.batch:
+            fault = f"it is of step {state['step']} and {state['images']} images; a batch has {self.config.batch}"
+        targets = {n: r.module for n, r in self.parts.roles.items() if isinstance(r, Average)}
+        for found, wanted in (("learners", self.learners), ("targets", targets)):
+            if fault is None and state[found].keys() != wanted.keys():
+                fault = f"{found} are {', '.join(state[found])}; this run has {', '.join(wanted)}"
+        if fault is not None:
+            raise UserError(f"the checkpoint is damaged: {fault}")
+        for name, module in targets.items():
+            require_fit(state["targets"][name], module.state_dict(), f"target {name}")
         for name, learner in self.learners.items():
             learner.load_state(state["learners"][name])
-        for name, target in state["targets"].items():
-            self.parts.roles[name].module.load_state_dict(target)
+        for name, module in targets.items():
+            module.load_state_dict(state["targets"][name])
+        self.step_index, self.images = state["step"], state["images"]
 
     def save(self) -> Path:
         """Write a checkpoint (first process only) and remove old ones."""
         path = checkpoint_path(self.folder, self.images)
         if self.processes.is_first:
-            save_checkpoint(path, self.state())
+            save_checkpoint(path, self.state(), self.run)
             prune(self.folder, self.config.keep_checkpoints)
         self.processes.wait()
         return path
@@ -167,7 +190,11 @@ class Trainer:
         """Load the newest checkpoint of the folder; False if there is none. Raises UserError if it is damaged."""
         found = checkpoints(self.folder)
         if found:
-            self.load_state(load_checkpoint(found[-1]))
+            state = load_checkpoint(found[-1], self.run)
+            try:
+                self.load_state(state)
+            except UserError as error:
+                raise UserError(f"{found[-1]}: {error}") from None
         self.log.truncate(self.step_index)  # without a checkpoint too: the first attempt may have left lines
         return bool(found)
 

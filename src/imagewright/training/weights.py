@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from imagewright.arrays import read_tensors
 from imagewright.files import replacing
-from imagewright.models.files import read_tensors
 from imagewright.types import UserError
 
 FOLDER = "weights"

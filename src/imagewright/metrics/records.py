@@ -1,0 +1,72 @@
+"""What a metrics.json holds: scores and likelihoods, each with what it depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from imagewright.files import read_formatted
+from imagewright.shapes import Within
+
+FORMAT = "imagewright-metrics/1"
+
+
+class ReportRecord(TypedDict):
+    """A `metrics.Report` as JSON, as far as it is read."""
+
+    scores: dict[str, float]
+    num_images: Annotated[int, Within(0)]
+    num_reference: NotRequired[Annotated[int, Within(0)] | None]
+    yardsticks: NotRequired[dict[str, dict[str, Any]]]
+    settings: NotRequired[dict[str, Any]]
+    notes: NotRequired[list[str]]
+
+
+class ScoreRecord(TypedDict):
+    """One measurement of a sampler."""
+
+    sampler: dict[str, Any] | None
+    nfe: Annotated[int, Within(0)]
+    report: ReportRecord
+    seconds: NotRequired[float | None]
+    target: NotRequired[str]
+    command: NotRequired[list[str] | None]
+    classes: NotRequired[dict[str, Any] | None]
+    weights_sha256: NotRequired[str | None]
+
+
+class BitsRecord(TypedDict):
+    """A `metrics.bits.BitsReport` as JSON, as far as it is read."""
+
+    bpd: float
+    kind: str
+    stderr: float | None
+    num_images: Annotated[int, Within(0)]
+    split: str
+    preprocessing: str
+    reference: str
+    settings: dict[str, Any]
+    notes: list[str]
+    codecs: NotRequired[dict[str, float]]
+
+
+class LikelihoodRecord(TypedDict):
+    """One measurement of real images under a model."""
+
+    report: BitsRecord
+    changes: NotRequired[dict[str, Any]]
+    target: NotRequired[str]
+    weights_sha256: NotRequired[str | None]
+
+
+class Scores(TypedDict):
+    """The whole file."""
+
+    format: str
+    reports: NotRequired[list[ScoreRecord]]
+    likelihoods: NotRequired[list[LikelihoodRecord]]
+
+
+def read_scores(path: Path) -> Scores:
+    """A metrics.json. Raises UserError when it is missing, damaged or of another format."""
+    return read_formatted(path, FORMAT, Scores)
