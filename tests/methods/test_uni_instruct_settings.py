@@ -148,8 +148,9 @@ def test_the_di_piece_weighs_the_dmd_direction_by_h(kind: Divergence) -> None:
 
 
 def test_paper_s_reverse_divergence_is_sid_with_alpha_one_and_an_adversary() -> None:
-    ours, sida = NAMED["uni_rkl"], replace(NAMED["sida"], alpha=1.0)
-    assert ours == sida
+    """`run_sida.sh` has --alpha 1 on every data set; 1.2 is SiD's without the adversary."""
+    ours = NAMED["uni_rkl"]
+    assert ours == NAMED["sida"] and ours.alpha == 1.0 and NAMED["sid"].alpha == 1.2
     parts = learnt(ours)
     plain = ours.generator_update(parts, batch(), StepNoise(3), weighted=False).loss
     assert torch.equal(plain, replace(NAMED["sid"], alpha=1.0).generator_update(parts, batch(), StepNoise(3)).loss)
@@ -331,6 +332,8 @@ def test_recipes_have_the_published_settings() -> None:
         numbers = 3 * (32 if augmented else 64) ** 2  # the program sums over them, and its eps stands beside that sum
         assert training.optimizer.eps == pytest.approx((1e-8 if augmented else 1e-6) / numbers)
         assert training.total_images == 300_000_000
+    # The mean cross-entropy is a micro-batch's, so that its size is part of the method: the program's --batch-gpu.
+    assert (cifar.training.micro_batch, imagenet.training.micro_batch) == (32, 8)
     assert imagenet.training.precision == "fp16"
     lengths = [FAMILY[f"sid-{data}"]().training.total_images for data in ("cifar10", "imagenet64")]
     assert lengths == [800_000_000, 1_000_000_000]

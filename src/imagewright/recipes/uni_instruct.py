@@ -76,6 +76,7 @@ def cifar10(name: str) -> Experiment:
         training=TrainingConfig(
             total_images=800_000_000 if name == "sid" else 300_000_000,
             batch=256,
+            micro_batch=32,  # of which the adversary's mean is taken
             optimizer=_adam(1e-5, 3 * 32 * 32),
             ema=EmaConfig(halflife_images=500_000, rampup_ratio=0.05),
             log_images=50_000,
@@ -97,7 +98,7 @@ def imagenet64(name: str) -> Experiment:
             run.training,
             total_images=1_000_000_000 if name == "sid" else 300_000_000,
             batch=8192,
-            micro_batch=32,
+            micro_batch=8,
             precision="fp16",
             optimizer=_adam(4e-6, 3 * 64 * 64, eps=1e-6),
             ema=EmaConfig(halflife_images=2_000_000, rampup_ratio=0.05),
