@@ -3,11 +3,12 @@
 The published runs have two stages: without an adversary, then from those weights with one (`..._gan`). Constants are
 those of the commands of Kim-Dongjun/ctm-cifar10 (class-conditional) and sony/ctm; lengths are their advice: 10,000 to
 50,000 steps, then at least 30,000.
-Departs    l2 for LPIPS where it is not installed, and a convolutional discriminator for the projected one. The second
-           stage starts from the first one's averaged weights with fresh optimisers; the published runs go on from raw
-           weights, averages and RAdam's moments. fp16 is autocast of every network; there the discriminator stays in
-           float32. The programs add up the gradients of a process's micro-batches, ours are their mean: eps is smaller
-           by as much, but RAdam's first five steps, which divide by nothing, are smaller too.
+Departs    l2 for LPIPS where it is not installed, and its own maxima where the programs' VGG has average pooling; a
+           convolutional discriminator for the projected one. The second stage starts from the first one's averaged
+           weights with fresh optimisers; the published runs go on from raw weights, averages and RAdam's moments. fp16
+           is autocast of every network; there the discriminator stays in float32. The programs add up the gradients of
+           a process's micro-batches, ours are their mean: eps is smaller by as much, but RAdam's first five steps,
+           which divide by nothing, are smaller too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One-step generators by matching distributions (Wang et al. 2025, 2505.20755, and methods that it contains).
 
 CIFAR-10 and ImageNet-64: as in the published scripts of Uni-Instruct and SiD. The best figures are of FKL from a
-generator that RKL has trained: `--start runs/uni-rkl-cifar10`; the fake network learns it in the first phase. Their
-losses are sums over an image's numbers, ours means: Adam's eps is smaller by as much, so that its steps are the same.
+generator that RKL has trained, `--start runs/uni-rkl-cifar10`, in the scripts SiD's. Their losses are sums over an
+image's numbers, ours means: Adam's eps is smaller by as much, so that its steps are the same.
+Departs    With `--start` the fake network comes along; theirs starts as the teacher and learns in the first phase.
 """
 
 from __future__ import annotations
