@@ -219,6 +219,20 @@ def test_adversary_of_the_generator() -> None:
     torch.testing.assert_close(made.loss - without.loss, 3 * fool.mean() / by_hand(method, parts, fooling))
 
 
+def test_the_normaliser_is_not_zero_where_the_teacher_is_right() -> None:
+    """mean |x - D_real|, at least 1e-5, and the adversary's too."""
+    method = NAMED["uni_rkl"]
+    parts = learnt(method)
+    parts.teacher = lambda x, sigma, cond: made
+    noise = StepNoise(3)
+    latents, level = noise.normal(batch().images), torch.full((6,), 2.5, dtype=torch.float64)
+    made = parts.generator.start(2.5 * latents, level, batch().cond).detach()
+    update = method.generator_update(parts, batch(), StepNoise(3))
+    plain = method.generator_update(parts, batch(), StepNoise(3), weighted=False)
+    adversary = (update.loss - plain.loss).detach()
+    torch.testing.assert_close(adversary, (0.01 * update.parts["adversarial"].mean() / 1e-5).detach().expand(6))
+
+
 def test_phases() -> None:
     method = replace(NAMED["uni_fkl"], fake_only_images=100, plain_images=200)
     parts = learnt(method)
