@@ -218,9 +218,9 @@ def test_recipes_have_the_published_settings() -> None:
     levels = KarrasLevels(first=2, last=998)
     assert cifar.method == FDistill(divergence="kl", gan_weight=1e-3, judged="all", levels=levels)
     assert imagenet.method == FDistill(divergence="js", gan_weight=3e-3, ratio_decay=0.5, levels=levels)
-    for run, size, steps, lr in ((cifar, 2048, 100_000, 1e-4), (imagenet, 512, 600_000, 2e-6)):
+    for run, size, micro, steps, lr in ((cifar, 2048, 256, 100_000, 1e-4), (imagenet, 512, 32, 600_000, 2e-6)):
         t = run.training
-        assert (t.batch, t.total_images, t.optimizer.lr) == (size, size * steps, lr)
+        assert (t.batch, t.micro_batch, t.total_images, t.optimizer.lr) == (size, micro, size * steps, lr)
         assert (t.optimizer.kind, t.optimizer.weight_decay, t.optimizer.lr_ramp_images) == ("adamw", 0.01, 0)
         assert 0.5 ** (t.batch / t.ema.halflife_images) == pytest.approx(0.9999**5)
         assert math.isclose(t.optimizer.eps, 1e-8) and t.ema.rampup_ratio is None

@@ -3,7 +3,8 @@
 CIFAR-10 and ImageNet-64: as in the published scripts of Uni-Instruct and SiD. The best figures are of FKL from a
 generator that RKL has trained, `--start runs/uni-rkl-cifar10`, in the scripts SiD's. Their losses are sums over an
 image's numbers, ours means: Adam's eps is smaller by as much, so that its steps are the same.
-Departs    With `--start` the fake network comes along; theirs starts as the teacher and learns in the first phase.
+Departs    With `--start` the fake network comes along; theirs starts as the teacher and learns in the first phase. fp16
+           is autocast with a loss scale that is divided out again; theirs casts the networks and scales nothing.
 """
 
 from __future__ import annotations
