@@ -119,6 +119,18 @@ def test_uniform_classes_are_kept_beside_the_reference_s(home: Path, tmp_path: P
     assert [entry["classes"]["law"] for entry in json.loads(out.read_text())["reports"]] == ["reference"]
 
 
+def test_grey_pictures_of_three_channels_have_the_score_of_grey_ones(tmp_path: Path) -> None:
+    pixels, found = open_images("digits", split="test").images(range(20))[..., 0], []
+    for mode in ("L", "RGB"):
+        (tmp_path / mode).mkdir()
+        for i, picture in enumerate(pixels):
+            Image.fromarray(picture).convert(mode).save(tmp_path / mode / f"{i:02d}.png")
+        out = tmp_path / f"{mode}.json"
+        main(["evaluate", str(tmp_path / mode), "--data", "digits", "--metrics", "fd", "--out", str(out)])
+        found.append(json.loads(out.read_text())["reports"][0]["report"]["scores"])
+    assert found[0] == found[1] and found[0]["fd_digits"] > 0
+
+
 @pytest.mark.parametrize(
     "option", ["--n 5", "--seed 3", "--steps 4", "--sampler heun", "--classes uniform", "--skip-scale 0.8"]
 )

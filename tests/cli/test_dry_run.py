@@ -33,6 +33,16 @@ def test_missing_data_and_models_are_named(capsys: pytest.CaptureFixture[str]) -
     assert "generator: trained, 295.90 M parameters" in told and "GFLOP" in told and "kept for backward" in told
 
 
+def test_it_tells_what_will_be_built_and_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "edm-emoji64-16", "--data.resolution", "8", "--training.total-images", "1500", "--dry-run"])
+    told = capsys.readouterr().out
+    assert '"img_resolution": 8' in told and '"label_dim": 9' in told and "8x8x3, 9 classes" in told
+    shorter = "in proportion to 1,500 of the recipe's 150,000 images: training.optimizer.lr_ramp_images 5,000 -> 50"
+    assert shorter in told
+    assert "schedule: 1,500 images, rate 0.001; ramp 50, decay from 600, cool-down 600 images" in told
+    assert "time: at least " in told and " on cpu (" in told
+
+
 def test_a_token_model_has_its_cost_told(capsys: pytest.CaptureFixture[str]) -> None:
     main(["train", "maskgit-imagenet64", "--dry-run"])
     told = capsys.readouterr().out

@@ -121,6 +121,7 @@ def test_sims_loop_is_one_command(run: Path, tmp_path: Path, capsys: pytest.Capt
         "--samples",
         24,
         "--budget",
+        16,
         32,
         "--n",
         20,
@@ -131,7 +132,8 @@ def test_sims_loop_is_one_command(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert "omega" in capsys.readouterr().out
     made = open_images(str(tmp_path / "o" / "samples-0.zip"), split="all")
     assert len(made) == 24 and made.spec.num_classes == 10
-    auxiliary = tmp_path / "o" / "auxiliary-0"
+    assert (tmp_path / "o" / "auxiliary-0-16" / "model.json").exists()
+    auxiliary = tmp_path / "o" / "auxiliary-0-32"
     call("sample", run, "--guidance", "auto", "--guide", auxiliary, "--weight", 2, "--n", 2, "--out", tmp_path / "s")
     call(*words, "--omega", 1.0)  # goes on with what is there
 

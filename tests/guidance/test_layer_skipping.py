@@ -8,6 +8,7 @@ from imagewright.guidance.layer_skipping import LayerSkipped, layers_of, without
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
 from imagewright.oracles import GaussianOracle
+from imagewright.recipes import RECIPES
 from imagewright.types import Condition, Denoiser, UserError
 
 SIZES = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "label_dim": 4}
@@ -49,6 +50,18 @@ def test_layers_are_numbered_as_they_run():
         ("enc.4x4_block0", "attention"),
     ]
     assert kinds[-1] == ("dec.8x8_block1", "residual")
+
+
+def test_the_published_network_has_the_published_number_of_layers():
+    """58, so that the paper's N_max = 580 is ten steps of the ImageNet-64 ADM: 36 residual layers and 22 attentions."""
+    with torch.device("meta"):
+        layers = layers_of(DhariwalUNet(RECIPES["edm-imagenet64"]().network))
+    assert len(layers) == 58 and sum(layer.kind == "attention" for layer in layers) == 22
+    assert [layer.kind for layer in layers if "in" in layer.block.split(".")[1]] == [
+        "residual",
+        "attention",
+        "residual",
+    ]
 
 
 @EVERY

@@ -105,6 +105,20 @@ def test_the_reverse_divergence_weighs_nothing() -> None:
     assert torch.allclose(FDistill(divergence="rkl").weigh(LOGITS, SIGMA)[1], torch.ones(6), atol=2e-6)
 
 
+def test_means_are_over_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process with one image at every level, of ratio 1, and 6 weights of 1 in all."""
+    alone, _ = FDistill(divergence="kl").weigh(LOGITS, SIGMA)
+    others = [torch.ones(2, 10), torch.tensor([6.0, 6.0])]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda numbers: numbers.add_(others.pop(0)))
+    ratio, h = FDistill(divergence="kl").weigh(LOGITS, SIGMA)
+    raw = LOGITS.mean(1).clamp(-10, 10).exp().clamp(0.1, 20)
+    first = (raw[:3].sum() + 1) / 4  # three images of the lowest interval here, one there
+    torch.testing.assert_close(ratio[:3], raw[:3] / first, rtol=1e-5, atol=0)
+    assert not torch.allclose(ratio, alone)
+    torch.testing.assert_close(h, ratio / ((ratio.sum() + 6) / 12), rtol=1e-5, atol=0)
+
+
 # --- the updates ------------------------------------------------------------------------------------------------------
 
 

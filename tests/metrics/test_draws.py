@@ -111,6 +111,8 @@ def test_uniform_on_request_or_where_the_reference_cannot_say() -> None:
     assert class_shares(spec, reference)[0] == "reference"
     law, shares = class_shares(spec, reference, "uniform")
     assert law == "uniform" and shares is not None and shares.tolist() == [0.25] * 4
+    unseen = class_shares(replace(spec, empty_classes=(1,)), reference, "uniform")[1]  # by the model
+    assert unseen is not None and unseen.tolist() == [1 / 3, 0, 1 / 3, 1 / 3]
     for unknown in (embed(real(labels=False), Mean()), moments_of(np.eye(3))):
         assert class_shares(spec, unknown)[0] == "uniform"
     assert class_shares(generator(5).spec, reference)[0] == "uniform"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from imagewright.recipes import RECIPES
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
+from imagewright.training.record import to_json
+from imagewright.training.shortening import as_begun, shortened
 from imagewright.types import UserError
 
 
@@ -76,3 +80,35 @@ def test_ends_of_the_ranges_are_allowed() -> None:
     assert OptimizerConfig(betas=(0.0, 0.0), eps=0.0, weight_decay=0.0, lr_decay_images=1).betas == (0.0, 0.0)
     assert EmaConfig(halflife_images=0, rampup_ratio=None, power_std=(0.05, 0.289)).halflife_images == 0
     assert TrainingConfig(total_images=1, batch=8, micro_batch=8).micro_batch == 8
+
+
+def test_a_shorter_run_keeps_its_recipes_shape() -> None:
+    recipe = RECIPES["edm-digits"]()
+    total = recipe.training.total_images
+    short = replace(recipe, training=replace(recipe.training, total_images=total // 10))
+    run, changes = shortened(recipe, short)
+    assert [run.training.optimizer.lr_at(f * total // 10, total // 10) for f in (0, 0.05, 0.5, 0.8)] == pytest.approx(
+        [recipe.training.optimizer.lr_at(int(f * total), total) for f in (0, 0.05, 0.5, 0.8)], rel=2e-3
+    )
+    assert run.training.ema.halflife_images == recipe.training.ema.halflife_images / 10
+    assert "training.optimizer.lr_ramp_images 4,000 -> 400" in changes
+    assert as_begun(recipe, to_json(run)) == replace(run, training=replace(run.training, total_images=total))
+    kept, _ = shortened(recipe, short, ["training.optimizer.lr_decay_images"])
+    assert kept.training.optimizer.lr_decay_images == recipe.training.optimizer.lr_decay_images
+    longer = replace(recipe, training=replace(recipe.training, total_images=2 * total))
+    assert shortened(recipe, longer) == (longer, [])
+
+
+def test_what_a_method_counts_in_images_shrinks_too() -> None:
+    recipe = RECIPES["uni-rkl-digits"]()
+    recipe = replace(recipe, method=replace(recipe.method, fake_only_images=1_000, gan_weight=0.01))
+    short = replace(recipe, training=replace(recipe.training, total_images=recipe.training.total_images // 4))
+    assert shortened(recipe, short)[0].method.fake_only_images == 250
+
+
+def test_a_rate_that_never_reaches_its_height_is_refused() -> None:
+    recipe = RECIPES["edm-digits"]()
+    rate = replace(recipe.training.optimizer, lr_cooldown_images=600)
+    wrong = replace(recipe, training=replace(recipe.training, total_images=640, optimizer=rate))
+    with pytest.raises(UserError, match=r"total_images is 640; the rate's ramp \(\d+ images\) and cool-down \(600\)"):
+        shortened(recipe, wrong)

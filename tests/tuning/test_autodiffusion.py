@@ -123,6 +123,24 @@ def test_random_candidates_spend_the_layer_budget():
     assert all(len(ids) >= 2 for _ in range(50) for ids in operators(JOINT, skipped=(0.2, 0.4)).random().skips)
 
 
+@pytest.mark.parametrize(
+    ("layers", "budget", "shares", "steps", "counts"),
+    [
+        (10, 42, (0.0, 0.4), 4.871, (0.219, 0.228, 0.247, 0.279, 0.026)),
+        (13, 22, (0.0, 0.3), 1.740, (0.149, 0.191, 0.269, 0.391)),
+        (10, 42, (0.2, 0.5), 5.924, (0.0, 0.0, 0.303, 0.323, 0.352, 0.021)),
+    ],
+)
+def test_random_candidates_are_distributed_as_the_published_programs(layers, budget, shares, steps, counts):
+    """Mean number of steps, and shares of steps that skip 0, 1, 2, ... layers, in 20,000 draws of
+    `EvolutionSearcher.sample_active_subnet` of lilijiangg/AutoDiffusion at 1292082."""
+    made = operators(Space(layers=layers, max_layers=budget), skipped=shares)
+    drawn = [made.random() for _ in range(3000)]
+    skipped = [len(ids) for candidate in drawn for ids in candidate.skips]
+    assert np.mean([len(candidate.times) for candidate in drawn]) == pytest.approx(steps, abs=0.03)
+    assert np.bincount(skipped) / len(skipped) == pytest.approx(np.array(counts), abs=0.02)
+
+
 def test_mutants_and_children_cost_no_more_than_the_budget():
     made = operators(JOINT, skipped=(0.0, 0.4))
     a, b = made.random(), made.random()
@@ -194,8 +212,9 @@ def test_the_first_population_and_the_two_stages():
     near = [len(set(c.times) & set(JOINT.uniform().times)) for c in generations[0]]
     assert near[0] == 4 and np.mean(near[1:11]) < 0.5 and np.mean(near[11:]) > 2.5
     most = [max(len(ids) for c in g for ids in c.skips) for g in generations]
-    # The published loop: six populations without, then a fifth of max_prun more in each, of which the whole part of a
-    # random share is skipped, all of it only where nothing less fits; from the eighth on, at least min_prun.
+    # As a run of the published loop (at 1292082) with these settings: six populations without, then a fifth of max_prun
+    # more in each, of which the whole part of a random share is skipped, all of it only where nothing less fits; from
+    # the eighth on, at least min_prun. Theirs: 0 0 0 0 0 0 0 2 2 3 5 5.
     assert most[:7] == [0] * 7 and most[7:9] == [2, 2] and 3 <= most[9] <= 4 <= most[10] <= most[11] <= 5
     fresh = [len(ids) for g in generations[8:] for c in g[14:] for ids in c.skips]  # the random ones
     assert min(fresh) == 2  # min_prun, from the population after the sixth epoch on

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagewright.tuning.sims import Recipe, auxiliary_of, best_omega, self_consuming
+from imagewright.tuning.sims import Recipe, auxiliary_of, best_setting, self_consuming
 from imagewright.types import UserError
 
 
@@ -41,8 +41,9 @@ def test_with_omega_every_generation_draws_away_from_its_auxiliary():
     assert second.base == f"train(mix(real, {first.samples}, 0), 1)"
 
 
-def test_best_omega_prefers_the_smaller_of_equals():
-    assert best_omega([(0.0, 2.0), (1.0, 1.0), (0.5, 1.0), (2.0, 3.0)]) == 0.5
+def test_best_setting_is_the_first_of_equals():
+    scores = [((0, 0.0), 2.0), ((1, 0.5), 1.0), ((1, 1.0), 1.0), ((2, 2.0), 3.0)]
+    assert best_setting(scores) == (1, 0.5)
 
 
 def test_settings_are_checked():

@@ -28,6 +28,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     # how many
     **dict.fromkeys(("n", "batch_size", "batch", "steps", "shard", "images", "samples", "budget"), (1, MANY)),
     **dict.fromkeys(("evaluations", "iterations", "population", "points", "generations"), (1, MANY)),
+    **dict.fromkeys(("until", "window", "spacing"), (1, MANY)),
     "max_layers": (0, MANY),
     "rounds": (3, MANY),
     # which

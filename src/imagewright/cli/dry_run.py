@@ -7,6 +7,7 @@ names and this machine lacks are stood in for, and so are teachers, tokenizers a
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,11 @@ from imagewright.data.couplings import Couplings
 from imagewright.metrics.perceptual import perceptual_network
 from imagewright.models.files import ModelFile
 from imagewright.recipes import RECIPES
+from imagewright.training.distributed import pick_device
 from imagewright.training.experiment import DataConfig, Experiment, Sources, assemble
 from imagewright.training.footprint import footprint
 from imagewright.training.record import to_json
-from imagewright.types import DataSpec, Trained, UserError
+from imagewright.types import Average, DataSpec, Parts, Trained, UserError
 
 KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
     "cifar10-32x32.zip": (32, 3, 10),
@@ -96,17 +98,61 @@ class StandIns(Sources):
 
 def dry_run(experiment: Experiment) -> None:
     """Print the resolved run, what is missing for it, and what its networks cost."""
-    say(json.dumps(to_json(experiment), indent=2))
     sources = StandIns()
     with torch.device("meta"):
         assembled = assemble(experiment, sources=sources)
     spec = assembled.images.spec
+    built = experiment if assembled.network is None else replace(experiment, network=assembled.network)
+    say(json.dumps(to_json(built), indent=2))
     shape = f"{spec.resolution}x{spec.resolution}x{spec.channels}, {spec.num_classes} classes"
     say(f"data: {assembled.images.source}, {len(assembled.images)} images, {shape}")
     for line in dict.fromkeys(sources.missing):
         say(f"not there: {line}")
     for name, role in assembled.parts.roles.items():
         say(f"{name}: {_cost(role, experiment, spec)}")
+    rate = experiment.training.optimizer
+    say(
+        f"schedule: {experiment.training.total_images:,} images, rate {rate.lr:g}; ramp {rate.lr_ramp_images:,}, decay "
+        f"from {rate.lr_decay_images or 0:,}, cool-down {rate.lr_cooldown_images:,} images"
+    )
+    say(_time(assembled.parts, experiment, spec))
+
+
+def _time(parts: Parts, experiment: Experiment, spec: DataSpec) -> str:
+    """How long the run takes here at the least: each part is asked once an image, and what learns goes backward."""
+    operations = 0
+    for role in parts.roles.values():
+        cost = footprint(getattr(role.module, "network", None), spec)
+        if cost is not None and not isinstance(role, Average):
+            operations += (3 if isinstance(role, Trained) else 1) * cost.flops
+    if not operations:
+        return "time: not known for these networks"
+    device = pick_device("auto")
+    speed = operations_per_second(device)
+    seconds = operations * experiment.training.total_images / speed
+    return (
+        f"time: at least {_duration(seconds)} on {device} ({speed / 1e9:.0f} GFLOP/s in convolutions), if every "
+        "network is asked once an image; methods that ask more often, and small networks, take longer"
+    )
+
+
+def operations_per_second(device: torch.device, seconds: float = 0.3) -> float:
+    """Floating-point operations of a 3x3 convolution of 64 channels at 32x32, forward; measured now."""
+    layer, x = nn.Conv2d(64, 64, 3, padding=1).to(device), torch.zeros(8, 64, 32, 32, device=device)
+    with torch.no_grad():
+        layer(x)
+        count, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            float(layer(x)[0, 0, 0, 0])  # waits for the device
+            count += 1
+    return count * 2 * 9 * 64 * 64 * 32 * 32 * len(x) / (time.perf_counter() - started)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{max(seconds, 1):.0f} seconds"
 
 
 def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:

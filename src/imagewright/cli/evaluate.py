@@ -17,15 +17,17 @@ from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.cli.score_file import keep
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
-from imagewright.data import open_images
+from imagewright.data import ImageSet, open_images
 from imagewright.files import try_output
 from imagewright.metrics.bits import BitsSettings
 from imagewright.metrics.draws import ClassLaw, class_shares, draw_for_score
 from imagewright.metrics.evaluate import METRICS, Report, evaluate, feasible
+from imagewright.metrics.features import FeatureExtractor, in_batches
 from imagewright.metrics.reference import Reference, embed
 from imagewright.models.files import ModelFile
 from imagewright.pretrained import find_model, shipped
 from imagewright.samplers.generator import sampler_to_json
+from imagewright.training.distributed import pick_device
 from imagewright.types import DataSpec, UserError
 
 SEED = 1
@@ -69,8 +71,8 @@ def evaluate_command(
         target: a run folder, a model folder, a shipped model; or a folder or zip of images.
         data: real images: digits, emoji64, a zip or a folder; default what the model was trained on.
         split: of the real images (train, test, all); default all, for bpd test.
-        n: images to draw; default as many as there are real ones (50,000 at most). For bpd: real images to score,
-            evenly chosen; default all of the split.
+        n: images to draw; default as many as there are real ones (50,000 at most). Of a set of images, and for bpd of
+            the real ones: how many to score, evenly chosen; default all.
         seed: of the images drawn.
         metrics: of fd, kid, is, prdc; and bpd, the bits per dimension of the real images, by the model's exact
             likelihood, its bound, or its probability flow.
@@ -82,7 +84,7 @@ def evaluate_command(
         inception: the public Inception weight file (path or URL), for FID; default our classifier of the data set.
         yardsticks: measure them too.
         out: where the result goes; default metrics.json in the run folder. Earlier entries are kept.
-        batch_size: images per network call.
+        batch_size: images per call of the network, or of the feature extractor where images are given.
         device: auto, cpu, cuda, mps.
     """
     unknown = [m for m in metrics if m not in (*METRICS, "bpd")]
@@ -95,13 +97,13 @@ def evaluate_command(
         if "bpd" in metrics:
             raise UserError(f"{target} is no model; bpd is how probable a model finds real images")
         drawing: dict[str, Any] = {
-            "n": n,
             "seed": seed != SEED,
             "classes": classes != "reference",
             "changes": changes.record(),
         }
         _refuse_unused(f"{target}, which is a set of images", **drawing, sampler=sampler, steps=steps, set=set)
-        _evaluate_images(target, data, split or "all", metrics, inception, yardsticks, out)
+        extractor = None if data is None else extractor_for(data, inception, pick_device(device))
+        _evaluate_images(target, data, split or "all", n, metrics, extractor, yardsticks, out, batch_size)
         return
     file = find_model(target)
     path = out or (Path(target) / "metrics.json" if Path(target).is_dir() else None)
@@ -118,7 +120,7 @@ def evaluate_command(
         if not metrics:
             return
     reference = reference_images(data or training_data(target, file.spec), file.spec, split or "all")
-    extractor = extractor_for(reference.spec.name if data is None else data, inception)
+    extractor = extractor_for(reference.spec.name if data is None else data, inception, pick_device(device))
     embedded = embed(reference, extractor)
     count = n or min(len(reference), 50_000)
     metrics = _feasible(metrics, count, len(reference))
@@ -177,25 +179,38 @@ def _evaluate_images(
     target: str,
     data: str | None,
     split: str,
+    n: int | None,
     metrics: tuple[str, ...],
-    inception: str | None,
+    extractor: FeatureExtractor | None,
     yardsticks: bool,
     out: Path | None,
+    batch_size: int,
 ) -> None:
     if not Path(target).exists():
         raise UserError(f"{target} is neither a model ({', '.join(shipped())}, or a run folder) nor a set of images")
-    if data is None:
+    if data is None or extractor is None:
         raise UserError(f"{target} is a set of images; say with --data which real images to compare it with")
     images = open_images(target, split="all", labels=False)
-    reference = reference_images(data, images.spec, split)
-    extractor = extractor_for(data, inception)
+    if n is not None:
+        if n > len(images):
+            raise UserError(f"--n is {n}; there are {len(images)} images in {target}")
+        images = images.subset([i * len(images) // n for i in range(n)])
+    reference = reference_images(data, images.spec, split, own_colours=True)
+    if images.spec.channels == 3 and reference.spec.channels == 1 and _all_grey(images):
+        images = ImageSet.of(images.images()[..., :1], name=target)  # ADM's files always have three
+    if images.spec.channels != reference.spec.channels:
+        reference = reference_images(data, images.spec, split)
     metrics = _feasible(metrics, len(images), len(reference))
-    batches = (images.images(range(i, min(i + 256, len(images)))) for i in range(0, len(images), 256))
+    batches = in_batches(images, batch_size)
     with bar(f"evaluating {target}", len(images)) as advance_to:
         report = evaluate(batches, reference, extractor, metrics=metrics, yardsticks=yardsticks, on_progress=advance_to)
     entries = [_entry(target, None, 0, 0.0, report)]
     _table(entries)
     _keep("reports", [{**entry, "command": invoked()} for entry in entries], out)
+
+
+def _all_grey(images: ImageSet) -> bool:
+    return all((batch == batch[..., :1]).all() for batch in in_batches(images))
 
 
 class _Stopwatch:

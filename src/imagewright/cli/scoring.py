@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from imagewright.data import ImageSet, open_images
 from imagewright.metrics.features import FeatureExtractor, digits_features, emoji_features
 from imagewright.metrics.inception import InceptionFeatures
@@ -25,17 +27,18 @@ def training_data(model: str, spec: DataSpec) -> str:
     raise UserError(f"{model} does not say which images it was trained on; name them with --data")
 
 
-def reference_images(source: str, spec: DataSpec, split: str) -> ImageSet:
-    """Real images at a model's size."""
-    return open_images(source, resolution=spec.resolution, channels=spec.channels, split=split)  # type: ignore[arg-type]
+def reference_images(source: str, spec: DataSpec, split: str, *, own_colours: bool = False) -> ImageSet:
+    """Real images at a model's size, in its colours, or in their own."""
+    channels = None if own_colours else spec.channels
+    return open_images(source, resolution=spec.resolution, channels=channels, split=split)  # type: ignore[arg-type]
 
 
-def extractor_for(data: str, inception: str | None = None) -> FeatureExtractor:
+def extractor_for(data: str, inception: str | None, device: torch.device) -> FeatureExtractor:
     """Our classifier of an embedded set, or the Inception network. Raises UserError for other data without it."""
     if inception is not None:
-        return InceptionFeatures(inception)
+        return InceptionFeatures(inception, device=device)
     if data not in EXTRACTORS:
         raise UserError(
             f"there is no feature extractor of our own for {data}; give the Inception weights with --inception"
         )
-    return EXTRACTORS[data]()
+    return EXTRACTORS[data](device)

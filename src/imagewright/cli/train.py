@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +20,7 @@ from imagewright.recipes import RECIPES
 from imagewright.training.distributed import pick_device, processes
 from imagewright.training.experiment import Experiment, run_experiment
 from imagewright.training.record import experiment_from_json, merged, read_record
+from imagewright.training.shortening import as_begun, shortened
 from imagewright.training.trainer import Interrupted, Progress
 from imagewright.types import UserError
 
@@ -66,8 +67,9 @@ def main(args: Sequence[str]) -> None:
     if args[0] == "--resume":
         name, run, command = _resumed(args[1:])
     else:
-        name, run, command = args[0], parse(args), args
-    folder = run.out or Path("runs") / Path(name).stem
+        name, recipe, command = args[0], find_experiment(args[0]), args
+        run = _in_proportion(parse(args, Run(experiment=recipe)), recipe, args)
+    folder = run.out or _usual_folder(name)
     if run.dry_run:
         with told_errors():
             dry_run(run.experiment)
@@ -98,14 +100,30 @@ def main(args: Sequence[str]) -> None:
             say(f"done: {folder}  (imagewright sample {folder}; imagewright evaluate {folder})")
 
 
+def _in_proportion(run: Run, recipe: Experiment, args: Sequence[str]) -> Run:
+    """The run with its recipe's schedule in proportion, which is said; one that goes on has the one it began with."""
+    given = [word.removeprefix("--").split("=")[0].replace("-", "_") for word in args if word.startswith("--")]
+    path = (run.out or _usual_folder(args[0])) / "experiment.json"
+    if run.resume and path.exists():
+        return replace(run, experiment=as_begun(run.experiment, read_record(path.parent)["experiment"], given))
+    experiment, changes = shortened(recipe, run.experiment, given)
+    if changes:
+        share = f"{run.experiment.training.total_images:,} of the recipe's {recipe.training.total_images:,} images"
+        say(f"in proportion to {share}: {'; '.join(changes)}")
+    return replace(run, experiment=experiment)
+
+
 def _say_stopped(stopped: Interrupted, folder: Path) -> None:
     with suppress(OSError):  # the terminal may be what was lost
         say(f"stopped; the state is in {stopped.checkpoint}\ngo on with: imagewright train --resume {folder}")
 
 
-def parse(args: Sequence[str], default: Run | None = None) -> Run:
-    """A recipe's name or file, and options, as a run. default: what the options change; None = the recipe's."""
-    default = default or Run(experiment=find_experiment(args[0]))
+def _usual_folder(name: str) -> Path:
+    return Path("runs") / Path(name).stem
+
+
+def parse(args: Sequence[str], default: Run) -> Run:
+    """Options of a recipe, whose name or file stands first, as a run. default: what they change."""
     return tyro.cli(
         Run,
         default=default,

@@ -38,8 +38,9 @@ class Scorer:
         """Real training images through the extractor of their set, or through Inception's weights."""
         source = data or training_data(model, file.spec)
         images = reference_images(source, file.spec, "train" if source in ("digits", "emoji64") else "all")
-        extractor = extractor_for(source, inception)
-        return cls(extractor, embed(images, extractor).moments, pick_device(device))
+        target = pick_device(device)
+        extractor = extractor_for(source, inception, target)
+        return cls(extractor, embed(images, extractor).moments, target)
 
     def score(self, model: nn.Module, file: ModelFile, sampler: Sampler, n: int, seed: int) -> float:
         """Frechet distance of n images of a seed: the same noise and labels for every candidate."""

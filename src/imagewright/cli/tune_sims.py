@@ -25,7 +25,7 @@ from imagewright.samplers.generator import ImageGenerator, sampler_from_json
 from imagewright.training.config import EmaConfig
 from imagewright.training.distributed import pick_device
 from imagewright.training.experiment import DataConfig, Experiment, run_experiment
-from imagewright.tuning.sims import Recipe, best_omega, self_consuming
+from imagewright.tuning.sims import Recipe, best_setting, self_consuming
 from imagewright.types import UserError
 
 
@@ -42,24 +42,28 @@ class Images:
         return self._run(self._on(data, generation), self.out / f"generation-{generation}")
 
     def fine_tune(self, model: str, data: str, generation: int) -> str:
-        """A copy of the model, with the recipe's rate as it was before its cooldown, constant."""
+        """A copy of the model, trained for the budget in force."""
+        return self.fine_tuned(model, data, generation, self.budget)
+
+    def fine_tuned(self, model: str, data: str, generation: int, budget: int) -> str:
+        """A copy of the model after `budget` images, with the recipe's rate as it was before its cooldown, constant."""
         training = self.experiment.training
         at = max(training.total_images - training.optimizer.lr_cooldown_images, training.optimizer.lr_ramp_images)
         rate = replace(training.optimizer, lr_cooldown_images=0).lr_at(at, training.total_images)
         optimizer = replace(training.optimizer, lr=rate, lr_ramp_images=0, lr_decay_images=None, lr_cooldown_images=0)
-        halflife = min(training.ema.halflife_images, self.budget / 10)
+        halflife = min(training.ema.halflife_images, budget / 10)
         tuned = replace(
             self._on(data, generation),
             start=model,
             training=replace(
                 training,
-                total_images=self.budget,
+                total_images=budget,
                 optimizer=optimizer,
                 ema=EmaConfig(halflife_images=halflife, rampup_ratio=None),
                 seed=training.seed + 1000 + generation,
             ),
         )
-        return self._run(tuned, self.out / f"auxiliary-{generation}")
+        return self._run(tuned, self.out / f"auxiliary-{generation}-{budget}")
 
     def draw(self, base: str, auxiliary: str | None, omega: float, generation: int) -> str:
         """A zip of labelled samples."""
@@ -122,7 +126,7 @@ def sims(
     model: Annotated[str, tyro.conf.Positional],
     out: Path,
     samples: int = 10_000,
-    budget: int = 10_000,
+    budget: tuple[int, ...] = (5_000, 10_000, 20_000),
     omega: tuple[float, ...] = (0.5, 1.0, 1.5),
     n: int = 1000,
     seed: int = 1,
@@ -130,18 +134,21 @@ def sims(
     pollution: float = 1.0,
     recipe: str | None = None,
     data: str | None = None,
+    inception: str | None = None,
     device: str = "auto",
 ) -> None:
     """Train a copy on the model's own samples and move away from it; the same command again goes on where it stopped.
 
-    With --generations above 1: the self-consuming experiment. Each generation is trained from scratch on real images
-    polluted by the samples of the one before, plainly and with SIMS (the first --omega); both are measured.
+    How long the copy is trained and how far to move are searched together: too short a training gives no direction, too
+    long a one leaves the useful one. With --generations above 1: the self-consuming experiment. Each generation is
+    trained from scratch on real images polluted by the samples of the one before, plainly and with SIMS (the first
+    --budget and --omega); both are measured.
 
     Args:
         model: run or shipped model to improve.
         out: folder for samples and the auxiliary run.
         samples: images to draw from the model; at least as many as there are real ones.
-        budget: images of fine-tuning; a few percent of the model's own training.
+        budget: images of fine-tuning to try; a few percent of the model's own training.
         omega: strengths to measure; 0 is the model itself.
         n: images for each measurement.
         seed: of the images measured.
@@ -149,18 +156,19 @@ def sims(
         pollution: synthetic images in a generation's data, per real one.
         recipe: of the model, where it is no run folder: edm-emoji64-32.
         data: real images to measure against; default what the model was trained on.
+        inception: weights of the Inception network, for data other than digits and emoji64.
         device: auto, cpu, cuda, mps.
     """
-    if samples < 1 or budget < 1 or not omega or min(omega) <= 0 or pollution < 0:
+    if samples < 1 or not budget or min(budget) < 1 or not omega or min(omega) <= 0 or pollution < 0:
         raise UserError(
-            f"--samples is {samples}, --budget {budget}, --omega {omega}, --pollution {pollution}; samples and budget "
-            "must be at least 1, every omega above 0, pollution at least 0"
+            f"--samples is {samples}, --budget {budget}, --omega {omega}, --pollution {pollution}; samples and every "
+            "budget must be at least 1, every omega above 0, pollution at least 0"
         )
     experiment = find_experiment(recipe) if recipe else experiment_of(Path(model))
     file = find_model(model)
-    images = Images(experiment, out, samples, budget, pollution, device)
+    images = Images(experiment, out, samples, budget[0], pollution, device)
     source = data or training_data(model, file.spec)
-    extractor = extractor_for(source)
+    extractor = extractor_for(source, inception, pick_device(device))
     moments = embed(reference_images(source, file.spec, "all"), extractor).moments
 
     def score(base: str, auxiliary: str | None, strength: float) -> float:
@@ -169,17 +177,21 @@ def sims(
     if generations > 1:
         _self_consuming(images, score, omega[0], generations, experiment.data.source, out)
         return
-    auxiliary = images.fine_tune(model, images.draw(model, None, 0.0, 0), 0)
-    scores = [(0.0, score(model, None, 0.0))] + [(o, score(model, auxiliary, o)) for o in omega]
-    rows = table("omega", "distance (lower is better)")
-    for strength, value in scores:
-        rows.add_row(f"{strength:g}", f"{value:.4g}")
+    drawn = images.draw(model, None, 0.0, 0)
+    scores: list[tuple[tuple[str, float], float]] = [(("", 0.0), score(model, None, 0.0))]
+    rows = table("images of fine-tuning", "omega", "distance (lower is better)")
+    rows.add_row("", "0", f"{scores[0][1]:.4g}")
+    for images_seen in budget:
+        auxiliary = images.fine_tuned(model, drawn, 0, images_seen)
+        for strength in omega:
+            scores.append(((auxiliary, strength), score(model, auxiliary, strength)))
+            rows.add_row(str(images_seen), f"{strength:g}", f"{scores[-1][1]:.4g}")
     OUT.print(rows)
-    best = best_omega(scores)
+    guide, best = best_setting(scores)
     if best == 0:
-        say("no omega is better than the model itself; try another --budget")
+        say("no budget and omega are better than the model itself")
     else:
-        say(f"use it with: imagewright sample {model} --guidance auto --guide {auxiliary} --weight {1 + best:g}")
+        say(f"use it with: imagewright sample {model} --guidance auto --guide {guide} --weight {1 + best:g}")
 
 
 def _self_consuming(

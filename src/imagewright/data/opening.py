@@ -221,7 +221,7 @@ def _wrong_size(size: tuple[int, int], common: int, resolution: int | None, crop
         return None
     shape = f"is {size[0]}x{size[1]}"
     if size[0] != size[1]:
-        return f"{shape}; pictures have to be square"
+        return f"{shape}; pictures have to be square (`data convert --resolution N --crop box` cuts them to that)"
     if resolution is not None:
         return f"{shape}, which {resolution} does not divide" if size[0] % resolution else None
     return f"{shape}; most of the set is {common}x{common}" if size[0] != common else None

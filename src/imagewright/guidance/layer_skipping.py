@@ -5,8 +5,9 @@ Layers       Every block of the network, in the order of execution (encoder, the
              a block with attention is followed by a layer "attention". They are numbered 0, 1, 2, ... (`layers_of`).
 Ingredients  a skipped residual layer is its shortcut alone: identity, 1x1 convolution and resampling stay; a skipped
              attention is the identity. Skipped layers are not computed. Nothing is trained, weights are shared.
-Departs      networks whose residual sums are scaled (DDPM++, by sqrt(1/2), to keep the variance) leave the scale out
-             where nothing is added. The published code knows ADM alone, whose scale is 1.
+Departs      from lilijiangg/AutoDiffusion, guided_diffusion/dynamic_unet.py, in one thing: networks whose residual sums
+             are scaled (DDPM++, by sqrt(1/2), to keep the variance) leave the scale out where nothing is added. The
+             published code knows ADM alone, whose scale is 1.
 """
 
 from __future__ import annotations

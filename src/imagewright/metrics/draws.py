@@ -34,7 +34,8 @@ def class_shares(
         return None, None
     counts = reference.moments.class_counts if isinstance(reference, Reference) else reference.class_counts
     if law == "uniform" or counts is None or len(counts) != spec.num_classes:
-        return "uniform", np.full(spec.num_classes, 1 / spec.num_classes)
+        known = np.array([k not in spec.empty_classes for k in range(spec.num_classes)])
+        return "uniform", known / known.sum()
     return "reference", np.array(counts) / sum(counts)
 
 

@@ -33,6 +33,7 @@ class FeatureExtractor(Protocol):
 
     name:    part of every score's name (fd_<name>).        dim:    feature dimension d.
     sha256:  of the weight file; scores of different extractors do not compare.
+    channels: of the pictures that it sees, 1 or 3.
     """
 
     @property
@@ -43,6 +44,9 @@ class FeatureExtractor(Protocol):
 
     @property
     def num_classes(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
 
     @property
     def sha256(self) -> str: ...
@@ -146,6 +150,7 @@ class ClassifierFeatures:
         self.name: str = self.header["name"]
         self.dim = config.dim
         self.num_classes = config.num_classes
+        self.channels = config.channels
         self.sha256 = file_sha256(path)
         self._config, self._device, self._batch_size = config, torch.device(device), batch_size
         self.network = Classifier(config)

@@ -266,6 +266,7 @@ class InceptionFeatures:
 
     dim = 2048
     num_classes = 1008
+    channels = 3
 
     def __init__(
         self,

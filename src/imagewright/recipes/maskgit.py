@@ -69,7 +69,7 @@ def maskgit_digits() -> Experiment:
 
 
 def vq_emoji64_32() -> Experiment:
-    """A tokenizer of emoji at 32x32: 8 x 8 tokens of 256 values; half an hour on a CPU thread."""
+    """A tokenizer of emoji at 32x32: 8 x 8 tokens of 256 values; five minutes on a CPU thread of its own."""
     run = vq_digits()
     return replace(
         run,
@@ -91,20 +91,21 @@ def vq_emoji64_32() -> Experiment:
 
 
 def maskgit_emoji64_32() -> Experiment:
-    """Emoji at 32x32 from the tokens of the run `runs/vq-emoji64-32`."""
+    """Emoji at 32x32 from the tokens of the run `runs/vq-emoji64-32`: four minutes on a CPU thread of its own."""
     run = maskgit_digits()
     return replace(
         run,
         data=DataConfig(source="emoji64", resolution=32),
         tokenizer="runs/vq-emoji64-32",
-        network=TokenTransformerConfig(**TOKENS, width=192, depth=6, heads=6, post_norm=False, dropout=0.2),
         sampler=MaskedDecoding(num_steps=8),
         training=replace(
             run.training,
-            total_images=400_000,
-            batch=64,
-            optimizer=replace(run.training.optimizer, lr=5e-4, lr_cooldown_images=200_000),
-            ema=EmaConfig(halflife_images=10_000, rampup_ratio=0.1),
+            total_images=32_000,
+            batch=32,
+            optimizer=replace(run.training.optimizer, lr=2e-3, lr_ramp_images=1_600, lr_cooldown_images=24_000),
+            ema=EmaConfig(halflife_images=1_600, rampup_ratio=0.1),
+            snapshot_images=16_000,
+            checkpoint_images=8_000,
         ),
     )
 

@@ -110,6 +110,8 @@ class Assembled:
     couplings: Couplings | None = None
     inputs: Inputs = field(default_factory=dict)
     """What identifies each thing that the run was given."""
+    network: Any = None
+    """Configuration of the network that was built, with what the data and the method decide; None = it has none."""
 
 
 class Sources:
@@ -175,8 +177,10 @@ def assemble(
         given["features"] = sources.features(experiment.features, spec)
     elif experiment.features is not None:
         raise UserError(f"method {type(experiment.method).__name__} compares no features; features has no effect")
+    config = None
     if "network" in wanted:
-        given["network"] = _network(experiment, spec, cast("Codec | None", given.get("codec")))
+        config = _network_config(experiment, spec, cast("Codec | None", given.get("codec")))
+        given["network"] = _network(config, experiment.training.seed)
     missing = [n for n, p in wanted.items() if n not in given and p.default is inspect.Parameter.empty]
     if missing:
         raise UserError(f"method {type(experiment.method).__name__} needs {', '.join(missing)}, which no field gives")
@@ -192,7 +196,7 @@ def assemble(
         m = store.manifest
         sources.inputs["couplings"] = {"pairs": m.n, "seed": m.seed, "weights_sha256": m.origin.get("weights_sha256")}
     inputs: Inputs = {"data": _identity(images), **sources.inputs}
-    return Assembled(images, parts, store, inputs)
+    return Assembled(images, parts, store, inputs, config)
 
 
 def _identity(images: ImageSet) -> dict[str, Any]:
@@ -260,8 +264,8 @@ def _start_others(name: str, parts: Parts, product: str) -> None:
         module.load_state_dict({**wanted, **weights})
 
 
-def _network(experiment: Experiment, spec: DataSpec, codec: Codec | None) -> nn.Module:
-    """The network of the experiment's configuration, of which as much as it has a field for comes from the data."""
+def _network_config(experiment: Experiment, spec: DataSpec, codec: Codec | None) -> Any:
+    """The network's configuration, of which as much as it has a field for comes from the data."""
     if experiment.network is None:
         raise UserError(f"method {type(experiment.method).__name__} needs a network; give one with `network`")
     known: dict[str, Any] = {
@@ -275,9 +279,12 @@ def _network(experiment: Experiment, spec: DataSpec, codec: Codec | None) -> nn.
     if codec is not None:
         known |= {"values": codec.values, "length": codec.length, "channels": getattr(codec, "channels", 1)}
     fields = {f.name for f in dataclasses.fields(experiment.network)}
-    config = dataclasses.replace(experiment.network, **{k: v for k, v in known.items() if k in fields})
+    return dataclasses.replace(experiment.network, **{k: v for k, v in known.items() if k in fields})
+
+
+def _network(config: Any, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(experiment.training.seed, 0))
+        torch.manual_seed(derive_seed(seed, 0))
         return NETWORKS[type(config).__name__.removesuffix("Config")](config)
 
 
@@ -336,7 +343,7 @@ def run_experiment(
     check_inputs(folder, before, assembled.inputs, experiment)
     check_device(assembled.parts.roles[experiment.method.product].module, device)
     if processes.is_first:
-        record = experiment_record(experiment, command, assembled.inputs, folder)
+        record = experiment_record(experiment, command, folder, assembled.inputs, before)
         write_json(folder / "experiment.json", record)
     loader = Loader(
         assembled.images,

@@ -49,7 +49,8 @@ FREE = (
 )
 """Settings that a resumed run may change: how long it lasts, what it writes when, how a batch is cut up."""
 Inputs = dict[str, dict[str, Any]]
-"""Of each thing that a run was given: what identifies it, and `where` it lies from the run's folder."""
+"""Of each thing that a run was given: what identifies it, `where` it lies from the run's folder, and the absolute
+`places` where it lay."""
 
 
 class RunRecord(TypedDict):
@@ -75,7 +76,7 @@ def identity(experiment: Any, inputs: Inputs) -> str:
         inner = get_field(settings, ".".join(parents)) if parents else settings
         if isinstance(inner, dict):
             inner.pop(last, None)
-    known = {name: {k: v for k, v in of.items() if k != "where"} for name, of in inputs.items()}
+    known = {name: {k: v for k, v in of.items() if k not in ("where", "places")} for name, of in inputs.items()}
     return sha256(json.dumps([settings, known], sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -162,8 +163,8 @@ def classes() -> Mapping[str, type]:
 def located(experiment: Any, folder: Path) -> Any:
     """The experiment with absolute paths of what it is given, wherever that is found.
 
-    A path that is not there is looked for where the run in `folder`, if any, had it: at the recorded path, and at the
-    same way from the run's folder. What is nowhere stays as it is written.
+    A path that is not there is looked for where the run in `folder`, if any, had it: at every place where it lay, and
+    at the same way from the run's folder. What is nowhere stays as it is written.
     """
     record: Mapping[str, Any] = read_record(folder) if (folder / "experiment.json").exists() else {}
     for name, field in INPUTS.items():
@@ -171,7 +172,7 @@ def located(experiment: Any, folder: Path) -> Any:
         if value is None or value in EMBEDDED or value in shipped():
             continue
         known = record.get("inputs", {}).get(name, {})
-        candidates = [Path(value), Path(get_field(record.get("experiment", {}), field) or value)]
+        candidates = [Path(value), *(Path(str(place)) for place in known.get("places", ()))]
         candidates += [folder / str(known["where"])] if known.get("where") else []
         there = [path for path in candidates if path.exists()]
         if there:
@@ -194,15 +195,19 @@ def set_field(value: Any, path: str, new: Any) -> Any:
 
 
 def experiment_record(
-    experiment: Any, command: Sequence[str] | None = None, inputs: Inputs | None = None, folder: Path | None = None
+    experiment: Any, command: Sequence[str] | None, folder: Path, inputs: Inputs, before: Inputs
 ) -> dict[str, Any]:
-    """What experiment.json holds. command: arguments of `imagewright train`. folder: the run's, for relative paths."""
+    """What experiment.json holds. command: arguments of `imagewright train`. folder: the run's.
+
+    inputs, before: what identifies what the run is given, now and in the record that it goes on from.
+    """
     given: Inputs = {}
-    for name, identity in (inputs or {}).items():
+    for name, identity in inputs.items():
         path = get_field(experiment, INPUTS[name])
         given[name] = dict(identity)
-        if folder is not None and path is not None and os.path.isabs(path):
+        if path is not None and os.path.isabs(path):
             given[name]["where"] = os.path.relpath(path, folder.resolve())
+            given[name]["places"] = list(dict.fromkeys([path, *before.get(name, {}).get("places", ())]))
     return {
         "format": FORMAT,
         "command": None if command is None else list(command),
@@ -234,7 +239,7 @@ def claim(folder: Path, experiment: Any, resume: bool) -> Inputs:
 def check_inputs(folder: Path, before: Inputs, now: Inputs, experiment: Any) -> None:
     """Raise UserError where something that a resumed run is given is not what it was given before."""
     for name, identity in before.items():
-        known = {k: v for k, v in identity.items() if k != "where"}
+        known = {k: v for k, v in identity.items() if k not in ("where", "places")}
         changed = [k for k, v in known.items() if name in now and now[name].get(k) != v]
         if changed:
             what = "; ".join(f"{k} was {_short(known[k])} and is {_short(now[name].get(k))}" for k in changed)

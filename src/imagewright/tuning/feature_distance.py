@@ -1,7 +1,10 @@
 """The measure by which `tuning.autodiffusion` compares candidates of an image model: a Frechet distance of few images.
 
 Departs    the published search draws new noise for every candidate from a running generator; here it follows from the
-           candidate, so that it is as fresh, and the same when the candidate is asked again.
+           candidate, so that it is as fresh, and the same when the candidate is asked again. Images start from sigma
+           times normal noise, as everywhere here (there from x_t of unit variance, in these coordinates noise times
+           sqrt(1 + sigma^2): another start where the first time is small). No classifier guides them, and estimates of
+           the image are not clipped to its range at every step.
 """
 
 from __future__ import annotations

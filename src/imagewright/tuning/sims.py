@@ -4,9 +4,13 @@
 
 Ingredients   the auxiliary starts from the base's weights, sees the base's own samples only, and is trained with the
            base's loss and optimiser; the same sampler makes the samples and the test; labels are kept; omega and the
-           fine-tuning budget are searched. A self-consuming loop, in which every generation learns from real data
-           polluted by the one before, runs plainly ("model autophagy") or with SIMS in each generation.
-Departs    moving the share of classes (the paper's fairness use) needs no code: give other labels to `draw`.
+           fine-tuning budget are searched together. A self-consuming loop, in which every generation learns from real
+           data polluted by the one before, runs plainly ("model autophagy") or with SIMS in each generation.
+Departs    no official program is known; sizes are from public summaries of the paper. Fine-tuning goes on with the
+           recipe's rate as it was before its cooldown, constant, with a fresh optimiser, and an average whose half-life
+           is at most a tenth of the budget. Each budget is a run of its own. `tune sims` draws the copy's classes
+           evenly. The loop keeps the samples of the last generation alone, `pollution` of them to a real image. Moving
+           the share of classes (the paper's fairness use) needs no code: give other labels to `draw`.
 What a model, a data set and a sampler are is the caller's: the same loop serves images and points in the plane.
 """
 

@@ -23,8 +23,11 @@ from imagewright.training.trainer import Trainer
 from imagewright.types import Sampler
 
 
-def trained_digits(seed: int, images: int, channels: int = 32) -> nn.Module:
-    """The recipe's denoiser after so many images; ramp, decay, cooldown and average keep their shares of the run."""
+def trained_digits(seed: int, images: int, channels: int = 32, *, labels: bool = True) -> nn.Module:
+    """The recipe's denoiser after so many images; ramp, decay, cooldown and average keep their shares of the run.
+
+    labels: whether it is told the classes.
+    """
     recipe = RECIPES["edm-digits"]()
     share, given = images / recipe.training.total_images, recipe.training.optimizer
     optimizer = dataclasses.replace(
@@ -38,7 +41,8 @@ def trained_digits(seed: int, images: int, channels: int = 32) -> nn.Module:
         recipe.training, seed=seed, total_images=images, optimizer=optimizer, ema=ema, checkpoint_images=images
     )
     network = dataclasses.replace(recipe.network, model_channels=channels)
-    assembled = assemble(dataclasses.replace(recipe, training=training, network=network))
+    data = dataclasses.replace(recipe.data, labels=labels)
+    assembled = assemble(dataclasses.replace(recipe, data=data, training=training, network=network))
     with tempfile.TemporaryDirectory() as folder:
         loader = Loader(assembled.images, training.batch, seed)
         trainer = Trainer(recipe.method, assembled.parts, loader, training, Path(folder))

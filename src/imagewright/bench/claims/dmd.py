@@ -49,7 +49,7 @@ class RegressionAlone(DMD):
 
 CONTENDERS: Mapping[str, Contender] = {
     DMD_ROW: Contender(method=DMD(regression_weight=4.0, regression=L2), lr=1e-3),
-    MATCHING: Contender(method=DMD(regression_weight=0.0), lr=2e-3, fake_scale=4.0),
+    MATCHING: Contender(method=DMD(regression_weight=0.0), lr=1e-3, fake_scale=4.0),
     REGRESSION: Contender(method=RegressionAlone(regression=L2), lr=2e-3),
 }
 """Searched on tuning seeds: rates from 5e-4 to 4e-3, the fake score's 1, 4 or 8 times, weights 0.25, 1 and 4."""

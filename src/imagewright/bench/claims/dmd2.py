@@ -23,16 +23,23 @@ WIDTH, DEPTH = 64, 3
 SIGMA_DATA = 0.85
 BIAS = 1.6
 """Factor on the variance of every component of the teacher."""
-PASSES = 8_000
+PASSES = 20_000
 """Of networks over one point, times the batch: what each contender may spend."""
 RUN = PointRun(batch=256, iterations=1, ema=EmaConfig(halflife_images=5_000, rampup_ratio=None))
 NO_GAN = DMD2(generator_gan=0.0, fake_gan=0.0)
-RATIO_1, RATIO_5, WITH_GAN, TEACHER = "ratio 1", "ratio 5", "ratio 5, with GAN", "teacher, 40 Heun steps"
+RATIO_1, RATIO_5, TEACHER = "ratio 1", "ratio 5", "teacher, 40 Heun steps"
+WITH_GAN, FOR_TWO = "ratio 5, with GAN", "ratio 5, with GAN, weights for two numbers"
+NUMBERS = 3 * 64 * 64
+"""Of an image of the published run. Beside a loss that is a mean over them an adversary's gradient weighs, by its norm,
+sqrt(NUMBERS / 2) times what it does beside the mean of a point's two."""
+SCALE = math.sqrt(NUMBERS / 2)
 CONTENDERS: Mapping[str, Contender] = {
-    RATIO_1: Contender(method=replace(NO_GAN, fake_updates=1), lr=1e-3),
-    RATIO_5: Contender(method=NO_GAN, lr=1e-3),
-    WITH_GAN: Contender(method=DMD2(), lr=1e-3),
+    RATIO_1: Contender(method=replace(NO_GAN, fake_updates=1), lr=1e-3, fake_scale=4.0),
+    RATIO_5: Contender(method=NO_GAN, lr=3e-3, fake_scale=4.0),
+    WITH_GAN: Contender(method=DMD2(), lr=3e-3, fake_scale=4.0),
+    FOR_TWO: Contender(method=DMD2(generator_gan=3e-3 * SCALE, fake_gan=1e-2 * SCALE), lr=3e-3, fake_scale=4.0),
 }
+"""Searched on tuning seeds: rates 1e-3 and 3e-3, the fake score's once and 4 times as high."""
 
 
 def wide_modes(seed: int) -> GaussianMixture:
@@ -50,7 +57,7 @@ def widened(oracle: GaussianMixture, factor: float) -> GaussianMixture:
 def run(seed: int, budget: Budget, contenders: Mapping[str, Contender] = CONTENDERS) -> Sequence[Row]:
     """Energy distance to the truth of the biased teacher's points, and of the generators that it taught."""
     full = budget == "full"
-    afford, warm, count = (PASSES, 250, 4000) if full else (60, 3, 50)
+    afford, warm, count = (PASSES, 250, 4000) if full else (60, 3, 1500)
     oracle = wide_modes(seed)
     teacher = widened(oracle, BIAS)
     start = start_of(teacher, WIDTH, DEPTH, seed, warm, SIGMA_DATA)
@@ -81,7 +88,8 @@ CLAIM = Claim(
     miniature="Three wide modes in the plane and an exact teacher of the wrong data, each mode's variance 1.6 times "
     "the truth's. One-step generators from one start, at equal cost in passes of all networks: the fake score updated "
     "once and five times for each update of the generator, and five times with an adversary that sees true points, at "
-    "the recipes' weights. The rates of generator and fake score were searched for each on tuning seeds.",
+    "the recipes' weights and at weights that stand to two numbers as the published ones do to an image's 12,288. The "
+    "rates of generator and fake score were searched for each on a tuning seed.",
     measure="energy distance to the truth x 1000",
     cost="passes of networks per point",
     run=run,
@@ -91,9 +99,17 @@ CLAIM = Claim(
             effect=how_many_times(RATIO_5, RATIO_1),
             scale="ratio",
         ),
-        Check(says="with the adversary it is better still", effect=how_many_times(WITH_GAN, RATIO_5), scale="ratio"),
+        *(
+            Check(says=f"{what} it is better still", effect=how_many_times(name, RATIO_5), scale="ratio")
+            for name, what in (
+                (WITH_GAN, "with the adversary"),
+                (FOR_TWO, "with the adversary weighed for two numbers"),
+            )
+        ),
         Check(
-            says="and better than its own teacher in 40 steps", effect=how_many_times(WITH_GAN, TEACHER), scale="ratio"
+            says="with the adversary weighed for two numbers it is better than its own teacher in 40 steps",
+            effect=how_many_times(FOR_TWO, TEACHER),
+            scale="ratio",
         ),
         Check(
             says="without the adversary neither is better than the teacher",

@@ -30,11 +30,11 @@ from imagewright.types import Batch, Clock, Event, Frozen, Parts
 CHECKPOINTS, EVERY = 20, 50
 LR, BATCH = 6e-3, 256
 """The rate at which averages are best, of 3e-4, 1e-3, 3e-3, 6e-3 and 12e-3, on tuning seed 3."""
-POINTS, EVALUATIONS = 2000, 300
-TRAINED_ON = 8
-"""More checkpoints for the control that is given the search's cost: 300 x 2000 calls are 390 updates of 256 x 6."""
+POINTS, EVALUATIONS = 3000, 300
+TRAINED_ON = 12
+"""More checkpoints for the control that is given the search's cost: 300 x 3000 calls are 590 updates of 256 x 6."""
 SCALES = (0.1, 0.3)
-"""How far the random combinations go from the best average: half the evaluations each."""
+"""How far the random combinations go from the best average, half the evaluations each: the best two of 0.1, 0.3, 1."""
 ONE_STEP = MultistepConsistency(clip=False)
 
 
@@ -58,10 +58,10 @@ class Kept:
 
 def checkpoints(seed: int, oracle: GaussianMixture, full: bool) -> tuple[ConsistencyModel, Tensor]:
     """A consistency model, and raw weights [K, parameters] along its distillation at a constant rate."""
-    config = PointTraining(iterations=600 if full else 2, batch=BATCH, seed=seed, levels=LogNormal(mean=-0.5, std=1.4))
+    config = PointTraining(iterations=400 if full else 2, batch=BATCH, seed=seed, levels=LogNormal(mean=-0.5, std=1.4))
     student = ConsistencyModel.from_denoiser(train(point_denoiser(32, 3, seed), mixture_points(oracle), config))
     parts: Parts = consistency_parts(student, None, L2, teacher=Frozen(module=ExactTeacher(oracle)))
-    kept = Kept(ConsistencyDistillation(grid_points=18, distance=L2), first=500 if full else 0)
+    kept = Kept(ConsistencyDistillation(grid_points=18, distance=L2), first=300 if full else 0)
     steps = kept.first + EVERY * (CHECKPOINTS + TRAINED_ON) + 1 if full else EVERY * 4 + 1
     run = PointRun(iterations=steps, batch=BATCH, lr=LR, kind="radam", cooldown=False, seed=seed)
     distil(kept, parts, mixture_points(oracle), run)
@@ -74,7 +74,7 @@ L2 = Distance()
 def run(seed: int, budget: Budget) -> Sequence[Row]:
     """Energy distance on fresh noise; the searches saw other noise."""
     full = budget == "full"
-    points, fresh, evaluations = (POINTS, 3 * POINTS, EVALUATIONS) if full else (64, 64, 24)
+    points, fresh, evaluations = (POINTS, 2 * POINTS, EVALUATIONS) if full else (64, 64, 24)
     oracle = ring(seed)
     model, kept = checkpoints(seed, oracle, full)
     rows, later = (kept[:CHECKPOINTS], kept[-CHECKPOINTS:]) if full else (kept[:3], kept[-3:])
@@ -87,11 +87,10 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     def fitness_of(rows: Tensor) -> Callable[[Vector], float]:
         return lambda alpha: distance_to(oracle, sampled(combined(rows, alpha), ONE_STEP, seed + 3000, points))
 
-    def searched(rows: Tensor, evaluations: int, **settings: Any) -> Found:
-        return search(len(rows), fitness_of(rows), LCSC(evaluations=evaluations, seed=seed, **settings))
+    def searched(rows: Tensor, evaluations: int) -> Found:
+        return search(len(rows), fitness_of(rows), LCSC(evaluations=evaluations, seed=seed))
 
-    found, bound = searched(rows, evaluations), searched(rows, evaluations, nonnegative=True)
-    longer = searched(later, 20)
+    found, longer = searched(rows, evaluations), searched(later, 20)
     assert found.best_average_coefficients is not None and longer.best_average_coefficients is not None
     average = found.best_average_coefficients
     tries = [random_control(average, fitness_of(rows), evaluations // 2, seed, scale) for scale in SCALES]
@@ -113,7 +112,6 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
         of("best of 20 averages", average),
         row("trained on, best of 20 averages", combined(later, longer.best_average_coefficients)),
         of("random combinations", chance.coefficients),
-        of("LCSC, alpha >= 0", bound.coefficients),
         of("LCSC", found.coefficients),
     ]
 
@@ -135,7 +133,7 @@ CLAIM = Claim(
     paper="2404.02241",
     headline="training of consistency models 23 times (CIFAR-10) and 15 times (ImageNet-64) shorter at equal FID",
     miniature="Consistency distillation of the exact denoiser of 8 modes in the plane at a constant learning rate, 20 "
-    "raw checkpoints 50 updates apart; 300 candidates of 2000 points drawn in one step, which has no truncation error. "
+    "raw checkpoints 50 updates apart; 300 candidates of 3000 points drawn in one step, which has no truncation error. "
     "Controls: the best of 20 averages, of these checkpoints and after as many more updates as the search cost; 300 "
     "random combinations about the best average. Measured on fresh noise, against the true density.",
     measure="energy distance x 1000",
@@ -160,11 +158,6 @@ CLAIM = Claim(
         Check(
             says="so are as many random combinations about the best average",
             effect=how_many_times("LCSC", "random combinations"),
-            scale="ratio",
-        ),
-        Check(
-            says="so is what is found with non-negative coefficients",
-            effect=how_many_times("LCSC", "LCSC, alpha >= 0"),
             scale="ratio",
         ),
     ),

@@ -8,7 +8,6 @@ passes over the passes of an update.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +26,6 @@ from imagewright.methods.progressive_distillation import ProgressiveDistillation
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.noise import StepNoise
-from imagewright.oracles import GaussianMixture
 from imagewright.oracles.mixture import Mixture
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.samplers import MultistepConsistency
@@ -41,16 +39,9 @@ COST = {"CD": 6, "PD": 5, "CT": 4, "MCD": 5}
 """Passes of an update: student 3, target 1 (not PD's), teacher 2 (CD, PD) or 1 (MCD) or 0 (CT)."""
 ONE_STEP = MultistepConsistency(clip=False)
 PLANE = 0.7
-"""sigma_data of `ring`."""
+"""sigma_data of `rings.ring`."""
 LEVELS = LogNormal(mean=-0.5, std=1.4)
 """Of the trained denoisers that students start from."""
-
-
-def ring(seed: int) -> GaussianMixture:
-    """Eight modes on the unit circle, turned by a random angle."""
-    turn = StepNoise(seed, 4).uniform(torch.empty(1, dtype=torch.float64))[0]
-    angles = (torch.arange(8, dtype=torch.float64) + turn) * 2 * math.pi / 8
-    return GaussianMixture(torch.stack([angles.cos(), angles.sin()], 1).reshape(8, 2, 1, 1), 0.15)
 
 
 @dataclass(frozen=True, kw_only=True)
