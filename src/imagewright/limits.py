@@ -36,6 +36,9 @@ WHOLE = 1 << 20
 DESCRIBED = 4096
 """Entries of a list or object in it."""
 
+STEPS = 10_000
+"""Steps of a sampler."""
+
 PICTURE_BYTES = 128 << 20
 """Bytes of a picture's file."""
 PIXELS = 40_000_000

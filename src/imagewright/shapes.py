@@ -48,7 +48,7 @@ def misfit(value: Any, shape: Any, where: str = "", finite: bool = True) -> str 
         return _of_several(value, inner, where, finite)
     if origin is Literal:
         fits = any(type(value) is type(allowed) and value == allowed for allowed in inner)
-        return None if fits else _told(value, where, "one of " + ", ".join(map(repr, inner)) if inner[1:] else inner[0])
+        return None if fits else _told(value, where, "one of " + ", ".join(map(str, inner)) if inner[1:] else inner[0])
     if typing.is_typeddict(shape):
         return _of_object(value, shape, where, finite)
     if origin in (list, tuple, Sequence) or shape in (list, tuple):

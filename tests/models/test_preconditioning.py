@@ -266,7 +266,7 @@ def test_what_cannot_describe_itself_says_so():
         (EDMPrecond, {"sigma_max": "large"}, "sigma_max is 'large'; it must be a number"),
         (VEPrecond, {"sigma_min": 200}, "sigma_min is 200.0 and sigma_max is 100.0"),
         (VPPrecond, {"beta_d": 0}, "beta_d is 0; it must be positive"),
-        (iDDPMPrecond, {"M": 1}, "M is 1; it must be an integer of at least 2"),
+        (iDDPMPrecond, {"M": 1}, "M is 1; it must be an integer from 2 to 10000"),
     ],
 )
 def test_settings_out_of_range_are_refused(precond, arguments, sentence):

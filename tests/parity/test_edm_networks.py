@@ -188,7 +188,7 @@ def test_a_filter_that_contradicts_the_configuration_is_refused():
         ({"beta_d": 1.0}, "'beta_d', unknown to EDMPrecond with SongUNet"),
         ({"in_channels": 3}, "'in_channels', unknown to"),
         ({"sigma_max": "huge"}, "sigma_max is 'huge'; it must be a number"),
-        ({"img_channels": "3"}, "in_channels is '3'; it must be a positive integer"),
+        ({"img_channels": "3"}, "in_channels is '3'; it must be a whole number"),
     ],
 )
 def test_bad_configurations_are_refused(config, sentence):

@@ -239,7 +239,7 @@ def test_write_report(measured: RunSection, section: RunSection, tmp_path: Path)
     ("content", "words"),
     [
         ("{}", "has format None"),
-        ('{"format": "imagewright-metrics/1", "reports": [{"nfe": 1}]}', "no report"),
+        ('{"format": "imagewright-metrics/1", "reports": [{"nfe": 1}]}', "damaged: reports.0 lacks"),
         ("{", "not readable"),
     ],
 )

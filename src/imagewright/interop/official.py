@@ -19,6 +19,7 @@ from imagewright.models.preconditioning import EDMPrecond, Preconditioned, VEPre
 from imagewright.networks import NETWORKS, UNet
 from imagewright.networks.config import did_you_mean
 from imagewright.networks.layers import fir_kernel
+from imagewright.shapes import brief
 from imagewright.types import UserError
 
 StateDict = Mapping[str, Tensor | np.ndarray[Any, Any]]
@@ -100,8 +101,8 @@ def _edm_model(config: Mapping[str, Any]) -> Preconditioned:
 
 def _look_up(table: Mapping[str, T], config: Mapping[str, Any], argument: str, default: str) -> T:
     name = config.get(argument, default)
-    if name not in table:
-        raise UserError(f"config has {argument} {name!r}, which is unknown{did_you_mean(str(name), table)}")
+    if not isinstance(name, str) or name not in table:
+        raise UserError(f"config has {argument} {brief(name)}, which is unknown{did_you_mean(str(name), table)}")
     return table[name]
 
 

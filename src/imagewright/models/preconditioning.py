@@ -156,8 +156,8 @@ class VPPrecond(Preconditioned):
         self.epsilon_t = _positive("epsilon_t", epsilon_t)
         self.M = _steps(M)
         # In float32 on purpose: rounding moves sigma_min by 2 %, and the published results used that.
-        self.sigma_min = float(self.sigma(torch.tensor(epsilon_t, dtype=torch.float32)))
-        self.sigma_max = float(self.sigma(torch.tensor(1.0, dtype=torch.float32)))
+        # On the CPU always, also of a model that is only planned.
+        self.sigma_min, self.sigma_max = self.sigma(torch.tensor([self.epsilon_t, 1.0], device="cpu")).tolist()
 
     def sigma(self, t: Tensor) -> Tensor:
         """Noise level of a time in [0, 1]: sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from imagewright.models.files import ModelFile
 from imagewright.models.tokens import check_device
 from imagewright.noise import ImageNoise
 from imagewright.samplers import SAMPLERS
+from imagewright.shapes import misfit
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec, ModelKind, OnStep, Sampler, UserError, kind_of
 
 Images = npt.NDArray[np.uint8]
@@ -258,8 +259,14 @@ def sampler_from_json(value: dict[str, Any]) -> Sampler:
     name = settings.pop("class", None)
     if not isinstance(name, str) or name not in SAMPLERS:
         raise UserError(f"the model asks for sampler {name!r}; this version has {', '.join(SAMPLERS)}")
+    kind = SAMPLERS[name]
+    hints = get_type_hints(kind)
+    faults = (misfit(v, hints[k], k, finite=False) for k, v in settings.items() if k in hints)
+    fault = next((fault for fault in faults if fault is not None), None)
+    if fault is not None:
+        raise UserError(f"sampler {name!r}: {fault}")
     try:
-        sampler: Sampler = SAMPLERS[name](**settings)
+        sampler: Sampler = kind(**settings)
     except TypeError as error:
         raise UserError(f"sampler {name!r}: {error}") from None
     return sampler

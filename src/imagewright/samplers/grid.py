@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from imagewright import limits
 from imagewright.checks import require_positive
 from imagewright.paths.grids import GRIDS, check_decreasing, noise_levels
+from imagewright.shapes import brief
 from imagewright.types import Denoiser, ModelKind, UserError
 
 
@@ -77,6 +79,7 @@ def per_row(x: Tensor, sigma: float) -> Tensor:
 
 
 def check_steps(num_steps: int) -> None:
-    """Raise UserError unless it is a whole number of at least 1."""
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise UserError(f"sampler.num_steps is {num_steps!r}; it must be at least 1, a whole number")
+    """Raise UserError unless it is a whole number from 1 to what is ever sensible."""
+    if not isinstance(num_steps, int) or not 1 <= num_steps <= limits.STEPS:
+        most = f" and at most {limits.STEPS}" if isinstance(num_steps, int) and num_steps > 1 else ""
+        raise UserError(f"sampler.num_steps is {brief(num_steps)}; it must be at least 1{most}, a whole number")

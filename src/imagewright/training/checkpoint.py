@@ -74,8 +74,9 @@ def load_checkpoint(path: Path, run: str | None = None) -> State:
             "from the one before it, if there is one"
         ) from None
     assert isinstance(state, dict)
-    if path.name != checkpoint_path(path.parent, state.get("images", -1)).name:
-        raise UserError(f"{path} holds the state after {brief(state.get('images'))} images, not what its name says")
+    images = state.get("images")
+    if type(images) is not int or path.name != checkpoint_path(path.parent, images).name:
+        raise UserError(f"{path} holds the state after {brief(images)} images, not what its name says")
     return state
 
 

@@ -39,7 +39,7 @@ def as_begun(run: Experiment, record: Mapping[str, Any], given: Collection[str] 
     """The run with the schedule that it was begun with, by its record (`record.to_json`); `given` as in `shortened`."""
     for field in _counted_in_images(run):
         value = get_field(record, field)
-        if value is not None and field not in given:
+        if isinstance(value, (int, float)) and field not in given:
             run = set_field(run, field, value)
     return run
 

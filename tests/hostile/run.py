@@ -1,0 +1,100 @@
+"""Open the hostile corpus under watch, and print each fault: `python tests/hostile/run.py [--long SEED] [NAMES]`.
+
+NAMES: only cases whose names match this regular expression. --long: after the corpus, whole files of every kind with
+bytes changed at random, from this seed on, until it is stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+
+torch.set_num_threads(1)  # what has threads of its own cannot be forked
+
+from corpus import FILES, Case, cases  # noqa: E402
+from sources import make_sources  # noqa: E402
+from watch import watched  # noqa: E402
+
+
+def faults_of(case: Case, sources: Path, place: Path) -> list[str]:
+    """Make one case in a copy of the sources, open it, and say what went wrong."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(sources, place)
+    case.make(place)
+    faults = watched(lambda: case.act(place), place)
+    if any(p.name in ("OWNED", "owned.png") for p in place.rglob("*")) or Path("/tmp/owned.png").exists():
+        faults.append("its code was run, or its file written")
+    if not stat.S_ISCHR(os.stat("/dev/null").st_mode):
+        faults.append("/dev/null is no device any more")
+    return faults
+
+
+def changed(rng: random.Random) -> Case:
+    """One whole file with some bytes changed, left out, repeated or cut off."""
+    name, (path, act) = rng.choice([(n, w) for n, w in FILES.items() if n not in ("edited", "sampled", "array", "zip")])
+    seed = rng.getrandbits(32)
+
+    def make(folder: Path) -> None:
+        inner, content = random.Random(seed), bytearray((folder / path).read_bytes())
+        for _ in range(inner.choice((1, 1, 2, 8))):
+            at = (
+                inner.randrange(max(len(content), 1))
+                if inner.random() < 0.5
+                else inner.randrange(min(len(content), 400) or 1)
+            )
+            match inner.randrange(4):
+                case 0:
+                    content[at : at + 1] = bytes([inner.randrange(256)])
+                case 1:
+                    del content[at : at + inner.randrange(1, 9)]
+                case 2:
+                    content[at:at] = content[at : at + inner.randrange(1, 65)]
+                case _:
+                    content[at : at + 8] = inner.choice((b"\xff" * 8, b"\0" * 8, b"99999999", b"[[[[[[[["))
+        (folder / path).write_bytes(content)
+
+    return Case(f"changed-{name}-{seed}", make, act)
+
+
+def main(args: list[str]) -> int:
+    """How many cases went wrong."""
+    long = args[args.index("--long") + 1] if "--long" in args else None
+    part = next((a for a in args if not a.startswith("--") and a != long), "")
+    with tempfile.TemporaryDirectory() as folder:
+        sources, place = Path(folder) / "sources", Path(folder) / "case"
+        sources.mkdir()
+        make_sources(sources)
+        count = wrong = 0
+
+        def check(case: Case) -> None:
+            nonlocal count, wrong
+            faults = faults_of(case, sources, place)
+            count, wrong = count + 1, wrong + bool(faults)
+            for fault in faults:
+                print(f"{case.name}: {fault}", flush=True)
+
+        for case in cases():
+            if re.search(part, case.name):
+                check(case)
+        print(f"{count} cases, {wrong} went wrong", flush=True)
+        rng = random.Random(long)
+        while long is not None:
+            check(changed(rng))
+            if count % 500 == 0:
+                print(f"{count} cases, {wrong} went wrong", flush=True)
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1:]) else 0)
