@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import imagewright
-from imagewright.cli.main import main
 from imagewright.arrays import read_tensors
+from imagewright.cli.main import main
 from imagewright.models.files import weights_hash
 from imagewright.pretrained import find_model, shipped
 from imagewright.samplers import Heun

@@ -44,11 +44,15 @@ EVIL = "\x1b]0;owned\x07\x1b[31m[bold]\u202e\udce9\nimagewright: all is well"
 
 @dataclass(frozen=True)
 class Case:
-    """name: unique. make: writes the file into a folder that holds copies of the sources. act: opens it."""
+    """name: unique. make: writes the file into a folder that holds copies of the sources. act: opens it.
+
+    harmless: it may be taken as it is; all others have to be refused.
+    """
 
     name: str
     make: Callable[[Path], Any]
     act: Callable[[Path], Any]
+    harmless: bool = False
 
 
 def cases() -> Iterator[Case]:
@@ -117,9 +121,11 @@ def _json() -> Iterator[Case]:
         for name, change in BYTES.items():
             if name == "many" and reader not in ("model", "labels"):
                 continue  # all have the same limit
-            yield Case(f"json-{reader}-{name}", partial(_rewrite, path, change), act)
+            yield Case(f"json-{reader}-{name}", partial(_rewrite, path, change), act, harmless=reader == "log")
         if reader not in ("log", "resumed"):
-            yield Case(f"json-{reader}-each-key", partial(_rewrite, path, lambda b: b), partial(_each_key, path, act))
+            yield Case(
+                f"json-{reader}-each-key", partial(_rewrite, path, lambda b: b), partial(_each_key, path, act), True
+            )
 
 
 def _rewrite(path: str, change: Callable[[bytes], bytes], folder: Path) -> None:

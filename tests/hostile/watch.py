@@ -33,8 +33,8 @@ _OF_PATHS = frozenset(
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def watched(action: Callable[[], Any], folder: Path) -> list[str]:
-    """What went wrong while the action ran, in words; [] = nothing. folder: where it may write."""
+def watched(action: Callable[[], Any], folder: Path) -> tuple[list[str], bool]:
+    """What went wrong while the action ran, in words, and whether it was refused. folder: where it may write."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -63,7 +63,7 @@ def watched(action: Callable[[], Any], folder: Path) -> list[str]:
     more = used.ru_maxrss * 1024 - resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if more > MEMORY:
         faults.append(f"it took {more / 2**30:.1f} GiB")
-    return faults
+    return faults, code == 2
 
 
 def _collect(reading: int, child: int) -> tuple[str, bool]:
