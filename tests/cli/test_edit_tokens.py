@@ -114,7 +114,7 @@ def test_what_a_model_cannot_do_is_told(models: Path, tmp_path: Path, refused: C
     assert "--task outpaint goes on beyond left, right, top or bottom" in told(
         "masked", "--task", "outpaint", "--mask", "centre"
     )
-    assert "sampler.num_steps is 0" in told("masked", "--task", "inpaint", "--steps", 0)
+    assert "--steps is 0; it must be a whole number >= 1" in told("masked", "--task", "inpaint", "--steps", 0)
 
 
 def test_the_other_commands_find_out_by_themselves(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
 from imagewright.networks.time_weight import TimeWeight
 from imagewright.noise import StepNoise
+from imagewright.paths.noise_levels import LogNormal
 from imagewright.types import UNCONDITIONAL, Batch, Clock, Condition, DataSpec, Frozen, Parts, Trained, UserError
 
 SPEC = DataSpec(name="toy", resolution=8, channels=1, num_classes=3)
@@ -240,6 +242,38 @@ def test_dropout_is_the_same_in_tangent_and_output() -> None:
     network.forward = forward
     list(method.step(parts, Batch(x_t(), COND), StepNoise(3), CLOCK))
     assert len(states) == 2 and torch.equal(*states)
+
+
+def test_half_precision_is_the_network_s_alone() -> None:
+    """The tangent is in full precision whatever the trainer has around the step."""
+    method = ContinuousConsistencyTraining(warmup=0.0)
+    parts = method.parts(network=unet(), spec=SPEC)
+    half: list[bool] = []
+    network = parts.student.network
+    plain = network.forward
+
+    def forward(*args: object) -> Tensor:
+        half.append(torch.is_autocast_enabled("cpu"))
+        return plain(*args)
+
+    network.forward = forward
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        list(method.step(parts, Batch(x_t(), COND), StepNoise(3), CLOCK))
+    assert half == [False, True]
+
+
+@pytest.mark.parametrize(("mean", "end"), [(9.0, 80.0), (-9.0, 0.002)])
+@pytest.mark.parametrize("distils", [False, True])
+def test_levels_beyond_the_model_s_range_are_moved_to_its_ends(distils: bool, mean: float, end: float) -> None:
+    levels = LogNormal(mean=mean, std=0.1)
+    if distils:
+        method: Any = ContinuousConsistencyDistillation(noise_levels=levels)
+        parts = method.parts(teacher=EDMPrecond(unet(), sigma_data=SD), spec=SPEC)
+    else:
+        method = ContinuousConsistencyTraining(noise_levels=levels)
+        parts = method.parts(network=unet(), spec=SPEC)
+    update = next(method.step(parts, Batch(x_t(), COND), StepNoise(3), CLOCK))
+    torch.testing.assert_close(update.at, torch.full((4,), end, dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 def test_distillation_asks_a_guided_teacher() -> None:

@@ -130,6 +130,24 @@ def test_the_published_stages_average_weights_at_the_published_decay(name: str) 
     assert training.ema.rampup_ratio is None
 
 
+def test_the_published_stages_have_the_released_configurations_numbers() -> None:
+    vq, tokens = (RECIPES[name]() for name in ("vq-imagenet256", "maskgit-imagenet256"))
+    for run, updates in ((vq, 1_000_000), (tokens, 2_000_000)):
+        t, o = run.training, run.training.optimizer
+        assert (t.batch, t.total_images, o.lr, o.eps, o.clip_norm) == (256, updates * 256, 1e-4, 1e-8, None)
+        assert o.lr_cooldown_images == 0 and o.lr_decay_images is None
+    o = vq.training.optimizer
+    assert (o.kind, o.betas, o.lr_ramp_images, o.weight_decay) == ("adam", (0.0, 0.99), 0, 0.0)
+    o = tokens.training.optimizer
+    assert (o.kind, o.lr_ramp_images, o.weight_decay) == ("adamw", 5_000 * 256, 0.045)
+    m, net, sampler = tokens.method, tokens.network, tokens.sampler
+    assert (m.schedule, m.label_smoothing, m.label_dropout) == ("cosine", 0.1, 0.0)
+    assert (net.width, net.depth, net.heads, net.mlp_ratio, net.dropout, net.post_norm) == (768, 24, 16, 4.0, 0.1, True)
+    assert (sampler.num_steps, sampler.schedule, sampler.temperature) == (8, "cosine", 4.5)
+    m = vq.method
+    assert (m.commitment, m.entropy, m.entropy_temperature, m.adversarial, m.r1) == (0.25, 0.1, 0.01, 0.1, 10.0)
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=r"method\.schedule is 'cosin'"):
         MaskGIT(schedule="cosin")

@@ -12,8 +12,12 @@ from imagewright.methods.consistency import ConsistencyDistillation
 from imagewright.methods.consistency_limits import ContinuousTimeDistillation
 from imagewright.methods.consistency_trajectory import ConsistencyTrajectory
 from imagewright.methods.continuous_consistency import ContinuousConsistencyDistillation
+from imagewright.methods.dmd import DMD
+from imagewright.methods.dmd2 import DMD2
+from imagewright.methods.f_distill import FDistill
 from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation
 from imagewright.methods.progressive_distillation import ProgressiveDistillation
+from imagewright.methods.uni_instruct import UniInstruct
 from imagewright.models.preconditioning import EDMPrecond, student_network
 from imagewright.networks import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
 from imagewright.types import Condition, DataSpec, UserError
@@ -64,6 +68,17 @@ def test_students_do_not_inherit_dropout(method: Any, kind: str) -> None:
     torch.testing.assert_close(first, plain)
     # And the teacher keeps its own.
     assert known.network.config.dropout == 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "dropout", "label_dropout"),
+    [(DMD(regression_weight=0.0), 0, 0), (DMD2(), 0, 0), (FDistill(), 0, 0), (UniInstruct(), 0.5, 0.3)],
+)
+def test_generators_and_fake_scores(method: Any, dropout: float, label_dropout: float) -> None:
+    """Without any in FastGen's and DMD2's networks, with the teacher's in SiD's program and Uni-Instruct's."""
+    parts = method.parts(teacher=teacher(), spec=SPEC)
+    for part in (parts.generator, parts.fake_score):
+        assert (part.network.config.dropout, part.network.config.label_dropout) == (dropout, label_dropout)
 
 
 def test_the_published_continuous_runs_set_theirs() -> None:

@@ -148,8 +148,9 @@ def test_the_di_piece_weighs_the_dmd_direction_by_h(kind: Divergence) -> None:
 
 
 def test_paper_s_reverse_divergence_is_sid_with_alpha_one_and_an_adversary() -> None:
-    ours, sida = NAMED["uni_rkl"], replace(NAMED["sida"], alpha=1.0)
-    assert ours == sida
+    """`run_sida.sh` has --alpha 1 on every data set; 1.2 is SiD's without the adversary."""
+    ours = NAMED["uni_rkl"]
+    assert ours == NAMED["sida"] and ours.alpha == 1.0 and NAMED["sid"].alpha == 1.2
     parts = learnt(ours)
     plain = ours.generator_update(parts, batch(), StepNoise(3), weighted=False).loss
     assert torch.equal(plain, replace(NAMED["sid"], alpha=1.0).generator_update(parts, batch(), StepNoise(3)).loss)
@@ -216,6 +217,20 @@ def test_adversary_of_the_generator() -> None:
     fool = made.parts["adversarial"]
     assert ((fool > math.log(1 + math.exp(-0.05)) - 1e-9) & (fool < math.log(1 + math.exp(0.05)) + 1e-9)).all()
     torch.testing.assert_close(made.loss - without.loss, 3 * fool.mean() / by_hand(method, parts, fooling))
+
+
+def test_the_normaliser_is_not_zero_where_the_teacher_is_right() -> None:
+    """mean |x - D_real|, at least 1e-5, and the adversary's too."""
+    method = NAMED["uni_rkl"]
+    parts = learnt(method)
+    parts.teacher = lambda x, sigma, cond: made
+    noise = StepNoise(3)
+    latents, level = noise.normal(batch().images), torch.full((6,), 2.5, dtype=torch.float64)
+    made = parts.generator.start(2.5 * latents, level, batch().cond).detach()
+    update = method.generator_update(parts, batch(), StepNoise(3))
+    plain = method.generator_update(parts, batch(), StepNoise(3), weighted=False)
+    adversary = (update.loss - plain.loss).detach()
+    torch.testing.assert_close(adversary, (0.01 * update.parts["adversarial"].mean() / 1e-5).detach().expand(6))
 
 
 def test_phases() -> None:
@@ -331,6 +346,8 @@ def test_recipes_have_the_published_settings() -> None:
         numbers = 3 * (32 if augmented else 64) ** 2  # the program sums over them, and its eps stands beside that sum
         assert training.optimizer.eps == pytest.approx((1e-8 if augmented else 1e-6) / numbers)
         assert training.total_images == 300_000_000
+    # The mean cross-entropy is a micro-batch's, so that its size is part of the method: the program's --batch-gpu.
+    assert (cifar.training.micro_batch, imagenet.training.micro_batch) == (32, 8)
     assert imagenet.training.precision == "fp16"
     lengths = [FAMILY[f"sid-{data}"]().training.total_images for data in ("cifar10", "imagenet64")]
     assert lengths == [800_000_000, 1_000_000_000]

@@ -121,6 +121,20 @@ def test_the_commitment_moves_the_encoder_and_the_codebook_loss_the_codes() -> N
     torch.testing.assert_close(whole, pixels)
 
 
+def test_each_update_reaches_what_it_is_to_train_and_nothing_else() -> None:
+    method, parts = made(pixels=0.0, perceptual=0.0, adversarial=0.1, entropy=0.0)
+    network = parts.tokenizer.network
+    first, second = updates(method, parts)
+    _, q = parts.tokenizer(images())
+    codes = (q.codes - q.z.detach()).square().flatten(1).mean(1).sum()
+    # The commitment, whatever its weight, does not move the codes; nor does what the decoder makes of them.
+    (book,) = torch.autograd.grad(first.loss.sum(), network.quantiser.codebook, retain_graph=True)
+    torch.testing.assert_close(book, torch.autograd.grad(codes, network.quantiser.codebook)[0])
+    second.loss.sum().backward()
+    assert all(p.grad is None for p in parts.tokenizer.parameters())
+    assert all(p.grad is not None for p in parts.discriminator.parameters())
+
+
 def test_the_discriminator_comes_in_when_it_is_to() -> None:
     method, parts = made(adversarial_start=0.5)
     assert [u.part for u in updates(method, parts)] == ["tokenizer"]

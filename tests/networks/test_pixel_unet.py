@@ -102,6 +102,33 @@ def test_a_description_makes_the_same_network(config: PixelUNetConfig) -> None:
     torch.testing.assert_close(again.eval()(tokens(), TIME), made(tokens(), TIME))
 
 
+@both
+def test_what_is_zero_at_the_start_is_the_released_ones(config: PixelUNetConfig) -> None:
+    """Second convolutions, what the condition adds or scales by, the transformer's last layer, the logits."""
+    made = network(config, stirred=False)
+    zero = {name for name, p in made.named_parameters() if p.ndim > 1 and not p.any()}
+    ends = ("conv1.weight", "shift.weight", "affine.weight", "head.weight")
+    expected = {name for name, _ in made.named_parameters() if name.endswith(ends)}
+    assert zero == expected | ({"middle.0.out.weight"} if config.transformer_depth else set())
+    assert not any(p.any() for name, p in made.named_parameters() if name.endswith("bias"))
+    kernel = PixelUNet(PixelUNetConfig(img_resolution=4, in_channels=3, num_blocks=1)).down[0].conv0.weight.detach()
+    assert float(kernel.std()) == pytest.approx((1 / (9 * 128)) ** 0.5, rel=0.02)  # lecun's, cut at two deviations
+    assert float(kernel.abs().max() / kernel.std()) == pytest.approx(2 / 0.8796, rel=0.01)
+
+
+@both
+def test_every_block_drops_out_before_its_second_convolution(
+    config: PixelUNetConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = network(replace(config, dropout=0.3)).up[0].train()
+    seen: list[float] = []
+    monkeypatch.setattr(nn.functional, "dropout", lambda x, p, training: seen.append(p) or x * 0)  # type: ignore[func-returns-value]
+    x = torch.randn(2, 16, 4, 4)
+    bias, skip = block.conv1.bias, block.skip(x)
+    torch.testing.assert_close(block(x, torch.randn(2, 8)), skip + bias[:, None, None])
+    assert seen == [0.3]
+
+
 def test_dropout_of_the_transformer_acts_on_weights_channels_and_hidden_units() -> None:
     torch.manual_seed(0)
     layer = TransformerLayer(12, 3, 8, 0.5)

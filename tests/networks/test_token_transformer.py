@@ -156,6 +156,21 @@ def test_dropout_acts_in_training_alone():
     assert not torch.equal(net(sequence), net(sequence))
 
 
+def test_dropout_is_on_the_embedding_every_branch_and_the_attentions_weights(monkeypatch):
+    elsewhere, within = [], []
+    plain, attention = torch.nn.functional.dropout, torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "dropout", lambda x, p, training: elsewhere.append((p, training)) or plain(x, p, training)
+    )
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *qkv, dropout_p, **more: within.append(dropout_p) or attention(*qkv, dropout_p=dropout_p, **more),
+    )
+    tiny(dropout=0.25).train()(tokens())
+    assert elsewhere == [(0.25, True)] * 5 and within == [0.25] * 2  # of two blocks
+
+
 def test_it_describes_itself():
     net = tiny(causal=True, post_norm=False)
     again = build(json.loads(json.dumps(describe(net))))

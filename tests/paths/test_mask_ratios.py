@@ -27,6 +27,24 @@ def test_concave_schedules_lie_above_the_straight_line_and_convex_ones_below() -
         assert (mask_ratio(name, R, 256)[10:-1] < line[9:]).all(), name
 
 
+@pytest.mark.parametrize(
+    ("name", "official"),
+    [
+        ("cosine", 0.8910065241883679),
+        ("cubic", 0.973),
+        ("square", 0.91),
+        ("linear", 0.7),
+        ("sqrt", 0.4522774424948339),
+        ("log", 0.2171206992707758),
+        ("exp", 0.9793826888941736),
+    ],
+)
+def test_shares_are_the_released_programs(name: str, official: float) -> None:
+    """`mask_schedule.schedule(0.3, 256, ...)` of google-research/maskgit, its powers being 3, 2 and 1/2."""
+    found = mask_ratio(name, torch.tensor([0.3], dtype=torch.float64), 256)
+    assert float(found) == pytest.approx(official, rel=1e-12)
+
+
 def test_an_unknown_schedule_is_named() -> None:
     with pytest.raises(UserError, match=r"sampler\.schedule is 'cosin'; it must be one of cosine"):
         check_ratio("sampler.schedule", "cosin")

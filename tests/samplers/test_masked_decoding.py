@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -113,6 +114,29 @@ def test_gumbel_noise_mixes_the_order_and_dies_out() -> None:
     cold, hot = hidden_after(0.0, 4), hidden_after(1e6, 4)
     # Noise alone leaves every place unknown equally often, 3 of 4 times; confidence does not.
     assert (hot.double().mean(0) - 0.75).abs().max() < 0.12 < (cold.double().mean(0) - 0.75).abs().max()
+
+
+def test_the_noise_on_the_confidence_is_gumbels_and_falls_linearly() -> None:
+    model = Watched()
+    MaskedDecoding(num_steps=4, temperature=4.5).fill(model, unknown(50, model), noise=StepNoise(0))
+    noise, like = StepNoise(0), torch.zeros(50, SIDE**2, dtype=torch.float64)
+    shown = [s == VALUES for s in model.seen]
+    log_p = torch.log_softmax(model.table, 1).expand(50, -1, -1)
+    for t, (before, after) in enumerate(itertools.pairwise(shown)):
+        drawn = draw(model.table.expand(50, -1, -1), noise.uniform(like))
+        gumbel = -torch.log(-torch.log(noise.uniform(like)))
+        sure = log_p.gather(2, drawn[..., None])[..., 0] + 4.5 * (1 - (t + 1) / 4) * gumbel
+        sure = sure.masked_fill(~before, torch.inf)
+        cut = sure.sort(1).values.gather(1, after.sum(1, keepdim=True))  # as the released program cuts
+        assert torch.equal(sure < cut, after)
+
+
+def test_an_edit_of_few_tokens_decides_one_a_pass_and_keeps_one_for_the_last() -> None:
+    model = Watched()
+    given = torch.zeros(1, SIDE**2, dtype=torch.int64)
+    given[0, :3] = VALUES
+    MaskedDecoding(num_steps=12).fill(model, given, noise=StepNoise(0))
+    assert [int((shown == VALUES).sum()) for shown in model.seen] == [3, 2] + [1] * 10
 
 
 def test_one_token_a_pass_at_random_places_draws_from_the_source() -> None:

@@ -65,6 +65,37 @@ def test_published_configurations_cost_what_they_say(name):
     assert len(recorder.levels) == sampler.nfe == int(name.rsplit("-", 1)[1])
 
 
+PUBLISHED = """
+cifar10 edm 18 3 2 0.14 0.30
+cifar10 vp 18 3 2 0.06 0.30
+cifar10 vp 18 3 5 0.06 0.30
+cifar10 vp 18 3 10 0.06 0.30
+cifar10 vp 18 3 20 0.06 0.30
+cifar10 vp 20 9 30 0.06 0.20
+imagenet64 14 3 1 19.35 40.79 3 1 1.09 1.92 3 1 0.06 0.30
+imagenet64 18 5 1 19.35 40.79 5 1 1.09 1.92 5 1 0.59 1.09 5 1 0.06 0.30
+imagenet64 18 3 1 19.35 40.79 4 1 1.09 1.92 4 4 0.59 1.09 4 1 0.30 0.59 4 4 0.06 0.30
+imagenet64 18 3 1 19.35 40.79 4 1 1.09 1.92 4 5 0.59 1.09 4 5 0.30 0.59 4 10 0.06 0.30
+imagenet64 36 4 1 19.35 40.79 4 1 1.09 1.92 4 5 0.59 1.09 4 5 0.30 0.59 6 6 0.06 0.30
+imagenet64 36 3 1 19.35 40.79 6 1 1.09 1.92 6 5 0.59 1.09 6 5 0.30 0.59 6 20 0.06 0.30
+imagenet64 36 6 1 19.35 40.79 6 1 1.09 1.92 7 6 0.59 1.09 7 6 0.30 0.59 7 25 0.06 0.30
+imagenet64 36 10 3 19.35 40.79 10 3 1.09 1.92 7 6 0.59 1.09 7 6 0.30 0.59 7 25 0.06 0.30
+"""
+
+
+@pytest.mark.parametrize("line", PUBLISHED.split("\n")[1:-1])
+def test_the_published_configurations_are_the_official_files(line):
+    """benchmarks/params_*.txt of Newbeeer/diffusion_restart_sampling at 8cbcb07; noise and churn as hyperparam.py."""
+    words = line.split()
+    data, (steps, *rest) = [w for w in words if w[0].isalpha()], [float(w) for w in words if not w[0].isalpha()]
+    intervals = tuple(tuple(rest[i : i + 4]) for i in range(0, len(rest), 4))
+    nfe = int(2 * steps - 1 + sum(2 * k * (n - 1) for n, k, _, _ in intervals))
+    found = PRESETS[f"restart-{'-'.join(data)}-{nfe}"]
+    assert found.num_steps == steps and found.intervals == intervals
+    assert (found.restart_gamma, found.S_min, found.S_max) == (0.05, 0.01, 1.0)
+    assert found.S_noise == (1.003 if data == ["imagenet64"] else 1.0) and found.rho == 7
+
+
 def test_levels_go_up_once_and_come_back_to_the_grids_own():
     recorder = Recorder()
     Restart(intervals=((4, 2, 0.06, 0.30),), restart_gamma=0.0)(recorder, LATENTS, noise=noise())

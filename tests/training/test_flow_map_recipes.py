@@ -16,20 +16,22 @@ def decay(name: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "batch", "micro", "lr", "points", "most", "dropout"),
+    ("name", "batch", "micro", "rounds", "lr", "points", "most", "dropout"),
     [
-        ("ctm-cifar10", 256, 16, 4e-4, 18, 17, 0.13),
-        ("ctm-cifar10-gan", 528, 11, 4e-4, 18, 17, 0.13),
-        ("ctm-imagenet64", 1440, 18, 4e-4, 40, 39, 0.0),
-        ("ctm-imagenet64-gan", 4224, 11, 8e-6, 40, 20, 0.0),
+        ("ctm-cifar10", 256, 16, 4, 4e-4, 18, 17, 0.13),
+        ("ctm-cifar10-gan", 528, 11, 12, 4e-4, 18, 17, 0.13),
+        ("ctm-imagenet64", 1440, 18, 10, 4e-4, 40, 39, 0.0),
+        ("ctm-imagenet64-gan", 4224, 11, 48, 8e-6, 40, 20, 0.0),
     ],
 )
-def test_ctm(name: str, batch: int, micro: int, lr: float, points: int, most: int, dropout: float) -> None:
+def test_ctm(name: str, batch: int, micro: int, rounds: int, lr: float, points: int, most: int, dropout: float) -> None:
+    """rounds: micro-batches of a process of the published command, whose gradients it adds up."""
     run = RECIPES[name]()
     training, method, optimizer = run.training, run.method, run.training.optimizer
     assert (training.batch, training.micro_batch, training.precision) == (batch, micro, "fp16")
     assert (optimizer.kind, optimizer.lr, optimizer.lr_ramp_images, optimizer.weight_decay) == ("radam", lr, 0, 0.0)
     assert optimizer.clip_norm is None and optimizer.lr_decay_images is None and optimizer.lr_cooldown_images == 0
+    assert optimizer.eps == pytest.approx(1e-8 / rounds)
     assert (method.grid_points, method.max_steps or points - 1, method.dropout) == (points, most, dropout)
     assert method.target_decay == 0.999 and decay(name) == pytest.approx(0.999, rel=1e-9)
     assert run.data.xflip and run.data.labels
@@ -56,5 +58,6 @@ def test_scm(name: str, batch: int, steps: int, kind: str, lr: float, eps: float
     assert optimizer.lr_decay_images == (None if kind == "radam" else 35_000 * batch)
     assert (run.method.noise_levels.mean, run.method.noise_levels.std) == (-1.0, p_std)
     assert run.method.warmup * steps == pytest.approx(10_000)
+    assert decay(name) == pytest.approx(0.9999) and training.ema.rampup_ratio is None  # the first, which it evaluates
     assert run.data.labels == (not name.endswith("cifar10")) and not run.data.xflip
     assert (run.network.dropout if run.network else 0.0) == (0.2 if name == "sct-cifar10" else 0.0)

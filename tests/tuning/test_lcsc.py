@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from imagewright.tuning.lcsc import LCSC, choose_weights, ema_coefficients, first_population, random_control, search
+from imagewright.tuning.lcsc import (
+    LCSC,
+    _child,
+    choose_weights,
+    ema_coefficients,
+    first_population,
+    random_control,
+    search,
+)
 from imagewright.types import UserError
 
 
@@ -100,12 +108,60 @@ def test_search_beats_chance_and_repeats_itself():
     assert np.array_equal(again.coefficients, found.coefficients)
 
 
+def test_a_value_that_is_no_number_never_wins_nor_upsets_the_order():
+    calls = []
+
+    def fitness(c):
+        calls.append(c)
+        return float("nan") if len(calls) % 3 == 0 else quadratic(6)(c)
+
+    found = search(12, fitness, LCSC(evaluations=200))
+    assert found.fitness == quadratic(6)(found.coefficients) == found.best_so_far[-1]
+    assert all(b <= a for a, b in zip(found.best_so_far, found.best_so_far[1:], strict=False))
+    assert found.fitness < found.best_average < float("inf")
+
+
+def children(config, count=3000, parents=((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))):
+    """Of parents given best first, and what of each is left once the evenly restored sum is taken off again."""
+    generator = np.random.default_rng(0)
+    members = [(float(i), np.array(p)) for i, p in enumerate(parents)]
+    made = np.array([_child(members, generator, config) for _ in range(count)])
+    np.testing.assert_allclose(made.sum(1), 1.0)
+    return made
+
+
+def test_a_child_has_a_share_of_its_own_at_every_coefficient():
+    made = children(LCSC(mutation_size=1e-9))
+    # Both parents have 0 in the middle, where the child has but what restores the sum.
+    np.testing.assert_allclose(made[:, 1], made[:, 2], atol=1e-7)
+    ends = made[:, [0, 3]] - made[:, [1]]
+    assert -0.26 < ends.min() < -0.2 and 1.2 < ends.max() < 1.26  # shares go beyond [0, 1] by a quarter
+    assert abs(np.corrcoef(ends.T)[0, 1]) < 0.06  # one share for all would tie the ends: their sum would be 1
+
+
+def test_mutation_changes_a_share_of_the_coefficients_by_three_sizes():
+    parent = np.full(40, 1 / 40)
+    made = children(LCSC(mutation_share=0.3, mutation_size=0.5), 2000, (parent, parent))
+    moved = made - np.median(made, 1, keepdims=True)  # most are unchanged: the median is what restores the sum
+    changed = np.abs(moved) > 1e-12
+    assert changed.mean() == pytest.approx(0.3, abs=0.02)
+    size = np.sqrt((moved**2).sum(1) / changed.sum(1)) / (0.5 / 40)  # of each child, in the published unit
+    assert np.histogram(size, [0, 0.2, 0.6, 9])[0] / len(size) == pytest.approx([1 / 3] * 3, abs=0.05)
+
+
+def test_parents_are_of_the_best():
+    one = np.eye(5)
+    made = children(LCSC(mutation_size=1e-9, parents=2), 200, one)
+    np.testing.assert_allclose(made[:, 2:] - made[:, [2]], 0, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("act", "sentence"),
     [
         (lambda: search(1, quadratic(0), LCSC()), "there are 1 stored weights; a combination needs at least 2"),
         (lambda: LCSC(parents=30), "parents is 30, population 20 and evaluations 300"),
         (lambda: LCSC(mutation_share=0.0), r"mutation_share is 0\.0"),
+        (lambda: LCSC(ema_rates=18, population=8, evaluations=19), "ema_rates is 18 .* evaluations is 19"),
     ],
 )
 def test_bad_settings_are_refused(act, sentence):

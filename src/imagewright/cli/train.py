@@ -107,9 +107,12 @@ def _in_proportion(run: Run, recipe: Experiment, args: Sequence[str]) -> Run:
     if run.resume and path.exists():
         return replace(run, experiment=as_begun(run.experiment, read_record(path.parent)["experiment"], given))
     experiment, changes = shortened(recipe, run.experiment, given)
-    if changes:
+    scaled = [change for change in changes if not change.startswith("note: ")]
+    if scaled:
         share = f"{run.experiment.training.total_images:,} of the recipe's {recipe.training.total_images:,} images"
-        say(f"in proportion to {share}: {'; '.join(changes)}")
+        say(f"in proportion to {share}: {'; '.join(scaled)}")
+    for note in changes[len(scaled) :]:
+        say(note)
     return replace(run, experiment=experiment)
 
 

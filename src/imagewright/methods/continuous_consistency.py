@@ -22,8 +22,9 @@ Networks   time t as label (EDM's `noise_label = "angle"`), positional embedding
 Departs    w starts at its optimum; elsewhere it starts anywhere, which hundreds of thousands of steps forget and a
            short run does not. v is linear in waves of t of its own, not in the network's time embedding. c stands
            beside |g| as the paper writes it; FastGen takes the root mean square, for which its c is sqrt(D) times as
-           large. sigma is kept in the model's range; FastGen draws sCT's up to 800 (one in 16,000 is above 80). The
-           warm-up is a share of the run where the paper has 10,000 steps. Nothing is done in float64.
+           large. A sigma beyond the model's range (one in 6,000) is moved to its end; FastGen truncates the law, and
+           sCT's at 800 (one in 16,000 is above 80). FastGen's derivative has a dropout mask of its own. The warm-up is
+           a share of the run, from r = 0, where the paper has 10,000 steps. Nothing is done in float64.
 Checked    g at r = 1 against central differences of f along the flow; zero tangent of the exact map of Gaussian data;
            r = 0 is the diffusion loss; the gradient is -2 g dF at the start, whatever sigma; that of v vanishes there;
            resume bit for bit with the weighting.

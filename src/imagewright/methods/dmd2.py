@@ -15,8 +15,9 @@ Gradients  an update's go to its own part alone, by the trainer's contract: the 
            Which level is a function of the step alone, the same for all seeds.
 Source     tianweiy/DMD2, `main/edm` (ImageNet-64) and `main/sd_unified_model.py` (several steps).
 Departs    Images for evaluation have classes drawn uniformly; the paper's go through the 1,000 in order. A step that is
-           not finite is 0 (there NaN alone). Under bf16 the head runs in it too (there the networks alone). Guidance of
-           the teacher, and a latent decoder, are the text models' and not built in here.
+           not finite is 0 (there NaN alone). Under bf16 the head runs in it too (there the networks alone). The rates
+           of a warm-up are one step ahead of the program's, whose first is 0. Guidance of the teacher, and a latent
+           decoder, are the text models' and not built in here.
 Checked    generator unmoved on the other steps, no gradient left in the fake score; without GAN at ratio 1 it is DMD
            without regression to the bit; one step has pure noise for input; the head finds the log density ratio.
 """

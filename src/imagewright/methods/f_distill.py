@@ -3,8 +3,8 @@
 Networks   generator (trained, the product), teacher (frozen: D_real, and the features by which images are judged),
            fake_score (trained: D_fake), discriminator (trained: heads on the encoder's maps of the teacher, its middle
            alone on ImageNet, all resolutions on CIFAR-10; an optimiser of its own). No dropout.
-Turns      every `every`-th step updates the generator, the others fake score and discriminator, each on a batch of its
-           own; images are made for the batch's classes. Levels: index uniform on 2 .. 998 of EDM's grid of 1000.
+Turns      every `every`-th step updates the generator, those before it fake score and discriminator, each on a batch of
+           its own; images are made for the batch's classes. Levels: index uniform on 2 .. 998 of EDM's grid of 1000.
 Generator  one level and noise for all: the step h (D_fake - D_real) / (mean |x - D_real| + 1e-6) in x, through no
            denoiser, and `gan_weight` softplus(-logit), through the teacher's encoder.
 Weight     r = q / p = exp of the mean logit, within +-10, then within `ratio_bounds`. Divided by a mean of r over all
@@ -15,8 +15,9 @@ Fake       mean (D_fake(x + sigma eps) - x)^2, unweighted. Discriminator: softpl
            softplus(-logit) of real ones, which have a level and noise of their own.
 Source     NVlabs/FastGen, `methods/distribution_matching/f_distill.py` and `dmd2.py`, whose text decides.
 Departs    Gradients of all parts are clipped, not the generator's alone. The reverse KL's h is 1 for each image (there
-           a single number, which fails). One average of the weights (there three). R1 regularisation (weight 0 there),
-           guidance and several steps are the text and video models' and not built in.
+           a single number, which fails). One average of the weights (there three). Matrix products are not in
+           TensorFloat-32. R1 regularisation (weight 0 there), guidance and several steps are the text and video models'
+           and not built in.
 Checked    h against the published formula in float64; weights 1 make it DMD2's step; means one; who learns when, and on
            what; resume bit for bit with a running mean.
 """
@@ -83,7 +84,7 @@ class FDistill:
 
     divergence: Divergence = "js"
     every: int = 5
-    """Steps of which one is the generator's."""
+    """Steps of which the last is the generator's."""
     gan_weight: float = 3e-3
     """Of the generator's adversarial loss (1e-3 on CIFAR-10)."""
     judged: Literal["middle", "all"] = "middle"
@@ -137,7 +138,7 @@ class FDistill:
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
         """One update of the generator, or one of the fake score and one of the discriminator."""
         cond = Condition(label=batch.cond.label)
-        turn = clock.step % self.every == 0
+        turn = (clock.step + 1) % self.every == 0
         latents = noise.normal(batch.images)
         with torch.set_grad_enabled(turn):
             generated = generate(parts.generator, latents, cond)

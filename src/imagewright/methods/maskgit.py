@@ -10,7 +10,8 @@ Departs    The training loop was never released, nor what its configuration's `m
            places are masked is the paper's text. V are the codec's values, where the released network answers for the
            class and unknown tokens too, and smoothing gives those their share. `label_dropout` is ours: it hides
            labels, so that sampling may use classifier-free guidance, which the paper has not. Of its evaluation the
-           classification accuracy score, and rejection by a classifier, are not built in.
+           classification accuracy score, and rejection by a classifier, are not built in. The recipes take the
+           configuration's Adam with a weight decay for AdamW, on all weights.
 Checked    loss and network against the released program; how many places are masked; places that are known give no
            gradient; resume bit for bit.
 """

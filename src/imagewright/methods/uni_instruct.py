@@ -27,8 +27,12 @@ Departs    The program weighs with L / (L - 1), L = C H W times the cross-entrop
            clipping of the fake network's gradients at 1, and no removal of images or gradients that are not finite: the
            trainer stops and says so. Losses are means over numbers where the program's are sums: Adam's step is the
            same where its eps is C H W times smaller, as the recipes have it. Levels are 800 points, not an interval.
-           One batch of real images, or its labels, serves both updates of a step. The DI settings have DMD's own
-           normaliser, without 1e-5; Diff-Instruct and SIM have no program here and follow their papers' formulas.
+           One batch of real images, or its labels, serves both updates of a step. SiDA's program halves both terms of
+           its loss once it has two. The program's reverse KL fails where the adversary comes; here h is 1. DMD's
+           normaliser is its own, without 1e-5. SIM's training has no program; its paper's formula is followed, but for
+           a normaliser that is held fixed as SiD's is. Diff-Instruct's program (pkulwj1994/diff_instruct) draws the
+           generator's levels from the fake network's law too, starts from noise at 1, and asks both denoisers with the
+           same dropout mask; here levels are DMD's, noise is at 2.5, and neither hides anything.
 Checked    gradients against closed forms and finite differences; the integral against KL; every equivalence that is
            claimed above; the adversary's reductions; h = 1 makes all divergences coincide; resume bit for bit.
 """
@@ -353,7 +357,7 @@ NAMED: Mapping[str, UniInstruct] = {
     "dmd": AS_DMD,
     "sim": UniInstruct(normaliser="huber"),
     "sid": UniInstruct(alpha=1.2),
-    "sida": UniInstruct(alpha=1.2, gan_weight=0.01, fake_only_images=100_000, plain_images=200_000),
+    "sida": PUBLISHED,
     "uni_rkl": PUBLISHED,
     "uni_fkl": replace(PUBLISHED, divergence="fkl"),
     "uni_jkl": replace(PUBLISHED, divergence="jeffreys", jeffreys=(0.4, 0.6)),

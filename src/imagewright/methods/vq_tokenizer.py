@@ -14,7 +14,8 @@ Optimiser  the run's, published: Adam with betas (0, 0.99) for both.
 Departs    Perceptual: channel-normalised feature maps of a network given as `features`, where the published one takes
            a classifier's (ResNet) outputs; without `features` its weight has to be 0. The networks see colours in
            [-1, 1], the published ones in [0, 1]. The training loop was never released: that both networks learn from
-           one batch, the tokenizer first, is ours. Its alternative quantiser (Gumbel softmax) is left out.
+           one batch, the tokenizer first, is ours. `adversarial_start` is VQGAN's (2012.09841); here published: 0. The
+           alternative quantiser (Gumbel softmax) is left out.
 Checked    losses, penalty, counts and answers of both networks against the released program; straight-through gradient
            is the identity; the entropy loss against its least value; resume bit for bit, discriminator included.
 """

@@ -3,6 +3,8 @@
 Source   Zhang et al. 2018 (LPIPS, arXiv 1801.03924), version 0.1 with VGG-16, from the optional package `lpips`. Our
          classifiers stand in where nothing may be downloaded; a distance in their features (fd_digits, fd_emoji) is
          then measured by the network that was trained against, which flatters it.
+Departs  LPIPS pools by maxima, as published. The programs of CTM, of consistency models on ImageNet-64 and of DMD2's
+         regression put average pooling in its place (piq, `replace_pooling`).
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ Output     a convolution of zeros to `values` logits a sub-pixel: all values ali
 Source     Shi et al. 2024 (MD4, arXiv 2406.04329), appendix on experiments; Kingma et al. 2021 (VDM, 2107.00630) for
            the U-Net; Peebles and Xie 2023 (DiT, 2212.09748) for the middle. Parameter counts and answers are those of
            the released program, weights begin as flax has them.
-Departs    One class vector more, for no class. The network for text is not built in.
+Departs    One class vector more, for no class. Groups of normalisation have at least 4 channels, where the released one
+           always has 32 groups: another network below 128 channels. The released network for patches can also halve
+           the resolution (no published run does). The network for text is not built in.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ Blocks     where a block changes the width, its 1x1 convolution is of the branch
            input: the released program has it so, and its weights are made for that.
 Source     Chang et al. 2022 (MaskGIT, arXiv 2202.04200), section 3.1; Esser et al. 2021 (VQGAN, 2012.09841); van den
            Oord et al. 2017 (VQ-VAE, 1711.00937). Parameter counts and answers are those of the released program.
-Departs    Pictures go in and come out in [-1, 1]; the released program has them in [0, 1].
+Departs    Pictures go in and come out in [-1, 1]; the released program has them in [0, 1]. Groups of normalisation have
+           at least 4 channels, where the released one always has 32 groups: another network below 128 channels.
 """
 
 from __future__ import annotations

@@ -151,19 +151,23 @@ def f_distill_cifar10() -> Experiment:
     """CIFAR-10, class-conditional, forward KL, as published: 100,000 steps of 2,048, a fifth the generator's."""
     run = _published("cifar10-32x32.zip", "runs/edm-cifar10", 2048, 100_000, 1e-4)
     method = FDistill(divergence="kl", gan_weight=1e-3, judged="all")
-    return replace(run, method=method, training=_averaged(run.training))
+    return replace(run, method=method, training=_averaged(run.training, 256))
 
 
 def f_distill_imagenet64() -> Experiment:
     """ImageNet-64, Jensen-Shannon, as published: 600,000 steps of 512, a fifth the generator's."""
     run = _published("imagenet-64x64.zip", "runs/edm-imagenet64", 512, 600_000, 2e-6)
-    return replace(run, method=FDistill(ratio_decay=0.5), training=replace(_averaged(run.training), micro_batch=64))
+    return replace(run, method=FDistill(ratio_decay=0.5), training=_averaged(run.training, 32))
 
 
-def _averaged(training: TrainingConfig) -> TrainingConfig:
-    """f-distill's: no warm-up, and an average of decay 0.9999 a step, five of which make one of the generator's."""
+def _averaged(training: TrainingConfig, micro_batch: int) -> TrainingConfig:
+    """f-distill's: no warm-up, and an average of decay 0.9999 a step, five of which make one of the generator's.
+
+    micro_batch: over which, on all processes together, ratios and weights have mean one: the program's on a process.
+    """
     ema = EmaConfig(halflife_images=halflife_images(training.batch, 0.9999**5), rampup_ratio=None)
-    return replace(training, ema=ema, optimizer=replace(training.optimizer, lr_ramp_images=0))
+    optimizer = replace(training.optimizer, lr_ramp_images=0)
+    return replace(training, ema=ema, optimizer=optimizer, micro_batch=micro_batch)
 
 
 def _published(source: str, teacher: str, batch: int, steps: int, lr: float) -> Experiment:

@@ -1,8 +1,9 @@
 """MaskGIT (Chang et al. 2022, 2202.04200): the VQ tokenizer, and the transformer on its tokens.
 
 Published for ImageNet at 256 x 256: `vq_imagenet256`, then `maskgit_imagenet256`. Rates, batches, lengths and averages
-(0.999 an update, in both stages) are those of the released configuration; it names no augmentation. At 64 x 64 the same
-256 tokens stand for 4 x 4 pixels each.
+(0.999 an update, in both stages) are those of the released configuration; it names no augmentation. Its numbers for a
+tokenizer's warm-up and decay stand beside a schedule that is "constant", and are left out. At 64 x 64 the same 256
+tokens stand for 4 x 4 pixels each.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """One-step generators by matching distributions (Wang et al. 2025, 2505.20755, and methods that it contains).
 
 CIFAR-10 and ImageNet-64: as in the published scripts of Uni-Instruct and SiD. The best figures are of FKL from a
-generator that RKL has trained: `--start runs/uni-rkl-cifar10`; the fake network learns it in the first phase. Their
-losses are sums over an image's numbers, ours means: Adam's eps is smaller by as much, so that its steps are the same.
+generator that RKL has trained, `--start runs/uni-rkl-cifar10`, in the scripts SiD's. Their losses are sums over an
+image's numbers, ours means: Adam's eps is smaller by as much, so that its steps are the same.
+Departs    With `--start` the fake network comes along; theirs starts as the teacher and learns in the first phase. fp16
+           is autocast with a loss scale that is divided out again; theirs casts the networks and scales nothing.
 """
 
 from __future__ import annotations
@@ -76,6 +78,7 @@ def cifar10(name: str) -> Experiment:
         training=TrainingConfig(
             total_images=800_000_000 if name == "sid" else 300_000_000,
             batch=256,
+            micro_batch=32,  # of which the adversary's mean is taken
             optimizer=_adam(1e-5, 3 * 32 * 32),
             ema=EmaConfig(halflife_images=500_000, rampup_ratio=0.05),
             log_images=50_000,
@@ -97,7 +100,7 @@ def imagenet64(name: str) -> Experiment:
             run.training,
             total_images=1_000_000_000 if name == "sid" else 300_000_000,
             batch=8192,
-            micro_batch=32,
+            micro_batch=8,
             precision="fp16",
             optimizer=_adam(4e-6, 3 * 64 * 64, eps=1e-6),
             ema=EmaConfig(halflife_images=2_000_000, rampup_ratio=0.05),

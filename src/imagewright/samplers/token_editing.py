@@ -6,8 +6,11 @@ the picture through the mask of those tokens, blurred by 15/16 of a token's side
 do, of a codebook or of pixels. Extending a picture beyond its edge is the same on a canvas that is moved by half:
 `Outpainting`.
 
-Departs  The mask is enlarged to pixels by the nearest neighbour, and its border's values go on outside when it is
-         blurred; the released program lets an imaging library do both (bicubic; boxes in place of a Gaussian).
+Departs  Every token that the region touches is drawn, and those next to it; of a box that is not on the tokens' grid
+         the released program may leave out the far side's. 15/16 is that program's blur at 256 x 256 pixels (in pixels,
+         one less than there are tokens along a side). The mask is enlarged to pixels by the nearest neighbour, and its
+         border's values go on outside when it is blurred; the released program lets an imaging library do both
+         (bicubic; boxes in place of a Gaussian).
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ def shortened(recipe: Experiment, run: Experiment, given: Collection[str] = ()) 
 
     That is the rate's ramp, decay and cool-down, the average's half-life, and what the method counts in images. Fields
     in `given` (dotted names, as in the command) stay as the user set them, and so does a run that is not shorter.
-    Raises UserError where the rate's ramp and cool-down are longer than the run.
+    Raises UserError where options make the rate's ramp and cool-down longer than the run; of a recipe or file that is so
+    by itself it is only said.
     """
     share = run.training.total_images / recipe.training.total_images
     changes: list[str] = []
@@ -31,8 +32,10 @@ def shortened(recipe: Experiment, run: Experiment, given: Collection[str] = ()) 
             new = type(value)(max(round(value * share), 1))
             run = set_field(run, field, new)
             changes.append(f"{field} {value:,} -> {new:,}")
-    check_rate(run.training)
-    return run, changes
+    too_long = rate_fault(run.training)
+    if too_long and rate_fault(recipe.training) is None:
+        raise UserError(too_long)
+    return run, [*changes, *([f"note: {too_long}"] if too_long else [])]
 
 
 def as_begun(run: Experiment, record: Mapping[str, Any], given: Collection[str] = ()) -> Experiment:
@@ -44,15 +47,16 @@ def as_begun(run: Experiment, record: Mapping[str, Any], given: Collection[str] 
     return run
 
 
-def check_rate(training: TrainingConfig) -> None:
-    """Raise UserError where the learning rate never reaches its height: ramp and cool-down exceed the run."""
+def rate_fault(training: TrainingConfig) -> str | None:
+    """A sentence where the learning rate never reaches its height: ramp and cool-down exceed the run."""
     rate = training.optimizer
-    if rate.lr_ramp_images + rate.lr_cooldown_images > training.total_images:
-        raise UserError(
-            f"training.total_images is {training.total_images}; the rate's ramp ({rate.lr_ramp_images} images) and "
-            f"cool-down ({rate.lr_cooldown_images}) together must be no longer: set training.optimizer.lr_ramp_images "
-            "and training.optimizer.lr_cooldown_images"
-        )
+    if rate.lr_ramp_images + rate.lr_cooldown_images <= training.total_images:
+        return None
+    return (
+        f"training.total_images is {training.total_images}; the rate's ramp ({rate.lr_ramp_images} images) and cool-down "
+        f"({rate.lr_cooldown_images}) together must be no longer, or it never reaches its height: set "
+        "training.optimizer.lr_ramp_images and training.optimizer.lr_cooldown_images"
+    )
 
 
 def _counted_in_images(run: Experiment) -> Iterator[str]:

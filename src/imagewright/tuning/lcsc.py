@@ -11,9 +11,10 @@ Ingredients   raw (not averaged) weights of one run in a window of training that
            caller's: a feature distance with the
            very sampler of use, of a denoiser or of a consistency model.
 Official   github.com/imagination-research/LCSC has training, sampling and the measure, and not the search ("will soon
-           release it"). What its scripts say of it: 5000 images a candidate (data_num), weights 50 steps apart, 800 of
-           them (10,050 to 50,000), for DDPM; FID as pytorch-fid computes it; one-step sampling of consistency models
-           from sigma 80, clipped; two-step sampling is advised against after a search at one.
+           release it"). What is left of it in scripts/image_sample_dm.py, unused: data_num 5000, read here as the
+           images of a candidate; weights from 10,050 to 50,000 of a folder called 50_interval_save, 800 if that is
+           their spacing (interval is 1000 beside it). FID is pytorch-fid's for consistency models; one-step sampling
+           of them from sigma 80, clipped; two-step sampling is advised against after a search at one.
 Departs    the operators' rates and sizes, the shares of the crossover beyond [0, 1], the mixture of three mutation
            sizes, and that a worse member makes way after every child rather than after a generation of them, are ours.
            The sum is restored by adding evenly where a division could blow the coefficients up. A candidate's classes
@@ -25,6 +26,7 @@ Memory     all differences as one float32 matrix, K - 1 times the model; files a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -52,7 +54,7 @@ class LCSC:
     mutation_share: float = 0.3
     """Probability of each coefficient to be changed."""
     mutation_size: float = 0.5
-    """Standard deviation of the change, in units of the parents' root-mean-square coefficient."""
+    """Largest standard deviation of the change, in units of the first parent's root-mean-square coefficient."""
     nonnegative: bool = False
     """Keep every coefficient >= 0 (a control: the published method does not)."""
     seed: int = 0
@@ -62,6 +64,11 @@ class LCSC:
             raise UserError(
                 f"parents is {self.parents}, population {self.population} and evaluations {self.evaluations}; they "
                 "must satisfy 2 <= parents <= population <= evaluations"
+            )
+        if self.ema_rates + 2 > self.evaluations:  # beside them the last weights and the plain mean
+            raise UserError(
+                f"ema_rates is {self.ema_rates} and evaluations is {self.evaluations}; the first population has two "
+                "members more than rates, and all are measured"
             )
         if not (0 < self.mutation_share <= 1 and self.mutation_size > 0 and self.ema_rates >= 1):
             raise UserError(
@@ -142,6 +149,7 @@ def search(
 
     def measured(candidate: Vector) -> tuple[float, Vector]:
         value = float(fitness(candidate))
+        value = math.inf if math.isnan(value) else value  # such a candidate is bad, and must not upset the order
         history.append(min(value, history[-1]) if history else value)
         on_progress(len(history), history[-1])
         return value, candidate
