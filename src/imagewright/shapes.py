@@ -69,7 +69,7 @@ def _of_plain(value: Any, shape: Any, where: str, finite: bool) -> str | None:
         if isinstance(value, bool) or not isinstance(value, kinds):
             return _told(value, where, _WORDS[shape])
         if isinstance(value, int):
-            return None if -(2**63) <= value < 2**63 else _told("a number of over 64 bits", where, "smaller")
+            return None if -(2**63) <= value < 2**63 else _told(value, where, "smaller")
         return None if math.isfinite(value) or not finite else _told(value, where, "finite")
     if shape in _WORDS:
         return None if isinstance(value, shape) else _told(value, where, _WORDS[shape])
@@ -106,7 +106,7 @@ def _of_list(value: Any, inner: tuple[Any, ...], where: str, finite: bool) -> st
         return _told(value, where, _WORDS[list])
     if len(inner) > 1 and inner[1] is not Ellipsis:
         if len(value) != len(inner):
-            return _told(f"a list of {len(value)}", where, f"a list of {len(inner)}")
+            return _told(value, where, f"a list of {len(inner)}")
         return _first(zip(range(len(value)), value, inner, strict=True), where, finite)
     return _first(((i, each, inner[0]) for i, each in enumerate(value)), where, finite) if inner else None
 

@@ -15,7 +15,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,15 @@ EVIL = "\x1b]0;owned\x07\x1b[31m[bold]\u202e\udce9\nimagewright: all is well"
 
 @dataclass(frozen=True)
 class Case:
-    """name: unique. make: writes the file into a folder that holds copies of the sources. act: opens it."""
+    """name: unique. make: writes the file into a folder that holds copies of the sources. act: opens it.
+
+    harmless: it may be taken as it is; all others have to be refused.
+    """
 
     name: str
     make: Callable[[Path], Any]
     act: Callable[[Path], Any]
+    harmless: bool = False
 
 
 def cases() -> Iterator[Case]:
@@ -60,9 +64,8 @@ def cases() -> Iterator[Case]:
     yield from _runs()
     yield from _couplings()
     yield from _torch_files()
-    yield from _pictures()
-    yield from _labels()
-    yield from _archives()
+    # `data info` leaves out what it cannot use, and says so.
+    yield from (replace(case, harmless=True) for group in (_pictures, _labels, _archives) for case in group())
     yield from _arrays()
     yield from _outputs()
 
@@ -117,9 +120,11 @@ def _json() -> Iterator[Case]:
         for name, change in BYTES.items():
             if name == "many" and reader not in ("model", "labels"):
                 continue  # all have the same limit
-            yield Case(f"json-{reader}-{name}", partial(_rewrite, path, change), act)
+            yield Case(f"json-{reader}-{name}", partial(_rewrite, path, change), act, harmless=reader == "log")
         if reader not in ("log", "resumed"):
-            yield Case(f"json-{reader}-each-key", partial(_rewrite, path, lambda b: b), partial(_each_key, path, act))
+            yield Case(
+                f"json-{reader}-each-key", partial(_rewrite, path, lambda b: b), partial(_each_key, path, act), True
+            )
 
 
 def _rewrite(path: str, change: Callable[[bytes], bytes], folder: Path) -> None:
@@ -130,12 +135,13 @@ WRONG = (None, True, -1, 2**70, 0.5, "inf", EVIL, [], [[]], {}, {"class": EVIL},
 
 
 def _each_key(path: str, act: Callable[[Path], Any], folder: Path) -> None:
-    """Every value in the file, at two levels, as everything that it should not be."""
+    """Every value in the file, at two levels, as what it should not be, a third of WRONG each."""
     from imagewright.types import UserError
 
     whole = json.loads((folder / path).read_text())
-    for keys in [(k,) for k in whole] + [(k, j) for k, v in whole.items() if isinstance(v, dict) for j in v]:
-        for value in WRONG:
+    places = [(k,) for k in whole] + [(k, j) for k, v in whole.items() if isinstance(v, dict) for j in v]
+    for i, keys in enumerate(places):
+        for value in WRONG[i % 3 :: 3]:
             changed = json.loads(json.dumps(whole))
             inner = changed if len(keys) == 1 else changed[keys[0]]
             inner[keys[-1]] = value
@@ -198,7 +204,8 @@ def _no_regular_files() -> Iterator[Case]:
         for kind, put in OTHERS.items():
             if kind in ("terminal", "dangling", "loop") and name not in ("model", "weights", "picture"):
                 continue
-            yield Case(f"file-{name}-{kind}", partial(_put, path, put), act)
+            missing = (name, kind) in (("labels", "folder"), ("sampled", "folder"))
+            yield Case(f"file-{name}-{kind}", partial(_put, path, put), act, harmless=missing)
 
 
 def _put(path: str, put: Callable[[Path], Any], folder: Path) -> None:
@@ -240,7 +247,8 @@ def _models() -> Iterator[Case]:
     }
     for name, changes in lies.items():
         act = SAMPLE if name.startswith("sampler") else (lambda f: load_model(f / "model"))
-        yield Case(f"model-{name}", edited("model/model.json", **changes), act)
+        ignored = name == "data-classes"  # the network knows no classes, and labels are ignored
+        yield Case(f"model-{name}", edited("model/model.json", **changes), act, harmless=ignored)
     for name, change in _TENSORS.items():
         yield Case(f"model-weights-{name}", partial(_reweighted, change), lambda f: load_model(f / "model"))
     for name, change in _SAFETENSORS.items():
@@ -301,11 +309,14 @@ def _checkpoints() -> Iterator[Case]:
     for name in ("empty", "cut", "longer", "huge-header", "deep-header", "lying-shape", "pickle"):
         yield Case(f"checkpoint-{name}", partial(_rewrite, STATE, _SAFETENSORS[name]), RESUME)
     for name, change in _STATES.items():
-        yield Case(f"checkpoint-{name}", partial(_restated, change), RESUME)
-        yield Case(f"checkpoint-{name}-signed", partial(_restated, change, signed=True), RESUME)
+        # By a checksum alone all would be refused: most come with a right one, as who wants to harm would write it.
+        signed = name not in ("nan", "wrong-flip", "no-tensors")
+        yield Case(f"checkpoint-{name}", partial(_restated, change, signed=signed), RESUME)
+    yield Case("checkpoint-flip-signed", partial(_restated, _STATES["wrong-flip"], signed=True), RESUME, harmless=True)
+    yield Case("checkpoint-nan-signed", partial(_restated, _STATES["nan"], signed=True), RESUME)
     later = STATE.replace("16.", "32.")
     yield Case("checkpoint-renamed", lambda f: (f / STATE).rename(f / later), RESUME)
-    yield Case("checkpoint-loaded", lambda f: None, lambda f: load_checkpoint(f / STATE))
+    yield Case("checkpoint-loaded", lambda f: None, lambda f: load_checkpoint(f / STATE), harmless=True)
     yield Case("weights-nan", _kept_weights, lambda f: combine([f / "raw.safetensors"], [1.0]))
 
 
@@ -335,7 +346,7 @@ _STATES: dict[str, Callable[[dict[str, torch.Tensor], Any], dict[str, torch.Tens
 
 
 def _restated(change: Callable[..., dict[str, torch.Tensor]], folder: Path, signed: bool = False) -> None:
-    """A changed state; signed: with the checksum of what it now is, as who wants to harm would write it."""
+    """A changed state; signed: with the checksum of what it now is."""
     from safetensors import safe_open
 
     from imagewright.training.checkpoint import _checksum
@@ -358,7 +369,7 @@ def _runs() -> Iterator[Case]:
         (folder / "run/evil.py").write_text(owned)
         edited(record, command=["run/evil.py", "--out", "/tmp/owned"])(folder)
 
-    yield Case("run-code", with_code, RESUME)
+    yield Case("run-code", with_code, RESUME, harmless=True)
     lies: dict[str, Any] = {
         "command": {"command": [EVIL, "--help"]},
         "command-kind": {"command": "rm -rf /"},
@@ -375,10 +386,12 @@ def _runs() -> Iterator[Case]:
         "inputs-kind": {"inputs": [1]},
     }
     for name, changes in lies.items():
-        yield Case(f"run-{name}", edited(record, **changes), RESUME)
+        yield Case(f"run-{name}", edited(record, **changes), RESUME, harmless=name == "command")
     line = json.dumps({"step": 1, "images": 1, EVIL: EVIL}).encode()
-    yield Case("log-evil", partial(_write, "run/log.jsonl", line), _report)
-    yield Case("log-long", partial(_write, "run/log.jsonl", b'{"step": 1, "images": 1}\n' * 100_000), _report)
+    yield Case("log-evil", partial(_write, "run/log.jsonl", line), _report, harmless=True)
+    yield Case(
+        "log-long", partial(_write, "run/log.jsonl", b'{"step": 1, "images": 1}\n' * 100_000), _report, harmless=True
+    )
     yield Case("snapshot-bomb", lambda f: _write("run/samples/000000000016.png", png_bomb(60_000), f), _report)
     yield Case("samples-json", partial(_write, "out/samples.json", b"[1]"), SAMPLE)
 

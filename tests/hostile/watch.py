@@ -33,17 +33,20 @@ _OF_PATHS = frozenset(
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def watched(action: Callable[[], Any], folder: Path) -> list[str]:
-    """What went wrong while the action ran, in words; [] = nothing. folder: where it may write."""
+def watched(action: Callable[[], Any], folder: Path, cases: int = 1) -> tuple[list[str], bool]:
+    """What went wrong while the action ran, in words, and whether it was refused.
+
+    folder: where it may write. cases: how many files it opens.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
         os.dup2(writing, 1)
         os.dup2(writing, 2)
-        _child(action, folder)
+        _child(action, folder, cases)
     os.close(writing)
-    said, late = _collect(reading, child)
+    said, late = _collect(reading, child, WALL_SECONDS + 30 * (cases - 1))
     _, status, used = os.wait4(child, 0)
     faults = ["it had to be stopped: it waited"] if late else []
     code = os.waitstatus_to_exitcode(status)
@@ -58,18 +61,18 @@ def watched(action: Callable[[], Any], folder: Path) -> list[str]:
         faults.append(f"the terminal was given {sorted(obeyed)}")
     faults += [line.removeprefix("WATCH ") for line in said.splitlines() if line.startswith("WATCH ")]
     cpu = used.ru_utime + used.ru_stime
-    if cpu > CPU_SECONDS:
+    if cpu > CPU_SECONDS * cases:
         faults.append(f"it took {cpu:.1f} s")
     more = used.ru_maxrss * 1024 - resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if more > MEMORY:
         faults.append(f"it took {more / 2**30:.1f} GiB")
-    return faults
+    return faults, code == 2
 
 
-def _collect(reading: int, child: int) -> tuple[str, bool]:
+def _collect(reading: int, child: int, seconds: float) -> tuple[str, bool]:
     said, start = b"", time.monotonic()
     while True:
-        left = WALL_SECONDS - (time.monotonic() - start)
+        left = seconds - (time.monotonic() - start)
         ready, _, _ = select.select([reading], [], [], max(left, 0))
         if not ready:
             os.kill(child, signal.SIGKILL)
@@ -82,7 +85,7 @@ def _collect(reading: int, child: int) -> tuple[str, bool]:
         said = (said + part)[-(1 << 20) :]
 
 
-def _child(action: Callable[[], Any], folder: Path) -> None:
+def _child(action: Callable[[], Any], folder: Path, cases: int) -> None:
     from imagewright.types import UserError
 
     allowed = os.path.realpath(folder)
@@ -107,7 +110,7 @@ def _child(action: Callable[[], Any], folder: Path) -> None:
     code = 0
     try:
         os.chdir(folder)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(3 * CPU_SECONDS), int(4 * CPU_SECONDS)))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(3 * CPU_SECONDS) * cases, int(4 * CPU_SECONDS) * cases))
         sys.addaudithook(note)
         action()
     except UserError as error:

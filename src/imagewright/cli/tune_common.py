@@ -20,6 +20,7 @@ from imagewright.metrics.statistics import Moments
 from imagewright.models.files import ModelFile, save_model
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator
+from imagewright.training.checkpoint import require_fit
 from imagewright.training.distributed import pick_device
 from imagewright.types import Sampler, UserError
 from imagewright.version import versions
@@ -57,6 +58,7 @@ def fresh(run: Path, out: Path) -> ModelFile:
 
 def save(file: ModelFile, state: dict[str, torch.Tensor], out: Path, origin: dict[str, Any]) -> None:
     """Write the model with other weights, and say where they come from."""
+    require_fit(state, file.model.state_dict(), "the combination of kept weights")
     file.model.load_state_dict(state)
     save_model(out, replace(file, origin={**file.origin, **origin}))
     say(f"written to {out}; measure it with: imagewright evaluate {out}")

@@ -16,6 +16,7 @@ from imagewright.cli.sampling import make_sampler
 from imagewright.cli.tune_common import Scorer, fresh, print_scores, save
 from imagewright.models.files import ModelFile
 from imagewright.samplers.generator import sampler_from_json, sampler_to_json, usual_sampler
+from imagewright.training.checkpoint import require_fit
 from imagewright.training.weights import combine, differences, flatten, stored, unflatten
 from imagewright.tuning.lcsc import LCSC, Vector, choose_weights, search
 from imagewright.types import Sampler, UserError
@@ -61,6 +62,7 @@ def lcsc(
     chosen, images = _chosen(run, until, window, spacing)
     drawn_by = make_sampler(file, sampler, steps, set) or _own(file)
     first, rows = differences(chosen)
+    require_fit(first, file.model.state_dict(), str(chosen[0]))
     scorer, base = Scorer.of(str(run), file, data, device, inception), flatten(first)
     candidate = copy.deepcopy(file.model)
     gigabytes = rows.numel() * rows.element_size() / 2**30

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imagewright.models.description import unbuilt
+from imagewright.models.description import configuration, unbuilt
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned, VEPrecond, VPPrecond, iDDPMPrecond
 from imagewright.networks import NETWORKS, UNet
 from imagewright.networks.config import did_you_mean
@@ -94,7 +94,7 @@ def _edm_model(config: Mapping[str, Any]) -> Preconditioned:
     variance_too = precond_class is iDDPMPrecond and isinstance(channels, int)
     arguments = {name: config[name] for name in network_arguments if name in config}
     arguments |= {"in_channels": channels, "out_channels": 2 * channels if variance_too else channels}
-    network = network_class(network_class.config_class.from_json(arguments))
+    network = network_class(configuration(network_class.config_class, arguments))
     settings = {name: config[name] for name in precond_class.settings if name in config}
     return precond_class(network, **settings)
 

@@ -12,15 +12,18 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from imagewright import limits
 from imagewright.arrays import read_head, read_tensors
 from imagewright.files import open_regular, parse_json
+from imagewright.models.description import unbuilt
+from imagewright.shapes import Within, misfit
 from imagewright.types import UserError
 
 Images = npt.NDArray[np.uint8]
@@ -89,6 +92,19 @@ class ClassifierConfig:
         return self.widths[-1]
 
 
+class _ConfigRecord(TypedDict):
+    resolution: Annotated[int, Within(1, limits.SIDE)]
+    channels: Annotated[int, Within(1, limits.SIDE)]
+    widths: list[Annotated[int, Within(1, limits.WHOLE)]]
+    num_classes: Annotated[int, Within(1, limits.CLASSES)]
+
+
+class _Header(TypedDict):
+    format: str
+    name: str
+    config: _ConfigRecord
+
+
 class Classifier(nn.Module):
     """Convolutions, global average pooling (the features), a linear layer (the logits)."""
 
@@ -153,11 +169,16 @@ class ClassifierFeatures:
         self.channels = config.channels
         self.sha256 = file_sha256(path)
         self._config, self._device, self._batch_size = config, torch.device(device), batch_size
+        planned = unbuilt(lambda: Classifier(config), asdict(config), len(state)).state_dict()
+        wrong = [
+            k for k in {**planned, **state} if k not in planned or k not in state or planned[k].shape != state[k].shape
+        ]
+        if wrong:
+            raise UserError(
+                f"{path} does not fit its own description: {len(wrong)} entries differ, such as {min(wrong)}"
+            )
         self.network = Classifier(config)
-        try:
-            self.network.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(f"{path} does not fit its own description: {error}") from None
+        self.network.load_state_dict(state)
         self.network.requires_grad_(False).eval().to(self._device)
 
     def __call__(self, images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -188,6 +209,9 @@ def read_classifier(path: Path) -> tuple[dict[str, Any], ClassifierConfig, dict[
     state = read_tensors(path)
     if header.get("format") != FORMAT:
         raise UserError(f"{path} is no feature classifier: its header must say format {FORMAT!r}")
+    fault = misfit(header, _Header)
+    if fault is not None:
+        raise UserError(f"{path}: its header is damaged: {fault}")
     known = {f.name for f in fields(ClassifierConfig)}
     config = {key: value for key, value in header["config"].items() if key in known}
     return dict(header), ClassifierConfig(**{**config, "widths": tuple(config["widths"])}), state

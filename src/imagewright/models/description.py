@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import nn
@@ -27,7 +27,8 @@ from imagewright.models.tokens import PixelCodec
 from imagewright.models.trajectory import TrajectoryModel
 from imagewright.models.vq import VQTokenizer
 from imagewright.networks import NETWORKS, Network
-from imagewright.networks.config import did_you_mean
+from imagewright.networks.config import NetworkConfig, did_you_mean
+from imagewright.shapes import misfit
 from imagewright.types import UserError
 
 T = TypeVar("T", bound=nn.Module)
@@ -133,7 +134,17 @@ def _no_more_than(most: int) -> Iterator[None]:
 def _build_network(network: type[Network], arguments: Mapping[str, Any]) -> nn.Module:
     if list(arguments) != ["config"] or not isinstance(arguments["config"], Mapping):
         raise UserError(f'{network.__name__} is described by a "config" object alone, not by {dict(arguments)!r}')
-    return network(network.config_class.from_json(arguments["config"]))
+    return network(configuration(network.config_class, arguments["config"]))
+
+
+def configuration(kind: type[NetworkConfig], values: Mapping[str, Any]) -> Any:
+    """A network's configuration. Raises UserError for an argument that is unknown, missing, or of another type."""
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        fault = misfit(value, hints.get(name, Any), name)
+        if fault is not None:
+            raise UserError(fault)
+    return kind.from_json(values)
 
 
 def _build_model(model: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from imagewright.shapes import misfit
 from imagewright.types import UserError
 
 
@@ -52,11 +50,6 @@ class NetworkConfig:
         missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in values]
         if missing:
             raise UserError(f"{cls.__name__} needs {', '.join(missing)}")
-        hints = typing.get_type_hints(cls)
-        for name, value in values.items():
-            fault = misfit(value, hints[name], name)
-            if fault is not None:
-                raise UserError(fault)
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:

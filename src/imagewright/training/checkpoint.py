@@ -90,14 +90,14 @@ def require_fit(found: Any, wanted: Mapping[str, Tensor], what: str) -> None:
     To be asked before any is used: an optimiser walks the memory of weights and moments side by side.
     """
     if not isinstance(found, Mapping):
-        raise UserError(f"the checkpoint has no {what}")
+        raise UserError(f"{what} has no tensors")
     for name in sorted({*found, *wanted}):
         if name not in wanted or not isinstance(found.get(name), Tensor):
-            raise UserError(f"the checkpoint's {what} {'has another' if name in found else 'lacks'} {name!r}")
+            raise UserError(f"{what} {'has another' if name in found else 'lacks'} {name!r}")
         ours, theirs = wanted[name], found[name]
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             raise UserError(
-                f"the checkpoint's {what} has {name!r} as {theirs.dtype} {list(theirs.shape)}; this run's is "
+                f"{what} has {name!r} as {theirs.dtype} {list(theirs.shape)}; this run's is "
                 f"{ours.dtype} {list(ours.shape)}"
             )
 
@@ -131,7 +131,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, names: list[str], sta
         if name not in parameters:
             raise UserError(f"the checkpoint's optimiser knows {name!r}, which this run does not train")
         moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[name])
-        require_fit(values, {"step": torch.tensor(0.0), **moments}, f"optimiser of {name!r}")
+        require_fit(values, {"step": torch.tensor(0.0), **moments}, f"the checkpoint's optimiser of {name!r}")
     index = {name: i for i, name in enumerate(names)}
     whole = optimizer.state_dict()
     whole["state"] = {index[name]: dict(values) for name, values in state.items()}

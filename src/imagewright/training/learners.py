@@ -86,14 +86,15 @@ class Learner:
         fault = misfit(state, _State)
         if fault is not None:
             raise UserError(f"the checkpoint is damaged: {fault}")
-        require_fit(state["module"], self.module.state_dict(), "module")
+        require_fit(state["module"], self.module.state_dict(), "the checkpoint's module")
         if state["averages"].keys() != {a.profile.name for a in self.averages}:
             raise UserError(
                 f"the checkpoint holds the averages {sorted(state['averages'])}; this run has "
                 f"{sorted(a.profile.name for a in self.averages)}"
             )
         for average in self.averages:
-            require_fit(state["averages"][average.profile.name], average.state, f"average {average.profile.name}")
+            name = average.profile.name
+            require_fit(state["averages"][name], average.state, f"the checkpoint's average {name}")
         load_optimizer_state(self.optimizer, self.names, state["optimizer"])
         self.module.load_state_dict(state["module"])
         for average in self.averages:

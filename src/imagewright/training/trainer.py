@@ -170,7 +170,7 @@ class Trainer:
         if fault is not None:
             raise UserError(f"the checkpoint is damaged: {fault}")
         for name, module in targets.items():
-            require_fit(state["targets"][name], module.state_dict(), f"target {name}")
+            require_fit(state["targets"][name], module.state_dict(), f"the checkpoint's target {name}")
         for name, learner in self.learners.items():
             learner.load_state(state["learners"][name])
         for name, module in targets.items():

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imagewright.arrays import read_tensors
+from imagewright.arrays import read_head, read_tensors, require_finite
 from imagewright.files import replacing
 from imagewright.types import UserError
 
@@ -65,6 +65,7 @@ def combine(paths: Sequence[Path], coefficients: Sequence[float]) -> dict[str, T
         raise UserError(f"the coefficients sum to {sum(coefficients):.6g}; they must sum to 1")
     if sorted(coefficients) == [0.0] * (len(paths) - 1) + [1.0]:
         return read_tensors(paths[list(coefficients).index(1.0)])
+    _require_alike(paths)
     first = read_tensors(paths[0])
     total = {k: v.double() for k, v in first.items() if v.is_floating_point()}
     for path, coefficient in zip(paths[1:], coefficients[1:], strict=True):
@@ -72,6 +73,7 @@ def combine(paths: Sequence[Path], coefficients: Sequence[float]) -> dict[str, T
             with safe_open(path, framework="pt") as file:
                 for name, value in total.items():
                     value.add_(file.get_tensor(name).double() - first[name], alpha=coefficient)
+    require_finite(paths[-1], total)
     last = read_tensors(paths[-1])
     return {k: total[k].to(v.dtype) if k in total else v for k, v in last.items()}
 
@@ -83,12 +85,23 @@ def differences(paths: Sequence[Path], dtype: torch.dtype = torch.float32) -> tu
     """
     if not paths:
         raise UserError("there are no stored weights; train with --training.weights-images")
+    _require_alike(paths)
     first = read_tensors(paths[0])
     base = flatten(first)
     rows = torch.empty(len(paths) - 1, len(base), dtype=dtype)
     for row, path in zip(rows, paths[1:], strict=True):
         row.copy_(flatten(read_tensors(path)) - base)
     return first, rows
+
+
+def _require_alike(paths: Sequence[Path]) -> None:
+    """Raise UserError unless all files hold tensors of the same names, shapes and number types."""
+    first = read_head(paths[0]).tensors
+    for path in paths[1:]:
+        if read_head(path).tensors != first:
+            raise UserError(
+                f"{path} holds other weights than {paths[0].name}: their names, shapes or number types differ"
+            )
 
 
 def flatten(state: Mapping[str, Tensor]) -> Tensor:
