@@ -6,6 +6,10 @@ import re
 from pathlib import Path
 
 import imagewright
+from imagewright.bench.claims import KEYS
+from imagewright.bench.claims.ledger import read_records
+from imagewright.bench.claims.origin import code_hash
+from imagewright.bench.claims.verdict import LEAST_SEEDS
 from imagewright.cli.main import main
 from imagewright.files import read_json
 
@@ -23,3 +27,19 @@ def test_the_worked_example_trains(tmp_path: Path) -> None:
     record = read_json(tmp_path / "run/experiment.json")
     assert record["experiment"]["method"] == {"class": "SelfAveraged", "weight": 0.2, "decay": 0.99}
     assert imagewright.load(tmp_path / "run").generate(1).shape == (1, 8, 8, 1)
+
+
+def test_the_readme_has_the_ledgers_verdicts() -> None:
+    text = (DOCS.parent / "README.md").read_text()
+    said = {key: verdict for verdict, key in re.findall(r"\| \[([a-z ]+)\]\(docs/claims\.md#(\w+)\) \|", text)}
+    records = read_records(DOCS / "claims", KEYS)
+    assert said == {key: records[key]["verdict"] if key in records else "not measured anew" for key in KEYS}
+
+
+def test_the_ledger_is_that_of_the_records() -> None:
+    page = (DOCS / "claims.md").read_text()
+    for key, record in read_records(DOCS / "claims", KEYS).items():
+        assert f"| [{key}](#{key}) |" in page and f"**{record['verdict'].capitalize()}.**" in page
+        assert record["command"] in page, key
+        assert all(entry["code"] == code_hash(key) for entry in record["seeds"].values()), key
+        assert len(record["seeds"]) >= LEAST_SEEDS, key

@@ -19,8 +19,8 @@ def shortened(recipe: Experiment, run: Experiment, given: Collection[str] = ()) 
 
     That is the rate's ramp, decay and cool-down, the average's half-life, and what the method counts in images. Fields
     in `given` (dotted names, as in the command) stay as the user set them, and so does a run that is not shorter.
-    Raises UserError where options make the rate's ramp and cool-down longer than the run; of a recipe or file that is so
-    by itself it is only said.
+    Raises UserError where options make the rate's ramp and cool-down longer than the run; of a recipe or file that is
+    so by itself it is only said.
     """
     share = run.training.total_images / recipe.training.total_images
     changes: list[str] = []
@@ -53,8 +53,8 @@ def rate_fault(training: TrainingConfig) -> str | None:
     if rate.lr_ramp_images + rate.lr_cooldown_images <= training.total_images:
         return None
     return (
-        f"training.total_images is {training.total_images}; the rate's ramp ({rate.lr_ramp_images} images) and cool-down "
-        f"({rate.lr_cooldown_images}) together must be no longer, or it never reaches its height: set "
+        f"training.total_images is {training.total_images}; the rate's ramp ({rate.lr_ramp_images} images) and "
+        f"cool-down ({rate.lr_cooldown_images}) together must be no longer, or it never reaches its height: set "
         "training.optimizer.lr_ramp_images and training.optimizer.lr_cooldown_images"
     )
 
