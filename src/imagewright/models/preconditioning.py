@@ -8,6 +8,8 @@ Source   Karras et al. 2022 (arXiv 2206.00364), equation 7 and table 1, row by r
     iDDPM  1                    -sigma                   1/sqrt(sigma^2+1)     M - 1 - argmin_j |u_j - sigma|
     EDM    sd^2/(sigma^2+sd^2)  sigma sd/sqrt(sigma^2+sd^2)  1/sqrt(sigma^2+sd^2)  ln(sigma) / 4
 
+Departs     The EDM row's default range of noise levels is 0.002 to 80, that of its grids, where the official class says
+            0 to infinity; what is imported gets the same.
 Precision   The affine part is computed in float32 whatever the network runs in (autocast, half precision),
             and in float64 for a network whose parameters are float64.
 """

@@ -78,7 +78,11 @@ class OptimizerConfig:
             raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive, or none")
 
     def lr_at(self, images: int, total_images: int) -> float:
-        """Learning rate after `images` of a run's `total_images` images."""
+        """Learning rate after `images` of a run's `total_images` images.
+
+        The trainer asks with the batch at hand counted, so every ramp and cool-down is one batch ahead of programs that
+        count the batches before it (EDM's, and optax).
+        """
         lr = self.lr
         if self.lr_ramp_images:
             lr *= min(images / self.lr_ramp_images, 1.0)
