@@ -1,7 +1,7 @@
-"""Open the hostile corpus under watch, and print each fault: `python tests/hostile/run.py [--short] [--long SEED] [NAMES]`.
+"""Open the hostile corpus under watch, and print each fault: `python tests/hostile/run.py [--short] [NAMES]`.
 
---short: every second case. NAMES: only cases whose names match this regular expression. --long: after the corpus, whole files of every kind with
-bytes changed at random, from this seed on, until it is stopped.
+NAMES: only cases whose names match this regular expression. --short: every second of them. --long SEED: after them,
+whole files of every kind with bytes changed at random, from this seed on, until it is stopped.
 """
 
 from __future__ import annotations

@@ -138,6 +138,7 @@ def test_the_published_size():
 def test_initialisation_is_a_cut_normal_and_answers_almost_evenly():
     torch.manual_seed(0)
     net = TokenTransformer(TokenTransformerConfig(values=50, length=16, width=64, depth=4, heads=4, causal=True))
+    assert not any(p.any() for name, p in net.named_parameters() if name.endswith("bias"))
     weight = torch.cat([p.detach().flatten() for n, p in net.named_parameters() if n.endswith("qkv.weight")])
     assert weight.abs().max() <= 0.04
     assert float(weight.std()) == pytest.approx(0.02 * 0.8796, rel=0.02)  # standard deviation of a normal cut at 2

@@ -115,6 +115,12 @@ def test_small_churn_is_inside_restarts_only():
         Restart(intervals=((3, 1, 0.06, 0.30),), restart_gamma=gamma)(recorder, LATENTS, noise=noise())
     raised = [c / p for p, c in zip(plain.levels, churned.levels, strict=True) if c != p]
     assert raised == pytest.approx([1.05, 1.05])
+    for levels, expected in (((0.0022, 0.0045), []), ((0.3, 1.9), [1.05]), ((2.0, 9.0), [])):  # in [0.01, 1] alone
+        pair = Recorder(), Recorder()
+        for gamma, recorder in zip((0.0, 0.05), pair, strict=True):
+            Restart(intervals=((3, 1, *levels),), restart_gamma=gamma)(recorder, LATENTS, noise=noise())
+        raised = [c / p for p, c in zip(*(r.levels for r in pair), strict=True) if c != p]
+        assert raised == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("interval", [(0.1, 2.0), (1.0, 1.2)])

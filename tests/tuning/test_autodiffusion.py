@@ -15,6 +15,7 @@ from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.oracles import GaussianMixture
 from imagewright.paths.discrete import DiscreteSchedule, uniform_times
 from imagewright.samplers import DDIM
+from imagewright.tuning import feature_distance
 from imagewright.tuning.autodiffusion import AutoDiffusion, Candidate, Operators, Space, random_search, search
 from imagewright.tuning.feature_distance import FeatureDistance
 from imagewright.types import DataSpec, UserError
@@ -220,6 +221,15 @@ def test_the_first_population_and_the_two_stages():
     assert min(fresh) == 2  # min_prun, from the population after the sixth epoch on
 
 
+def test_the_settings_are_the_published_scripts():
+    """search_*.sh of lilijiangg/AutoDiffusion, and what its programs derive from them."""
+    plain, joint = AutoDiffusion(), AutoDiffusion.joint()
+    assert (plain.generations, plain.crossovers) == (10, 15) and (joint.generations, joint.crossovers) == (15, 10)
+    for c in (plain, joint):
+        assert (c.population, c.parents, c.mutants, c.mutation, c.retries) == (50, 10, 25, 0.25, 10)
+        assert (c.first_random, c.first_mutation, c.max_prun, c.min_prun) == (25, 0.1, 0.1, 0.0)
+
+
 def test_the_first_stage_ends_when_the_best_stops_changing():
     most = []
     search(
@@ -295,6 +305,15 @@ def test_images_are_fresh_for_each_candidate_and_the_same_when_asked_again():
         AutoDiffusion(generations=2, population=4, parents=2, mutants=2, crossovers=1, first_random=2),
     )
     assert found.fitness <= found.uniform
+
+
+def test_every_candidate_has_noise_of_its_own(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(feature_distance, "frechet_of_model", lambda *_, seed, **__: seeds.append(seed) or 0.0)
+    measure = distance()
+    for steps in ({100: (), 600: ()}, {100: (), 601: ()}, {100: (0,), 600: ()}, {100: (), 600: (0,)}):
+        measure(Candidate.of(steps))
+    assert len(set(seeds)) == 4
 
 
 def test_a_candidate_draws_by_ddim_with_its_skips():

@@ -104,6 +104,8 @@ def test_search_beats_chance_and_repeats_itself():
     fitness = quadratic(5)
     found = search(12, fitness, LCSC(evaluations=400, seed=1))
     assert found.fitness < random_control(found.best_average_coefficients, fitness, 400, seed=1).fitness
+    about = found.best_average_coefficients
+    assert random_control(about, fitness, 1, seed=1).best_so_far == [fitness(about)]
     again = search(12, fitness, LCSC(evaluations=400, seed=1))
     assert np.array_equal(again.coefficients, found.coefficients)
 
