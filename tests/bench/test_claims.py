@@ -176,7 +176,8 @@ def test_ledger_shows_figures_verdict_notes_and_command(tmp_path: Path) -> None:
     missing = write_ledger(tmp_path / "claims", tmp_path / "claims.md", ["toy", "absent"])
     page = (tmp_path / "claims.md").read_text()
     assert missing == ["absent"]
-    assert "| **does not hold** | 5 |" in page and "**Does not hold.** What was tried." in page
+    assert "| **does not hold** | 1 does not, 1 undecided | 5 |" in page
+    assert "**Does not hold.** What was tried." in page
     assert "| ours is lower | 0.8 | -1.59 to 3.19 | 0 | undecided |" in page
     assert "| 2.5 times | does not hold |" in page
     assert "| ours, longer | 2.5 ± 1.6 | 9 | 0.25 |" in page

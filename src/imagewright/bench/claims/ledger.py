@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,11 @@ def read_records(folder: Path, keys: Sequence[str]) -> dict[str, dict[str, Any]]
 def write_ledger(folder: Path, page: Path, keys: Sequence[str]) -> list[str]:
     """Write the page and a figure beside each record; returns the keys that have no record yet."""
     records = read_records(folder, keys)
-    lines = [HEAD, "| claim | paper | its figure | verdict | seeds |\n|---|---|---|---|---|\n"]
+    lines = [HEAD, "| claim | paper | its figure | verdict | its checks | seeds |\n|---|---|---|---|---|---|\n"]
     for key, r in records.items():
         link = f"[{r['paper']}](https://arxiv.org/abs/{r['paper']})"
-        lines.append(f"| [{key}](#{key}) | {link} | {r['headline']} | **{r['verdict']}** | {len(r['seeds'])} |\n")
+        cells = [f"[{key}](#{key})", link, r["headline"], f"**{r['verdict']}**", _counted(r), str(len(r["seeds"]))]
+        lines.append(f"| {' | '.join(cells)} |\n")
     for key, record in records.items():
         draw_figure(record, folder / f"{key}.png")
         notes = folder / f"{key}.md"
@@ -54,6 +56,13 @@ def write_ledger(folder: Path, page: Path, keys: Sequence[str]) -> list[str]:
     with replacing(page) as aside:
         aside.write_text("".join(lines), encoding="utf-8")
     return [key for key in keys if key not in records]
+
+
+def _counted(record: dict[str, Any]) -> str:
+    """How many checks came to which verdict: "3 hold, 1 does not hold"."""
+    counts = Counter(check["verdict"] for check in record["checks"])
+    words = {"holds": ("holds", "hold"), "does not hold": ("does not", "do not"), "undecided": ("undecided",) * 2}
+    return ", ".join(f"{counts[v]} {words[v][counts[v] > 1]}" for v in words if counts[v])
 
 
 def _section(record: dict[str, Any], stem: str, said: str) -> str:
