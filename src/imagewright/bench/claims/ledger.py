@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -152,9 +153,7 @@ def _draw_names(axes: Any, record: dict[str, Any], curves: Curves, scores: dict[
         axes.scatter([row["mean"]], [y], s=40, **style)
     axes.set_yticks(range(len(rows)), [f"{row['name']}  [{round(row['cost'], 2):g}]" for row, _ in rows], fontsize=8)
     axes.invert_yaxis()
-    least, most = (f(r[k] for r in record["summary"]) for f, k in ((min, "least"), (max, "most")))
-    if least > 0 and most > 4 * least:
-        axes.set_xscale("log")
+    _spread_out(axes, "x", [r[end] for r in record["summary"] for end in ("least", "most")])
     label = f"{_measure(record)}   [{record['cost']}]"
     axes.set_xlabel(textwrap.fill(label, 72), fontsize=8)
     axes.grid(alpha=0.2)
@@ -164,17 +163,23 @@ def _first_rows(record: dict[str, Any]) -> Sequence[Any]:
     return next(iter(rows_of(record).values())).rows
 
 
+def _spread_out(axes: Any, axis: Literal["x", "y"], values: Sequence[float]) -> None:
+    """Logarithmic where the numbers are positive and span more than a factor of 4; where some are not, beyond a linear
+    middle as wide as these, if the largest is over a hundred times that."""
+    low, high = min(values), max(values)
+    set_scale, set_limits = getattr(axes, f"set_{axis}scale"), getattr(axes, f"set_{axis}lim")
+    positive = [v for v in values if v > 0]
+    middle = -low if low < 0 else min(positive, default=math.inf)
+    if low > 0 and high > 4 * low:
+        set_scale("log")
+    elif low <= 0 and high > (100 if low < 0 else 16) * middle:
+        set_scale("symlog", linthresh=middle)
+        set_limits(1.5 * low - 0.3 * middle, 2 * high)
+
+
 def _scale(axes: Any, record: dict[str, Any]) -> None:
-    """Logarithmic where the numbers are positive and span more than a factor of 4; costs beside a 0 as well."""
-    for values, set_scale in (
-        ([r["cost"] for r in record["summary"]], axes.set_xscale),
-        ([r["least"] for r in record["summary"]], axes.set_yscale),
-    ):
-        positive = [v for v in values if v > 0]
-        if len(positive) == len(values) and max(values) > 4 * min(values):
-            set_scale("log")
-        elif set_scale == axes.set_xscale and positive and max(positive) > 16 * min(positive):
-            set_scale("symlog", linthresh=min(positive))
+    _spread_out(axes, "x", [r["cost"] for r in record["summary"]])
+    _spread_out(axes, "y", [r[end] for r in record["summary"] for end in ("least", "most")])
     costs = sorted({round(row["cost"], 3) for row in record["summary"]})
     if len(costs) <= 12:
         axes.set_xticks(costs, [f"{cost:g}" for cost in costs])
