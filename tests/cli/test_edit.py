@@ -199,7 +199,7 @@ def test_mistakes_are_told_in_one_sentence(
         ("16.png", "16.png has 16x16 pixels; the model needs 8x8"),
         ("tall.png", "tall.png has 4x8 pixels"),
         ("broken.png", "broken.png: not a picture"),
-        ("missing.png", "missing.png cannot be read: No such file"),
+        ("missing.png", "missing.png does not exist"),
     ):
         words = ("edit", colour, "--task", "inpaint", "--image", pictures / file, "--out", tmp_path / "o")
         assert sentence in refused(*words), sentence

@@ -214,7 +214,7 @@ def test_wrong_combinations_are_told(
         (["bespoke", "emoji64-32"], "emoji64-32 is not a folder to write into; say with --out where the result goes"),
         (["sims", "emoji64-32", "--out", "OUT"], "emoji64-32/experiment.json"),
         (["sims", "RUN", "--omega", "-1", "--out", "OUT"], "every omega above 0"),
-        (["skips", "RUN"], "there is no search 'skips'; allowed: skip, ema, lcsc, bespoke, autodiffusion, times, sims"),
+        (["skips", "RUN"], "there is no `imagewright tune skips`; did you mean 'skip'?"),
     ],
 )
 def test_searches_tell_what_is_missing(
