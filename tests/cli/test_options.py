@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import math
@@ -31,7 +32,11 @@ def commands() -> Iterator[tuple[tuple[str, ...], Callable[..., None]]]:
 
 def numbers(function: Callable[..., None]) -> Iterator[tuple[str, type]]:
     """Options that take numbers, and whether whole ones."""
-    for name, hint in typing.get_type_hints(function).items():
+    hints = dict(typing.get_type_hints(function))
+    for hint in list(hints.values()):
+        if dataclasses.is_dataclass(hint):
+            hints |= {n: h for n, h in typing.get_type_hints(hint).items() if n in BOUNDS}
+    for name, hint in hints.items():
         parts = {hint, *typing.get_args(hint), *(p for a in typing.get_args(hint) for p in typing.get_args(a))}
         for kind in (int, float):
             if kind in parts and name != "return":

@@ -6,6 +6,7 @@ are dataclasses check themselves when they are made.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -86,7 +87,15 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_numbers(name: str, value: Any) -> None:
-    """Raise UserError "--name is VALUE; ..." for a number, or one of several, out of its bounds."""
+    """Raise UserError "--name is VALUE; ..." for a number, or one of several, out of its bounds.
+
+    Of settings whose fields are options of the command, those that have bounds.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            if field.name in BOUNDS:
+                check_numbers(field.name, getattr(value, field.name))
+        return
     values = value if isinstance(value, tuple) else (value,)
     for each in values:
         if isinstance(each, bool) or not isinstance(each, (int, float)):

@@ -12,7 +12,8 @@ import tyro
 
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import bar, say
-from imagewright.cli.tune_common import Scorer, fresh, print_scores, save, tuned_path, write
+from imagewright.cli.sampling import Changes
+from imagewright.cli.tune_common import Scorer, Scoring, Told, fresh, print_scores, save, tuned_path, write
 from imagewright.cli.tune_lcsc import lcsc
 from imagewright.cli.tune_sims import sims
 from imagewright.guidance import SkipScale, SkipTuned
@@ -52,33 +53,27 @@ examples:
 def skip(
     model: Annotated[str, tyro.conf.Positional],
     steps: int = 5,
-    factors: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-    n: int = 1000,
-    seed: int = 0,
-    data: str | None = None,
-    inception: str | None = None,
-    device: str = "auto",
+    factors: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    told: Told = Scoring(),  # noqa: B008, frozen
 ) -> None:
     """Measure factors on the lowest skip connection (rising to 1 at the top) at a number of Heun steps.
 
     Args:
         model: run, model folder or shipped model with a U-Net.
-        steps: Heun steps; fewer steps want smaller factors.
+        steps: Heun steps; fewer steps often want smaller factors.
         factors: what to try.
-        n: images for each factor.
-        seed: of the images; score the choice on another seed with `imagewright evaluate`.
-        data: real images; default what the model was trained on.
-        inception: weights of the Inception network, for data other than digits and emoji64.
-        device: auto, cpu, cuda, mps.
+        told: about the score.
     """
     if not factors:
         raise UserError("--factors is empty; give at least one factor")
+    if told.changes.skip_scale is not None:
+        raise UserError("--skip-scale has no effect here; --factors are what is tried")
     file = find_model(model)
-    scorer, scores = Scorer.of(model, file, data, device, inception), {}
+    scorer, scores = Scorer.of(model, file, told), {}
     with bar("factors", len(factors), "factors") as advance_to:
         for done, factor in enumerate(factors):
             tuned = SkipTuned(file.model, SkipScale(bottom=factor))
-            scores[factor] = scorer.score(tuned, file, Heun(num_steps=steps), n, seed)
+            scores[factor] = scorer.score(tuned, file, Heun(num_steps=steps))
             advance_to(done + 1)
     print_scores("skip factor", {f"{factor:g}": value for factor, value in scores.items()})
     best = min(scores, key=lambda factor: scores[factor])
@@ -142,13 +137,9 @@ def autodiffusion(
     steps: int = 4,
     generations: int = 10,
     population: int = 50,
-    n: int = 500,
     max_layers: int = 0,
-    seed: int = 0,
-    data: str | None = None,
-    inception: str | None = None,
+    told: Told = Scoring(n=500),  # noqa: B008, frozen
     out: Path | None = None,
-    device: str = "auto",
 ) -> None:
     """Search which time steps to take, and with --max-layers which layers to skip at each, by evolution.
 
@@ -157,31 +148,31 @@ def autodiffusion(
         steps: network calls (DDIM) of the result; with a layer budget it may take more, cheaper ones.
         generations: of the search.
         population: candidates in each.
-        n: images for each candidate.
         max_layers: most layers executed over all steps; 0 skips none.
-        seed: of the search and its images.
-        data: real images; default what the model was trained on.
-        inception: weights of the Inception network, for data other than digits and emoji64.
+        told: about the score.
         out: file to write; default tuned/autodiffusion-<steps>.json in the run folder.
-        device: auto, cpu, cuda, mps.
     """
     file = find_model(model)
+    if max_layers and told.changes != Changes():
+        raise UserError(
+            "--max-layers leaves out layers of the plain model; guidance and skip factors do not go with it"
+        )
     path = out or tuned_path(model, f"autodiffusion-{steps}")
-    scorer, layers = Scorer.of(model, file, data, device, inception), 0
+    scorer, layers = Scorer.of(model, file, told), 0
     if max_layers:
         layers = len(layers_of(SkipTuned(file.model, SkipScale()).denoiser.network))  # type: ignore[arg-type]
     space = auto.Space(steps=steps, layers=layers, max_layers=max_layers)
     measure = FeatureDistance(
-        model=file.model,
+        model=told.changes.apply(file),
         spec=file.spec,
         extractor=scorer.extractor,
         reference=scorer.moments,
         schedule=space.schedule,
-        images=n,
-        seed=seed,
+        images=told.n,
+        seed=told.seed,
         device=scorer.device,
     )
-    settings: dict[str, Any] = {"generations": generations, "population": population, "seed": seed}
+    settings: dict[str, Any] = {"generations": generations, "population": population, "seed": told.seed}
     config = auto.AutoDiffusion.joint(**settings) if max_layers else auto.AutoDiffusion(**settings)
     with bar("candidates", generations * population, "candidates") as advance_to:
         found = auto.search(space, measure, config, lambda k, best: advance_to(k, f"{best:.4g}"))
@@ -197,12 +188,8 @@ def times(
     model: Annotated[str, tyro.conf.Positional],
     steps: int = 2,
     points: int = 40,
-    n: int = 1000,
-    seed: int = 0,
-    data: str | None = None,
-    inception: str | None = None,
+    told: Told = Scoring(),  # noqa: B008, frozen
     out: Path | None = None,
-    device: str = "auto",
 ) -> None:
     """Search the noise levels to which a flow map's samples are noised again, one after the other.
 
@@ -210,22 +197,18 @@ def times(
         model: run or model folder of a flow map (a consistency model).
         steps: network calls of the sampler.
         points: of the noise grid whose inner points are candidates.
-        n: images for each candidate.
-        seed: of the images; score the choice on another seed with `imagewright evaluate`.
-        data: real images; default what the model was trained on.
-        inception: weights of the Inception network, for data other than digits and emoji64.
+        told: about the score.
         out: file to write; default tuned/times-<steps>.json in the run folder.
-        device: auto, cpu, cuda, mps.
     """
     file = find_model(model)
     if kind_of(file.model) != "flow_map":
         raise UserError(f"{model} is a denoiser; tune times searches the steps of a flow map, such as a cd-digits run")
     path, config = out or tuned_path(model, f"times-{steps}"), TimesSearch(steps=steps, points=points)
-    scorer = Scorer.of(model, file, data, device, inception)
+    scorer = Scorer.of(model, file, told)
     flow_map: Any = file.model
 
     def score(sigmas: Levels) -> float:
-        return scorer.score(file.model, file, MultistepConsistency(sigmas=sigmas), n, seed)
+        return scorer.score(file.model, file, MultistepConsistency(sigmas=sigmas))
 
     # One score without further levels, and for each level about two for every halving of the grid by a third.
     expected = 1 + (steps - 1) * (2 + 2 * math.ceil(math.log(points, 1.5)))
@@ -235,7 +218,7 @@ def times(
         )
     names = ["one step", *(f"{s:.4g}, after those above" for s in found.sigmas)]
     print_scores("level", dict(zip(names, found.scores, strict=True)))
-    record = {"scores": found.scores, "measured": found.measured, "images": n, "seed": seed, "points": points}
+    record = {"scores": found.scores, "measured": found.measured, "images": told.n, "seed": told.seed, "points": points}
     write(path, model, {"sampler": sampler_to_json(MultistepConsistency(sigmas=found.sigmas)), "found": record})
 
 

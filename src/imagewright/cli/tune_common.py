@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import nn
 
 from imagewright.cli.console import OUT, say, table
-from imagewright.cli.sampling import TUNED
+from imagewright.cli.sampling import TUNED, Changes
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
 from imagewright.files import write_json
 from imagewright.metrics import embed
@@ -26,6 +27,28 @@ from imagewright.types import Sampler, UserError
 from imagewright.version import versions
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What every search that scores images is told about its score."""
+
+    n: int = 1000
+    """Images for each candidate."""
+    seed: int = 0
+    """Of the images, and of the search; score the choice on another seed with `imagewright evaluate`."""
+    data: str | None = None
+    """Real images; default what the model was trained on."""
+    inception: str | None = None
+    """Weights of the Inception network, for data other than digits and emoji64."""
+    changes: Annotated[Changes, tyro.conf.arg(name="")] = Changes()
+    """With what guidance or skip factor the images are drawn, as in `sample`."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+
+
+Told = Annotated[Scoring, tyro.conf.arg(name="")]
+"""As a parameter of a search: its fields are options of the command."""
+
+
 @dataclass(frozen=True)
 class Scorer:
     """A model's real images and features, and the score that a search minimises."""
@@ -33,20 +56,23 @@ class Scorer:
     extractor: FeatureExtractor
     moments: Moments
     device: torch.device
+    told: Scoring
 
     @classmethod
-    def of(cls, model: str, file: ModelFile, data: str | None, device: str, inception: str | None = None) -> Scorer:
+    def of(cls, model: str, file: ModelFile, told: Scoring) -> Scorer:
         """Real training images through the extractor of their set, or through Inception's weights."""
-        source = data or training_data(model, file.spec)
+        source = told.data or training_data(model, file.spec)
         images = reference_images(source, file.spec, "train" if source in ("digits", "emoji64") else "all")
-        target = pick_device(device)
-        extractor = extractor_for(source, inception, target)
-        return cls(extractor, embed(images, extractor).moments, target)
+        target = pick_device(told.device)
+        extractor = extractor_for(source, told.inception, target)
+        return cls(extractor, embed(images, extractor).moments, target, told)
 
-    def score(self, model: nn.Module, file: ModelFile, sampler: Sampler, n: int, seed: int) -> float:
-        """Frechet distance of n images of a seed: the same noise and labels for every candidate."""
-        generator = ImageGenerator(model, file.spec, sampler, self.device)
-        return frechet_of_model(generator, n, self.extractor, self.moments, seed=seed)
+    def score(self, model: nn.Module, file: ModelFile, sampler: Sampler, seed: int | None = None) -> float:
+        """Frechet distance of a seed's images (None = the search's): the same noise and labels for every candidate."""
+        drawn = self.told.changes.apply(replace(file, model=model))
+        generator = ImageGenerator(drawn, file.spec, sampler, self.device)
+        of = self.told.seed if seed is None else seed
+        return frechet_of_model(generator, self.told.n, self.extractor, self.moments, seed=of)
 
 
 def fresh(run: Path, out: Path) -> ModelFile:

@@ -13,7 +13,7 @@ from torch import nn
 
 from imagewright.cli.console import bar, say
 from imagewright.cli.sampling import make_sampler
-from imagewright.cli.tune_common import Scorer, fresh, print_scores, save
+from imagewright.cli.tune_common import Scorer, Scoring, Told, fresh, print_scores, save
 from imagewright.models.files import ModelFile
 from imagewright.samplers.generator import sampler_from_json, sampler_to_json, usual_sampler
 from imagewright.training.checkpoint import require_fit
@@ -32,11 +32,7 @@ def lcsc(
     window: int | None = None,
     spacing: int | None = None,
     evaluations: int = 300,
-    n: int = 1000,
-    seed: int = 0,
-    data: str | None = None,
-    inception: str | None = None,
-    device: str = "auto",
+    told: Told = Scoring(),  # noqa: B008, frozen
 ) -> None:
     """Search a linear combination of the raw weights that a run kept, for the very sampler you will draw with.
 
@@ -52,18 +48,14 @@ def lcsc(
         window: images of training between the oldest and the newest weights; default all that were kept.
         spacing: least images of training between two; default as they were kept.
         evaluations: candidates to measure (published: about 2000).
-        n: images for each (published: 5000).
-        seed: of the search and its images.
-        data: real images; default what the run was trained on.
-        inception: weights of the Inception network, for data other than digits and emoji64.
-        device: auto, cpu, cuda, mps.
+        told: about the score (published: 5000 images for each candidate).
     """
     file = fresh(run, out)
     chosen, images = _chosen(run, until, window, spacing)
     drawn_by = make_sampler(file, sampler, steps, set) or _own(file)
     first, rows = differences(chosen)
     require_fit(first, file.model.state_dict(), str(chosen[0]))
-    scorer, base = Scorer.of(str(run), file, data, device, inception), flatten(first)
+    scorer, base = Scorer.of(str(run), file, told), flatten(first)
     candidate = copy.deepcopy(file.model)
     gigabytes = rows.numel() * rows.element_size() / 2**30
     say(f"{len(chosen)} weights, kept after {images[0]} to {images[-1]} images ({gigabytes:.2g} GiB of differences)")
@@ -75,15 +67,15 @@ def lcsc(
     with bar("candidates", evaluations, "candidates") as advance_to:
         found = search(
             len(chosen),
-            lambda alpha: scorer.score(combined(alpha), file, drawn_by, n, seed),
-            LCSC(evaluations=evaluations, seed=seed),
+            lambda alpha: scorer.score(combined(alpha), file, drawn_by),
+            LCSC(evaluations=evaluations, seed=told.seed),
             lambda k, best: advance_to(k, f"{best:.4g}"),
         )
     average = found.best_average_coefficients
     assert average is not None
     kinds = {"best average": average, "LCSC": found.coefficients}
     searched = {"best average": found.best_average, "LCSC": found.fitness}
-    anew = {name: scorer.score(combined(alpha), file, drawn_by, n, seed + 1) for name, alpha in kinds.items()}
+    anew = {name: scorer.score(combined(alpha), file, drawn_by, told.seed + 1) for name, alpha in kinds.items()}
     print_scores("weights, on the search's images", searched)
     print_scores("weights, on images of another seed", anew)
     origin = {

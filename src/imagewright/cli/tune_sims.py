@@ -12,8 +12,10 @@ import numpy.typing as npt
 import tyro
 
 from imagewright.cli.console import OUT, bar, say, table
+from imagewright.cli.sampling import Changes
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
 from imagewright.cli.train import experiment_of, find_experiment
+from imagewright.cli.tune_common import Scoring, Told
 from imagewright.data import open_images
 from imagewright.data.edm_zip import write_edm_zip
 from imagewright.files import replacing
@@ -116,7 +118,6 @@ class Images:
                 folder,
                 device=self.device,
                 resume=True,
-                command=["tune", "sims"],
                 on_progress=lambda p: advance_to(p.images, f"loss {p.loss:.4f}  {p.rate:.0f} images/s"),
             )
         return str(folder)
@@ -128,14 +129,10 @@ def sims(
     samples: int = 10_000,
     budget: tuple[int, ...] = (5_000, 10_000, 20_000),
     omega: tuple[float, ...] = (0.5, 1.0, 1.5),
-    n: int = 1000,
-    seed: int = 1,
     generations: int = 1,
     pollution: float = 1.0,
     recipe: str | None = None,
-    data: str | None = None,
-    inception: str | None = None,
-    device: str = "auto",
+    told: Told = Scoring(seed=1),  # noqa: B008, frozen
 ) -> None:
     """Train a copy on the model's own samples and move away from it; the same command again goes on where it stopped.
 
@@ -150,15 +147,13 @@ def sims(
         samples: images to draw from the model; at least as many as there are real ones.
         budget: images of fine-tuning to try; a few percent of the model's own training.
         omega: strengths to measure; 0 is the model itself.
-        n: images for each measurement.
-        seed: of the images measured.
         generations: 1 improves the model; more run the self-consuming experiment.
         pollution: synthetic images in a generation's data, per real one.
         recipe: of the model, where it is no run folder: edm-emoji64-32.
-        data: real images to measure against; default what the model was trained on.
-        inception: weights of the Inception network, for data other than digits and emoji64.
-        device: auto, cpu, cuda, mps.
+        told: about the score.
     """
+    if told.changes != Changes():
+        raise UserError("guidance and skip factors do not go with SIMS, which is a guidance itself")
     if samples < 1 or not budget or min(budget) < 1 or not omega or min(omega) <= 0 or pollution < 0:
         raise UserError(
             f"--samples is {samples}, --budget {budget}, --omega {omega}, --pollution {pollution}; samples and every "
@@ -166,13 +161,13 @@ def sims(
         )
     experiment = find_experiment(recipe) if recipe else experiment_of(Path(model))
     file = find_model(model)
-    images = Images(experiment, out, samples, budget[0], pollution, device)
-    source = data or training_data(model, file.spec)
-    extractor = extractor_for(source, inception, pick_device(device))
+    images = Images(experiment, out, samples, budget[0], pollution, told.device)
+    source = told.data or training_data(model, file.spec)
+    extractor = extractor_for(source, told.inception, pick_device(told.device))
     moments = embed(reference_images(source, file.spec, "all"), extractor).moments
 
     def score(base: str, auxiliary: str | None, strength: float) -> float:
-        return frechet_of_model(images.generator(base, auxiliary, strength), n, extractor, moments, seed=seed)
+        return frechet_of_model(images.generator(base, auxiliary, strength), told.n, extractor, moments, seed=told.seed)
 
     if generations > 1:
         _self_consuming(images, score, omega[0], generations, experiment.data.source, out)
