@@ -186,3 +186,21 @@ def test_completion_of_words_after_an_option() -> None:
     assert {"speed", "claims"} <= completed("imagewright", "bench", "")
     assert "--method.warmup" in completed("imagewright", "train", "scd-digits", "--method.")
     assert "--method.warmup" not in completed("imagewright", "train", "edm-digits", "--method.")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("skip", "nowhere", "--skip-scale", "0.5"), "--skip-scale has no effect here; --factors are what is tried"),
+        (("sims", "nowhere", "--out", "x", "--guidance", "cfg", "--weight", "2"), "do not go with SIMS"),
+        (("lcsc", "nowhere", "--out", "x", "--n", "0"), "--n is 0"),
+        (("times", "nowhere", "--seed", "-1"), "--seed is -1"),
+    ],
+)
+def test_every_search_takes_the_same_options_of_its_score(
+    words: tuple[str, ...], complaint: str, refused: Callable[..., str]
+) -> None:
+    assert complaint in refused("tune", *words)
+    for search, function in dict(commands()).items():
+        if search[0] == "tune" and search[1] not in ("ema", "bespoke"):  # which score no images
+            assert {"--n", "--seed", "--data", "--inception", "--guidance", "--device"} <= set(options(function))
