@@ -16,7 +16,7 @@ from imagewright.data.pixels import encode_png
 from imagewright.methods.consistency import ConsistencyDistillation
 from imagewright.recipes import RECIPES
 from imagewright.training.experiment import Experiment, run_experiment
-from imagewright.training.record import experiment_from_json, merged, to_json
+from imagewright.training.record import experiment_from_json, merged, repeat_command, to_json
 from imagewright.types import UserError
 
 
@@ -148,3 +148,15 @@ def test_what_a_resumed_run_may_change(tmp_path: Path) -> None:
         other = replace(changed, training=replace(changed.training, **settings))
         with pytest.raises(UserError, match=f"holds a run with another training.{next(iter(settings))};"):
             run_experiment(other, tmp_path / "run", resume=True)
+
+
+def test_the_command_that_repeats_a_run_names_what_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "set")
+    run_experiment(tiny("set"), Path("run"), command=["edm-digits", "--data.source", "set", "--training.batch", "4"])
+    run_experiment(tiny("set", 16), Path("run"), resume=True, command=["edm-digits", "--data.source", "set"])
+    words = repeat_command(json.loads((tmp_path / "run/experiment.json").read_text()))
+    assert words == ["train", "edm-digits", "--data.source", str(tmp_path / "set")]
+    assert repeat_command({"command": None}) is None
