@@ -20,7 +20,7 @@ from imagewright.recipes import RECIPES
 from imagewright.training.distributed import pick_device, processes
 from imagewright.training.experiment import Experiment, run_experiment
 from imagewright.training.record import experiment_from_json, merged, read_record
-from imagewright.training.shortening import as_begun, shortened
+from imagewright.training.shortening import as_begun, rate_fault, shortened
 from imagewright.training.trainer import Interrupted, Progress
 from imagewright.types import UserError
 
@@ -107,12 +107,11 @@ def _in_proportion(run: Run, recipe: Experiment, args: Sequence[str]) -> Run:
     if run.resume and path.exists():
         return replace(run, experiment=as_begun(run.experiment, read_record(path.parent)["experiment"], given))
     experiment, changes = shortened(recipe, run.experiment, given)
-    scaled = [change for change in changes if not change.startswith("note: ")]
-    if scaled:
+    if changes:
         share = f"{run.experiment.training.total_images:,} of the recipe's {recipe.training.total_images:,} images"
-        say(f"in proportion to {share}: {'; '.join(scaled)}")
-    for note in changes[len(scaled) :]:
-        say(note)
+        say(f"in proportion to {share}: {'; '.join(changes)}")
+    if fault := rate_fault(experiment.training):
+        say(f"note: {fault}")
     return replace(run, experiment=experiment)
 
 

@@ -19,8 +19,8 @@ def shortened(recipe: Experiment, run: Experiment, given: Collection[str] = ()) 
 
     That is the rate's ramp, decay and cool-down, the average's half-life, and what the method counts in images. Fields
     in `given` (dotted names, as in the command) stay as the user set them, and so does a run that is not shorter.
-    Raises UserError where options make the rate's ramp and cool-down longer than the run; of a recipe or file that is
-    so by itself it is only said.
+    Raises UserError where options make the rate's ramp and cool-down longer than the run; a recipe or file that is so
+    by itself may be (`rate_fault` tells).
     """
     share = run.training.total_images / recipe.training.total_images
     changes: list[str] = []
@@ -35,7 +35,7 @@ def shortened(recipe: Experiment, run: Experiment, given: Collection[str] = ()) 
     too_long = rate_fault(run.training)
     if too_long and rate_fault(recipe.training) is None:
         raise UserError(too_long)
-    return run, [*changes, *([f"note: {too_long}"] if too_long else [])]
+    return run, changes
 
 
 def as_begun(run: Experiment, record: Mapping[str, Any], given: Collection[str] = ()) -> Experiment:
