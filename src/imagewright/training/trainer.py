@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypedDict
 import torch
 
 from imagewright.data import Loader
-from imagewright.noise import StepNoise, derive_seed, seed_networks
+from imagewright.noise import BatchNoise
 from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
     State,
@@ -248,17 +248,17 @@ class Trainer:
         """One step of the method on one batch. Returns the mean loss of the product's newest update."""
         clock = Clock(self.step_index, self.images, self.config.total_images)
         mine = self._micro_batches()
-        steps = [self.method.step(self.parts, *self._inputs(j, clock), clock) for j in mine]
+        inputs = [self._inputs(j, clock) for j in mine]
+        steps = [self.method.step(self.parts, batch, noise, clock) for batch, noise in inputs]
         phase = 0
         while True:
             events: list[Event | None] = []
-            for j, generator in zip(mine, steps, strict=True):
-                # The networks' own randomness (dropout) is a function of where we are, as all other randomness is.
-                seed_networks(derive_seed(self.config.seed, self.step_index, j, phase, 1), self.device)
-                with self._precision():
-                    event = next(generator, None)
-                if isinstance(event, Update):
-                    self._backward(event)
+            for (_, noise), generator in zip(inputs, steps, strict=True):
+                with noise.for_networks(phase):
+                    with self._precision():
+                        event = next(generator, None)
+                    if isinstance(event, Update):
+                        self._backward(event)
                 events.append(event)
             if any(_kind(e) != _kind(events[0]) for e in events):
                 raise ValueError(f"micro-batches of one step yielded different events: {[_kind(e) for e in events]}")
@@ -279,9 +279,10 @@ class Trainer:
         share = self.config.batch // self.micro // self.processes.world
         return range(self.processes.rank * share, (self.processes.rank + 1) * share)
 
-    def _inputs(self, j: int, clock: Clock) -> tuple[Batch, StepNoise]:
-        batch = self.loader.batch(clock.images + j * self.micro, self.micro)
-        noise = StepNoise(self.config.seed, clock.step, j, device=self.device)
+    def _inputs(self, j: int, clock: Clock) -> tuple[Batch, BatchNoise]:
+        places = range(j * self.micro, (j + 1) * self.micro)
+        batch = self.loader.batch(clock.images + places.start, self.micro)
+        noise = BatchNoise(self.config.seed, clock.step, places, self.config.batch, self.device)
         coupling = batch.coupling and Coupling(
             self._here(batch.coupling.latents), self._here(batch.coupling.images), self._cond(batch.coupling.cond)
         )
