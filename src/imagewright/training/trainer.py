@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypedDict
 import torch
 
 from imagewright.data import Loader
+from imagewright.data.loader import Turns
 from imagewright.noise import StepNoise, derive_seed, seed_networks
 from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
@@ -120,6 +121,10 @@ class Trainer:
                 f"training.batch is {config.batch}; it must be a multiple of micro_batch x processes "
                 f"({self.micro} x {self.processes.world})"
             )
+        mine = self._micro_batches()
+        whole, start = config.batch, mine.start * self.micro
+        turns = Turns(stride=whole, first=start, count=len(mine), size=self.micro, end=config.total_images)
+        loader.follow(turns, self.device)
         self.step_index, self.images = 0, 0
         self._loss = math.nan
         self.learners = self._prepare()
@@ -248,7 +253,7 @@ class Trainer:
         """One step of the method on one batch. Returns the mean loss of the product's newest update."""
         clock = Clock(self.step_index, self.images, self.config.total_images)
         mine = self._micro_batches()
-        steps = [self.method.step(self.parts, *self._inputs(j, clock), clock) for j in mine]
+        steps = [self._events(j, clock) for j in mine]
         phase = 0
         while True:
             events: list[Event | None] = []
@@ -278,6 +283,10 @@ class Trainer:
     def _micro_batches(self) -> range:
         share = self.config.batch // self.micro // self.processes.world
         return range(self.processes.rank * share, (self.processes.rank + 1) * share)
+
+    def _events(self, j: int, clock: Clock) -> Iterator[Event]:
+        """The method's step on one micro-batch, whose images are asked for when it begins and not before."""
+        yield from self.method.step(self.parts, *self._inputs(j, clock), clock)
 
     def _inputs(self, j: int, clock: Clock) -> tuple[Batch, StepNoise]:
         batch = self.loader.batch(clock.images + j * self.micro, self.micro)
