@@ -170,10 +170,6 @@ class UNet(Network, ABC):
         """
         return self.with_settings(destination=True, augment_dim=0)
 
-    def without_dropout(self) -> Self:
-        """A copy with the same weights that hides no activation and no label in training."""
-        return self.with_settings(dropout=0.0, label_dropout=0.0)
-
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the last convolution of the last output block: where methods compare gradients of losses."""
