@@ -56,7 +56,7 @@ def test_an_option_may_be_left_empty(word: str, capsys: pytest.CaptureFixture[st
 
 
 def test_parts_that_do_not_fit_are_refused_as_in_a_run() -> None:
-    experiment = replace(RECIPES["cd-imagenet64"](), teacher="edm-cifar10")
+    experiment = replace(RECIPES["cd-imagenet64"]()).giving(teacher="edm-cifar10")
     with pytest.raises(UserError, match="teacher edm-cifar10 makes images of resolution"), torch.device("meta"):
         assemble(experiment, sources=StandIns())
 

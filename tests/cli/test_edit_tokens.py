@@ -51,8 +51,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = replace(vq, network=network, method=method, training=replace(vq.training, **short))
     run_experiment(run, folder / "vq")
     learner = RECIPES["maskgit-digits"]()
-    tokens = replace(learner, tokenizer=str(folder / "vq"), network=replace(config, dropout=0.1),
-                     training=replace(learner.training, **short))  # fmt: skip
+    tokens = replace(learner, network=replace(config, dropout=0.1),
+                     training=replace(learner.training, **short)).giving(tokenizer=str(folder / "vq"))  # fmt: skip
     run_experiment(tokens, folder / "maskgit")
     return folder
 

@@ -13,7 +13,8 @@ import torch
 from imagewright.bench.speed import alternate
 from imagewright.data import ImageSet, Loader
 from imagewright.data.couplings import Couplings
-from imagewright.training.experiment import Experiment, Sources, assemble
+from imagewright.training.experiment import Experiment, assemble
+from imagewright.training.given import Sources
 from imagewright.training.log import Log
 from imagewright.training.trainer import Trainer
 from imagewright.types import Batch, Coupling, Trained, Update
@@ -124,7 +125,7 @@ class _MadeUpPairs:
         self.follow = self._loader.follow
 
     def batch(self, position: int, size: int) -> Batch:
-        batch = self._loader.batch(position, size)
+        batch: Batch = self._loader.batch(position, size)
         if not self._paired:
             return batch
         return replace(batch, coupling=Coupling(torch.randn_like(batch.images), batch.images, batch.cond))

@@ -24,8 +24,9 @@ from imagewright.metrics.perceptual import perceptual_network
 from imagewright.models.files import ModelFile
 from imagewright.recipes import RECIPES
 from imagewright.training.distributed import pick_device
-from imagewright.training.experiment import DataConfig, Experiment, Sources, assemble
+from imagewright.training.experiment import DataConfig, Experiment, assemble
 from imagewright.training.footprint import footprint
+from imagewright.training.given import Sources
 from imagewright.training.record import to_json
 from imagewright.types import Average, DataSpec, Parts, Trained, UserError
 

@@ -8,17 +8,19 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from imagewright.cli.console import bar, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run
+from imagewright.models.kinds import words
 from imagewright.recipes import RECIPES
 from imagewright.training.distributed import pick_device, processes
 from imagewright.training.experiment import Experiment, run_experiment
+from imagewright.training.given import Request, requests
 from imagewright.training.record import experiment_from_json, merged, read_record
 from imagewright.training.shortening import as_begun, rate_fault, shortened
 from imagewright.training.trainer import Interrupted, Progress
@@ -126,14 +128,53 @@ def _usual_folder(name: str) -> Path:
 
 def parse(args: Sequence[str], default: Run) -> Run:
     """Options of a recipe, whose name or file stands first, as a run. default: what they change."""
-    return tyro.cli(
+    run = tyro.cli(
         Run,
-        default=default,
+        default=replace(default, experiment=with_options(default.experiment)),
         args=args[1:],
         prog=f"imagewright train {args[0]}",
         config=(tyro.conf.AvoidSubcommands,),
         registry=NONE,
     )
+    return replace(run, experiment=without_options(run.experiment))
+
+
+def with_options(experiment: Experiment) -> Experiment:
+    """The experiment with an option for each thing that its method asks for, and the values that it has of them."""
+    asked = {request.name: request for request in requests(experiment.method).values()}
+    options: list[tuple[str, Any, Any]] = []
+    for name in dict.fromkeys([*asked, *experiment.given]):
+        request, value = asked.get(name), experiment.given.get(name)
+        several = request.several if request else isinstance(value, tuple)
+        kind: Any = tuple[str, ...] if several else str | None
+        told = Annotated[kind, tyro.conf.arg(help=_told(name, request))]
+        options.append((name, told, field(default=(value or ()) if several else value)))
+    given = make_dataclass("Given", options, frozen=True, kw_only=True)
+    shown = ("given", Annotated[given, tyro.conf.arg(name="")], field(default_factory=given))
+    parsed = make_dataclass("Options", [shown], bases=(Experiment,), frozen=True, kw_only=True)
+    values = {each.name: getattr(experiment, each.name) for each in fields(Experiment)}
+    result: Experiment = parsed(**{**values, "given": given()})
+    return result
+
+
+def without_options(parsed: Any) -> Experiment:
+    """Inverse of `with_options`."""
+    values = {each.name: getattr(parsed, each.name) for each in fields(Experiment)}
+    given = {each.name: getattr(parsed.given, each.name) for each in fields(parsed.given)}
+    return Experiment(**{**values, "given": {name: where for name, where in given.items() if where}})
+
+
+def _told(name: str, request: Request | None) -> str:
+    if name == "features":
+        return (
+            "What a perceptual distance compares by: digits or emoji (shipped classifiers), or lpips (VGG, where that "
+            "package and its weights are installed); none = the classifier of the data set, where there is one."
+        )
+    if request is None or not request.kinds:
+        return "Where it lies."
+    kinds = " or ".join(map(words, request.kinds))
+    usual = "; none = the images' own 8-bit values" if "codec" in request.kinds else ""
+    return f"{'Runs' if request.several else 'Run'}, model folder or shipped model: {kinds}{usual}."
 
 
 NONE = tyro.constructors.ConstructorRegistry()

@@ -30,7 +30,7 @@ def cd_digits() -> Experiment:
         data=DataConfig(source="digits"),
         # A larger c than is usual: at 0.03 the one-step distance was twice as high.
         method=ConsistencyDistillation(grid_points=12, distance=Distance(kind="pseudo_huber", huber_c=0.3)),
-        teacher="runs/edm-digits",
+        given={"teacher": "runs/edm-digits"},
         sampler=MultistepConsistency(),
         training=TrainingConfig(
             total_images=28_000,
@@ -50,7 +50,7 @@ def cd_emoji64_32() -> Experiment:
     return Experiment(
         data=DataConfig(source="emoji64", resolution=32),
         method=ConsistencyDistillation(grid_points=18, distance=Distance(kind="pseudo_huber", huber_c=0.3)),
-        teacher="emoji64-32",
+        given={"teacher": "emoji64-32"},
         sampler=MultistepConsistency(),
         training=TrainingConfig(
             total_images=100_000,
@@ -74,8 +74,7 @@ def ct_digits() -> Experiment:
         # steps needs a coarser grid and a faster target than the paper's.
         method=ConsistencyTraining(s1=20, mu0=0.2, distance=Distance(kind="pseudo_huber", huber_c=0.03)),
         network=replace(teacher.network, dropout=0.0),
-        teacher=None,
-    )
+    ).giving(teacher=None)
 
 
 def _published(source: str, batch: int, steps: int, lr: float, ema_decay: float) -> Experiment:
@@ -112,7 +111,7 @@ def _published_imagenet64(steps: int, lr: float) -> Experiment:
 def _comparing(run: Experiment, method: ConsistencyDistillation | ConsistencyTraining) -> Experiment:
     """With LPIPS, as for the published figures, where it is installed; elsewhere with l2, another published run."""
     if lpips_installed():
-        return replace(run, method=replace(method, distance=Distance(kind="perceptual")), features="lpips")
+        return replace(run, method=replace(method, distance=Distance(kind="perceptual"))).giving(features="lpips")
     return replace(run, method=method)
 
 
@@ -133,7 +132,7 @@ def cd_cifar10_teacher() -> Experiment:
 
 def cd_cifar10() -> Experiment:
     """CIFAR-10 distillation as published: LPIPS where it is installed, else l2."""
-    run = replace(_published_cifar10(), teacher="runs/cd-cifar10-teacher")
+    run = _published_cifar10().giving(teacher="runs/cd-cifar10-teacher")
     return _comparing(run, ConsistencyDistillation(grid_points=18, target_decay=0.0))
 
 
@@ -141,9 +140,8 @@ def cd_imagenet64() -> Experiment:
     """ImageNet-64 distillation as published: LPIPS where it is installed, else l2; samples in two steps."""
     run = replace(
         _published_imagenet64(600_000, 8e-6),
-        teacher="runs/edm-imagenet64",
         sampler=MultistepConsistency(sigmas=(_grid_level(40, 22),)),
-    )
+    ).giving(teacher="runs/edm-imagenet64")
     return _comparing(run, ConsistencyDistillation(grid_points=40, target_decay=0.95))
 
 
@@ -183,9 +181,8 @@ def ctcd_cifar10() -> Experiment:
     return replace(
         run,
         method=ContinuousTimeDistillation(metric="norm", dropout=0.3),
-        features=None,
         training=replace(run.training, optimizer=replace(run.training.optimizer, lr=1e-3)),
-    )
+    ).giving(features=None)
 
 
 def ctcd_cifar10_stop_gradient() -> Experiment:
@@ -204,11 +201,10 @@ def ctct_cifar10() -> Experiment:
     return replace(
         run,
         method=ContinuousTimeTraining(),
-        features=None,
         network=replace(run.network, dropout=0.3),
         start="runs/cd-cifar10-teacher",
         training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6, eps=EPS_OF_PULL)),
-    )
+    ).giving(features=None)
 
 
 def pd_digits() -> Experiment:
@@ -233,7 +229,6 @@ def pd_cifar10() -> Experiment:
     return replace(
         run,
         method=ProgressiveDistillation(start_steps=4096, anneal=True),
-        features=None,
         sampler=steps_sampler(1),
         training=replace(
             run.training,
@@ -241,4 +236,4 @@ def pd_cifar10() -> Experiment:
             optimizer=OptimizerConfig(lr=5e-5, clip_norm=1.0),
             ema=EmaConfig(halflife_images=0, rampup_ratio=None),  # none: the raw weights are the product
         ),
-    )
+    ).giving(features=None)

@@ -23,6 +23,7 @@ from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Jumps
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.given import named
 
 DISCRIMINATOR_LR = 2e-3
 
@@ -89,8 +90,7 @@ def _published(
     return Experiment(
         data=DataConfig(source=source, xflip=True),
         method=replace(method, distance=Distance(kind="perceptual")) if compares else method,
-        features="lpips" if compares else None,
-        teacher=teacher,
+        given=named(features="lpips" if compares else None, teacher=teacher),
         sampler=Jumps(),
         training=_paced(TrainingConfig(
             total_images=50_000 * batch,

@@ -52,9 +52,8 @@ def sct_digits() -> Experiment:
         run,
         method=ContinuousConsistencyTraining(warmup=0.2, noise_label="log"),
         network=edm.digits().network,
-        teacher=None,
         start="runs/edm-digits",
-    )
+    ).giving(teacher=None)
 
 
 def scd_emoji64_32() -> Experiment:
@@ -171,4 +170,6 @@ def _student(
     teacher: str | None = None,
     start: str | None = None,
 ) -> Experiment:
-    return replace(run, method=method, teacher=teacher, start=start, sampler=MultistepConsistency(), training=training)
+    return replace(run, method=method, start=start, sampler=MultistepConsistency(), training=training).giving(
+        teacher=teacher
+    )

@@ -40,11 +40,10 @@ def cifar10() -> Experiment:
     return replace(
         run,
         method=ImprovedConsistencyTraining(),
-        features=None,
         network=replace(run.network, dropout=0.3, fourier_scale=0.02),
         sampler=MultistepConsistency(sigmas=(0.821,)),
         training=_published(run.training, batch=1024, steps=400_000, ema_decay=0.99993),
-    )
+    ).giving(features=None)
 
 
 def imagenet64() -> Experiment:
@@ -53,11 +52,10 @@ def imagenet64() -> Experiment:
     return replace(
         run,
         method=ImprovedConsistencyTraining(),
-        features=None,
         network=replace(run.network, dropout=0.2),
         sampler=MultistepConsistency(sigmas=(1.526,)),
         training=_published(run.training, batch=4096, steps=800_000, ema_decay=0.99997),
-    )
+    ).giving(features=None)
 
 
 def deep_cifar10() -> Experiment:

@@ -55,7 +55,6 @@ def md4_codebook_digits() -> Experiment:
     run = md4_digits()
     return replace(
         run,
-        tokenizer="runs/vq-digits",
         network=TokenTransformerConfig(**TOKENS, width=96, depth=4, heads=4, post_norm=False),
         sampler=Ancestral(num_steps=16),
         training=replace(
@@ -65,7 +64,7 @@ def md4_codebook_digits() -> Experiment:
             optimizer=replace(run.training.optimizer, lr=1e-3, lr_ramp_images=6_400, lr_cooldown_images=60_000),
             ema=EmaConfig(halflife_images=4_000, rampup_ratio=0.1),
         ),
-    )
+    ).giving(tokenizer="runs/vq-digits")
 
 
 def md4_emoji64_32() -> Experiment:

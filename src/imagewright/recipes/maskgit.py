@@ -52,7 +52,7 @@ def maskgit_digits() -> Experiment:
         data=DataConfig(source="digits"),
         # Labels are hidden now and then so that sampling can be guided (--set guidance=2).
         method=MaskGIT(label_dropout=0.1),
-        tokenizer="runs/vq-digits",
+        given={"tokenizer": "runs/vq-digits"},
         network=TokenTransformerConfig(**TOKENS, width=96, depth=4, heads=4, post_norm=False),
         sampler=MaskedDecoding(num_steps=8, temperature=2.0),
         training=TrainingConfig(
@@ -97,7 +97,6 @@ def maskgit_emoji64_32() -> Experiment:
     return replace(
         run,
         data=DataConfig(source="emoji64", resolution=32),
-        tokenizer="runs/vq-emoji64-32",
         sampler=MaskedDecoding(num_steps=8),
         training=replace(
             run.training,
@@ -108,7 +107,7 @@ def maskgit_emoji64_32() -> Experiment:
             snapshot_images=16_000,
             checkpoint_images=8_000,
         ),
-    )
+    ).giving(tokenizer="runs/vq-emoji64-32")
 
 
 def vq_imagenet256() -> Experiment:
@@ -137,7 +136,7 @@ def maskgit_imagenet256() -> Experiment:
     return Experiment(
         data=DataConfig(source="imagenet-256x256.zip"),
         method=MaskGIT(),
-        tokenizer="runs/vq-imagenet256",
+        given={"tokenizer": "runs/vq-imagenet256"},
         network=TokenTransformerConfig(**TOKENS),
         sampler=MaskedDecoding(num_steps=8),
         training=TrainingConfig(
@@ -167,4 +166,4 @@ def vq_imagenet64() -> Experiment:
 def maskgit_imagenet64() -> Experiment:
     """ImageNet-64 from the tokens of the run `runs/vq-imagenet64`, with the published transformer."""
     run = maskgit_imagenet256()
-    return replace(run, data=replace(run.data, source="imagenet-64x64.zip"), tokenizer="runs/vq-imagenet64")
+    return replace(run, data=replace(run.data, source="imagenet-64x64.zip")).giving(tokenizer="runs/vq-imagenet64")

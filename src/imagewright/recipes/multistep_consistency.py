@@ -34,8 +34,7 @@ def mct_digits() -> Experiment:
         mcd_digits(),
         method=MultistepConsistencyTraining(segments=4),
         network=replace(teacher.network, dropout=0.0),
-        teacher=None,
-    )
+    ).giving(teacher=None)
 
 
 def mcd_imagenet64() -> Experiment:

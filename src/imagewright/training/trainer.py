@@ -36,10 +36,7 @@ from imagewright.training.log import Log
 from imagewright.training.weights import store
 from imagewright.types import (
     Average,
-    Batch,
     Clock,
-    Condition,
-    Coupling,
     Event,
     Follow,
     Frozen,
@@ -124,7 +121,8 @@ class Trainer:
         mine = self._micro_batches()
         whole, start = config.batch, mine.start * self.micro
         turns = Turns(stride=whole, first=start, count=len(mine), size=self.micro, end=config.total_images)
-        loader.follow(turns, self.device)
+        if hasattr(loader, "follow"):  # who makes its batches up need not know what comes
+            loader.follow(turns, self.device)
         self.step_index, self.images = 0, 0
         self._loss = math.nan
         self.learners = self._prepare()
@@ -292,20 +290,14 @@ class Trainer:
         """The method's step on one micro-batch, whose images are asked for when it begins and not before."""
         yield from self.method.step(self.parts, self._batch(j, clock), noise, clock)
 
-    def _batch(self, j: int, clock: Clock) -> Batch:
-        batch = self.loader.batch(clock.images + j * self.micro, self.micro)
-        coupling = batch.coupling and Coupling(
-            self._here(batch.coupling.latents), self._here(batch.coupling.images), self._cond(batch.coupling.cond)
-        )
-        return Batch(self._here(batch.images), self._cond(batch.cond), coupling)
+    def _batch(self, j: int, clock: Clock) -> Any:
+        return self.loader.batch(clock.images + j * self.micro, self.micro).map(self._here)
 
-    def _here(self, images: torch.Tensor) -> torch.Tensor:
-        """On the run's device, in its memory format."""
-        images = images.to(self.device, non_blocking=True)
-        return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
-
-    def _cond(self, cond: Condition) -> Condition:
-        return cond.map(lambda t: t.to(self.device))
+    def _here(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the run's device, and images in its memory format."""
+        tensor = tensor.to(self.device, non_blocking=True)
+        images = tensor.ndim == 4 and tensor.is_floating_point() and self.config.channels_last
+        return tensor.contiguous(memory_format=torch.channels_last) if images else tensor
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":

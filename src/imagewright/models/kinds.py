@@ -1,0 +1,104 @@
+"""The kinds of model: what each offers, what it has to agree with the data in, and what the commands do with it.
+
+A command that has nothing to do for a kind says so in one sentence (`refused`). docs/architecture.md has this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from imagewright.types import (
+    Autoencoder,
+    Codec,
+    DataSpec,
+    Denoiser,
+    Encoder,
+    FlowMap,
+    ModelKind,
+    TokenModel,
+    UserError,
+    kind_of,
+)
+
+Command = Literal["sample", "evaluate", "edit", "couple", "report", "export"]
+Agreement = Literal["classes", "images"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of model.
+
+    protocol: what it offers. agrees: whether it is of the data's resolution, channels and classes, or of resolution and
+    channels alone. does: what each command makes of it. what: it in words, where it is not what a command wants.
+    """
+
+    protocol: type
+    agrees: Agreement
+    does: Mapping[Command, str]
+    what: str
+
+    def agreement(self, spec: DataSpec) -> tuple[int, ...]:
+        """What has to be equal of a model's and the data's specification."""
+        return (spec.resolution, spec.channels, spec.num_classes)[: 3 if self.agrees == "classes" else 2]
+
+
+_IMAGES: Mapping[Command, str] = {
+    "sample": "images",
+    "evaluate": "distances of images",
+    "report": "images, scores",
+    "export": "weights",
+}
+
+KINDS: Mapping[ModelKind, Kind] = {
+    "denoiser": Kind(
+        protocol=Denoiser,
+        agrees="classes",
+        does={**_IMAGES, "evaluate": "distances of images, bits", "edit": "images", "couple": "pairs"},
+        what="which makes images of noise in many steps",
+    ),
+    "flow_map": Kind(
+        protocol=FlowMap,
+        agrees="classes",
+        does={**_IMAGES, "edit": "images"},
+        what="which makes images of noise in few steps",
+    ),
+    "token_model": Kind(
+        protocol=TokenModel,
+        agrees="classes",
+        does={**_IMAGES, "evaluate": "distances of images, bits", "edit": "images, where tokens come in any order"},
+        what="which draws images token by token",
+    ),
+    "codec": Kind(
+        protocol=Codec,
+        agrees="images",
+        does={"report": "reconstructions", "export": "weights"},
+        what="which draws nothing by itself; train a token model on its tokens",
+    ),
+    "autoencoder": Kind(
+        protocol=Autoencoder,
+        agrees="images",
+        does={"report": "reconstructions", "export": "weights"},
+        what="which draws nothing by itself; train a model on its latents",
+    ),
+    "encoder": Kind(
+        protocol=Encoder,
+        agrees="images",
+        does={"report": "scores", "export": "weights"},
+        what="which makes features of images and draws none",
+    ),
+}
+
+
+def words(kind: ModelKind) -> str:
+    """The name of a kind in sentences."""
+    return kind.replace("_", " ")
+
+
+def require(model: Any, command: Command, name: str) -> None:
+    """Raise UserError where a command has nothing to do for a model; name: of the model, as the user has it."""
+    kind = kind_of(model)
+    if command not in KINDS[kind].does:
+        able = " or a ".join(words(k) for k, v in KINDS.items() if command in v.does)
+        raise UserError(f"{name} is a {words(kind)}, {KINDS[kind].what}; {command} takes a {able}")
