@@ -1,8 +1,8 @@
 """Following a pickle without executing it.
 
 A pickle is a program. Here its opcodes are only listed (`pickletools.genops`) and a machine of our own follows those
-that containers of tensors need; no import, no call and no attribute of the program's choosing ever happens. What names a
-program may utter, and what becomes of them, is a `Vocabulary`; whatever else it asks for is refused by name.
+that containers of tensors need; no import, no call and no attribute of the program's choosing ever happens. What names
+a program may utter, and what becomes of them, is a `Vocabulary`; whatever else it asks for is refused by name.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Vocabulary:
         raise Refused(f"it makes an object of {describe(kind)}, which {self.purpose} does not need")
 
     def build(self, made: Any, state: Any) -> None:
-        """Give an object its attributes. Those of a dictionary (`_metadata`) are left out; its entries are all it is."""
+        """Give an object its attributes. A dictionary's (`_metadata`) are left out; its entries are all it is."""
         expect(made, dict, "BUILD")
 
     def persistent(self, identity: Any) -> Storage:

@@ -1,10 +1,10 @@
 """Official network pickles (`.pkl` of EDM, EDM2, DDO, SiD): weights and constructor arguments, without the code inside.
 
-Layout     a dictionary with the network under "ema". Its modules are `torch_utils.persistence` objects: each carries the
-           source text of its class, the class's name, the constructor's arguments and its attributes; parameters are
+Layout     a dictionary with the network under "ema". Its modules are `torch_utils.persistence` objects: each carries
+           the source text of its class, its name, the constructor's arguments and its attributes; parameters are
            tensors whose storages are small torch.save files within. Source: NVlabs/edm, torch_utils/persistence.py.
 Read       by `pickles`: persistent objects become records of name and attributes (the source text is dropped unread),
-           module containers likewise; tensors, containers, numbers and names are themselves. All else is refused by name.
+           module containers likewise; tensors, containers, numbers and names are themselves. All else is refused.
 """
 
 from __future__ import annotations
