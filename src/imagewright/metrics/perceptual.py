@@ -22,7 +22,9 @@ from imagewright.types import DataSpec, UserError
 
 CLASSIFIERS: Mapping[str, str] = {"digits": "digits", "emoji64": "emoji"}
 """Shipped classifiers by the data set that they were trained on."""
-CHOICES = (*CLASSIFIERS.values(), "lpips", "lpips-average")
+INSTALLED = ("lpips", "lpips-average")
+"""Those that have to be installed."""
+CHOICES = (*CLASSIFIERS.values(), *INSTALLED)
 VGG_FILE = "vgg16-397923af.pth"
 """The backbone's weights, by torchvision's name for them."""
 LPIPS_SIDE = 224
@@ -77,7 +79,7 @@ def perceptual_network(name: str | None, spec: DataSpec) -> nn.Module | None:
     Nothing is downloaded. Raises UserError for another name, a classifier that cannot take the images, and LPIPS
     without its package or its weights.
     """
-    if name in ("lpips", "lpips-average"):
+    if name in INSTALLED:
         return _lpips(name)
     chosen = CLASSIFIERS.get(spec.name) if name is None else name
     if chosen is None:
