@@ -32,12 +32,14 @@ class Kind:
 
     protocol: what it offers. agrees: whether it is of the data's resolution, channels and classes, or of resolution and
     channels alone. does: what each command makes of it. what: it in words, where it is not what a command wants.
+    answers: whether it is only ever asked by what learns beside it.
     """
 
     protocol: type
     agrees: Agreement
     does: Mapping[Command, str]
     what: str
+    answers: bool = False
 
     def agreement(self, spec: DataSpec) -> tuple[int, ...]:
         """What has to be equal of a model's and the data's specification."""
@@ -75,18 +77,21 @@ KINDS: Mapping[ModelKind, Kind] = {
         agrees="images",
         does={"report": "reconstructions", "export": "weights"},
         what="which draws nothing by itself; train a token model on its tokens",
+        answers=True,
     ),
     "autoencoder": Kind(
         protocol=Autoencoder,
         agrees="images",
         does={"report": "reconstructions", "export": "weights"},
         what="which draws nothing by itself; train a model on its latents",
+        answers=True,
     ),
     "encoder": Kind(
         protocol=Encoder,
         agrees="images",
         does={"report": "scores", "export": "weights"},
         what="which makes features of images and draws none",
+        answers=True,
     ),
 }
 

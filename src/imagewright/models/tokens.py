@@ -66,10 +66,10 @@ class TokenNetworkModel(nn.Module):
     label_dropout: float = 0.0
     """Share of training images whose class was hidden; only above 0 may sampling be guided away from no class."""
 
-    def __init__(self, network: nn.Module, codec: nn.Module) -> None:
+    def __init__(self, network: nn.Module, codec: Codec) -> None:
         super().__init__()
         self.network = network
-        self.codec: Codec = cast(Codec, codec)
+        self.codec = codec
         ours = (self.codec.length, self.codec.values)
         config = getattr(network, "config", None)
         theirs = tuple(getattr(config, name, known) for name, known in zip(("length", "values"), ours, strict=True))

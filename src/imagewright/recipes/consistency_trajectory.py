@@ -90,7 +90,7 @@ def _published(
     return Experiment(
         data=DataConfig(source=source, xflip=True),
         method=replace(method, distance=Distance(kind="perceptual")) if compares else method,
-        given=named(features="lpips" if compares else None, teacher=teacher),
+        given=named(features="lpips-average" if compares else None, teacher=teacher),
         sampler=Jumps(),
         training=_paced(TrainingConfig(
             total_images=50_000 * batch,

@@ -123,7 +123,7 @@ def dmd_cifar10() -> Experiment:
     run = _published("cifar10-32x32.zip", "runs/edm-cifar10", 392, 300_000, 5e-5)
     data = replace(run.data, couplings="couplings/cifar10")
     return replace(run, data=data, method=DMD(), training=replace(run.training, micro_batch=56)).giving(
-        features="lpips"
+        features="lpips-average"
     )
 
 
@@ -132,7 +132,7 @@ def dmd_imagenet64() -> Experiment:
     run = _published("imagenet-64x64.zip", "runs/edm-imagenet64", 336, 350_000, 2e-6)
     data = replace(run.data, couplings="couplings/imagenet64")
     training = replace(run.training, micro_batch=48, precision="bf16")
-    return replace(run, data=data, method=DMD(), training=training).giving(features="lpips")
+    return replace(run, data=data, method=DMD(), training=training).giving(features="lpips-average")
 
 
 def dmd2_imagenet64() -> Experiment:

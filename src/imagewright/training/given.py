@@ -201,7 +201,8 @@ def _one(request: Request, role: str, name: str, spec: DataSpec, sources: Source
     if ours != theirs:
         what = "resolution, channels and classes" if len(ours) == 3 else "resolution and channels"
         raise UserError(f"{request.name} {name} is for images of {what} {theirs}; the data have {ours}")
-    return file.model
+    # Students begin as copies of their teachers, which their methods freeze; what only answers is frozen here.
+    return file.model.eval().requires_grad_(False) if KINDS[kind].answers else file.model
 
 
 def sizes_of(found: Mapping[str, Any]) -> dict[str, Any]:
