@@ -364,6 +364,10 @@ class Clock:
         return self.images / self.total_images
 
 
+Span = int | float
+"""How long something lasts, in fields named `..._images`: from 1 on a number of images, below 1 a share of the run."""
+
+
 @dataclass(frozen=True)
 class Update:
     """ "Take one optimiser step of `part` along this loss": what a method yields to the trainer.

@@ -40,7 +40,9 @@ def test_it_tells_what_will_be_built_and_how_long_it_takes(capsys: pytest.Captur
     assert '"img_resolution": 8' in told and '"label_dim": 9' in told and "8x8x3, 9 classes" in told
     shorter = "in proportion to 1,500 of the recipe's 150,000 images: training.optimizer.lr_ramp_images 5,000 -> 50"
     assert shorter in told
-    assert "schedule: 1,500 images, rate 0.001; ramp 50, decay from 600, cool-down 600 images" in told
+    assert "schedule: 1,500 images, rate 0.001; of them, in images:" in told
+    assert "  lr_ramp: 50 (3.3% of the run)" in told
+    assert "  lr_cooldown: 600 (40.0% of the run)" in told
     assert "time: at least " in told and " on cpu (" in told
 
 

@@ -23,11 +23,13 @@ from imagewright.data.couplings import Couplings
 from imagewright.metrics.perceptual import INSTALLED, perceptual_network
 from imagewright.models.files import ModelFile
 from imagewright.recipes import RECIPES
+from imagewright.training.chain import OF_STAGE
 from imagewright.training.distributed import pick_device
 from imagewright.training.experiment import DataConfig, Experiment, assemble
 from imagewright.training.footprint import footprint
 from imagewright.training.given import Sources
 from imagewright.training.record import to_json
+from imagewright.training.schedule import phases
 from imagewright.types import Average, DataSpec, Parts, Trained, UserError
 
 KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
@@ -41,9 +43,10 @@ KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
 class StandIns(Sources):
     """Finds what is there, and makes up what is not; `missing` says of what, in words."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.missing: list[str] = []
+        self.stages = stages or {}
 
     def images(self, data: DataConfig, on_progress: Callable[[int, int], None] | None) -> ImageSet:
         """The images, or an empty set like the one that the recipe names."""
@@ -68,6 +71,10 @@ class StandIns(Sources):
     def model(self, name: str) -> ModelFile:
         """The model, or the product of the recipe of that name, untrained."""
         recipe = Path(name).name
+        stage = self.stages.get(name.removeprefix(OF_STAGE)) if name.startswith(OF_STAGE) else None
+        if stage is not None:
+            made = assemble(stage, sources=self)
+            return ModelFile(model=made.parts.roles[stage.method.product].module, spec=made.images.spec)
         if Path(name).exists() or recipe not in RECIPES:
             with torch.device("cpu"):
                 file = super().model(name)
@@ -97,9 +104,9 @@ class StandIns(Sources):
             return nn.Identity()
 
 
-def dry_run(experiment: Experiment) -> None:
-    """Print the resolved run, what is missing for it, and what its networks cost."""
-    sources = StandIns()
+def dry_run(experiment: Experiment, stages: Mapping[str, Any] | None = None) -> None:
+    """Print the resolved run, what is missing for it, and what its networks cost. stages: of its chain, by name."""
+    sources = StandIns(stages)
     with torch.device("meta"):
         assembled = assemble(experiment, sources=sources)
     spec = assembled.images.spec
@@ -111,11 +118,10 @@ def dry_run(experiment: Experiment) -> None:
         say(f"not there: {line}")
     for name, role in assembled.parts.roles.items():
         say(f"{name}: {_cost(role, experiment, spec)}")
-    rate = experiment.training.optimizer
-    say(
-        f"schedule: {experiment.training.total_images:,} images, rate {rate.lr:g}; ramp {rate.lr_ramp_images:,}, decay "
-        f"from {rate.lr_decay_images or 0:,}, cool-down {rate.lr_cooldown_images:,} images"
-    )
+    total = experiment.training.total_images
+    say(f"schedule: {total:,} images, rate {experiment.training.optimizer.lr:g}; of them, in images:")
+    for name, images in phases(experiment).items():
+        say(f"  {name.rpartition('.')[2].removesuffix('_images')}: {images:,.0f} ({images / total:.1%} of the run)")
     say(_time(assembled.parts, experiment, spec))
 
 

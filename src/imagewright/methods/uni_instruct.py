@@ -67,7 +67,7 @@ from imagewright.methods.pairs import column
 from imagewright.models.judging import answer_and_maps, bottleneck, check_bottleneck
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
-from imagewright.types import Batch, Clock, Condition, DataSpec, Denoiser, Event, Noise, Parts, Update, UserError
+from imagewright.types import Batch, Clock, Condition, DataSpec, Denoiser, Event, Noise, Parts, Span, Update, UserError
 
 Divergence = Literal["rkl", "fkl", "jeffreys", "chi2", "js", "hellinger"]
 Normaliser = Literal["l1", "huber", "none", "integral"]
@@ -127,9 +127,9 @@ class UniInstruct:
     """Compare the denoisers in training mode, the same dropout mask in both, in place of eval mode."""
     augment: Augment = Augment(p=0.0)
     """Of the images on which they learn; p = 0: none."""
-    fake_only_images: int = 0
+    fake_only_images: Span = 0
     """Images until the generator begins to learn (100,000 in the paper's runs)."""
-    plain_images: int = 0
+    plain_images: Span = 0
     """Images until ratio and adversary enter its loss (200,000)."""
 
     def __post_init__(self) -> None:

@@ -1,13 +1,13 @@
 """The kinds of model: what each offers, what it has to agree with the data in, and what the commands do with it.
 
-A command that has nothing to do for a kind says so in one sentence (`refused`). docs/architecture.md has this table.
+A command that has nothing to do for a kind says so in one sentence. docs/architecture.md has this table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from imagewright.types import (
     Autoencoder,
@@ -18,8 +18,6 @@ from imagewright.types import (
     FlowMap,
     ModelKind,
     TokenModel,
-    UserError,
-    kind_of,
 )
 
 Command = Literal["sample", "evaluate", "edit", "couple", "report", "export"]
@@ -53,44 +51,46 @@ _IMAGES: Mapping[Command, str] = {
     "export": "weights",
 }
 
+_OTHERS: Mapping[Command, str] = {"report": "reconstructions", "export": "weights"}
+
 KINDS: Mapping[ModelKind, Kind] = {
     "denoiser": Kind(
         protocol=Denoiser,
         agrees="classes",
-        does={**_IMAGES, "evaluate": "distances of images, bits", "edit": "images", "couple": "pairs"},
-        what="which makes images of noise in many steps",
+        does={**_IMAGES, "evaluate": "distances of images, bits", "couple": "pairs"},
+        what="makes images of noise in many steps",
     ),
     "flow_map": Kind(
         protocol=FlowMap,
         agrees="classes",
-        does={**_IMAGES, "edit": "images"},
-        what="which makes images of noise in few steps",
+        does={**_IMAGES, "edit": "images", "couple": "pairs"},
+        what="makes images of noise in few steps",
     ),
     "token_model": Kind(
         protocol=TokenModel,
         agrees="classes",
         does={**_IMAGES, "evaluate": "distances of images, bits", "edit": "images, where tokens come in any order"},
-        what="which draws images token by token",
+        what="draws images token by token",
     ),
     "codec": Kind(
         protocol=Codec,
         agrees="images",
-        does={"report": "reconstructions", "export": "weights"},
-        what="which draws nothing by itself; train a token model on its tokens",
+        does=_OTHERS,
+        what="turns images into tokens and back",
         answers=True,
     ),
     "autoencoder": Kind(
         protocol=Autoencoder,
         agrees="images",
-        does={"report": "reconstructions", "export": "weights"},
-        what="which draws nothing by itself; train a model on its latents",
+        does=_OTHERS,
+        what="turns images into latents and back",
         answers=True,
     ),
     "encoder": Kind(
         protocol=Encoder,
         agrees="images",
-        does={"report": "scores", "export": "weights"},
-        what="which makes features of images and draws none",
+        does={"export": "weights"},
+        what="turns images into features",
         answers=True,
     ),
 }
@@ -99,11 +99,3 @@ KINDS: Mapping[ModelKind, Kind] = {
 def words(kind: ModelKind) -> str:
     """The name of a kind in sentences."""
     return kind.replace("_", " ")
-
-
-def require(model: Any, command: Command, name: str) -> None:
-    """Raise UserError where a command has nothing to do for a model; name: of the model, as the user has it."""
-    kind = kind_of(model)
-    if command not in KINDS[kind].does:
-        able = " or a ".join(words(k) for k, v in KINDS.items() if command in v.does)
-        raise UserError(f"{name} is a {words(kind)}, {KINDS[kind].what}; {command} takes a {able}")

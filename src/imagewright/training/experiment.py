@@ -34,7 +34,7 @@ from imagewright.networks import NETWORKS
 from imagewright.noise import derive_seed
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
 from imagewright.training.checkpoint import checkpoints, load_checkpoint
-from imagewright.training.config import TrainingConfig
+from imagewright.training.config import TrainingConfig, in_images
 from imagewright.training.distributed import Processes
 from imagewright.training.given import Given, Sources, check_examples, gather, named, sizes_of
 from imagewright.training.locking import sole_trainer
@@ -116,6 +116,12 @@ class Experiment:
     def giving(self, **given: str | tuple[str, ...] | None) -> Experiment:
         """The same run with other things given; None = without it."""
         return dataclasses.replace(self, given=named(**{**self.given, **given}))
+
+    def in_images(self) -> Experiment:
+        """The same with every share of the run, of its training and of its method, as a number of images."""
+        total = self.training.total_images
+        method = in_images(self.method, total) if dataclasses.is_dataclass(self.method) else self.method
+        return dataclasses.replace(self, training=self.training.in_images(), method=method)
 
 
 @dataclass(frozen=True)
@@ -291,7 +297,7 @@ def _run(
     on_progress: Callable[[Progress], None],
     on_open: Callable[[int, int], None] | None,
 ) -> Path:
-    experiment = located(experiment, folder)
+    experiment = located(experiment, folder).in_images()
     before = claim(folder, experiment, resume)
     processes.wait()  # or a slow process would find the record of this very run in the folder
     assembled = assemble(experiment, on_open)

@@ -194,8 +194,7 @@ def _one(request: Request, role: str, name: str, spec: DataSpec, sources: Source
         wanted = " or a ".join(words(k) for k in request.kinds)
         hint = "; train one with `imagewright train vq-digits` or the like" if "codec" in request.kinds else ""
         raise UserError(
-            f"{request.name} {name} is a {words(kind)}, {KINDS[kind].what.split(';')[0]}; this method takes a "
-            f"{wanted}{hint}"
+            f"{request.name} {name} is a {words(kind)}, which {KINDS[kind].what}; this method takes a {wanted}{hint}"
         )
     ours, theirs = KINDS[kind].agreement(spec), KINDS[kind].agreement(file.spec)
     if ours != theirs:

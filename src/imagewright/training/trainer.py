@@ -107,6 +107,7 @@ class Trainer:
         on_stop: Callable[[int], None] = lambda images: None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
+        config = config.in_images()
         self.method, self.parts, self.loader, self.config, self.folder = method, parts, loader, config, folder
         self.device = torch.device(device)
         self.processes = processes or Processes()
@@ -253,7 +254,7 @@ class Trainer:
                     self.save()
         self.save()
 
-    def _passed(self, interval: int) -> bool:
+    def _passed(self, interval: float) -> bool:
         """Whether the last step crossed a multiple of `interval` images."""
         return self.images // interval > (self.images - self.config.batch) // interval
 
