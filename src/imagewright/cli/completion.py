@@ -11,6 +11,7 @@ from imagewright.cli import train
 from imagewright.cli.command import options
 from imagewright.cli.console import say
 from imagewright.cli.main import COMMANDS
+from imagewright.cli.train_options import with_options
 from imagewright.pretrained import shipped
 from imagewright.recipes import RECIPES
 from imagewright.samplers import PRESETS, SAMPLERS
@@ -82,7 +83,7 @@ def _recipes() -> Iterator[tuple[str, Words]]:
     for name, recipe in RECIPES.items():
         alike.setdefault(tuple(_classes(recipe())), []).append(name)
     for names in alike.values():
-        known = options(train.Run, train.Run(experiment=RECIPES[names[0]]()))
+        known = options(train.Run, train.Run(experiment=with_options(RECIPES[names[0]]())))
         yield "|".join(f'"train {name}"' for name in names), known
     yield '"train "*', dict.fromkeys((*RECIPES, "--resume", "--help"), ())
 

@@ -125,6 +125,13 @@ def dry_run(experiment: Experiment, stages: Mapping[str, Any] | None = None) -> 
     say(_time(assembled.parts, experiment, spec))
 
 
+def parameters(experiment: Experiment) -> int:
+    """Of the part that an experiment exports, with stand-ins for what is not here."""
+    with torch.device("meta"):
+        made = assemble(experiment, sources=StandIns())
+    return sum(p.numel() for p in made.parts.roles[experiment.method.product].module.parameters())
+
+
 def _time(parts: Parts, experiment: Experiment, spec: DataSpec) -> str:
     """How long the run takes here at the least: each part is asked once an image, and what learns goes backward."""
     operations = 0

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 
 from imagewright.cli.console import bar, printable, say, told_errors
-from imagewright.cli.dry_run import dry_run
+from imagewright.cli.dry_run import dry_run, parameters
 from imagewright.cli.train_chain import ChainRun, parse_chain, resumed_chain, run_chain
 from imagewright.cli.train_options import NONE, with_options, without_options
-from imagewright.recipes import RECIPES
+from imagewright.recipes import FAMILIES, RECIPES
 from imagewright.training.chain import FILE, Chain
 from imagewright.training.distributed import Processes, pick_device, processes
 from imagewright.training.experiment import Experiment, run_experiment
@@ -31,8 +31,9 @@ from imagewright.types import UserError
 HELP = """imagewright train RECIPE [options]
 
 RECIPE is one of the names below, or a Python file that defines `experiment`: an
-imagewright Experiment, or a function that returns one. Every field of it can be
-set: `imagewright train RECIPE --help` lists them with their defaults.
+imagewright Experiment, a Chain of them, or a function that returns one. Every
+field of it can be set: `imagewright train RECIPE --help` lists them with their
+defaults; `imagewright train edm` lists all that begin so, with their sizes.
 
 recipes:
 {recipes}
@@ -214,9 +215,25 @@ def _recorded(command: list[str] | None) -> list[str] | None:
 def help_text() -> str:
     """The command's help."""
     lines, width = [], max(map(len, RECIPES))
-    for name, function in RECIPES.items():
-        lines.append(f"  {name:<{width}}  {(function.__doc__ or '').splitlines()[0]}")
-    return HELP.format(recipes="\n".join(lines))
+    for family in FAMILIES.values():
+        lines.append(f"\n{_head(family)}")
+        lines += [f"  {name:<{width}}  {_head(recipe)}" for name, recipe in family.FAMILY.items()]
+    return HELP.format(recipes="\n".join(lines).lstrip("\n"))
+
+
+def _head(documented: Any) -> str:
+    """The first line of its documentation."""
+    return str((documented.__doc__ or "").splitlines()[0])
+
+
+def _listed(prefix: str) -> list[str]:
+    """Lines on the recipes whose names begin so: sizes, lengths and advice."""
+    lines = []
+    for name in (name for name in RECIPES if name.startswith(f"{prefix}-")):
+        run = RECIPES[name]()
+        size = f"{parameters(run) / 1e6:.2f} M parameters, {run.training.total_images:,} images by {run.training.batch}"
+        lines += [f"{name}: {size}", f"    {_head(RECIPES[name])}"]
+    return lines
 
 
 def find_experiment(name: str) -> Experiment:
@@ -231,6 +248,8 @@ def find_training(name: str) -> Experiment | Chain:
     """A recipe by name, or the `experiment` of a Python file (which is run: it is the user's own)."""
     if name in RECIPES:
         return RECIPES[name]()
+    if lines := _listed(name):
+        raise UserError(f"there is no recipe {name!r}, but a family of them:\n" + "\n".join(lines))
     if name.endswith(".py"):
         return _experiment_of_file(Path(name))
     near = difflib.get_close_matches(name, RECIPES, n=3)

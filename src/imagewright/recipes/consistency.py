@@ -5,6 +5,7 @@ Also the paper's variants in continuous time and its baseline, progressive disti
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from imagewright.methods.consistency import ConsistencyDistillation, ConsistencyTraining
@@ -264,3 +265,22 @@ def pd_cifar10() -> Experiment:
             ema=EmaConfig(halflife_images=0, rampup_ratio=None),  # none: the raw weights are the product
         ),
     ).giving(features=None)
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "cd-digits": cd_digits,
+    "cd-emoji64-32": cd_emoji64_32,
+    "cd-emoji64-64": cd_emoji64_64,
+    "cd-cifar10-teacher": cd_cifar10_teacher,
+    "cd-cifar10": cd_cifar10,
+    "cd-imagenet64": cd_imagenet64,
+    "ct-digits": ct_digits,
+    "ct-cifar10": ct_cifar10,
+    "ct-imagenet64": ct_imagenet64,
+    "ctcd-digits": ctcd_digits,
+    "ctcd-cifar10": ctcd_cifar10,
+    "ctcd-cifar10-stop-gradient": ctcd_cifar10_stop_gradient,
+    "ctct-cifar10": ctct_cifar10,
+    "pd-digits": pd_digits,
+    "pd-cifar10": pd_cifar10,
+}

@@ -13,6 +13,7 @@ Departs    l2 for LPIPS where it is not installed, and its own maxima where the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory
@@ -133,3 +134,13 @@ def _paced(training: TrainingConfig) -> TrainingConfig:
         snapshot_images=5_000 * batch,
         checkpoint_images=1_000 * batch,
     )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "ctm-digits": ctm_digits,
+    "ctm-emoji64-32": ctm_emoji64_32,
+    "ctm-cifar10": ctm_cifar10,
+    "ctm-cifar10-gan": ctm_cifar10_gan,
+    "ctm-imagenet64": ctm_imagenet64,
+    "ctm-imagenet64-gan": ctm_imagenet64_gan,
+}

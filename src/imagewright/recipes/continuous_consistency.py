@@ -12,6 +12,7 @@ Departs    Denoisers are TrigFlow's, as in the paper; FastGen starts from EDM's.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -173,3 +174,17 @@ def _student(
     return replace(run, method=method, start=start, sampler=MultistepConsistency(), training=training).giving(
         teacher=teacher
     )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "trigflow-digits": trigflow_digits,
+    "trigflow-cifar10": trigflow_cifar10,
+    "trigflow-imagenet64": trigflow_imagenet64,
+    "scd-digits": scd_digits,
+    "scd-emoji64-32": scd_emoji64_32,
+    "scd-cifar10": scd_cifar10,
+    "scd-imagenet64": scd_imagenet64,
+    "sct-digits": sct_digits,
+    "sct-cifar10": sct_cifar10,
+    "sct-imagenet64": sct_imagenet64,
+}

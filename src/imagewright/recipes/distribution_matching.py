@@ -7,6 +7,7 @@ and weights installed.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -194,3 +195,22 @@ def _published(source: str, teacher: str, batch: int, steps: int, lr: float) -> 
 
 def _adamw(lr: float, **schedule: Any) -> OptimizerConfig:
     return OptimizerConfig(kind="adamw", lr=lr, weight_decay=0.01, clip_norm=10.0, **schedule)
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "dmd-digits": dmd_digits,
+    "dmd-emoji64-32": dmd_emoji64_32,
+    "dmd-cifar10": dmd_cifar10,
+    "dmd-imagenet64": dmd_imagenet64,
+    "dmd2-digits": dmd2_digits,
+    "dmd2-digits-gan": dmd2_digits_gan,
+    "dmd2-digits-4-steps": dmd2_digits_4_steps,
+    "dmd2-emoji64-32": dmd2_emoji64_32,
+    "dmd2-emoji64-32-gan": dmd2_emoji64_32_gan,
+    "dmd2-imagenet64": dmd2_imagenet64,
+    "dmd2-imagenet64-gan": dmd2_imagenet64_gan,
+    "f-distill-digits": f_distill_digits,
+    "f-distill-emoji64-32": f_distill_emoji64_32,
+    "f-distill-cifar10": f_distill_cifar10,
+    "f-distill-imagenet64": f_distill_imagenet64,
+}

@@ -4,6 +4,7 @@ program's README, which lists the options of every published model.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -182,3 +183,16 @@ def imagenet64() -> Experiment:
             checkpoint_images=10_000_000,
         ),
     )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "edm-digits": digits,
+    "edm-emoji64-16": emoji64_16,
+    "edm-emoji64-32": emoji64_32,
+    "edm-emoji64-64": emoji64_64,
+    "edm-cifar10": cifar10,
+    "edm-cifar10-ncsnpp": cifar10_ncsnpp,
+    "edm-cifar10-uncond": cifar10_uncond,
+    "edm-cifar10-uncond-ncsnpp": cifar10_uncond_ncsnpp,
+    "edm-imagenet64": imagenet64,
+}

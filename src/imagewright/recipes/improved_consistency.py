@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
@@ -84,3 +85,12 @@ def _published(training: TrainingConfig, batch: int, steps: int, ema_decay: floa
         snapshot_images=10_000 * batch,
         checkpoint_images=10_000 * batch,
     )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "ict-digits": digits,
+    "ict-cifar10": cifar10,
+    "ict-imagenet64": imagenet64,
+    "ict-deep-cifar10": deep_cifar10,
+    "ict-deep-imagenet64": deep_imagenet64,
+}

@@ -6,6 +6,7 @@ down to 0; averages of 0.9999 an update; 2,000,000 updates; linear schedule, con
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -144,3 +145,14 @@ def md4_imagenet64_classes() -> Experiment:
         network=replace(run.network, num_blocks=8, transformer_depth=20),
         sampler=Ancestral(num_steps=256, grid="uniform"),
     )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "md4-digits": md4_digits,
+    "md4-codebook-digits": md4_codebook_digits,
+    "md4-emoji64-32": md4_emoji64_32,
+    "md4-cifar10": md4_cifar10,
+    "md4-imagenet64": md4_imagenet64,
+    "md4-imagenet64-classes": md4_imagenet64_classes,
+    "genmd4-digits": genmd4_digits,
+}

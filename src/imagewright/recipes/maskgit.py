@@ -8,6 +8,7 @@ tokens stand for 4 x 4 pixels each.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -167,3 +168,15 @@ def maskgit_imagenet64() -> Experiment:
     """ImageNet-64 from the tokens of the run `runs/vq-imagenet64`, with the published transformer."""
     run = maskgit_imagenet256()
     return replace(run, data=replace(run.data, source="imagenet-64x64.zip")).giving(tokenizer="runs/vq-imagenet64")
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "vq-digits": vq_digits,
+    "vq-emoji64-32": vq_emoji64_32,
+    "vq-imagenet64": vq_imagenet64,
+    "vq-imagenet256": vq_imagenet256,
+    "maskgit-digits": maskgit_digits,
+    "maskgit-emoji64-32": maskgit_emoji64_32,
+    "maskgit-imagenet64": maskgit_imagenet64,
+    "maskgit-imagenet256": maskgit_imagenet256,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -82,3 +83,12 @@ def _published(method: Any, **start: Any) -> Experiment:
         ),
         **start,
     )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "mcd-digits": mcd_digits,
+    "mcd-emoji64-32": mcd_emoji64_32,
+    "mcd-imagenet64": mcd_imagenet64,
+    "mct-digits": mct_digits,
+    "mct-imagenet64": mct_imagenet64,
+}
