@@ -86,8 +86,8 @@ def test_no_circles() -> None:
         pytest.fail(f"circle: {' -> '.join(error.args[1])}")
 
 
-def test_networks_know_only_the_types() -> None:
-    assert {there for here, there in edges() if here == "networks"} == {"types"}
+def test_networks_know_only_the_types_and_the_source_of_their_dropout() -> None:
+    assert {there for here, there in edges() if here == "networks"} == {"types", "noise"}
 
 
 def is_script(path: Path) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from imagewright.cli.main import main
@@ -118,7 +119,7 @@ def test_what_is_missing_unfit_or_unasked_is_told(teachers: list[str], tmp_path:
     student = RECIPES["cd-digits"]()
     with pytest.raises(UserError, match=r"teacher is .*, .*; this method takes one"):
         assemble(replace(student, given={"teacher": (teachers[0], teachers[1])}))
-    with pytest.raises(UserError, match=r"is for images of resolution, channels and classes \(8, 1, 10\); the data"):
+    with pytest.raises(UserError, match=r"makes images of resolution, channels and classes \(8, 1, 10\); the data"):
         assemble(replace(student.giving(teacher=teachers[0]), data=DataConfig(source="emoji64", resolution=8)))
 
 
@@ -223,8 +224,8 @@ experiment = Chain(
 """
 
 
-def weights(run: Path) -> bytes:
-    return (run / "model.safetensors").read_bytes()
+def weights(run: Path) -> dict[str, list[float]]:
+    return {name: tensor.flatten().tolist() for name, tensor in load_file(run / "model.safetensors").items()}
 
 
 def test_stages_are_one_command_and_go_on_where_they_stopped(

@@ -18,6 +18,8 @@ class PixelCodec(nn.Module):
     values: evenly spaced levels that a token tells apart, 2 to 256; below 256 the codec is not lossless.
     """
 
+    kind: ClassVar[ModelKind] = "codec"
+
     def __init__(self, resolution: int, channels: int, values: int = 256) -> None:
         super().__init__()
         if resolution < 1 or channels < 1:

@@ -40,7 +40,7 @@ def mct_digits() -> Experiment:
 
 def mcd_imagenet64() -> Experiment:
     """ImageNet-64 distillation to eight evaluations."""
-    return _published(MultistepConsistencyDistillation(segments=8), teacher="runs/edm-imagenet64")
+    return _published(MultistepConsistencyDistillation(segments=8)).giving(teacher="runs/edm-imagenet64")
 
 
 def mct_imagenet64() -> Experiment:

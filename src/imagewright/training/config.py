@@ -133,9 +133,9 @@ class TrainingConfig:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("log_images", "snapshot_images", "checkpoint_images"):
             if not getattr(self, name) > 0:
-                raise UserError(f"training.{name} is {getattr(self, name)}; it must be above 0")
+                raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1, or a share below it")
         if self.weights_images is not None and not self.weights_images > 0:
-            raise UserError(f"training.weights_images is {self.weights_images}; it must be above 0, or none")
+            raise UserError(f"training.weights_images is {self.weights_images}; it must be at least 1, or none")
         if self.precision not in get_args(Precision):
             raise UserError(f"training.precision is {self.precision!r}; allowed: {', '.join(get_args(Precision))}")
         if self.seed < 0:

@@ -199,7 +199,8 @@ def _one(request: Request, role: str, name: str, spec: DataSpec, sources: Source
     ours, theirs = KINDS[kind].agreement(spec), KINDS[kind].agreement(file.spec)
     if ours != theirs:
         what = "resolution, channels and classes" if len(ours) == 3 else "resolution and channels"
-        raise UserError(f"{request.name} {name} is for images of {what} {theirs}; the data have {ours}")
+        does = "takes" if KINDS[kind].answers else "makes"
+        raise UserError(f"{request.name} {name} {does} images of {what} {theirs}; the data have {ours}")
     # Students begin as copies of their teachers, which their methods freeze; what only answers is frozen here.
     return file.model.eval().requires_grad_(False) if KINDS[kind].answers else file.model
 
