@@ -78,7 +78,7 @@ def conv(in_channels: int, out_channels: int, kernel: int, init: Init, *, bias: 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation that also has a forward-mode derivative where channels lie last in memory.
 
-    In half precision its answer is in half precision, too, as in EDM's official networks; its sums are float32. Autocast
+    In half precision its answer is so too, as in EDM's official networks; its sums are float32. Autocast
     would have all up to the next convolution in float32: twice the memory and its traffic.
     """
 
@@ -232,7 +232,7 @@ def one_hot(label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 def class_index(cond: Condition, classes: int, n: int, device: torch.device) -> Tensor:
     """The row of a table of classes + 1 rows for each of n images, int64 [N]; the last row stands for no class.
 
-    A network without classes looks at no label. Raises UserError for a label that is no class, nor -1; on the CPU alone,
+    A network without classes looks at no label. Raises UserError for a label that is no class, nor -1: on the CPU alone,
     as a host would have to wait for labels elsewhere (whoever put them there has checked them), and not when compiled.
     """
     if cond.label is None or not classes:
