@@ -232,7 +232,7 @@ def one_hot(label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 def class_index(cond: Condition, classes: int, n: int, device: torch.device) -> Tensor:
     """The row of a table of classes + 1 rows for each of n images, int64 [N]; the last row stands for no class.
 
-    A network without classes looks at no label. Raises UserError for a label that is no class, nor -1: on the CPU alone,
+    A network without classes looks at no label. Raises UserError for a label that is no class, nor -1: on the CPU only,
     as a host would have to wait for labels elsewhere (whoever put them there has checked them), and not when compiled.
     """
     if cond.label is None or not classes:
