@@ -10,6 +10,7 @@ import torch
 
 from imagewright.cli.dry_run import StandIns, bytes_per_parameter
 from imagewright.cli.main import main
+from imagewright.metrics.perceptual import lpips_installed
 from imagewright.recipes import RECIPES
 from imagewright.training.experiment import assemble
 from imagewright.types import Trained, UserError
@@ -59,6 +60,13 @@ def test_parts_that_do_not_fit_are_refused_as_in_a_run() -> None:
     experiment = replace(RECIPES["cd-imagenet64"](), teacher="edm-cifar10")
     with pytest.raises(UserError, match="teacher edm-cifar10 makes images of resolution"), torch.device("meta"):
         assemble(experiment, sources=StandIns())
+
+
+@pytest.mark.parametrize("name", ["lpips", "lpips-average"])
+def test_features_to_be_installed_may_be_missing(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "dmd-digits", "--features", name, "--dry-run"])
+    told = capsys.readouterr().out
+    assert lpips_installed() or f"not there: features {name} (features is {name!r}, which needs" in told
 
 
 def test_a_mistaken_feature_network_is_refused(refused: Callable[..., str]) -> None:

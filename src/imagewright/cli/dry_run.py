@@ -20,7 +20,7 @@ from torch import nn
 from imagewright.cli.console import say
 from imagewright.data import ImageSet
 from imagewright.data.couplings import Couplings
-from imagewright.metrics.perceptual import perceptual_network
+from imagewright.metrics.perceptual import INSTALLED, perceptual_network
 from imagewright.models.files import ModelFile
 from imagewright.recipes import RECIPES
 from imagewright.training.distributed import pick_device
@@ -90,7 +90,7 @@ class StandIns(Sources):
                 network = perceptual_network(name, spec)
             return None if network is None else network.to("meta")
         except UserError as fault:
-            if name != "lpips":  # the only one that has to be installed
+            if name not in INSTALLED:
                 raise
             self.missing.append(f"features {name} ({fault})")
             return nn.Identity()

@@ -191,7 +191,7 @@ def _assemble(
     rows = [i for i, n in enumerate(checked.names) if n not in bad]
     names = tuple(checked.names[i] for i in rows)
     c = checked.fit.channels or max(checked.channels[i] for i in rows)
-    reading: Pixels | Reader = Reader(archive, names, checked.fit, c)
+    reading: Pixels | Reader = Reader(archive, names, checked.fit, c, resolution)
     if checked.pixels is not None:
         reading = np.stack([with_channels(checked.pixels[i], c) for i in rows])
 

@@ -31,6 +31,8 @@ from imagewright.types import UserError
 A = TypeVar("A")
 R = TypeVar("R")
 _ROOM = limits.Room(limits.PIXELS)
+_TASK = 8
+"""Pictures that a thread takes at a time: for each alone, handing it over costs a third of a small one's decoding."""
 _threads = os.cpu_count() or 1
 
 
@@ -114,9 +116,18 @@ class Reader:
     names: tuple[str, ...]
     fit: Fit
     channels: int
+    side: int
 
     def __call__(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        return np.stack(mapped(self._one, indices.tolist()))
+        side = self.side
+        out = np.empty((len(indices), side, side, self.channels), np.uint8)
+
+        def fill(part: range) -> None:
+            for place in part:
+                out[place] = self._one(int(indices[place]))
+
+        mapped(fill, [range(at, min(at + _TASK, len(indices))) for at in range(0, len(indices), _TASK)])
+        return out
 
     def _one(self, index: int) -> Pixels:
         name = self.names[index]

@@ -131,10 +131,15 @@ def _published_imagenet64(steps: int, lr: float) -> Experiment:
     return replace(run, training=replace(run.training, precision="fp16", micro_batch=64))
 
 
-def _comparing(run: Experiment, method: ConsistencyDistillation | ConsistencyTraining) -> Experiment:
-    """With LPIPS, as for the published figures, where it is installed; elsewhere with l2, another published run."""
+def _comparing(
+    run: Experiment, method: ConsistencyDistillation | ConsistencyTraining, features: str = "lpips"
+) -> Experiment:
+    """With LPIPS, as for the published figures, where it is installed; elsewhere with l2, another published run.
+
+    features: the program for ImageNet pools by means ("lpips-average"), that for CIFAR-10 by maxima.
+    """
     if lpips_installed():
-        return replace(run, method=replace(method, distance=Distance(kind="perceptual")), features="lpips")
+        return replace(run, method=replace(method, distance=Distance(kind="perceptual")), features=features)
     return replace(run, method=method)
 
 
@@ -166,7 +171,7 @@ def cd_imagenet64() -> Experiment:
         teacher="runs/edm-imagenet64",
         sampler=MultistepConsistency(sigmas=(_grid_level(40, 22),)),
     )
-    return _comparing(run, ConsistencyDistillation(grid_points=40, target_decay=0.95))
+    return _comparing(run, ConsistencyDistillation(grid_points=40, target_decay=0.95), "lpips-average")
 
 
 def ct_cifar10() -> Experiment:
@@ -186,7 +191,7 @@ def ct_imagenet64() -> Experiment:
         network=replace(edm.imagenet64().network, dropout=0.0),
         sampler=MultistepConsistency(sigmas=(_grid_level(201, 106),)),
     )
-    return _comparing(run, ConsistencyTraining(s0=2, s1=200, mu0=0.95))
+    return _comparing(run, ConsistencyTraining(s0=2, s1=200, mu0=0.95), "lpips-average")
 
 
 def _grid_level(points: int, index: int) -> float:

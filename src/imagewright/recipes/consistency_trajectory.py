@@ -89,7 +89,7 @@ def _published(
     return Experiment(
         data=DataConfig(source=source, xflip=True),
         method=replace(method, distance=Distance(kind="perceptual")) if compares else method,
-        features="lpips" if compares else None,
+        features="lpips-average" if compares else None,
         teacher=teacher,
         sampler=Jumps(),
         training=_paced(TrainingConfig(

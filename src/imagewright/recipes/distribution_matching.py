@@ -121,7 +121,9 @@ def dmd_cifar10() -> Experiment:
     """CIFAR-10, class-conditional, as published: LPIPS, 100,000 couplings, 300,000 steps of 392."""
     run = _published("cifar10-32x32.zip", "runs/edm-cifar10", 392, 300_000, 5e-5)
     data = replace(run.data, couplings="couplings/cifar10")
-    return replace(run, data=data, method=DMD(), features="lpips", training=replace(run.training, micro_batch=56))
+    return replace(
+        run, data=data, method=DMD(), features="lpips-average", training=replace(run.training, micro_batch=56)
+    )
 
 
 def dmd_imagenet64() -> Experiment:
@@ -129,7 +131,7 @@ def dmd_imagenet64() -> Experiment:
     run = _published("imagenet-64x64.zip", "runs/edm-imagenet64", 336, 350_000, 2e-6)
     data = replace(run.data, couplings="couplings/imagenet64")
     training = replace(run.training, micro_batch=48, precision="bf16")
-    return replace(run, data=data, method=DMD(), features="lpips", training=training)
+    return replace(run, data=data, method=DMD(), features="lpips-average", training=training)
 
 
 def dmd2_imagenet64() -> Experiment:

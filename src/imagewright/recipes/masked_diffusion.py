@@ -6,13 +6,13 @@ down to 0; averages of 0.9999 an update; 2,000,000 updates; linear schedule, con
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 from imagewright.methods.genmd4 import GenMD4
 from imagewright.methods.md4 import MD4
 from imagewright.networks import PixelUNetConfig, TokenTransformerConfig
+from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Ancestral
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -103,7 +103,7 @@ def md4_cifar10() -> Experiment:
                 kind="adamw", lr=2e-4, lr_ramp_images=100 * batch, lr_cooldown_images=total - 100 * batch,
                 lr_cooldown_shape="cosine", betas=(0.9, 0.99), weight_decay=0.01,
             ),
-            ema=EmaConfig(halflife_images=batch * math.log(0.5) / math.log(0.9999), rampup_ratio=None),
+            ema=EmaConfig(halflife_images=halflife_images(batch, 0.9999), rampup_ratio=None),
             log_images=100 * batch,
             snapshot_images=10_000 * batch,
             checkpoint_images=10_000 * batch,
@@ -127,7 +127,7 @@ def md4_imagenet64() -> Experiment:
             optimizer=replace(
                 run.training.optimizer, lr_ramp_images=100 * batch, lr_cooldown_images=total - 100 * batch
             ),
-            ema=replace(run.training.ema, halflife_images=2 * run.training.ema.halflife_images),
+            ema=replace(run.training.ema, halflife_images=halflife_images(batch, 0.9999)),
             log_images=100 * batch,
             snapshot_images=10_000 * batch,
             checkpoint_images=10_000 * batch,

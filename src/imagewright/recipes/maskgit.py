@@ -8,13 +8,13 @@ tokens stand for 4 x 4 pixels each.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 from imagewright.methods.maskgit import MaskGIT
 from imagewright.methods.vq_tokenizer import VQTokenizerTraining
 from imagewright.networks import TokenTransformerConfig, VQAutoencoderConfig
+from imagewright.recipes.published import halflife_images
 from imagewright.samplers import MaskedDecoding
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -123,7 +123,7 @@ def vq_imagenet256() -> Experiment:
             total_images=1_000_000 * batch,
             batch=batch,
             optimizer=OptimizerConfig(lr=1e-4, betas=(0.0, 0.99)),
-            ema=EmaConfig(halflife_images=batch * math.log(0.5) / math.log(0.999), rampup_ratio=None),
+            ema=EmaConfig(halflife_images=halflife_images(batch, 0.999), rampup_ratio=None),
             log_images=100 * batch,
             snapshot_images=10_000 * batch,
             checkpoint_images=10_000 * batch,
@@ -144,7 +144,7 @@ def maskgit_imagenet256() -> Experiment:
             total_images=2_000_000 * batch,
             batch=batch,
             optimizer=OptimizerConfig(kind="adamw", lr=1e-4, lr_ramp_images=5_000 * batch, weight_decay=0.045),
-            ema=EmaConfig(halflife_images=batch * math.log(0.5) / math.log(0.999), rampup_ratio=None),
+            ema=EmaConfig(halflife_images=halflife_images(batch, 0.999), rampup_ratio=None),
             log_images=100 * batch,
             snapshot_images=10_000 * batch,
             checkpoint_images=10_000 * batch,

@@ -3,7 +3,7 @@
 `assemble` turns an `Experiment` into objects; `run_experiment` trains it in a run directory:
 
     experiment.json                     resolved configuration, command, versions, seed
-    model.safetensors, model.json       the product's averaged weights, self-describing
+    model.safetensors, model.json       the product's averaged weights, self-describing; a copy of the description
     checkpoints/                        full training state
     log.jsonl, events.out.tfevents.*    numbers over time
     samples/                            a grid per snapshot, from fixed seeds
@@ -38,10 +38,19 @@ from imagewright.samplers.generator import ImageGenerator, sampler_to_json
 from imagewright.training.checkpoint import checkpoints, load_checkpoint
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
+from imagewright.training.locking import sole_trainer
 from imagewright.training.log import Log
 from imagewright.training.reconstructions import codec_record, save_reconstructions
-from imagewright.training.record import Inputs, check_inputs, claim, experiment_record, identity, located
-from imagewright.training.snapshots import save_grid
+from imagewright.training.record import (
+    Inputs,
+    check_inputs,
+    claim,
+    experiment_record,
+    how_computed,
+    identity,
+    located,
+)
+from imagewright.training.snapshots import save_grid, snapshot_path
 from imagewright.training.trainer import Progress, Trainer
 from imagewright.types import Average, Codec, DataSpec, Parts, Trained, UserError, kind_of
 from imagewright.version import __version__
@@ -338,18 +347,33 @@ def run_experiment(
     """Train, and leave a run directory that explains itself. Returns the folder.
 
     resume: go on from the newest checkpoint in the folder (from the start if there is none yet).
-    Raises UserError when the folder holds another run, or the experiment's parts do not fit.
+    Raises UserError when the folder holds another run, is in use, or the experiment's parts do not fit.
     """
     processes = processes or Processes()
+    try_output(folder)
+    with sole_trainer(folder, processes):
+        return _run(experiment, folder, device, resume, command, processes, on_progress, on_open)
+
+
+def _run(
+    experiment: Experiment,
+    folder: Path,
+    device: torch.device | str,
+    resume: bool,
+    command: list[str] | None,
+    processes: Processes,
+    on_progress: Callable[[Progress], None],
+    on_open: Callable[[int, int], None] | None,
+) -> Path:
     experiment = located(experiment, folder)
     before = claim(folder, experiment, resume)
     processes.wait()  # or a slow process would find the record of this very run in the folder
-    try_output(folder)
     assembled = assemble(experiment, on_open)
     check_inputs(folder, before, assembled.inputs, experiment)
     check_device(assembled.parts.roles[experiment.method.product].module, device)
     if processes.is_first:
-        record = experiment_record(experiment, command, folder, assembled.inputs, before)
+        computed = how_computed(processes.world, device, experiment.training.precision)
+        record = experiment_record(experiment, command, folder, assembled.inputs, before, computed)
         write_json(folder / "experiment.json", record)
     loader = Loader(
         assembled.images,
@@ -407,7 +431,7 @@ def export(
         "seed": experiment.training.seed,
         "imagewright": __version__,
     }
-    snapshot = folder / "samples" / f"{trainer.images:012d}.png"
+    snapshot = snapshot_path(folder, trainer.images)
     if kind_of(model) == "codec":
         origin |= codec_record(model, images, device)
         save_model(folder, ModelFile(model=model, spec=spec, origin=origin))

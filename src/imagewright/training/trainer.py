@@ -33,6 +33,7 @@ from imagewright.training.distributed import Processes
 from imagewright.training.ema import Power
 from imagewright.training.learners import Learner
 from imagewright.training.log import Log
+from imagewright.training.snapshots import snapshot_path
 from imagewright.training.weights import store
 from imagewright.types import (
     Average,
@@ -185,6 +186,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint (first process only) and remove old ones."""
         path = checkpoint_path(self.folder, self.images)
+        self.log.write(self.step_index, self.images, {})  # what a run that goes on from here would not know
         if self.processes.is_first:
             save_checkpoint(path, self.state(), self.run)
             prune(self.folder, self.config.keep_checkpoints)
@@ -202,6 +204,14 @@ class Trainer:
                 raise UserError(f"{found[-1]}: {error}") from None
         self.log.truncate(self.step_index)  # without a checkpoint too: the first attempt may have left lines
         return bool(found)
+
+    def _leave(self, again: bool = False) -> None:
+        """Write what is due at this moment besides the checkpoint; again: a snapshot only where there is none."""
+        there = again and snapshot_path(self.folder.parent, self.images).exists()
+        if self._passed(self.config.snapshot_images) and not there:
+            self.on_snapshot(self.images)
+        if self.config.weights_images is not None and self._passed(self.config.weights_images):
+            self._keep_weights()
 
     def _keep_weights(self) -> None:
         """Store the product's weights and power averages beside the checkpoints (first process only)."""
@@ -222,10 +232,14 @@ class Trainer:
     def train(self) -> None:
         """Train until `total_images`, with checkpoints and snapshots on the way.
 
+        The checkpoint is the last that is written of a moment, so that a run which goes on from it lacks nothing. Only
+        a signal is answered by a checkpoint first, as more time may not be given; then the rest is made on resuming.
         Raises Interrupted after a signal (state and model saved), UserError when a loss stops being finite.
         """
         started, first_images = time.monotonic(), self.images
         with _interrupts() as interrupted:
+            if self.images:
+                self._leave(again=True)
             while self.images < self.config.total_images:
                 loss = self.train_step()
                 rate = (self.images - first_images) / (time.monotonic() - started)
@@ -236,13 +250,9 @@ class Trainer:
                     saved = self.save()
                     self.on_stop(self.images)
                     raise Interrupted(saved, interrupted[0] if interrupted else signal.SIGTERM)
+                self._leave()
                 if self._passed(self.config.checkpoint_images):
                     self.save()
-                if self._passed(self.config.snapshot_images):
-                    self.on_snapshot(self.images)
-                if self.config.weights_images is not None and self._passed(self.config.weights_images):
-                    self._keep_weights()
-        self.log.write(self.step_index, self.images, {})
         self.save()
 
     def _passed(self, interval: int) -> bool:
