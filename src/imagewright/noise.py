@@ -27,6 +27,9 @@ def seed_networks(seed: int, device: torch.device) -> None:
     if device.type == "cpu":
         # torch.manual_seed writes down a stack trace for every kind of accelerator that is absent: a millisecond.
         torch.default_generator.manual_seed(seed)
+    elif device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
     else:
         torch.manual_seed(seed)
 
