@@ -91,7 +91,7 @@ def test_training_and_resuming(precision: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_of_every_family(name: str, teacher: Path, tokenizer: Path, tmp_path: Path) -> None:
-    experiment = short(name)
+    experiment = short(name, total_images=8192)
     given = {"teacher": teacher, "start": teacher, "tokenizer": tokenizer}
     experiment = replace(experiment, **{k: str(v) for k, v in given.items() if getattr(experiment, k)})
     t = trainer(experiment, tmp_path)

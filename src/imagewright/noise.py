@@ -137,7 +137,7 @@ class BatchNoise(StepNoise):
         """Uniform on [0, 1), of any shape: the same draw in every micro-batch of the step."""
         self._draws["method"] += 1
         drawn = StepNoise(*self._key, self._draws["method"], _COMMON).uniform(torch.empty(like.shape, dtype=like.dtype))
-        return drawn.to(like.device)
+        return drawn.to(like.device, non_blocking=True)
 
     def places(self, like: Tensor) -> tuple[Tensor, int]:
         """The images' places in the whole batch, int64 [N], and how many it has; like: [N, ...]."""

@@ -323,7 +323,7 @@ class Trainer:
         return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
 
     def _cond(self, cond: Condition) -> Condition:
-        return cond.map(lambda t: t.to(self.device))
+        return cond.map(lambda t: t.to(self.device, non_blocking=True))
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":
