@@ -172,10 +172,8 @@ def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
 def _train(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) -> None:
     """A row's training, from where it stands."""
     total = _product_images(row, setting) * row.steps
-    words = [
-        f"train {recipe_of(row, setting)} --out {folder} --resume --training.seed {seed} --training.total-images {total}"
-    ]
-    words += [setting.options, row.options]
+    words = [f"train {recipe_of(row, setting)} --out {folder} --resume"]
+    words += [f"--training.seed {seed} --training.total-images {total}", setting.options, row.options]
     if row.teacher:
         words.append(f"{row.teacher} {teacher}")
     if setting.cooldown:
