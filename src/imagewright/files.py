@@ -182,16 +182,20 @@ def read_json(path: Path, shape: Any = Any, *, most: int = limits.RECORD) -> Any
 
 def read_formatted(path: Path, form: str, shape: type[T], most: int = limits.RECORD) -> T:
     """JSON of ours of one format, whose name it carries under "format"; raises UserError as `read_json` does."""
-    value = read_json(path, most=most)
+    return of_format(read_json(path, most=most), str(path), form, shape)
+
+
+def of_format(value: Any, where: str, form: str, shape: type[T]) -> T:
+    """The value, if it is of a format and shape; raises UserError beginning with `where` for another."""
     found = value.get("format") if isinstance(value, dict) else None
     if found != form:
         said = (
             found if found is None and isinstance(value, dict) else brief(found if isinstance(value, dict) else value)
         )
-        raise UserError(f"{path} has format {said}; this version reads {form!r}")
+        raise UserError(f"{where} has format {said}; this version reads {form!r}")
     fault = misfit(value, shape)
     if fault is not None:
-        raise UserError(f"{path} is damaged: {fault}")
+        raise UserError(f"{where} is damaged: {fault}")
     whole: T = value
     return whole
 

@@ -197,7 +197,7 @@ def test_a_file_system_without_locks_will_do(
     def refuse(handle: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr("imagewright.data.couplings.fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     main(["couple", str(teacher), "--out", str(tmp_path / "new"), *WAY.split()])
     pairs = {name: data for name, data in contents(tmp_path / "new").items() if not name.endswith(".lock")}
     assert pairs == contents(whole)

@@ -16,7 +16,6 @@ from imagewright.data import ImageSet, Loader, couplings
 from imagewright.data.couplings import (
     Couplings,
     Manifest,
-    alone,
     claim_folder,
     read_manifest,
     shard_fault,
@@ -24,6 +23,7 @@ from imagewright.data.couplings import (
     standing,
     write_shard,
 )
+from imagewright.locks import alone
 from imagewright.noise import ImageNoise
 from imagewright.types import DataSpec, UserError
 

@@ -13,7 +13,8 @@ import tyro
 from imagewright.cli.command import run
 from imagewright.cli.console import bar, say
 from imagewright.cli.sampling import Changes, make_generator
-from imagewright.data.couplings import Manifest, alone, claim_folder, shard_fault, shard_path, standing, write_shard
+from imagewright.data.couplings import Manifest, claim_folder, shard_fault, shard_path, standing, write_shard
+from imagewright.locks import alone
 from imagewright.models.files import weights_hash
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json

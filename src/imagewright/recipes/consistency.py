@@ -64,6 +64,28 @@ def cd_emoji64_32() -> Experiment:
     )
 
 
+def cd_emoji64_64() -> Experiment:
+    """One-step emoji at 64x64 from the run `runs/edm-emoji64-64`: minutes on a data-centre GPU."""
+    run = cd_emoji64_32()
+    return replace(
+        run,
+        data=DataConfig(source="emoji64", resolution=64),
+        teacher="runs/edm-emoji64-64",
+        training=replace(
+            run.training,
+            total_images=400_000,
+            batch=128,
+            channels_last=True,
+            precision="bf16",
+            optimizer=replace(run.training.optimizer, lr_decay_images=100_000, lr_cooldown_images=160_000),
+            ema=EmaConfig(halflife_images=20_000, rampup_ratio=0.1),
+            log_images=12_800,
+            snapshot_images=64_000,
+            checkpoint_images=64_000,
+        ),
+    )
+
+
 def ct_digits() -> Experiment:
     """One-step digits without a teacher."""
     teacher = edm.digits()

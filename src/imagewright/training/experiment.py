@@ -3,7 +3,7 @@
 `assemble` turns an `Experiment` into objects; `run_experiment` trains it in a run directory:
 
     experiment.json                     resolved configuration, command, versions, seed
-    model.safetensors, model.json       the product's averaged weights, self-describing
+    model.safetensors, model.json       the product's averaged weights, self-describing; a copy of the description
     checkpoints/                        full training state
     log.jsonl, events.out.tfevents.*    numbers over time
     samples/                            a grid per snapshot, from fixed seeds
@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from imagewright.checks import require_whole
 from imagewright.data import ImageSet, Loader, open_images
 from imagewright.data.couplings import Couplings
 from imagewright.files import try_output, write_json
@@ -37,10 +38,19 @@ from imagewright.samplers.generator import ImageGenerator, sampler_to_json
 from imagewright.training.checkpoint import checkpoints, load_checkpoint
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
+from imagewright.training.locking import sole_trainer
 from imagewright.training.log import Log
 from imagewright.training.reconstructions import codec_record, save_reconstructions
-from imagewright.training.record import Inputs, check_inputs, claim, experiment_record, identity, located
-from imagewright.training.snapshots import save_grid
+from imagewright.training.record import (
+    Inputs,
+    check_inputs,
+    claim,
+    experiment_record,
+    how_computed,
+    identity,
+    located,
+)
+from imagewright.training.snapshots import save_grid, snapshot_path
 from imagewright.training.trainer import Progress, Trainer
 from imagewright.types import Average, Codec, DataSpec, Parts, Trained, UserError, kind_of
 from imagewright.version import __version__
@@ -61,8 +71,13 @@ class DataConfig:
     """Train class-conditionally where the set has classes."""
     skip_bad: bool = False
     """Leave out unusable files instead of refusing the set."""
+    workers: int = 0
+    """Processes that decode pictures of a set too large to stay decoded in memory; 0 = threads of this one."""
     couplings: str | None = None
     """Folder of pairs of noise and image that `imagewright couple` has written, for methods that learn from them."""
+
+    def __post_init__(self) -> None:
+        require_whole("data.workers", self.workers, 0, 1024)
 
     def open(self, on_progress: Callable[[int, int], None] | None = None) -> ImageSet:
         """Open and check the images."""
@@ -332,18 +347,33 @@ def run_experiment(
     """Train, and leave a run directory that explains itself. Returns the folder.
 
     resume: go on from the newest checkpoint in the folder (from the start if there is none yet).
-    Raises UserError when the folder holds another run, or the experiment's parts do not fit.
+    Raises UserError when the folder holds another run, is in use, or the experiment's parts do not fit.
     """
     processes = processes or Processes()
+    try_output(folder)
+    with sole_trainer(folder, processes):
+        return _run(experiment, folder, device, resume, command, processes, on_progress, on_open)
+
+
+def _run(
+    experiment: Experiment,
+    folder: Path,
+    device: torch.device | str,
+    resume: bool,
+    command: list[str] | None,
+    processes: Processes,
+    on_progress: Callable[[Progress], None],
+    on_open: Callable[[int, int], None] | None,
+) -> Path:
     experiment = located(experiment, folder)
     before = claim(folder, experiment, resume)
     processes.wait()  # or a slow process would find the record of this very run in the folder
-    try_output(folder)
     assembled = assemble(experiment, on_open)
     check_inputs(folder, before, assembled.inputs, experiment)
     check_device(assembled.parts.roles[experiment.method.product].module, device)
     if processes.is_first:
-        record = experiment_record(experiment, command, folder, assembled.inputs, before)
+        computed = how_computed(processes.world, device, experiment.training.precision)
+        record = experiment_record(experiment, command, folder, assembled.inputs, before, computed)
         write_json(folder / "experiment.json", record)
     loader = Loader(
         assembled.images,
@@ -351,6 +381,7 @@ def run_experiment(
         experiment.training.seed,
         experiment.data.xflip,
         assembled.couplings,
+        experiment.data.workers,
     )
     trainer = Trainer(
         experiment.method,
@@ -400,7 +431,7 @@ def export(
         "seed": experiment.training.seed,
         "imagewright": __version__,
     }
-    snapshot = folder / "samples" / f"{trainer.images:012d}.png"
+    snapshot = snapshot_path(folder, trainer.images)
     if kind_of(model) == "codec":
         origin |= codec_record(model, images, device)
         save_model(folder, ModelFile(model=model, spec=spec, origin=origin))

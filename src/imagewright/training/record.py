@@ -22,6 +22,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
+import torch
+
 from imagewright.files import read_formatted
 from imagewright.pretrained import shipped
 from imagewright.shapes import brief, misfit
@@ -46,8 +48,9 @@ FREE = (
     "training.checkpoint_images",
     "training.weights_images",
     "training.micro_batch",
+    "data.workers",
 )
-"""Settings that a resumed run may change: how long it lasts, what it writes when, how a batch is cut up."""
+"""Settings that a resumed run may change: how long it lasts, what it writes when, how a batch is cut up and read."""
 Inputs = dict[str, dict[str, Any]]
 """Of each thing that a run was given: what identifies it, `where` it lies from the run's folder, and the absolute
 `places` where it lay."""
@@ -60,6 +63,7 @@ class RunRecord(TypedDict):
     command: NotRequired[list[str] | None]
     experiment: dict[str, Any]
     inputs: NotRequired[dict[str, dict[str, Any]]]
+    computed: NotRequired[list[dict[str, Any]]]
     versions: NotRequired[dict[str, str]]
 
 
@@ -195,11 +199,17 @@ def set_field(value: Any, path: str, new: Any) -> Any:
 
 
 def experiment_record(
-    experiment: Any, command: Sequence[str] | None, folder: Path, inputs: Inputs, before: Inputs
+    experiment: Any,
+    command: Sequence[str] | None,
+    folder: Path,
+    inputs: Inputs,
+    before: Inputs,
+    computed: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What experiment.json holds. command: arguments of `imagewright train`. folder: the run's.
 
-    inputs, before: what identifies what the run is given, now and in the record that it goes on from.
+    inputs, before: what identifies what the run is given, now and in the record that it goes on from. computed: how it
+    computes from now on; other ways of earlier starts stand before it.
     """
     given: Inputs = {}
     for name, identity in inputs.items():
@@ -208,13 +218,21 @@ def experiment_record(
         if path is not None and os.path.isabs(path):
             given[name]["where"] = os.path.relpath(path, folder.resolve())
             given[name]["places"] = list(dict.fromkeys([path, *before.get(name, {}).get("places", ())]))
+    earlier = read_record(folder).get("computed", []) if (folder / "experiment.json").exists() else []
     return {
         "format": FORMAT,
         "command": None if command is None else list(command),
         "experiment": to_json(experiment),
         "inputs": given,
+        "computed": [*(each for each in earlier if each != computed), dict(computed)],
         "versions": versions(),
     }
+
+
+def how_computed(world: int, device: Any, precision: str) -> dict[str, Any]:
+    """What the last bits of a run depend on besides its settings: another of these may round otherwise."""
+    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    return {"processes": world, "threads": threads, "device": str(device), "precision": precision, "matmul": matmul}
 
 
 def claim(folder: Path, experiment: Any, resume: bool) -> Inputs:

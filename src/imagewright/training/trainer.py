@@ -16,7 +16,8 @@ from typing import Annotated, Any, TypedDict
 import torch
 
 from imagewright.data import Loader
-from imagewright.noise import StepNoise, derive_seed, seed_networks
+from imagewright.data.loader import Turns
+from imagewright.noise import BatchNoise
 from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
     State,
@@ -32,6 +33,7 @@ from imagewright.training.distributed import Processes
 from imagewright.training.ema import Power
 from imagewright.training.learners import Learner
 from imagewright.training.log import Log
+from imagewright.training.snapshots import snapshot_path
 from imagewright.training.weights import store
 from imagewright.types import (
     Average,
@@ -120,6 +122,10 @@ class Trainer:
                 f"training.batch is {config.batch}; it must be a multiple of micro_batch x processes "
                 f"({self.micro} x {self.processes.world})"
             )
+        mine = self._micro_batches()
+        whole, start = config.batch, mine.start * self.micro
+        turns = Turns(stride=whole, first=start, count=len(mine), size=self.micro, end=config.total_images)
+        loader.follow(turns, self.device)
         self.step_index, self.images = 0, 0
         self._loss = math.nan
         self.learners = self._prepare()
@@ -180,6 +186,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint (first process only) and remove old ones."""
         path = checkpoint_path(self.folder, self.images)
+        self.log.write(self.step_index, self.images, {})  # what a run that goes on from here would not know
         if self.processes.is_first:
             save_checkpoint(path, self.state(), self.run)
             prune(self.folder, self.config.keep_checkpoints)
@@ -197,6 +204,14 @@ class Trainer:
                 raise UserError(f"{found[-1]}: {error}") from None
         self.log.truncate(self.step_index)  # without a checkpoint too: the first attempt may have left lines
         return bool(found)
+
+    def _leave(self, again: bool = False) -> None:
+        """Write what is due at this moment besides the checkpoint; again: a snapshot only where there is none."""
+        there = again and snapshot_path(self.folder.parent, self.images).exists()
+        if self._passed(self.config.snapshot_images) and not there:
+            self.on_snapshot(self.images)
+        if self.config.weights_images is not None and self._passed(self.config.weights_images):
+            self._keep_weights()
 
     def _keep_weights(self) -> None:
         """Store the product's weights and power averages beside the checkpoints (first process only)."""
@@ -217,10 +232,14 @@ class Trainer:
     def train(self) -> None:
         """Train until `total_images`, with checkpoints and snapshots on the way.
 
+        The checkpoint is the last that is written of a moment, so that a run which goes on from it lacks nothing. Only
+        a signal is answered by a checkpoint first, as more time may not be given; then the rest is made on resuming.
         Raises Interrupted after a signal (state and model saved), UserError when a loss stops being finite.
         """
         started, first_images = time.monotonic(), self.images
         with _interrupts() as interrupted:
+            if self.images:
+                self._leave(again=True)
             while self.images < self.config.total_images:
                 loss = self.train_step()
                 rate = (self.images - first_images) / (time.monotonic() - started)
@@ -231,13 +250,9 @@ class Trainer:
                     saved = self.save()
                     self.on_stop(self.images)
                     raise Interrupted(saved, interrupted[0] if interrupted else signal.SIGTERM)
+                self._leave()
                 if self._passed(self.config.checkpoint_images):
                     self.save()
-                if self._passed(self.config.snapshot_images):
-                    self.on_snapshot(self.images)
-                if self.config.weights_images is not None and self._passed(self.config.weights_images):
-                    self._keep_weights()
-        self.log.write(self.step_index, self.images, {})
         self.save()
 
     def _passed(self, interval: int) -> bool:
@@ -248,17 +263,17 @@ class Trainer:
         """One step of the method on one batch. Returns the mean loss of the product's newest update."""
         clock = Clock(self.step_index, self.images, self.config.total_images)
         mine = self._micro_batches()
-        steps = [self.method.step(self.parts, *self._inputs(j, clock), clock) for j in mine]
+        noises = [self._noise(j, clock) for j in mine]
+        steps = [self._events(j, noise, clock) for j, noise in zip(mine, noises, strict=True)]
         phase = 0
         while True:
             events: list[Event | None] = []
-            for j, generator in zip(mine, steps, strict=True):
-                # The networks' own randomness (dropout) is a function of where we are, as all other randomness is.
-                seed_networks(derive_seed(self.config.seed, self.step_index, j, phase, 1), self.device)
-                with self._precision():
-                    event = next(generator, None)
-                if isinstance(event, Update):
-                    self._backward(event)
+            for noise, generator in zip(noises, steps, strict=True):
+                with noise.for_networks(phase):
+                    with self._precision():
+                        event = next(generator, None)
+                    if isinstance(event, Update):
+                        self._backward(event)
                 events.append(event)
             if any(_kind(e) != _kind(events[0]) for e in events):
                 raise ValueError(f"micro-batches of one step yielded different events: {[_kind(e) for e in events]}")
@@ -279,13 +294,20 @@ class Trainer:
         share = self.config.batch // self.micro // self.processes.world
         return range(self.processes.rank * share, (self.processes.rank + 1) * share)
 
-    def _inputs(self, j: int, clock: Clock) -> tuple[Batch, StepNoise]:
+    def _noise(self, j: int, clock: Clock) -> BatchNoise:
+        places = range(j * self.micro, (j + 1) * self.micro)
+        return BatchNoise(self.config.seed, clock.step, places, self.config.batch, self.device)
+
+    def _events(self, j: int, noise: BatchNoise, clock: Clock) -> Iterator[Event]:
+        """The method's step on one micro-batch, whose images are asked for when it begins and not before."""
+        yield from self.method.step(self.parts, self._batch(j, clock), noise, clock)
+
+    def _batch(self, j: int, clock: Clock) -> Batch:
         batch = self.loader.batch(clock.images + j * self.micro, self.micro)
-        noise = StepNoise(self.config.seed, clock.step, j, device=self.device)
         coupling = batch.coupling and Coupling(
             self._here(batch.coupling.latents), self._here(batch.coupling.images), self._cond(batch.coupling.cond)
         )
-        return Batch(self._here(batch.images), self._cond(batch.cond), coupling), noise
+        return Batch(self._here(batch.images), self._cond(batch.cond), coupling)
 
     def _here(self, images: torch.Tensor) -> torch.Tensor:
         """On the run's device, in its memory format."""
