@@ -18,7 +18,6 @@ from imagewright.cli import console
 from imagewright.cli.main import main
 from imagewright.files import replacing, try_output, write_json
 from imagewright.samplers import Heun
-from imagewright.training.trainer import Progress
 from imagewright.types import UserError
 
 OWN = """
@@ -110,8 +109,8 @@ def test_a_signal_leaves_no_half_file(tmp_path: Path) -> None:
 
 def test_a_product_that_has_not_learnt_has_no_loss_to_show() -> None:
     """While a fake network learns alone, say."""
-    assert console.pace(Progress(16, 120, 6.2, math.nan)) == "nothing learnt yet  6 images/s"
-    assert console.pace(Progress(32, 120, 3.0, 0.98602)) == "loss 0.9860  3 images/s"
+    assert console.pace(math.nan, 6.2) == "nothing learnt yet  6 images/s"
+    assert console.pace(0.98602, 3.0) == "loss 0.9860  3 images/s"
 
 
 def test_a_lost_terminal_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from imagewright.training.trainer import ENDINGS, Progress
+from imagewright.training.trainer import ENDINGS
 from imagewright.types import UserError
 
 OUT = Console(highlight=False, soft_wrap=True)
@@ -113,10 +113,10 @@ def bar(description: str, total: int, unit: str = "images") -> Iterator[Callable
             progress.stop()
 
 
-def pace(progress: Progress) -> str:
+def pace(loss: float, rate: float) -> str:
     """What a training's bar says beside the images. A loss that is no number is that of a product not yet updated."""
-    loss = f"loss {progress.loss:.4f}" if math.isfinite(progress.loss) else "nothing learnt yet"
-    return f"{loss}  {progress.rate:.0f} images/s"
+    learnt = f"loss {loss:.4f}" if math.isfinite(loss) else "nothing learnt yet"
+    return f"{learnt}  {rate:.0f} images/s"
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def main(args: Sequence[str]) -> None:
 
             def show(progress: Progress) -> None:
                 if group.is_first:
-                    advance_to(progress.images, pace(progress))
+                    advance_to(progress.images, pace(progress.loss, progress.rate))
 
             try:
                 run_experiment(

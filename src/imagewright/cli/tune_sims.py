@@ -118,7 +118,7 @@ class Images:
                 folder,
                 device=self.device,
                 resume=True,
-                on_progress=lambda p: advance_to(p.images, pace(p)),
+                on_progress=lambda p: advance_to(p.images, pace(p.loss, p.rate)),
             )
         return str(folder)
 
