@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from imagewright.cli.console import bar, printable, say, told_errors
+from imagewright.cli.console import bar, pace, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run
 from imagewright.recipes import RECIPES
 from imagewright.training.distributed import pick_device, processes
@@ -81,7 +81,7 @@ def main(args: Sequence[str]) -> None:
 
             def show(progress: Progress) -> None:
                 if group.is_first:
-                    advance_to(progress.images, f"loss {progress.loss:.4f}  {progress.rate:.0f} images/s")
+                    advance_to(progress.images, pace(progress.loss, progress.rate))
 
             try:
                 run_experiment(
