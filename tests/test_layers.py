@@ -13,6 +13,7 @@ import imagewright
 
 ROOT = Path(imagewright.__file__).parent
 LAYERS = (
+    ("errors",),
     ("types", "version"),
     ("limits", "shapes", "noise", "files", "arrays", "checks", "precision"),
     ("paths", "networks", "data", "oracles"),

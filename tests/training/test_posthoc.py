@@ -11,7 +11,7 @@ from imagewright.training import posthoc
 from imagewright.training.config import EmaConfig
 from imagewright.training.ema import Ema, Power, gamma_of_std
 from imagewright.training.posthoc import Profile, inner_product, reconstruct, solve
-from imagewright.training.weights import combine, differences, flatten, store, stored, unflatten
+from imagewright.training.weights import Combinations, combine, differences, flatten, store, stored, unflatten
 from imagewright.types import UserError
 
 
@@ -107,6 +107,10 @@ def test_combinations(tmp_path):
     first, rows = differences(paths)
     torch.testing.assert_close(flatten(found), flatten(first) + torch.tensor(alpha[1:]) @ rows)
     assert torch.equal(unflatten(flatten(found), first)["b"], found["b"])
+    held, anew = Combinations(paths), Combinations(paths, most=0)
+    assert held.held and not anew.held and not hasattr(anew, "_rows") and held.bytes == anew.bytes == 3 * 10 * 4
+    for each in (held, anew):
+        torch.testing.assert_close(each(np.array(alpha))["a"], found["a"])
     # The same tensor added to every file is added to the answer.
     moved = [store(tmp_path, "moved", 10 * i, {**s, "a": s["a"] + 7}) for i, s in enumerate(states)]
     torch.testing.assert_close(combine(moved, alpha)["a"], found["a"] + 7)

@@ -17,6 +17,7 @@ import torch
 
 from imagewright.data import Loader
 from imagewright.data.loader import Turns
+from imagewright.errors import ENDINGS
 from imagewright.noise import StepNoise, derive_seed, seed_networks
 from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
@@ -50,13 +51,6 @@ from imagewright.types import (
     Update,
     UserError,
 )
-
-ENDINGS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-    if hasattr(signal, name)
-)
-"""What a user, a scheduler, a limit or a lost terminal sends to announce the end."""
 
 
 class Interrupted(Exception):  # noqa: N818, not an error: the user asked for it
