@@ -15,7 +15,7 @@ ROOT = Path(imagewright.__file__).parent
 LAYERS = (
     ("errors",),
     ("types", "version"),
-    ("limits", "shapes", "noise", "files", "arrays", "checks", "precision"),
+    ("limits", "shapes", "noise", "files", "arrays", "checks", "precision", "cache"),
     ("paths", "networks", "data", "oracles"),
     ("models",),
     ("samplers", "guidance", "metrics"),
