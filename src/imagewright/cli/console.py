@@ -26,8 +26,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from imagewright.training.trainer import ENDINGS
-from imagewright.types import UserError
+from imagewright.errors import ENDINGS, UserError
 
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)

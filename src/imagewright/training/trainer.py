@@ -17,6 +17,7 @@ import torch
 
 from imagewright.data import Loader
 from imagewright.data.loader import Turns
+from imagewright.errors import ENDINGS
 from imagewright.noise import BatchNoise
 from imagewright.precision import wide
 from imagewright.shapes import Within, misfit
@@ -53,13 +54,6 @@ from imagewright.types import (
     Update,
     UserError,
 )
-
-ENDINGS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-    if hasattr(signal, name)
-)
-"""What a user, a scheduler, a limit or a lost terminal sends to announce the end."""
 
 
 class Interrupted(Exception):  # noqa: N818, not an error: the user asked for it
