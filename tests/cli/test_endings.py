@@ -15,7 +15,7 @@ import pytest
 import imagewright
 from imagewright.cli import console
 from imagewright.cli.main import main
-from imagewright.files import replacing, try_output, write_json
+from imagewright.files import _left_in, replacing, try_output, write_json
 from imagewright.samplers import Heun
 from imagewright.types import UserError
 
@@ -122,6 +122,24 @@ def test_a_mistyped_option_of_ones_own_file(own: Path, capsys: pytest.CaptureFix
     told = capsys.readouterr().err
     assert stopped.value.code == 2 and "--method.stregnth" in told and "--method.strength" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such locks")
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Not what another still writes, nor what is of another file."""
+    write = "import os, sys; from pathlib import Path; from imagewright.files import replacing\n"
+    write += "with replacing(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    for name in ("it.json", "other.json"):
+        subprocess.run([sys.executable, "-c", write, str(tmp_path / name)], check=False)
+    left = {path.name.split(".")[1] for path in tmp_path.iterdir()}
+    assert left == {"it", "other"}
+    with replacing(tmp_path / "it.json") as mine:
+        mine.write_text("{}")
+        _left_in.cache_clear()
+        write_json(tmp_path / "it.json", [])
+        assert mine.exists()
+    assert (tmp_path / "it.json").read_text() == "{}"
+    assert {path.name.split(".")[1] for path in tmp_path.glob(".*")} == {"other"}
 
 
 # --- where nothing can be written
