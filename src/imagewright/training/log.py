@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imagewright import limits
-from imagewright.files import parse_json, read_bytes, require_replaceable, write_text
+from imagewright.files import parse_json, read_bytes, require_replaceable, told_as_unwritable, write_text
 from imagewright.types import Update, UserError
 
 SIGMA_EDGES = (0.1, 0.5, 2.0)
@@ -53,11 +53,12 @@ class Log:
         # JSON knows no NaN, which a method says where a number has no meaning (the diversity of a single image).
         means = {name: value for name, value in means.items() if math.isfinite(value)}
         self._sums.clear()
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "images": images, **means}) + "\n")
-        for name, value in means.items():
-            self._board.add_scalar(name, value, images)
-        self._board.flush()
+        with told_as_unwritable(self._path):
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "images": images, **means}) + "\n")
+            for name, value in means.items():
+                self._board.add_scalar(name, value, images)
+            self._board.flush()
 
     def truncate(self, step: int) -> None:
         """Drop what was written after a step: a resumed run writes it again."""
