@@ -38,7 +38,7 @@ from imagewright.samplers.generator import ImageGenerator, sampler_to_json
 from imagewright.training.checkpoint import checkpoints, load_checkpoint
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
-from imagewright.training.locking import sole_trainer
+from imagewright.training.locking import require_there, sole_trainer
 from imagewright.training.log import Log
 from imagewright.training.reconstructions import codec_record, save_reconstructions
 from imagewright.training.record import (
@@ -383,6 +383,12 @@ def _run(
         assembled.couplings,
         experiment.data.workers,
     )
+
+    def noted(progress: Progress) -> None:
+        if processes.is_first:
+            require_there(folder)
+        on_progress(progress)
+
     trainer = Trainer(
         experiment.method,
         assembled.parts,
@@ -395,11 +401,12 @@ def _run(
         run=identity(experiment, assembled.inputs),
         on_snapshot=lambda images: snapshot(True),
         on_stop=lambda images: snapshot(False),
-        on_progress=on_progress,
+        on_progress=noted,
     )
 
     def snapshot(picture: bool) -> None:
         if processes.is_first:
+            require_there(folder)
             export(experiment, trainer, assembled.images, folder, torch.device(device), picture=picture)
 
     if resume:

@@ -33,6 +33,12 @@ def sole_trainer(folder: Path, processes: Processes) -> Iterator[None]:
         yield
 
 
+def require_there(folder: Path) -> None:
+    """Raise UserError where a run's folder was removed under it: nothing is written into another of its name."""
+    if not (folder / "experiment.json").exists():
+        raise UserError(f"{folder} is gone, or its experiment.json is: it was removed or moved while it was trained")
+
+
 def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with suppress(OSError):  # it is not empty

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from imagewright import limits
-from imagewright.files import parse_json, read_bytes, require_replaceable, write_text
+from imagewright.files import parse_json, read_bytes, require_replaceable, told_as_unwritable, write_text
 from imagewright.precision import wide
 from imagewright.types import Update, UserError
 
@@ -58,11 +58,12 @@ class Log:
         # JSON knows no NaN, which a method says where a number has no meaning (the diversity of a single image).
         found = {name: [v for v in values if math.isfinite(v)] for name, values in self._read().items()}
         means = {name: math.fsum(v) / len(v) for name, v in found.items() if v} | dict(numbers)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "images": images, **means}) + "\n")
-        for name, value in means.items():
-            self._board.add_scalar(name, value, images)
-        self._board.flush()
+        with told_as_unwritable(self._path):
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "images": images, **means}) + "\n")
+            for name, value in means.items():
+                self._board.add_scalar(name, value, images)
+            self._board.flush()
 
     def _read(self) -> dict[str, list[float]]:
         """All that was noted, and forget it; a device is waited for once."""
