@@ -172,9 +172,8 @@ def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
 def _train(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) -> None:
     """A row's training, from where it stands."""
     total = _product_images(row, setting) * row.steps
-    recipe = row.recipe.format(setting.data) if "{}" in row.recipe else f"{row.recipe}-{setting.data}"
-    words = [f"train {recipe} --out {folder} --resume --training.seed {seed} --training.total-images {total}"]
-    words += [setting.options, row.options]
+    words = [f"train {recipe_of(row, setting)} --out {folder} --resume"]
+    words += [f"--training.seed {seed} --training.total-images {total}", setting.options, row.options]
     if row.teacher:
         words.append(f"{row.teacher} {teacher}")
     if setting.cooldown:
@@ -184,6 +183,11 @@ def _train(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) ->
     if row.phased:
         words.append(f"--method.fake-only-images {total // 10} --method.plain-images {total // 5}")
     _command(" ".join(words))
+
+
+def recipe_of(row: Row, setting: Setting) -> str:
+    """The name of a row's recipe."""
+    return row.recipe.format(setting.data) if "{}" in row.recipe else f"{row.recipe}-{setting.data}"
 
 
 def _product_images(row: Row, setting: Setting) -> int:

@@ -13,8 +13,9 @@ import imagewright
 
 ROOT = Path(imagewright.__file__).parent
 LAYERS = (
+    ("errors",),
     ("types", "version"),
-    ("limits", "shapes", "noise", "files", "locks", "arrays", "pickles", "checks", "precision"),
+    ("limits", "shapes", "noise", "files", "locks", "arrays", "pickles", "checks", "precision", "cache"),
     ("paths", "networks", "data", "oracles"),
     ("models",),
     ("samplers", "guidance", "metrics"),

@@ -10,7 +10,7 @@ from typing import Literal
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from imagewright.files import require_replaceable
+from imagewright.files import require_replaceable, told_as_unwritable
 
 Lock = Literal["held", "busy", "none"]
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -41,3 +41,15 @@ def alone(path: Path, *, wait: bool = False) -> Iterator[Lock]:
                 with suppress(OSError):
                     path.unlink()  # while it is ours: who waits for it sees that it is gone, and asks again
             lock.release()
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Be the only one who reads, changes and writes a file, so that no change by another is lost; waits for the others.
+
+    Raises UserError where nothing can be written beside it.
+    """
+    with told_as_unwritable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with alone(path.with_name(f".{path.name}.lock"), wait=True):
+            yield

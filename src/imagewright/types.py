@@ -1,6 +1,6 @@
 """The words every part of the library shares: conditions, data specifications, model protocols, updates.
 
-Nothing here knows a network, a paper or a file; everything else may import this module.
+Nothing here knows a network, a paper or a file; everything else may import this module (and `UserError` from it).
 
 Conventions   images are float32 NCHW in [-1, 1]; sigma is the noise's standard deviation in data units, one number per
               image, shape [N]; labels are int64 [N], -1 meaning "no class".
@@ -17,12 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-
-class UserError(ValueError):
-    """Bad input that the user can mend: one sentence naming the file or option, the value and the allowed range.
-
-    The command line prints the sentence alone and exits with code 2.
-    """
+from imagewright.errors import UserError as UserError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from imagewright.bench.gpu import command
-from imagewright.bench.gpu.command import PARTS, main
+from imagewright.bench.gpu.__main__ import main
+from imagewright.bench.gpu.command import PARTS
 from imagewright.bench.gpu.timing import OutOfTime
 
 

@@ -91,7 +91,7 @@ def test_a_killed_writer_loses_and_doubles_nothing(teacher: Path, whole: Path, t
     process.wait()
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("shard-*")}
     assert 2 <= len(before) < 7
-    (out / ".shard-000006.safetensors.x.partial").write_bytes(b"half")
+    (out / ".shard-000006.safetensors.abcdefgh.partial").write_bytes(b"half")
     main(["couple", str(teacher), "--out", str(out), *WAY.split()])
     assert all((out / name).stat().st_mtime_ns == when for name, when in before.items())
     assert contents(out) == contents(whole)

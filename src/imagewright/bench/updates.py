@@ -15,7 +15,7 @@ from imagewright.data import ImageSet, Loader
 from imagewright.data.couplings import Couplings
 from imagewright.training.experiment import Experiment, assemble
 from imagewright.training.given import Sources
-from imagewright.training.log import Log
+from imagewright.training.log import Log, Number
 from imagewright.training.trainer import Trainer
 from imagewright.types import Batch, Coupling, Trained, Update
 
@@ -110,7 +110,7 @@ class _Counts(Log):
         super().__init__(None)
         self.counts: Counter[str] = Counter()
 
-    def add(self, part: str, updates: Sequence[Update], loss: float, numbers: Mapping[str, float]) -> None:
+    def add(self, part: str, updates: Sequence[Update], loss: Number, numbers: Mapping[str, Number]) -> None:
         self.counts[part] += 1
 
 

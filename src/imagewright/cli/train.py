@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from imagewright.cli.console import bar, printable, say, told_errors
+from imagewright.cli.console import bar, pace, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run, parameters
 from imagewright.cli.train_chain import ChainRun, parse_chain, resumed_chain, run_chain
 from imagewright.cli.train_options import NONE, with_options, without_options
@@ -124,7 +124,7 @@ def _train(
 
         def show(progress: Progress) -> None:
             if group.is_first:
-                advance_to(progress.images, f"loss {progress.loss:.4f}  {progress.rate:.0f} images/s")
+                advance_to(progress.images, pace(progress.loss, progress.rate))
 
         try:
             run_experiment(

@@ -11,11 +11,14 @@ import os
 import re
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from imagewright import limits
+from imagewright.data.packed import Places
 from imagewright.data.pixels import BadPicture
 from imagewright.files import open_regular
 from imagewright.types import UserError
@@ -136,6 +139,17 @@ class ZipReader:
                 self.folders |= {str(parent) for parent in PurePosixPath(name).parents} | {name.rstrip("/")}
             else:
                 self.entries.setdefault(name, []).append(entry)
+
+    def places(self, names: Sequence[str]) -> Places | None:
+        """Where files lie; None where one is packed by a method that `Places` does not undo."""
+        entries = [self.entries[name][0] for name in names]
+        if any(entry.compress_type not in (0, 8) for entry in entries):
+            return None
+        numbers = np.array(
+            [(e.header_offset, e.compress_size, e.file_size, e.compress_type) for e in entries], np.int64
+        )
+        offsets, stored, sizes, methods = np.ascontiguousarray(numbers.reshape(-1, 4).T)
+        return Places(self._path, offsets, stored, sizes, methods.astype(np.uint8))
 
     def __reduce__(self) -> tuple[type[ZipReader], tuple[Path]]:
         return ZipReader, (self._path,)

@@ -20,6 +20,7 @@ from imagewright.data.annotations import Annotations, annotate
 from imagewright.data.archive import SAMPLES, Archive, open_archive, readable_name
 from imagewright.data.embedded import EMOJI64, open_digits
 from imagewright.data.image_set import ImageSet, Split, digest
+from imagewright.data.index import Entry
 from imagewright.data.npz import open_npz
 from imagewright.data.pixels import (
     BadPicture,
@@ -78,6 +79,11 @@ def open_images(
     path = EMOJI64 if source == "emoji64" else Path(source)
     if path.suffix.lower() == ".npz" and path.is_file():
         return _choose(open_npz(path, resolution=resolution, channels=channels, labels=labels), split)
+    fit = Fit(resolution, channels, crop)
+    entry = Entry(path, fit, skip_bad, labels)
+    kept = entry.recall()
+    if kept is not None:
+        return _choose(kept, split)
     archive = open_archive(path)
     if not archive.pictures and not archive.bad:
         raise UserError(f"{path} holds no pictures (png, jpeg, webp, gif, bmp, tiff, ppm)")
@@ -85,7 +91,7 @@ def open_images(
     bad: dict[str, str] = {}  # a file may fail in several ways; the first reason stands
     for file, reason in (*archive.bad, *known.bad):
         bad.setdefault(file, reason)
-    checked = _check(archive, bad, Fit(resolution, channels, crop), on_progress)
+    checked = _check(archive, bad, fit, on_progress)
     size = _common_size(checked)
     if crop is None and resolution is not None and size % resolution:
         raise UserError(f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide")
@@ -98,6 +104,7 @@ def open_images(
     images = _assemble(archive, known, checked, resolution or size, bad)
     if source == "emoji64":
         images = replace(images, source="emoji64 (embedded; Noto emoji, Apache-2.0)")
+    entry.keep(images, archive, [n for n in checked.names if n not in bad])
     return _choose(images, split)
 
 
@@ -191,7 +198,14 @@ def _assemble(
     rows = [i for i, n in enumerate(checked.names) if n not in bad]
     names = tuple(checked.names[i] for i in rows)
     c = checked.fit.channels or max(checked.channels[i] for i in rows)
-    reading: Pixels | Reader = Reader(archive, names, checked.fit, c, resolution)
+    spec = DataSpec(
+        name=archive.path.resolve().stem,
+        resolution=resolution,
+        channels=c,
+        num_classes=known.num_classes,
+        class_names=known.class_names,
+    )
+    reading: Pixels | Reader = Reader(archive, names, checked.fit, spec)
     if checked.pixels is not None:
         reading = np.stack([with_channels(checked.pixels[i], c) for i in rows])
 
@@ -200,13 +214,7 @@ def _assemble(
         return tuple(of[n] for n in names) if all(n in of for n in names) else None
 
     return ImageSet(
-        spec=DataSpec(
-            name=archive.path.resolve().stem,
-            resolution=resolution,
-            channels=c,
-            num_classes=known.num_classes,
-            class_names=known.class_names,
-        ),
+        spec=spec,
         pixels=reading,
         labels=np.array([-1 if known.labels is None else known.labels[n] for n in names], dtype=np.int64),
         names=tuple(map(readable_name, names)),

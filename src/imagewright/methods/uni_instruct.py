@@ -232,7 +232,7 @@ class UniInstruct:
         noisy = images + column(sigma) * noise.normal(images)
         judged = self.judges and weighted
         with in_mode(self.same_masks, parts.fake_score, *([parts.teacher] if self.same_masks else [])):
-            with _gradients(self.sim > 0), _drawn_again(noisy):
+            with _gradients(self.sim > 0), noise.same_dropout() if self.same_masks else nullcontext():
                 real = parts.teacher(noisy, sigma, cond)
             if judged:
                 with _gradients(self.sim > 0 or self.gan_weight > 0):
@@ -352,11 +352,6 @@ def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, before, strict=True):
             module.train(mode)
-
-
-def _drawn_again(like: Tensor) -> AbstractContextManager[Any]:
-    """What the body's networks draw at random (dropout masks) is drawn again after it, on the device of `like`."""
-    return torch.random.fork_rng(devices=[like.device] if like.is_cuda else [])
 
 
 _DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(UniInstruct)}

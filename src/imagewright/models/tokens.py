@@ -106,6 +106,8 @@ def check_tokens(tokens: Tensor, codec: Codec, *, unknown: bool = False) -> None
     """Raise UserError unless tokens are [N, length] of the codec's values (and of `values`, if unknown ones may be)."""
     if tokens.ndim != 2 or tokens.shape[1] != codec.length:
         raise UserError(f"tokens are {list(tokens.shape)}; the codec's are [N, {codec.length}]")
+    if tokens.device.type != "cpu":
+        return  # its host would have to wait; what is there was made by a codec, or checked before it was moved
     wrong = (tokens < 0) | (tokens >= codec.values + unknown)
     if bool(wrong.any()):
         also = f", and {codec.values} for unknown" if unknown else ""

@@ -143,7 +143,8 @@ class UNetBlock(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         """Self-attention over all pixels of [N, C, H, W]; q, k, v alternate along the channels of a head."""
-        q, k, v = rearrange(self.qkv(self.norm2(x)), "n (h c s) y x -> s n h (y x) c", h=self.num_heads, s=3)
+        split = rearrange(self.qkv(self.norm2(x)), "n (h c s) y x -> s n h (y x) c", h=self.num_heads, s=3)
+        q, k, v = split.contiguous().unbind()  # the fused kernels want a place's numbers side by side
         attended = rearrange(attention(q, k, v), "n h (y x) c -> n (h c) y x", y=x.shape[2])
         projected: Tensor = self.proj(attended)
         return projected

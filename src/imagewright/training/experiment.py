@@ -37,7 +37,7 @@ from imagewright.training.checkpoint import checkpoints, load_checkpoint
 from imagewright.training.config import TrainingConfig, in_images
 from imagewright.training.distributed import Processes
 from imagewright.training.given import Given, Sources, check_examples, gather, named, sizes_of
-from imagewright.training.locking import sole_trainer
+from imagewright.training.locking import require_there, sole_trainer
 from imagewright.training.log import Log
 from imagewright.training.reconstructions import codec_record, save_reconstructions
 from imagewright.training.record import (
@@ -315,6 +315,12 @@ def _run(
         assembled.couplings,
         getattr(experiment.data, "workers", 0),
     )
+
+    def noted(progress: Progress) -> None:
+        if processes.is_first:
+            require_there(folder)
+        on_progress(progress)
+
     trainer = Trainer(
         experiment.method,
         assembled.parts,
@@ -327,11 +333,12 @@ def _run(
         run=identity(experiment, assembled.inputs),
         on_snapshot=lambda images: snapshot(True),
         on_stop=lambda images: snapshot(False),
-        on_progress=on_progress,
+        on_progress=noted,
     )
 
     def snapshot(picture: bool) -> None:
         if processes.is_first:
+            require_there(folder)
             export(experiment, trainer, assembled.images, folder, torch.device(device), picture=picture)
 
     if resume:

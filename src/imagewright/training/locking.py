@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import torch
-
 from imagewright.files import told_as_unwritable
 from imagewright.locks import alone
 from imagewright.training.distributed import Processes
@@ -30,9 +28,15 @@ def sole_trainer(folder: Path, processes: Processes) -> Iterator[None]:
             with told_as_unwritable(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             busy = held.enter_context(alone(folder / LOCK)) == "busy"
-        if processes.any(busy, torch.device("cpu")):
+        if processes.any(busy):
             raise UserError(f"{folder} is being trained by another command; wait until that ends, or stop it")
         yield
+
+
+def require_there(folder: Path) -> None:
+    """Raise UserError where a run's folder was removed under it: nothing is written into another of its name."""
+    if not (folder / "experiment.json").exists():
+        raise UserError(f"{folder} is gone, or its experiment.json is: it was removed or moved while it was trained")
 
 
 def _remove_empty(folders: list[Path]) -> None:

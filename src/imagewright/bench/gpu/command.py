@@ -1,11 +1,10 @@
-"""The command: which parts run, for how long, and the one JSON that they fill."""
+"""Which parts run, for how long, and the one JSON that they fill."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,19 +36,15 @@ MEASURED_MINUTES = 4.5
 """Of a to e together, at most, where f is to be run too."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the parts that are asked for. 0; 1 where one failed; 2 without a GPU."""
-    options = _parse(args)
-    if not options.toy and not torch.cuda.is_available():
-        print("there is no CUDA device here; --toy runs every part at toy size on the CPU", file=sys.stderr)
-        return 2
-    device = torch.device("cuda" if not options.toy else "cpu")
+def run(options: argparse.Namespace, words: Sequence[str], say: Callable[[str], None]) -> int:
+    """Run the parts that are asked for, and tell of each. Returns 1 where one failed, else 0."""
+    device = torch.device("cpu" if options.toy else "cuda")
     scale = TOY if options.toy else FULL
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "gpu.json"
     results: Numbers = {
         "format": "imagewright-gpu/1",
-        "command": "python -m imagewright.bench.gpu " + shlex.join(args if args is not None else sys.argv[1:]),
+        "command": "python -m imagewright.bench.gpu " + shlex.join(words),
         "device": described(device),
         "versions": versions() | {"cuda": torch.version.cuda, "cudnn": _cudnn()},
         "parts": {},
@@ -61,12 +56,13 @@ def main(args: Sequence[str] | None = None) -> int:
         results["parts"][name] = own
         _run(measure, own, results["parts"], scale, device, _seconds(name, share, options, end), options.out)
         write_json(path, results)
-        print(f"{name}: {own['status']}, {own['wall_seconds']:.1f} s", flush=True)
-    print(f"written to {path}")
+        say(f"{name}: {own['status']}, {own['wall_seconds']:.1f} s")
+    say(f"written to {path}")
     return int(any(part["status"] == "failed" for part in results["parts"].values()))
 
 
-def _parse(args: Sequence[str] | None) -> argparse.Namespace:
+def parsed(args: Sequence[str]) -> argparse.Namespace:
+    """The options. Exits with 2 where they are wrong."""
     parser = argparse.ArgumentParser(prog="python -m imagewright.bench.gpu")
     parser.add_argument("--out", type=Path, required=True, help="folder of gpu.json, and of part f's runs")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
