@@ -106,7 +106,7 @@ def claims(
         seeds: what to measure on, from 10000 on; fewer than five decide nothing. Seeds that the record holds are not
             measured again. Seeds below 1000 are for choosing settings: they are measured, shown and not recorded.
         out: folder of the records.
-        fresh: forget what the records hold.
+        fresh: measure anew what the records hold; each keeps what it has until all seeds are measured.
         all: measure all claims.
         compare: folder of earlier records; says whose verdict has changed.
         at_most: only claims that took no more CPU seconds a seed, by the records in --compare, or else in --out.

@@ -14,6 +14,7 @@ from imagewright.cli.command import options
 from imagewright.cli.console import say
 from imagewright.cli.known import TABLE
 from imagewright.cli.main import COMMANDS
+from imagewright.cli.train_options import with_options
 from imagewright.pretrained import shipped
 from imagewright.recipes import RECIPES
 from imagewright.samplers import PRESETS, SAMPLERS
@@ -106,7 +107,7 @@ def _recipes() -> Iterator[tuple[tuple[str, ...], Words]]:
     for name, recipe in RECIPES.items():
         alike.setdefault(tuple(_classes(recipe())), []).append(name)
     for names in alike.values():
-        known = options(train.Run, train.Run(experiment=RECIPES[names[0]]()))
+        known = options(train.Run, train.Run(experiment=with_options(RECIPES[names[0]]())))
         yield tuple(f"train {name}" for name in names), known
     yield ("train *",), dict.fromkeys((*RECIPES, "--resume", "--help"), ())
 

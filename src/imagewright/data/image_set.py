@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar, cast
+from typing import ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from imagewright.data.packed import Digests, Texts
-from imagewright.data.pixels import Pixels, with_channels
-from imagewright.types import DataSpec, UserError
+from imagewright.data.pixels import Pixels, from_uint8, with_channels
+from imagewright.types import Batch, Chance, Condition, DataSpec, Example, UserError
 
 Labels = npt.NDArray[np.int64]
 Split = Literal["train", "val", "test", "all"]
@@ -36,6 +37,7 @@ class ImageSet:
     source:      where the pictures came from, in words.
     digests:     sha256 of each picture's pixels, from which `fingerprint` is made.
     made:        what was done to the source's pictures, in words; None = nothing.
+    xflip:       half of the pictures in batches are mirrored, at random.
     """
 
     spec: DataSpec
@@ -50,6 +52,9 @@ class ImageSet:
     skipped: tuple[tuple[str, str], ...] = ()
     unread: tuple[str, ...] = ()
     made: str | None = None
+    xflip: bool = False
+
+    example: ClassVar[type[Example]] = Batch
 
     @property
     def preprocessing(self) -> str:
@@ -113,6 +118,26 @@ class ImageSet:
         if len(rows) and not (-n <= rows.min() and rows.max() < n):
             raise IndexError(f"pictures are 0 .. {n - 1}; asked for {rows.min()} .. {rows.max()}")
         return self.pixels[rows] if isinstance(self.pixels, np.ndarray) else self.pixels(rows % n)
+
+    def mirrored(self) -> ImageSet:
+        """The set whose batches mirror half of the pictures left to right."""
+        return replace(self, xflip=True)
+
+    def read(self, rows: npt.NDArray[np.int64]) -> Pixels:
+        """As `images`: what a loader asks for, in other threads or processes."""
+        return self.images(rows)
+
+    def batch(self, read: Pixels, rows: npt.NDArray[np.int64], chance: Chance) -> Batch:
+        """Pictures as they are stored, uint8 [n, H, W, C], and their classes, int64 [n], if the set has any."""
+        if self.xflip:
+            flips = chance() < 0.5
+            read[flips] = read[flips, :, ::-1]
+        label = torch.from_numpy(self.labels[rows]) if self.spec.num_classes else None
+        return Batch(torch.from_numpy(read), Condition(label=label))
+
+    def prepared(self, batch: Batch) -> Batch:
+        """Pictures as methods are given them, float32 [n, C, H, W] in [-1, 1]."""
+        return replace(batch, images=from_uint8(batch.images))
 
     @property
     def empty_classes(self) -> tuple[int, ...]:

@@ -71,6 +71,11 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Images:
     return pixels
 
 
+def snapshot_path(run: Path, images: int) -> Path:
+    """Where a run's snapshot after so many images lies."""
+    return run / "samples" / f"{images:012d}.png"
+
+
 def class_grid_labels(num_classes: int, columns: int) -> npt.NDArray[np.int64] | None:
     """Labels of a sheet with one class per row (at most ten rows), or None for a model without classes."""
     if not num_classes:
