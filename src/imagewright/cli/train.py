@@ -14,6 +14,7 @@ from typing import Annotated
 
 import tyro
 
+from imagewright.cli.command import plainly
 from imagewright.cli.console import bar, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run
 from imagewright.recipes import RECIPES
@@ -126,14 +127,15 @@ def _usual_folder(name: str) -> Path:
 
 def parse(args: Sequence[str], default: Run) -> Run:
     """Options of a recipe, whose name or file stands first, as a run. default: what they change."""
-    return tyro.cli(
-        Run,
-        default=default,
-        args=args[1:],
-        prog=f"imagewright train {args[0]}",
-        config=(tyro.conf.AvoidSubcommands,),
-        registry=NONE,
-    )
+    with plainly(args):
+        return tyro.cli(
+            Run,
+            default=default,
+            args=args[1:],
+            prog=f"imagewright train {args[0]}",
+            config=(tyro.conf.AvoidSubcommands,),
+            registry=NONE,
+        )
 
 
 NONE = tyro.constructors.ConstructorRegistry()
