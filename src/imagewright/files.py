@@ -44,9 +44,11 @@ _KINDS = (
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Yield a path aside to write to; on success it is flushed to disk and renamed over `path`, else removed.
 
+    flush: False for one of many files that can be made again: the system writes it when it likes, and after a power
+    failure (not after a kill) it may be empty.
     Raises UserError naming the file where it cannot be written: a full disk, a read-only folder, a file in the way.
     """
     with told_as_unwritable(path):
@@ -56,7 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with told_as_unwritable(path):
             yield aside
-            _finish(aside, path)
+            _finish(aside, path, flush)
     except BaseException:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -109,9 +111,10 @@ def _left_in(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _finish(aside: Path, path: Path) -> None:
-    with aside.open("rb+") as file:
-        os.fsync(file.fileno())
+def _finish(aside: Path, path: Path, flush: bool) -> None:
+    if flush:
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
     umask = os.umask(0)
     os.umask(umask)
     aside.chmod(0o666 & ~umask)

@@ -9,8 +9,10 @@ micro-batch or the process in which it is computed; a resumed run needs no saved
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,9 @@ def seed_networks(seed: int, device: torch.device) -> None:
     if device.type == "cpu":
         # torch.manual_seed writes down a stack trace for every kind of accelerator that is absent: a millisecond.
         torch.default_generator.manual_seed(seed)
+    elif device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
     else:
         torch.manual_seed(seed)
 
@@ -131,7 +136,8 @@ class BatchNoise(StepNoise):
     def common(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), of any shape: the same draw in every micro-batch of the step."""
         self._draws["method"] += 1
-        return StepNoise(*self._key, self._draws["method"], _COMMON).uniform(like.cpu()).to(like.device)
+        drawn = StepNoise(*self._key, self._draws["method"], _COMMON).uniform(torch.empty(like.shape, dtype=like.dtype))
+        return drawn.to(like.device, non_blocking=True)
 
     def places(self, like: Tensor) -> tuple[Tensor, int]:
         """The images' places in the whole batch, int64 [N], and how many it has; like: [N, ...]."""
@@ -167,15 +173,23 @@ class BatchNoise(StepNoise):
         wide = torch.promote_types(like.dtype, torch.float32)
         return _below_one((_shifted(word, 64 - digits).to(wide) * 2.0**-digits).reshape(like.shape).to(like))
 
+    def kept(self, like: Tensor, p: float) -> Tensor:
+        """Where dropout of a network lets through, with probability 1 - p; bool, shape and device of `like`."""
+        starts = self._starts(like, "networks")
+        return _fused(_keeps, like.device)(starts, math.prod(like.shape[1:]), p).view(like.shape)
+
     def _words(self, like: Tensor, count: int, purpose: str = "method") -> Tensor:
         """Random 64-bit words, int64 [rows of like, count]."""
+        return _hashed(self._starts(like, purpose), count)
+
+    def _starts(self, like: Tensor, purpose: str) -> Tensor:
+        """Where the words of a new draw begin for each row of like, int64 [rows]."""
         self._check(like)
         self._draws[purpose] += 1
         key = derive_seed(*self._key, self._draws[purpose], _PURPOSES[purpose])
         row = torch.arange(len(like), device=like.device)
         block, within = row // len(self._places), row % len(self._places)
-        start = _mixed(_mixed((within + self._places.start) * _GOLDEN + key) + block * _GOLDEN)
-        return _mixed(start[:, None] + torch.arange(1, count + 1, device=like.device) * _GOLDEN)
+        return _mixed(_mixed((within + self._places.start) * _GOLDEN + key) + block * _GOLDEN)
 
     def _check(self, like: Tensor) -> None:
         if like.ndim == 0 or len(like) % len(self._places):
@@ -201,6 +215,44 @@ def _mixed(word: Tensor) -> Tensor:
     return word ^ _shifted(word, 31)
 
 
+def _hashed(starts: Tensor, count: int) -> Tensor:
+    """The first words from each start, int64 [rows, count]."""
+    return _mixed(starts[:, None] + torch.arange(1, count + 1, device=starts.device) * _GOLDEN)
+
+
+def _keeps(starts: Tensor, count: int, p: float) -> Tensor:
+    """Where a uniform number of 24 digits is at least p, bool [rows, count]."""
+    return _shifted(_hashed(starts, count), 40).float() * 2.0**-24 >= p
+
+
+def _fused(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """The function as one kernel on a GPU, where its twenty, each over memory, take a third of a training step.
+
+    Whole numbers come out the same either way. Within a Jacobian-vector product, which nothing compiles, it is itself.
+    """
+    if device.type != "cuda" or torch._C._functorch.peek_interpreter_stack() is not None:
+        return function
+    return _compiled(function, device)
+
+
+@lru_cache
+def _compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """The function compiled; itself where nothing here compiles, or not to the same numbers."""
+    compiled: Callable[..., Tensor] = torch.compile(function, dynamic=True)
+
+    def called(*args: Any) -> Tensor:
+        # For each state of gradients and autocast it would be compiled anew.
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return compiled(*args)
+
+    starts = _mixed(torch.arange(64, device=device))
+    try:
+        same = torch.equal(called(starts, 100, 0.3), function(starts, 100, 0.3))
+    except Exception:  # whatever a compiler that is not there, or not whole, raises
+        same = False
+    return called if same else function
+
+
 def dropout(h: Tensor, p: float, training: bool) -> Tensor:
     """Dropout of h [N, ...] with probability p: by the images' own noise in a training step, else by torch's.
 
@@ -216,7 +268,7 @@ def kept(like: Tensor, p: float) -> Tensor:
     source = None if torch.compiler.is_compiling() else _networks[0]
     if source is None:
         return torch.rand(like.shape, device=like.device) >= p
-    return source._uniform(torch.empty(like.shape, device=like.device), "networks") >= p
+    return source.kept(like, p)
 
 
 def _below_one(uniform: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def test_pairs_are_what_the_sampler_draws(teacher: Path, whole: Path) -> None:
     assert manifest["origin"]["sampler"]["class"] == "heun" and manifest["origin"]["nfe"] == 5
     generator = load(teacher)
     labels = generator.labels(26, 2)
-    read = pairs.coupling(range(26))
+    read = pairs.read(range(26))
     assert labels is not None and read.cond.label is not None and read.cond.label.tolist() == labels.tolist()
     from imagewright.samplers import Heun
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -108,6 +109,12 @@ def test_a_signal_leaves_no_half_file(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         write()
     assert stopped.value.code == 143 and not list(tmp_path.iterdir())
+
+
+def test_a_product_that_has_not_learnt_has_no_loss_to_show() -> None:
+    """While a fake network learns alone, say."""
+    assert console.pace(math.nan, 6.2) == "nothing learnt yet  6 images/s"
+    assert console.pace(0.98602, 3.0) == "loss 0.9860  3 images/s"
 
 
 def test_a_lost_terminal_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:

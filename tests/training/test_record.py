@@ -136,7 +136,7 @@ def test_another_teacher_is_refused_and_a_moved_one_is_not(tmp_path: Path) -> No
 
     def student(teacher: Path, images: int) -> Experiment:
         distilled = replace(tiny("digits", images), method=ConsistencyDistillation(), network=None, sampler=None)
-        return replace(distilled, teacher=str(teacher))
+        return replace(distilled).giving(teacher=str(teacher))
 
     run_experiment(student(teachers[0], 8), tmp_path / "run")
     with pytest.raises(UserError, match=r"was trained with other teacher than .*b now holds: weights_sha256 was"):

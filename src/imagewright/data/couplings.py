@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, ClassVar, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from imagewright.files import parse_json, read_formatted, replacing, write_json
 from imagewright.locks import alone
 from imagewright.noise import ImageNoise
 from imagewright.shapes import Within
-from imagewright.types import Condition, Coupling, DataSpec, UserError
+from imagewright.types import Chance, Condition, Coupling, DataSpec, Example, UserError
 
 FORMAT = "imagewright-couplings/1"
 OPEN_SHARDS = 64
@@ -214,6 +214,9 @@ class Couplings:
     when it is first read from.
     """
 
+    example: ClassVar[type[Example]] = Coupling
+    in_memory: ClassVar[bool] = False
+
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
@@ -238,7 +241,31 @@ class Couplings:
         """Shape and classes of the images."""
         return self.manifest.spec
 
-    def coupling(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Coupling:
+    @property
+    def source(self) -> str:
+        """Where the pairs lie."""
+        return str(self.folder)
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the pairs: how many, of which seed and which weights."""
+        return sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run's record says of the pairs that it was given."""
+        m = self.manifest
+        return {"pairs": m.n, "seed": m.seed, "weights_sha256": m.origin.get("weights_sha256")}
+
+    def batch(self, read: Coupling, rows: npt.NDArray[np.int64], chance: Chance) -> Coupling:
+        """The pairs."""
+        return read
+
+    def prepared(self, batch: Coupling) -> Coupling:
+        """The pairs."""
+        return batch
+
+    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Coupling:
         """Pairs by index, in that order: float32. Labels only where the model has classes."""
         indices = [int(i) for i in rows]
         if not all(0 <= i < len(self) for i in indices):

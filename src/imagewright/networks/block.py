@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from imagewright.networks.layers import DownConv, Init, Resample, UpConv, conv, group_norm, has_tangent, linear
+from imagewright.networks.layers import DownConv, Init, Resample, UpConv, conv, group_norm, linear
+from imagewright.networks.tangents import attention, scaled
 from imagewright.noise import dropout
 from imagewright.types import UserError
 
@@ -40,22 +40,25 @@ class BlockStyle:
     project_skip: bool
     """A resampled skip branch always has a 1x1 convolution, even when the channels agree."""
     channels_per_head: int | None
-    """None: one head. Otherwise as many heads as fit, and no attention where not even one does (ADM)."""
+    """None: `heads`. Otherwise as many heads as fit, and no attention where not even one does (ADM)."""
     init: Init
     init_zero: Init
     """Of the last convolution of each residual branch."""
     init_attn: Init
     resample_filter: Sequence[float] = (1, 1)
+    heads: int = 1
+    """Of an attention layer, where `channels_per_head` is None."""
+    groups: int | None = None
+    """Of the group normalisations; see `group_norm`."""
 
     def num_heads(self, channels: int) -> int:
         """Heads of an attention layer. Raises UserError where they cannot share the channels equally."""
-        if self.channels_per_head is None:
-            return 1
-        heads = channels // self.channels_per_head
+        width = self.channels_per_head
+        heads = self.heads if width is None else channels // width
         if heads and channels % heads:
             raise UserError(
                 f"model_channels and channel_mult give an attention layer of {channels} channels, "
-                f"which its {heads} heads cannot share equally; use multiples of {self.channels_per_head}"
+                f"which its {heads} heads cannot share equally; use multiples of {heads if width is None else width}"
             )
         return heads
 
@@ -80,14 +83,14 @@ class UNetBlock(nn.Module):
         self.style = style
         self.num_heads = style.num_heads(out_channels) if attention else 0
 
-        self.norm0 = group_norm(in_channels, eps=style.eps)
+        self.norm0 = group_norm(in_channels, eps=style.eps, groups=style.groups)
         self.conv0 = _convolution(in_channels, out_channels, 3, style, resample)
         told = out_channels * (2 if style.adaptive_scale else 1)
         self.affine = linear(style.emb_channels, told, style.init)
         self.affine_to = (
             linear(style.emb_channels, told, Init(style.init.scheme, weight=0)) if style.destination else None
         )
-        self.norm1 = group_norm(out_channels, eps=style.eps)
+        self.norm1 = group_norm(out_channels, eps=style.eps, groups=style.groups)
         self.conv1 = conv(out_channels, out_channels, 3, style.init_zero)
 
         self.skip: nn.Module | None = None
@@ -97,7 +100,7 @@ class UNetBlock(nn.Module):
             self.skip = Resample(resample, style.resample_filter)
 
         if self.num_heads:
-            self.norm2 = group_norm(out_channels, eps=style.eps)
+            self.norm2 = group_norm(out_channels, eps=style.eps, groups=style.groups)
             self.qkv = conv(out_channels, out_channels * 3, 1, style.init_attn)
             self.proj = conv(out_channels, out_channels, 1, style.init_zero)
 
@@ -112,7 +115,7 @@ class UNetBlock(nn.Module):
         if style.adaptive_scale:
             scale, shift = params.chunk(2, dim=1)
             scale, shift = (_unit(scale), _unit(shift)) if style.double_norm else (scale + 1, shift)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale))
+            h = F.silu(scaled(self.norm1(h), scale, shift))
         else:
             h = F.silu(self.norm1(h + params))
         h = self.conv1(dropout(h, style.dropout, self.training))
@@ -140,21 +143,11 @@ class UNetBlock(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         """Self-attention over all pixels of [N, C, H, W]; q, k, v alternate along the channels of a head."""
-        q, k, v = rearrange(self.qkv(self.norm2(x)), "n (h c s) y x -> s n h (y x) c", h=self.num_heads, s=3)
+        split = rearrange(self.qkv(self.norm2(x)), "n (h c s) y x -> s n h (y x) c", h=self.num_heads, s=3)
+        q, k, v = split.contiguous().unbind()  # the fused kernels want a place's numbers side by side
         attended = rearrange(attention(q, k, v), "n h (y x) c -> n (h c) y x", y=x.shape[2])
         projected: Tensor = self.proj(attended)
         return projected
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v on [N, heads, T, C].
-
-    PyTorch's fused kernels have no forward-mode derivative, so a Jacobian-vector product takes the plain one.
-    """
-    if not has_tangent(q):
-        return F.scaled_dot_product_attention(q, k, v)
-    with sdpa_kernel(SDPBackend.MATH):
-        return F.scaled_dot_product_attention(q, k, v)
 
 
 def _unit(vector: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ def find_model(name: str | Path) -> ModelFile:
     if str(name) in shipped():
         return load_model(_FOLDER / str(name))
     folder = Path(name)
+    if (folder / "chain.json").exists():  # of a chain, what its last stage made
+        made = [path for path in sorted(folder.glob("[0-9]*-*")) if has_model(path)]
+        folder = made[-1] if made else folder
     if not has_model(folder):
         there = ", ".join(shipped()) or "none"
         raise UserError(f"{name} is neither a folder with a model.safetensors nor a shipped model ({there})")

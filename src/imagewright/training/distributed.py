@@ -47,9 +47,9 @@ class Processes:
                 dist.all_reduce(value)
         return value
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is set in any process."""
-        return bool(self.total(torch.tensor(float(flag), device=device)) > 0)
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process. Hosts speak to each other here; no device is waited for."""
+        return flag if self.world == 1 else bool(self.total(torch.tensor(float(flag))) > 0)
 
     def wait(self) -> None:
         """Return when every process has come here."""

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import torch
-
 from imagewright.files import told_as_unwritable
 from imagewright.locks import alone
 from imagewright.training.distributed import Processes
@@ -30,7 +28,7 @@ def sole_trainer(folder: Path, processes: Processes) -> Iterator[None]:
             with told_as_unwritable(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             busy = held.enter_context(alone(folder / LOCK)) == "busy"
-        if processes.any(busy, torch.device("cpu")):
+        if processes.any(busy):
             raise UserError(f"{folder} is being trained by another command; wait until that ends, or stop it")
         yield
 
