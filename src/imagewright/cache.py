@@ -61,7 +61,9 @@ def keep(path: Path | None, tensors: Mapping[str, torch.Tensor], texts: Mapping[
         return
     try:
         with replacing(path, flush=False) as aside:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, metadata=dict(texts))
+            save_file(
+                {name: tensor.clone() for name, tensor in tensors.items()}, aside, metadata=dict(texts)
+            )  # some are views
         for other in path.parent.glob("*.safetensors"):
             if other.stat().st_mtime < time.time() - MOST_DAYS * 86400:
                 other.unlink(missing_ok=True)

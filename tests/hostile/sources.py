@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from pickling import dumped, network
 from safetensors.torch import save_file
 
 from imagewright.data.couplings import Manifest, claim_folder, write_shard
+from imagewright.interop.diffusers_out import write_diffusers
 from imagewright.metrics.statistics import moments_of, save_moments
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.preconditioning import EDMPrecond
-from imagewright.networks import SongUNet, SongUNetConfig
+from imagewright.models.timesteps import TimestepPrecond
+from imagewright.networks import ADMUNet, ADMUNetConfig, SongUNet, SongUNetConfig
 from imagewright.recipes import RECIPES
 from imagewright.samplers import SAMPLERS
 from imagewright.training.experiment import run_experiment
@@ -56,6 +59,9 @@ def make_sources(folder: Path) -> None:
     torch.save(weights, folder / "weights.pt")
     torch.save(weights, folder / "legacy.pt", _use_new_zipfile_serialization=False)
     (folder / "config.json").write_text(json.dumps(OFFICIAL))
+    arguments = {k: v for k, v in OFFICIAL.items() if k != "precond_class"}
+    (folder / "network.pkl").write_bytes(dumped({"ema": network("EDMPrecond", weights, arguments)}))
+    _make_diffusers(folder / "pipeline")
     _make_run(folder / "run")
     _make_pairs(folder / "pairs")
     save_moments(folder / "moments.npz", moments_of(np.random.default_rng(0).normal(size=(32, 4))))
@@ -69,6 +75,14 @@ def make_sources(folder: Path) -> None:
         (folder / f"pictures/{i}.png").write_bytes(png(8, 8, i))
     labels = {"labels": [[f"{i}.png", i] for i in range(3)], "classes": ["a", "b", "c"]}
     (folder / "pictures/dataset.json").write_text(json.dumps(labels))
+
+
+def _make_diffusers(folder: Path) -> None:
+    config = ADMUNetConfig(
+        img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1,
+        attn_resolutions=(), channels_per_head=None, groups=4, resampling="conv", adaptive_scale=False,
+    )  # fmt: skip
+    write_diffusers(folder, TimestepPrecond(ADMUNet(config)))
 
 
 def _make_run(folder: Path) -> None:

@@ -85,7 +85,7 @@ def _open_folder(path: Path) -> Archive:
 
     walk(path, "", (os.path.realpath(path),))
 
-    return _sorted_out(path, names, folders, FileReader(path), bad)
+    return sorted_out(path, names, folders, FileReader(path), bad)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _open_zip(path: Path) -> Archive:
     for name in reader.entries:
         folders |= {str(parent) for parent in PurePosixPath(name).parents}
     folders |= reader.folders
-    return _sorted_out(path, list(reader.entries), (f for f in folders if not any(map(_hidden, f.split("/")))), reader)
+    return sorted_out(path, list(reader.entries), (f for f in folders if not any(map(_hidden, f.split("/")))), reader)
 
 
 class ZipReader:
@@ -149,7 +149,8 @@ class ZipReader:
             [(e.header_offset, e.compress_size, e.file_size, e.compress_type) for e in entries], np.int64
         )
         offsets, stored, sizes, methods = np.ascontiguousarray(numbers.reshape(-1, 4).T)
-        return Places(self._path, offsets, stored, sizes, methods.astype(np.uint8))
+        shards = np.zeros_like(offsets)
+        return Places((str(self._path),), shards, offsets, stored, sizes, methods.astype(np.uint8))
 
     def __reduce__(self) -> tuple[type[ZipReader], tuple[Path]]:
         return ZipReader, (self._path,)
@@ -170,7 +171,7 @@ class ZipReader:
             raise BadPicture(f"damaged in the zip: {error}") from None
 
 
-def _sorted_out(
+def sorted_out(
     path: Path,
     names: list[str],
     folders: Iterable[str],

@@ -29,6 +29,8 @@ from imagewright.data.pixels import (
     with_channels,
 )
 from imagewright.data.reading import Fit, Reader, chunk_size, decoded, in_parallel
+from imagewright.data.remote import is_url
+from imagewright.data.tar import open_tar
 from imagewright.types import DataSpec, UserError
 
 KEEP_DECODED = limits.KEPT
@@ -48,10 +50,10 @@ def open_images(
     labels: bool = True,
     on_progress: Progress | None = None,
 ) -> ImageSet:
-    """Open "digits", "emoji64", a folder or zip of pictures, or an npz of an array; every file is decoded and checked.
+    """Open "digits", "emoji64", a folder, zip or tars of pictures, or an npz of an array; every file is checked.
 
-    source:      a str that is one of the two names is the embedded set; any other str, and every Path, is a
-                 path.
+    source:      a str that is one of the two names is the embedded set; one with "://" is a URL of a tar (with *: of
+                 several), for fsspec; any other str, and every Path, is a path. A folder of *.tar is their set.
     resolution:  reduce by exact box means to this many pixels a side, which has to divide every picture's; None =
                  as it is.
     crop:        reduce pictures of any shape to `resolution`: the square in their middle, by this filter.
@@ -80,14 +82,18 @@ def open_images(
     if path.suffix.lower() == ".npz" and path.is_file():
         return _choose(open_npz(path, resolution=resolution, channels=channels, labels=labels), split)
     fit = Fit(resolution, channels, crop)
-    entry = Entry(path, fit, skip_bad, labels)
+    if is_url(source) and not str(source).endswith(".tar"):
+        raise UserError(f"{source}: a URL has to end in .tar; other containers are read from a disk")
+    place = source if is_url(source) else path
+    entry = Entry(place, fit, skip_bad, labels)
     kept = entry.recall()
     if kept is not None:
         return _choose(kept, split)
-    archive = open_archive(path)
+    tars = open_tar(place, labels=labels)
+    archive = open_archive(path) if tars is None else tars[0]
     if not archive.pictures and not archive.bad:
         raise UserError(f"{path} holds no pictures (png, jpeg, webp, gif, bmp, tiff, ppm)")
-    known = annotate(archive, labels=labels)
+    known = annotate(archive, labels=labels) if tars is None else tars[1]
     bad: dict[str, str] = {}  # a file may fail in several ways; the first reason stands
     for file, reason in (*archive.bad, *known.bad):
         bad.setdefault(file, reason)

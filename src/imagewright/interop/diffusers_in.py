@@ -71,9 +71,9 @@ def read_diffusers(folder: Path) -> Preconditioned:
     state = _state(network)
     consistency = steps.get("_class_name") == "CMStochasticIterativeScheduler"
     settings = _consistency(steps) if consistency else _timesteps(steps)
-    config = network_config(unet, label_scale=1000.0 if consistency else 1.0)
 
     def make() -> Preconditioned:
+        config = network_config(unet, label_scale=1000.0 if consistency else 1.0)
         kind: Callable[..., Preconditioned] = ConsistencyModel if consistency else TimestepPrecond
         return kind(ADMUNet(config), **settings)
 

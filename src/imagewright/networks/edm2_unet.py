@@ -215,7 +215,7 @@ def unit(x: Tensor, dim: int | None = None) -> Tensor:
     """x divided by its root mean square over `dim`; over all dimensions but the first by default."""
     dims = list(range(1, x.ndim)) if dim is None else [dim]
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    norm = EPS + norm * math.sqrt(norm.numel() / x.numel())
+    norm = EPS + norm / math.sqrt(math.prod(x.shape[d] for d in dims))
     return torch.div(x, norm.to(x.dtype))
 
 
