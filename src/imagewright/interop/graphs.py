@@ -79,9 +79,8 @@ def _exported(model: nn.Module, spec: DataSpec) -> tuple[torch.export.ExportedPr
 def write_program(path: Path, model: nn.Module, spec: DataSpec) -> None:
     """Write a `.pt2` that `torch.export.load` reads. Raises UserError for a model that has no such graph."""
     program, _, _ = _exported(model, spec)
-    with replacing(path) as aside:
-        with aside.open("wb") as file:
-            torch.export.save(program, file)
+    with replacing(path) as aside, aside.open("wb") as file:
+        torch.export.save(program, file)
 
 
 def write_onnx(path: Path, model: nn.Module, spec: DataSpec) -> float:
