@@ -50,7 +50,7 @@ def resident() -> float:
 def trainer(folder: Path, images: ImageSet, total: int) -> Trainer:
     """The run in a folder, resumed where there is one."""
     torch.manual_seed(0)
-    often = max(total // 10, BATCH)
+    often = max(total // 5, BATCH)
     config = TrainingConfig(
         total_images=total, batch=BATCH, micro_batch=MICRO, log_images=often, checkpoint_images=often,
         snapshot_images=often, weights_images=total // 4,
@@ -76,7 +76,7 @@ def soak(folder: Path, steps: int, cuts: int) -> tuple[list[float], bool]:
             run.train_step()
             if run.images % (total // 40) < BATCH:
                 memory.append(resident())
-            if run.images % (total // 10) < BATCH:
+            if run.images % (total // 5) < BATCH:
                 run.save()
         run.save()
         del run

@@ -67,9 +67,9 @@ def loaded(name: str) -> ModuleType:
 
 
 def test_a_short_soak_loses_nothing_and_keeps_memory_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """80 steps of the 200,000."""
+    """40 steps of the 200,000."""
     monkeypatch.setattr("imagewright.data.opening.KEEP_DECODED", 0)
-    memory, same = loaded("soak").soak(tmp_path, 80, 2)
+    memory, same = loaded("soak").soak(tmp_path, 40, 1)
     assert same and len(memory) >= 30
     assert max(memory[-8:]) - max(memory[:16]) < 8
 
