@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from pickling import dumped, network
+from PIL import Image
 
 from imagewright.data.couplings import Manifest, claim_folder, write_shard
 from imagewright.interop.diffusers_out import write_diffusers
