@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pickling import dumped, network
 from PIL import Image
+from safetensors.torch import save_file
 
 from imagewright.data.couplings import Manifest, claim_folder, write_shard
 from imagewright.interop.diffusers_out import write_diffusers
@@ -52,6 +53,8 @@ def make_sources(folder: Path) -> None:
     model = EDMPrecond(SongUNet(CONFIG))
     sampler = {"class": "heun", "num_steps": 2}
     save_model(folder / "model", ModelFile(model=model, spec=spec, sampler=sampler))
+    save_model(folder / "old", ModelFile(model=model, spec=spec, sampler=sampler))
+    save_file(dict(model.state_dict()), folder / "old/model.safetensors")  # the description is in model.json alone
     weights = {k.replace("network.", "model."): v for k, v in model.state_dict().items()}
     torch.save(weights, folder / "weights.pt")
     torch.save(weights, folder / "legacy.pt", _use_new_zipfile_serialization=False)
@@ -88,7 +91,8 @@ def _make_run(folder: Path) -> None:
     training = dataclasses.replace(recipe.training, total_images=16, batch=16, **every)
     sampler = SAMPLERS["heun"](num_steps=2)
     run_experiment(dataclasses.replace(recipe, network=CONFIG, training=training, sampler=sampler), folder)
-    (folder / "model.json").unlink()  # the report of a run without a model draws nothing, and is quick
+    for name in ("model.json", "model.safetensors"):
+        (folder / name).unlink()  # the report of a run without a model draws nothing, and is quick
 
 
 def _make_pairs(folder: Path) -> None:

@@ -13,7 +13,7 @@ from imagewright.cli.console import say
 from imagewright.interop.card import write_card
 from imagewright.interop.diffusers_out import write_diffusers
 from imagewright.interop.graphs import write_onnx, write_program
-from imagewright.models.files import save_model
+from imagewright.models.files import has_model, save_model
 from imagewright.pretrained import find_model
 from imagewright.types import UserError
 
@@ -62,9 +62,8 @@ def export_command(
 
 
 def _require_free(out: Path) -> None:
-    for name in ("model.json", "model_index.json"):
-        if (out / name).exists():
-            raise UserError(f"{out} already holds a model; choose another --out")
+    if has_model(out) or (out / "model_index.json").exists():
+        raise UserError(f"{out} already holds a model; choose another --out")
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {"": export_command}

@@ -6,45 +6,36 @@ in `ImageSet.skipped`. Nothing is left out silently.
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import get_args
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from imagewright import limits
 from imagewright.data.annotations import Annotations, annotate
 from imagewright.data.archive import SAMPLES, Archive, open_archive, readable_name
 from imagewright.data.embedded import EMOJI64, open_digits
 from imagewright.data.image_set import ImageSet, Split, digest
+from imagewright.data.index import Entry
 from imagewright.data.npz import open_npz
 from imagewright.data.pixels import (
     BadPicture,
     Filter,
     Pixels,
-    announced,
-    box_reduce,
-    crop_and_reduce,
-    decode,
     with_channels,
 )
+from imagewright.data.reading import Fit, Reader, chunk_size, decoded, in_parallel
+from imagewright.data.remote import is_url
+from imagewright.data.tar import open_tar
 from imagewright.types import DataSpec, UserError
 
 KEEP_DECODED = limits.KEPT
-_ROOM = limits.Room(limits.PIXELS)
 
 Progress = Callable[[int, int], None]
-R = TypeVar("R")
-_WORKERS = os.cpu_count() or 1
-_CHUNK = 16 * _WORKERS
 _NAMED = 10
 
 
@@ -59,10 +50,10 @@ def open_images(
     labels: bool = True,
     on_progress: Progress | None = None,
 ) -> ImageSet:
-    """Open "digits", "emoji64", a folder or zip of pictures, or an npz of an array; every file is decoded and checked.
+    """Open "digits", "emoji64", a folder, zip or tars of pictures, or an npz of an array; every file is checked.
 
-    source:      a str that is one of the two names is the embedded set; any other str, and every Path, is a
-                 path.
+    source:      a str that is one of the two names is the embedded set; one with "://" is a URL of a tar (with *: of
+                 several), for fsspec; any other str, and every Path, is a path. A folder of *.tar is their set.
     resolution:  reduce by exact box means to this many pixels a side, which has to divide every picture's; None =
                  as it is.
     crop:        reduce pictures of any shape to `resolution`: the square in their middle, by this filter.
@@ -90,14 +81,23 @@ def open_images(
     path = EMOJI64 if source == "emoji64" else Path(source)
     if path.suffix.lower() == ".npz" and path.is_file():
         return _choose(open_npz(path, resolution=resolution, channels=channels, labels=labels), split)
-    archive = open_archive(path)
+    fit = Fit(resolution, channels, crop)
+    if is_url(source) and not str(source).endswith(".tar"):
+        raise UserError(f"{source}: a URL has to end in .tar; other containers are read from a disk")
+    place = source if is_url(source) else path
+    entry = Entry(place, fit, skip_bad, labels)
+    kept = entry.recall()
+    if kept is not None:
+        return _choose(kept, split)
+    tars = open_tar(place, labels=labels)
+    archive = open_archive(path) if tars is None else tars[0]
     if not archive.pictures and not archive.bad:
         raise UserError(f"{path} holds no pictures (png, jpeg, webp, gif, bmp, tiff, ppm)")
-    known = annotate(archive, labels=labels)
+    known = annotate(archive, labels=labels) if tars is None else tars[1]
     bad: dict[str, str] = {}  # a file may fail in several ways; the first reason stands
     for file, reason in (*archive.bad, *known.bad):
         bad.setdefault(file, reason)
-    checked = _check(archive, bad, _Fit(resolution, channels, crop), on_progress)
+    checked = _check(archive, bad, fit, on_progress)
     size = _common_size(checked)
     if crop is None and resolution is not None and size % resolution:
         raise UserError(f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide")
@@ -110,6 +110,7 @@ def open_images(
     images = _assemble(archive, known, checked, resolution or size, bad)
     if source == "emoji64":
         images = replace(images, source="emoji64 (embedded; Noto emoji, Apache-2.0)")
+    entry.keep(images, archive, [n for n in checked.names if n not in bad])
     return _choose(images, split)
 
 
@@ -117,7 +118,7 @@ def open_images(
 class _Checked:
     """Every file that decodes: name, (width, height) upright, channels, digest, fitted pixels while there is room."""
 
-    fit: _Fit
+    fit: Fit
     names: list[str]
     sizes: list[tuple[int, int]]
     channels: list[int]
@@ -126,38 +127,10 @@ class _Checked:
     bad: dict[str, str]
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """What is done to every picture: grey first, reduced then; a size that does not fit is left for the complaint."""
-
-    resolution: int | None
-    channels: int | None
-    crop: Filter | None
-
-    def __call__(self, pixels: Pixels) -> Pixels:
-        height, width = pixels.shape[:2]
-        pixels = with_channels(pixels, 1) if self.channels == 1 else pixels
-        if self.resolution is None:
-            return pixels
-        if self.crop is not None:
-            return crop_and_reduce(pixels, self.resolution, self.crop)
-        fits = height == width and height % self.resolution == 0
-        return box_reduce(pixels, self.resolution) if fits else pixels
-
-    def words(self, sizes: Collection[tuple[int, int]]) -> str | None:
-        """What was done to pictures of these sizes; None where nothing was."""
-        side = self.resolution
-        if side is None or set(sizes) == {(side, side)}:
-            return None
-        if self.crop is not None:
-            return f"squares in the middle of the pictures, by {self.crop} filter"
-        return "box means of " + " and ".join(f"{s}x{s}" for s in sorted({w for w, _ in sizes}))
-
-
 def _check(
     archive: Archive,
     bad: Mapping[str, str],
-    fit: _Fit,
+    fit: Fit,
     on_progress: Progress | None,
 ) -> _Checked:
     """Decode every file that is not known to be bad, in order, on all cores."""
@@ -167,13 +140,13 @@ def _check(
 
     def examine(name: str) -> tuple[tuple[int, int], int, Pixels | None, bytes] | BadPicture:
         try:
-            size, pixels = _decoded(archive, name, fit)
+            size, pixels = decoded(archive, name, fit)
         except BadPicture as finding:
             return finding
         # What is large waits for its turn on the disk, not in memory: a chunk of such pictures would be far too much.
-        return size, pixels.shape[-1], pixels if pixels.size <= limits.KEPT // _CHUNK else None, digest(pixels)
+        return size, pixels.shape[-1], pixels if pixels.size <= limits.KEPT // chunk_size() else None, digest(pixels)
 
-    for done, (name, found) in enumerate(_in_parallel(examine, names), start=1):
+    for done, (name, found) in enumerate(in_parallel(examine, names), start=1):
         if isinstance(found, BadPicture):
             out.bad[name] = str(found)
         else:
@@ -190,24 +163,6 @@ def _check(
         if on_progress is not None:
             on_progress(done, len(names))
     return out
-
-
-def _decoded(archive: Archive, name: str, fit: _Fit) -> tuple[tuple[int, int], Pixels]:
-    """(width, height) of a picture and its fitted pixels; all that are in work at a time are bounded (`limits`)."""
-    content = archive.read(name)
-    with _ROOM.take(announced(content)):
-        whole = decode(content)
-        return (whole.shape[1], whole.shape[0]), fit(whole)
-
-
-def _in_parallel(function: Callable[[str], R], names: Sequence[str]) -> Iterator[tuple[str, R]]:
-    """Map over names with threads (decoders release the lock), by chunks so that results do not pile up."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=_WORKERS) as pool:
-        warnings.simplefilter("ignore")  # remarks about a file's metadata; what matters is whether it decodes
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for first in range(0, len(names), _CHUNK):
-            chunk = names[first : first + _CHUNK]
-            yield from zip(chunk, pool.map(function, chunk), strict=True)
 
 
 def _common_size(checked: _Checked) -> int:
@@ -249,7 +204,14 @@ def _assemble(
     rows = [i for i, n in enumerate(checked.names) if n not in bad]
     names = tuple(checked.names[i] for i in rows)
     c = checked.fit.channels or max(checked.channels[i] for i in rows)
-    reading: Pixels | _Reader = _Reader(archive, names, checked.fit, c)
+    spec = DataSpec(
+        name=archive.path.resolve().stem,
+        resolution=resolution,
+        channels=c,
+        num_classes=known.num_classes,
+        class_names=known.class_names,
+    )
+    reading: Pixels | Reader = Reader(archive, names, checked.fit, spec)
     if checked.pixels is not None:
         reading = np.stack([with_channels(checked.pixels[i], c) for i in rows])
 
@@ -258,13 +220,7 @@ def _assemble(
         return tuple(of[n] for n in names) if all(n in of for n in names) else None
 
     return ImageSet(
-        spec=DataSpec(
-            name=archive.path.resolve().stem,
-            resolution=resolution,
-            channels=c,
-            num_classes=known.num_classes,
-            class_names=known.class_names,
-        ),
+        spec=spec,
         pixels=reading,
         labels=np.array([-1 if known.labels is None else known.labels[n] for n in names], dtype=np.int64),
         names=tuple(map(readable_name, names)),
@@ -281,28 +237,6 @@ def _assemble(
 
 def _is_ours(name: str) -> bool:
     return name.rpartition("/")[2] in ("dataset.json", SAMPLES)
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Decodes pictures of a set that does not fit in memory."""
-
-    archive: Archive
-    names: tuple[str, ...]
-    fit: _Fit
-    channels: int
-
-    def __call__(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
-            return np.stack(list(pool.map(self._one, indices)))
-
-    def _one(self, index: np.int64) -> Pixels:
-        name = self.names[index]
-        try:
-            _, pixels = _decoded(self.archive, name, self.fit)
-        except BadPicture as finding:
-            raise UserError(f"{self.archive.path}: {name} was usable when opened and no longer is: {finding}") from None
-        return with_channels(pixels, self.channels)
 
 
 def _choose(images: ImageSet, split: Split) -> ImageSet:

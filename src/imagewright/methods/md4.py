@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from imagewright.models.masked_diffusion import MaskedDiffusionModel
 from imagewright.noise import StepNoise
-from imagewright.paths.masking import MaskingSchedule, antithetic
-from imagewright.types import Batch, Clock, DataSpec, Event, Parts, Trained, Update, UserError
+from imagewright.paths.masking import MaskingSchedule
+from imagewright.types import Batch, Clock, Codec, DataSpec, Event, Parts, Trained, Update, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,8 @@ class MD4:
         if self.steps is not None and self.steps < 1:
             raise UserError(f"method.steps is {self.steps}; it must be at least 1, or none for continuous time")
 
-    def parts(self, *, network: nn.Module, codec: nn.Module, spec: DataSpec) -> Parts:
+    def parts(self, *, network: nn.Module, codec: Codec, spec: DataSpec) -> Parts:
         """network: (tokens, time, cond) -> logits. codec: a `types.Codec`, kept as it is."""
-        codec = codec.requires_grad_(False)
         model = MaskedDiffusionModel(network, codec, self.schedule, self.power, self.epsilon)
         return Parts(model=Trained(module=model))
 
@@ -70,8 +69,9 @@ class MD4:
 
 
 def batch_times(tokens: Tensor, noise: StepNoise) -> Tensor:
-    """As many numbers in [0, 1) as there are sequences, evenly spread from a random start; float64 [N]."""
-    return antithetic(noise.uniform(torch.zeros(1, dtype=torch.float64, device=tokens.device)), len(tokens))
+    """Numbers in [0, 1), those of the whole batch evenly spread from a random start; float64 [N]."""
+    places, batch = noise.places(tokens)
+    return (noise.common(torch.zeros(1, dtype=torch.float64, device=tokens.device)) + places.double() / batch) % 1
 
 
 def draw_mask(model: MaskedDiffusionModel, tokens: Tensor, t: Tensor, noise: StepNoise) -> Tensor:
