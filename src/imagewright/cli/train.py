@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from imagewright.cli.command import plainly
 from imagewright.cli.console import bar, pace, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run, parameters
 from imagewright.cli.train_chain import ChainRun, parse_chain, resumed_chain, run_chain
@@ -147,6 +148,7 @@ def _in_proportion(run: Run, recipe: Experiment, args: Sequence[str]) -> Run:
     path = (run.out or _usual_folder(args[0])) / "experiment.json"
     if run.resume and path.exists():
         return replace(run, experiment=as_begun(run.experiment, read_record(path.parent)["experiment"], given))
+    run = replace(run, experiment=_as_the_teachers(run.experiment, given))
     experiment, changes = shortened(recipe, run.experiment, given)
     if changes:
         share = f"{run.experiment.training.total_images:,} of the recipe's {recipe.training.total_images:,} images"
@@ -154,6 +156,21 @@ def _in_proportion(run: Run, recipe: Experiment, args: Sequence[str]) -> Run:
     if fault := rate_fault(experiment.training):
         say(f"note: {fault}")
     return replace(run, experiment=experiment)
+
+
+def _as_the_teachers(run: Experiment, given: Sequence[str]) -> Experiment:
+    """The run on the data of a teacher that the command names, in all that the command does not say itself."""
+    teacher = run.given.get("teacher")
+    if "teacher" not in given or not isinstance(teacher, str) or not (Path(teacher) / "experiment.json").exists():
+        return run
+    known = experiment_of(Path(teacher)).data
+    shared = ("source", "resolution", "labels", "xflip")
+    theirs = {name: getattr(known, name) for name in shared if hasattr(known, name) and f"data.{name}" not in given}
+    changed = {name: value for name, value in theirs.items() if getattr(run.data, name, value) != value}
+    if not changed:
+        return run
+    say(f"as the teacher's: {'; '.join(f'data.{name} {value}' for name, value in changed.items())}")
+    return replace(run, data=replace(run.data, **changed))
 
 
 def _say_stopped(stopped: Interrupted, folder: Path) -> None:
@@ -167,14 +184,15 @@ def _usual_folder(name: str) -> Path:
 
 def parse(args: Sequence[str], default: Run) -> Run:
     """Options of a recipe, whose name or file stands first, as a run. default: what they change."""
-    run = tyro.cli(
-        Run,
-        default=replace(default, experiment=with_options(default.experiment)),
-        args=args[1:],
-        prog=f"imagewright train {args[0]}",
-        config=(tyro.conf.AvoidSubcommands,),
-        registry=NONE,
-    )
+    with plainly(args):
+        run = tyro.cli(
+            Run,
+            default=replace(default, experiment=with_options(default.experiment)),
+            args=args[1:],
+            prog=f"imagewright train {args[0]}",
+            config=(tyro.conf.AvoidSubcommands,),
+            registry=NONE,
+        )
     return replace(run, experiment=without_options(run.experiment))
 
 

@@ -56,7 +56,8 @@ SHIPPED = ("emoji64-32", 12)
 
 def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, deadline: Deadline, folder: Path) -> None:
     """Both trainings as far as the time goes, then grids and scores of what is finished."""
-    own["scores"] = scores = {}
+    scores: Numbers = {}
+    own["scores"] = scores
     with _fast(device):
         for stage, (recipe, share) in STAGES.items():
             if not (folder / stage / "model.json").exists():
@@ -66,7 +67,8 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
         for stage in STAGES:
             for steps in STEPS[stage][: 1 if scale.toy else None]:
                 deadline.check()
-                scores[f"{stage}, {steps} steps"] = _score(_generator(folder / stage, steps, device), reference, scale)
+                generator = _generator(folder / stage, steps, device)
+                scores[f"{stage}, {steps} steps"] = _score(generator, reference, scale, yardsticks=not scores)
             picture = 1 if scale.toy or stage == "student" else max(STEPS[stage])
             save_grid(folder / f"{stage}.png", _generator(folder / stage, picture, device))
         own["copies"] = _copies(folder / "student", scale, device)
@@ -207,7 +209,9 @@ def _pictures(resolution: int) -> ImageSet:
     return open_images("emoji64", resolution=resolution, split="all")
 
 
-def _score(generator: ImageGenerator, reference: Reference | None, scale: Scale) -> Numbers:
+def _score(
+    generator: ImageGenerator, reference: Reference | None, scale: Scale, *, yardsticks: bool = False
+) -> Numbers:
     """fd_emoji, precision and recall of images with the set's own shares of classes, against all of the set."""
     if reference is None:
         reference = _reference(scale, generator.spec.resolution)
@@ -216,9 +220,13 @@ def _score(generator: ImageGenerator, reference: Reference | None, scale: Scale)
     images = np.concatenate(list(draw_for_score(generator, count, reference, batch_size=256)))
     seconds = time.monotonic() - started
     metrics = ("fd",) if scale.toy else ("fd", "prdc")
-    report = evaluate(images, reference, emoji_features(), metrics=metrics, seed=0, yardsticks=not scale.toy)
-    sticks = {name: {"floor": s.floor, "gaussian": s.gaussian} for name, s in report.yardsticks.items()}
-    return {"calls": generator.nfe, "images": count, "seconds": seconds, **report.scores, "yardsticks": sticks}
+    report = evaluate(
+        images, reference, emoji_features(generator.device), metrics=metrics, seed=0, yardsticks=yardsticks
+    )
+    sticks = {
+        f"{name}, {kind}": getattr(s, kind) for name, s in report.yardsticks.items() for kind in ("floor", "gaussian")
+    }
+    return {"calls": generator.nfe, "images": count, "seconds": seconds, **report.scores, **sticks}
 
 
 def _copies(folder: Path, scale: Scale, device: torch.device) -> Numbers:

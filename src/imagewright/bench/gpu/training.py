@@ -56,10 +56,10 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
             if rate is not None:
                 runs[name]["utilisation"] = images * 3 * flops.flops / rate
 
-    for name, tf32, bf16 in (("plain fp32", False, False), ("plain tf32", True, False), ("plain bf16", True, True)):
-        with _tf32(tf32):
+    for name, rounded, bf16 in (("plain fp32", False, False), ("plain tf32", True, False), ("plain bf16", True, True)):
+        with tf32(rounded):
             run(name, scale.batch // (1 if bf16 else 2), partial(_plain, experiment, sources, device, bf16))
-    with _tf32(True):
+    with tf32(True):
         ours = partial(_ours, experiment, sources, device)
         run("trainer bf16", scale.batch, partial(ours, {}))
         run("trainer bf16 channels_last", scale.batch, partial(ours, {"channels_last": True}))
@@ -86,7 +86,7 @@ def _halving(
 
 
 @contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
+def tf32(allowed: bool) -> Iterator[None]:
     """float32 products on the tensor cores, or not."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
