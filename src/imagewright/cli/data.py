@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -11,7 +12,7 @@ import tyro
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.data import Info, convert, info
-from imagewright.data.pixels import Filter
+from imagewright.data.fitting import Filter, Fit
 from imagewright.types import UserError
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ examples:
   imagewright data info emoji64
   imagewright data info photos/ --skip-bad
   imagewright data convert pictures/ pictures-32.zip --resolution 32
-  imagewright data convert photos/ photos-64.zip --resolution 64 --crop lanczos
+  imagewright data convert photos/ photos-64.zip --resolution 64 --fit crop --holdout 0.1
 """
 
 
@@ -54,7 +55,9 @@ def convert_command(
     out: Annotated[Path, tyro.conf.Positional],
     resolution: int | None = None,
     channels: int | None = None,
-    crop: Filter | None = None,
+    fit: Fit | None = None,
+    filter: Filter = "lanczos",
+    holdout: float | None = None,
     skip_bad: bool = False,
 ) -> None:
     """Write any image set as one EDM-format zip (stored PNGs and dataset.json).
@@ -62,19 +65,33 @@ def convert_command(
     Args:
         source: digits, emoji64, a zip, a folder, or an npz of an array.
         out: the .zip to write.
-        resolution: reduce to this size; it must divide the size of every picture, or else give --crop.
-        crop: take the square in the middle of pictures of any shape, and reduce it by this filter: box (area means),
-            bicubic or lanczos.
+        resolution: bring to this size; without --fit it must divide the size of every picture.
+        fit: of pictures of any shape and size: crop takes the square in the middle, pad puts the whole on a white
+            square, squash gives each side a factor of its own.
+        filter: of --fit: lanczos, box (area means) or bicubic.
+        holdout: share of the pictures that become the test split, by hash of the picture, such as 0.1.
         channels: 1 or 3; default 3 if any picture has colour.
         skip_bad: leave out unusable files; otherwise they are an error that names the first ten.
     """
+    if fit is None and filter != "lanczos":
+        raise UserError("--filter goes with --fit crop, pad or squash")
     written = _with_bar(
         "converting",
         lambda show: convert(
-            source, out, resolution=resolution, channels=channels, crop=crop, skip_bad=skip_bad, on_progress=show
+            source,
+            out,
+            resolution=resolution,
+            channels=channels,
+            fit=fit,
+            filter=filter,
+            holdout=holdout,
+            skip_bad=skip_bad,
+            on_progress=show,
         ),
     )
     say(f"{len(written)} images written to {out}, {written.preprocessing}; {len(written.skipped)} left out")
+    if written.splits is not None:
+        say("splits: " + ", ".join(f"{name} {count}" for name, count in sorted(Counter(written.splits).items())))
     _say_unread(written.unread)
 
 

@@ -23,6 +23,7 @@ from imagewright.types import UserError
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib"}
     | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".heic", ".heif", ".hif", ".avif"}  # pictures, though refused: a telephone's must not be left out in silence
 )
 SAMPLES = "samples.json"
 BESIDE = frozenset({"grid.png", "trajectory.png"})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -24,18 +24,10 @@ from imagewright import limits
 from imagewright.data.annotations import Annotations, annotate
 from imagewright.data.archive import SAMPLES, Archive, open_archive, readable_name
 from imagewright.data.embedded import EMOJI64, open_digits
+from imagewright.data.fitting import Filter, Fit, Fitting
 from imagewright.data.image_set import ImageSet, Split, digest
 from imagewright.data.npz import open_npz
-from imagewright.data.pixels import (
-    BadPicture,
-    Filter,
-    Pixels,
-    announced,
-    box_reduce,
-    crop_and_reduce,
-    decode,
-    with_channels,
-)
+from imagewright.data.pixels import BadPicture, Pixels, announced, decode, with_channels
 from imagewright.types import DataSpec, UserError
 
 KEEP_DECODED = limits.KEPT
@@ -54,7 +46,8 @@ def open_images(
     resolution: int | None = None,
     channels: int | None = None,
     split: Split = "train",
-    crop: Filter | None = None,
+    fit: Fit | None = None,
+    filter: Filter = "lanczos",
     skip_bad: bool = False,
     labels: bool = True,
     on_progress: Progress | None = None,
@@ -65,7 +58,7 @@ def open_images(
                  path.
     resolution:  reduce by exact box means to this many pixels a side, which has to divide every picture's; None =
                  as it is.
-    crop:        reduce pictures of any shape to `resolution`: the square in their middle, by this filter.
+    fit, filter: bring pictures of any shape and size to `resolution` (`fitting.fit_square`).
     channels:    1 or 3; None = 3 if any file has colour, else 1.
     split:       of the embedded sets and those whose dataset.json or folders name splits ("test" is "val" where there
                  is no other); elsewhere "train" and "all" are everything.
@@ -83,8 +76,10 @@ def open_images(
         raise UserError(f"channels is {channels}; it must be 1 or 3")
     if split not in get_args(Split):
         raise UserError(f"split is {split!r}; allowed: {', '.join(get_args(Split))}")
-    if crop is not None and (resolution is None or crop not in get_args(Filter)):
-        raise UserError(f"crop is {crop!r}; it must be one of {', '.join(get_args(Filter))}, and needs a resolution")
+    if fit is not None and (resolution is None or fit not in get_args(Fit)):
+        raise UserError(f"fit is {fit!r}; it must be one of {', '.join(get_args(Fit))}, and needs a resolution")
+    if filter not in get_args(Filter):
+        raise UserError(f"filter is {filter!r}; it must be one of {', '.join(get_args(Filter))}")
     if source == "digits":
         return _choose(open_digits(resolution=resolution, channels=channels or 1, labels=labels), split)
     path = EMOJI64 if source == "emoji64" else Path(source)
@@ -97,12 +92,12 @@ def open_images(
     bad: dict[str, str] = {}  # a file may fail in several ways; the first reason stands
     for file, reason in (*archive.bad, *known.bad):
         bad.setdefault(file, reason)
-    checked = _check(archive, bad, _Fit(resolution, channels, crop), on_progress)
+    checked = _check(archive, bad, Fitting(resolution, channels, fit, filter), on_progress)
     size = _common_size(checked)
-    if crop is None and resolution is not None and size % resolution:
+    if fit is None and resolution is not None and size % resolution:
         raise UserError(f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide")
     sized = list(zip(checked.names, checked.sizes, strict=True))
-    bad |= checked.bad | {n: fault for n, s in sized if (fault := _wrong_size(s, size, resolution, crop))}
+    bad |= checked.bad | {n: fault for n, s in sized if (fault := _wrong_size(s, size, resolution, fit))}
     if bad and not skip_bad:
         raise UserError(_complaint(path, bad))
     if all(n in bad for n in checked.names):
@@ -117,7 +112,7 @@ def open_images(
 class _Checked:
     """Every file that decodes: name, (width, height) upright, channels, digest, fitted pixels while there is room."""
 
-    fit: _Fit
+    fit: Fitting
     names: list[str]
     sizes: list[tuple[int, int]]
     channels: list[int]
@@ -126,38 +121,10 @@ class _Checked:
     bad: dict[str, str]
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """What is done to every picture: grey first, reduced then; a size that does not fit is left for the complaint."""
-
-    resolution: int | None
-    channels: int | None
-    crop: Filter | None
-
-    def __call__(self, pixels: Pixels) -> Pixels:
-        height, width = pixels.shape[:2]
-        pixels = with_channels(pixels, 1) if self.channels == 1 else pixels
-        if self.resolution is None:
-            return pixels
-        if self.crop is not None:
-            return crop_and_reduce(pixels, self.resolution, self.crop)
-        fits = height == width and height % self.resolution == 0
-        return box_reduce(pixels, self.resolution) if fits else pixels
-
-    def words(self, sizes: Collection[tuple[int, int]]) -> str | None:
-        """What was done to pictures of these sizes; None where nothing was."""
-        side = self.resolution
-        if side is None or set(sizes) == {(side, side)}:
-            return None
-        if self.crop is not None:
-            return f"squares in the middle of the pictures, by {self.crop} filter"
-        return "box means of " + " and ".join(f"{s}x{s}" for s in sorted({w for w, _ in sizes}))
-
-
 def _check(
     archive: Archive,
     bad: Mapping[str, str],
-    fit: _Fit,
+    fit: Fitting,
     on_progress: Progress | None,
 ) -> _Checked:
     """Decode every file that is not known to be bad, in order, on all cores."""
@@ -192,7 +159,7 @@ def _check(
     return out
 
 
-def _decoded(archive: Archive, name: str, fit: _Fit) -> tuple[tuple[int, int], Pixels]:
+def _decoded(archive: Archive, name: str, fit: Fitting) -> tuple[tuple[int, int], Pixels]:
     """(width, height) of a picture and its fitted pixels; all that are in work at a time are bounded (`limits`)."""
     content = archive.read(name)
     with _ROOM.take(announced(content)):
@@ -216,12 +183,12 @@ def _common_size(checked: _Checked) -> int:
     return squares.most_common(1)[0][0] if squares else 0
 
 
-def _wrong_size(size: tuple[int, int], common: int, resolution: int | None, crop: Filter | None) -> str | None:
-    if crop is not None:
+def _wrong_size(size: tuple[int, int], common: int, resolution: int | None, fit: Fit | None) -> str | None:
+    if fit is not None:
         return None
     shape = f"is {size[0]}x{size[1]}"
     if size[0] != size[1]:
-        return f"{shape}; pictures have to be square (`data convert --resolution N --crop box` cuts them to that)"
+        return f"{shape}; pictures have to be square (`data convert --resolution N --fit crop` cuts them to that)"
     if resolution is not None:
         return f"{shape}, which {resolution} does not divide" if size[0] % resolution else None
     return f"{shape}; most of the set is {common}x{common}" if size[0] != common else None
@@ -289,7 +256,7 @@ class _Reader:
 
     archive: Archive
     names: tuple[str, ...]
-    fit: _Fit
+    fit: Fitting
     channels: int
 
     def __call__(self, indices: npt.NDArray[np.int64]) -> Pixels:
