@@ -13,6 +13,7 @@ from imagewright.version import __version__
 
 COMMANDS = {
     "train": ("imagewright.cli.train", "train a model by a recipe or a Python file"),
+    "distill": ("imagewright.cli.distill", "train a one-step generator from a trained denoiser"),
     "sample": ("imagewright.cli.sample", "draw images from a trained or shipped model"),
     "couple": (
         "imagewright.cli.couple",

@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
+from imagewright.cli.composing import COMPOSED, Run, usual_folder
 from imagewright.cli.console import bar, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run
 from imagewright.recipes import RECIPES
@@ -30,10 +30,14 @@ RECIPE is one of the names below, or a Python file that defines `experiment`: an
 imagewright Experiment, or a function that returns one. Every field of it can be
 set: `imagewright train RECIPE --help` lists them with their defaults.
 
+made to measure:
+{composed}
+
 recipes:
 {recipes}
 
 examples:
+  imagewright train auto --data.source photos-64.zip   # any images: `imagewright data convert`
   imagewright train edm-digits --out runs/edm-digits
   imagewright train edm-digits --training.batch 64 --training.optimizer.lr 1e-3
   imagewright train cd-digits --teacher runs/edm-digits
@@ -41,21 +45,6 @@ examples:
   imagewright train --resume runs/edm-digits           # go on after Ctrl-C or a crash
   torchrun --nproc-per-node 8 -m imagewright train edm-cifar10 --data.source cifar10.zip
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Train."""
-
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    out: Path | None = None
-    """Folder of the run; default runs/RECIPE."""
-    resume: bool = False
-    """Go on from the folder's newest checkpoint (from the start if there is none)."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    dry_run: bool = False
-    """Print the resolved run, its networks' sizes and costs, and stop; neither data nor teacher need be there."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -67,8 +56,10 @@ def main(args: Sequence[str]) -> None:
     if args[0] == "--resume":
         name, run, command = _resumed(args[1:])
     else:
-        name, recipe, command = args[0], find_experiment(args[0]), args
-        run = _in_proportion(parse(args, Run(experiment=recipe)), recipe, args)
+        name, command = args[0], args
+        with told_errors():
+            default = _default(args)
+        run = _in_proportion(parse(args, default), default.experiment, args)
     folder = run.out or _usual_folder(name)
     if run.dry_run:
         with told_errors():
@@ -100,6 +91,19 @@ def main(args: Sequence[str]) -> None:
             say(f"done: {folder}  (imagewright sample {folder}; imagewright evaluate {folder})")
 
 
+def _default(args: Sequence[str]) -> Run:
+    """What the options change: the recipe's run, or one made to measure, which stays what it was where it goes on."""
+    if args[0] not in COMPOSED:
+        return Run(experiment=find_experiment(args[0]))
+    kind, compose, _ = COMPOSED[args[0]]
+    if "--help" in args or "-h" in args:
+        return kind(experiment=RECIPES["edm-digits" if args[0] == "auto" else "cd-digits"]())
+    folder = usual_folder(args)
+    if "--resume" in args and (folder / "experiment.json").exists():
+        return kind(experiment=experiment_of(folder), out=folder)
+    return compose(args, parse)
+
+
 def _in_proportion(run: Run, recipe: Experiment, args: Sequence[str]) -> Run:
     """The run with its recipe's schedule in proportion, which is said; one that goes on has the one it began with."""
     given = [word.removeprefix("--").split("=")[0].replace("-", "_") for word in args if word.startswith("--")]
@@ -127,7 +131,7 @@ def _usual_folder(name: str) -> Path:
 def parse(args: Sequence[str], default: Run) -> Run:
     """Options of a recipe, whose name or file stands first, as a run. default: what they change."""
     return tyro.cli(
-        Run,
+        type(default),
         default=default,
         args=args[1:],
         prog=f"imagewright train {args[0]}",
@@ -190,10 +194,10 @@ def _recorded(command: list[str] | None) -> list[str] | None:
 
 def help_text() -> str:
     """The command's help."""
-    lines, width = [], max(map(len, RECIPES))
-    for name, function in RECIPES.items():
-        lines.append(f"  {name:<{width}}  {(function.__doc__ or '').splitlines()[0]}")
-    return HELP.format(recipes="\n".join(lines))
+    width = max(map(len, RECIPES))
+    lines = [f"  {name:<{width}}  {(function.__doc__ or '').splitlines()[0]}" for name, function in RECIPES.items()]
+    composed = [f"  {name:<{width}}  {what}" for name, (_, _, what) in COMPOSED.items()]
+    return HELP.format(recipes="\n".join(lines), composed="\n".join(composed))
 
 
 def find_experiment(name: str) -> Experiment:
@@ -202,8 +206,9 @@ def find_experiment(name: str) -> Experiment:
         return RECIPES[name]()
     if name.endswith(".py"):
         return _experiment_of_file(Path(name))
-    near = difflib.get_close_matches(name, RECIPES, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(RECIPES)}"
+    known = (*COMPOSED, *RECIPES)
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
     raise UserError(f"there is no recipe {name!r}; {hint}")
 
 

@@ -39,10 +39,10 @@ def fit_square(pixels: Pixels, resolution: int, fit: Fit, filter: Filter) -> Pix
     if fit == "squash":
         return resize(pixels, resolution, resolution, filter)
     longer = max(height, width)
-    inner = [max(1, round(resolution * length / longer)) for length in (height, width)]
-    top, left = ((resolution - length) // 2 for length in inner)
+    rows, columns = (max(1, round(resolution * length / longer)) for length in (height, width))
+    top, left = (resolution - rows) // 2, (resolution - columns) // 2
     square = np.full((resolution, resolution, pixels.shape[2]), _WHITE, dtype=np.uint8)
-    square[top : top + inner[0], left : left + inner[1]] = resize(pixels, *inner, filter)
+    square[top : top + rows, left : left + columns] = resize(pixels, rows, columns, filter)
     return square
 
 
