@@ -3,22 +3,23 @@
     python examples/side_by_side.py flow-maps-digits        # an hour or so on two cores
     python examples/side_by_side.py matching-digits 0 1 2   # three trainings of every row
     python examples/side_by_side.py emoji64-32 0 1          # some of both families, hours on two cores
+    python examples/side_by_side.py emoji64-32 --images 320 --scored 473 --steps 6    # the same, cut short
 
 Flow maps are the consistency and trajectory models, measured at one, two and four calls; `matching-...` are the
 one-step generators that match distributions. In a family on digits the product gets equally many updates, of as many
 images; on emoji every row may do as many passes through networks as CD does with so many images. Scores are of classes
 drawn as often as the reference has them (`imagewright evaluate`).
 Seeds are those of the trainings; teacher, pairs and the noises that are drawn from are the same for all. table.json,
-with the scores of every seed, and samples.png, of the first, go to runs/NAME. The same call again goes on where it was
-interrupted.
+with the scores of every seed, and samples.png, of the first, go to runs/NAME, or runs/NAME-IMAGES where the number of
+images is another than the setting's. The same call again goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
+import argparse
 import shlex
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,8 @@ SETTINGS = {
 }
 
 
-def run(name: str, setting: Setting, seeds: Sequence[int]) -> None:
+def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
     """Train and measure what has not been, then write the table and the sheet."""
-    out = Path("runs") / name
     teacher = setting.data
     if setting.teacher_recipe is not None:
         teacher = str(out / "teacher")
@@ -163,8 +163,8 @@ def run(name: str, setting: Setting, seeds: Sequence[int]) -> None:
             _train(row, setting, teacher, folder, seed)
             _measure(row, setting, folder)
     students = {row.name: [_scores(folder / "metrics.json") for folder in places] for row, places in folders.items()}
-    table = {"data": setting.data, "images": setting.images, "seeds": list(seeds), "teacher": _scores(scores)}
-    write_json(out / "table.json", {**table, "students": students})
+    table = {"data": setting.data, "images": setting.images, "scored": setting.scored, "seeds": list(seeds)}
+    write_json(out / "table.json", {**table, "teacher": _scores(scores), "students": students})
     _sheet(teacher, setting.teacher_steps[0], [str(places[0]) for places in folders.values()], out / "samples.png")
 
 
@@ -222,8 +222,24 @@ def _sheet(teacher: str, steps: int, students: list[str], path: Path) -> None:
     save_image(path, grid(np.concatenate(rows), COLUMNS), scale=64 // rows[0].shape[1])
 
 
+def chosen(words: Sequence[str] | None = None) -> tuple[Path, Setting, list[int]]:
+    """Folder, setting and seeds that a command line asks for. Ends the program on another name or number."""
+    parser = argparse.ArgumentParser(description="All methods of a family from one teacher, side by side.")
+    parser.add_argument("name", choices=SETTINGS)
+    parser.add_argument("seeds", nargs="*", type=int, help="of the trainings (default: 0)")
+    parser.add_argument("--images", type=int, help="from which each product learns, in place of the setting's")
+    parser.add_argument("--scored", type=int, help="images of every measurement")
+    parser.add_argument("--steps", type=int, help="of Heun, with which the teacher is measured and drawn")
+    asked = parser.parse_args(words)
+    setting, name = SETTINGS[asked.name], asked.name
+    if asked.images is not None:
+        setting, name = replace(setting, images=asked.images), f"{name}-{asked.images}"
+    if asked.scored is not None:
+        setting = replace(setting, scored=asked.scored)
+    if asked.steps is not None:
+        setting = replace(setting, teacher_steps=(asked.steps, setting.teacher_steps[1]))
+    return Path("runs") / name, setting, asked.seeds or [0]
+
+
 if __name__ == "__main__":
-    name, *words = sys.argv[1:] or [""]
-    if name not in SETTINGS or not all(word.isdecimal() for word in words):
-        sys.exit(f"usage: python examples/side_by_side.py {{{','.join(SETTINGS)}}} [SEED ...]")
-    run(name, SETTINGS[name], [int(word) for word in words] or [0])
+    run(*chosen())

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from imagewright.noise import ImageNoise, StepNoise, derive_seed
+from imagewright.noise import BatchNoise, ImageNoise, StepNoise, derive_seed, dropout
 
 LIKE = torch.empty(6, 3, 5)
 DRAWS = pytest.mark.parametrize("draw", ["normal", "uniform"])
@@ -58,7 +58,9 @@ def test_as_many_rows_as_images():
 # --- distributions --------------------------------------------------------------------------------------------
 
 SOURCES = pytest.mark.parametrize(
-    "make", [lambda: ImageNoise(1, range(10)), lambda: StepNoise(1, 2)], ids=["image", "step"]
+    "make",
+    [lambda: ImageNoise(1, range(10)), lambda: StepNoise(1, 2), lambda: BatchNoise(1, 2, range(10), 10)],
+    ids=["image", "step", "batch"],
 )
 
 
@@ -108,6 +110,90 @@ def test_integers_are_uniform():
     assert k.dtype == torch.int64
     assert torch.bincount(k, minlength=5).min() > 1_840  # of 2,000, 4 standard deviations
     assert len(torch.bincount(k)) == 5
+
+
+# --- per place in a step's batch ------------------------------------------------------------------------------
+
+
+def whole_and_parts(draw, like=LIKE, batch=6):
+    """What a draw gives for all six images at once, and for micro-batches of them put together."""
+    cuts = [range(6)], [range(1), range(1, 4), range(4, 6)]
+    return [
+        torch.cat([draw(BatchNoise(3, 7, places, batch), like[places.start : places.stop]) for places in cut])
+        for cut in cuts
+    ]
+
+
+PLACED = {
+    "normal": lambda noise, like: torch.stack([noise.normal(like), noise.normal(like)], 1),
+    "uniform": lambda noise, like: noise.uniform(like.double()),
+    "integers": lambda noise, like: noise.integers(1000, like),
+    "spread": lambda noise, like: (noise.common(torch.zeros(1)) + noise.places(like)[0] / noise.places(like)[1]) % 1,
+}
+
+
+@pytest.mark.parametrize("draw", PLACED.values(), ids=PLACED.keys())
+def test_an_image_sees_the_same_numbers_in_any_micro_batch(draw):
+    whole, parts = whole_and_parts(draw)
+    assert torch.equal(whole, parts)
+    assert len({tuple(row.flatten().tolist()) for row in whole}) == 6
+
+
+@pytest.mark.parametrize("phase", [0, 3])
+def test_dropout_is_the_images_own(phase):
+    def draw(noise, like):
+        with noise.for_networks(phase):
+            return torch.stack([dropout(torch.ones_like(like), 0.4, True) for _ in range(2)], 1)
+
+    like = torch.ones(6, 40, 5)
+    whole, parts = whole_and_parts(draw, like)
+    assert torch.equal(whole, parts)
+    assert sorted(whole.unique().tolist()) == pytest.approx([0.0, 1 / 0.6])
+    assert float((whole == 0).float().mean()) == pytest.approx(0.4, abs=0.05)
+    assert not torch.equal(whole[:, 0], whole[:, 1])
+
+
+def test_dropout_can_be_drawn_again_and_else_is_not():
+    noise = BatchNoise(0, 0, range(4), 4)
+    ones = torch.ones(4, 50)
+    with noise.for_networks(0):
+        with noise.same_dropout():
+            first = dropout(ones, 0.5, True), torch.rand(3)
+        again = dropout(ones, 0.5, True), torch.rand(3)
+        later = dropout(ones, 0.5, True)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(again[0], later)
+    assert torch.equal(dropout(ones, 0.5, False), ones)
+
+
+def test_blocks_of_the_batch_have_numbers_of_their_own():
+    noise = BatchNoise(0, 0, range(2, 5), 8)
+    twice = noise.normal(torch.empty(6, 9))
+    assert torch.equal(twice[:3], BatchNoise(0, 0, range(2, 5), 8).normal(torch.empty(3, 9)))
+    assert not torch.equal(twice[:3], twice[3:])
+    with pytest.raises(ValueError, match="noise for 3 images asked to fill"):
+        noise.normal(torch.empty(1))
+
+
+def test_wide_numbers_are_the_narrow_ones_with_more_digits():
+    like = torch.empty(6, 1000)
+    for draw, tolerance in (("normal", 1e-5), ("uniform", 2**-24)):
+        narrow, wide = (getattr(BatchNoise(0, 1, range(6), 6), draw)(x) for x in (like, like.double()))
+        assert float((narrow - wide).abs().max()) < tolerance
+
+
+def test_seeds_steps_places_draws_and_elements_are_independent():
+    rows = torch.cat(
+        [
+            draws(BatchNoise(seed, step, range(4), 4), torch.empty(4, 4000), times=2).flatten(0, 1)
+            for seed in (0, 1)
+            for step in (0, 1)
+        ]
+    )
+    correlation = torch.corrcoef(rows)
+    assert (correlation - torch.eye(len(rows))).abs().max() < 4.5 / math.sqrt(4000)
+    neighbours = torch.corrcoef(torch.stack([rows.flatten()[:-1], rows.flatten()[1:]]))[0, 1]
+    assert abs(float(neighbours)) < 4.5 / math.sqrt(rows.numel())
 
 
 def test_same_dropout_puts_the_generator_back():

@@ -1,11 +1,14 @@
 """Randomness that is handed in: every draw is a function of what it is for, never of what was drawn before.
 
 `ImageNoise` serves sampling: image i of seed s sees its own streams, whatever the batch or the machine around it.
-`StepNoise` serves training: a draw depends on (seed, step, micro-batch): a resumed run needs no saved generator.
+`BatchNoise` serves training: an image's draws depend on (seed, step, its place in the step's batch), whatever the
+micro-batch or the process in which it is computed; a resumed run needs no saved generator.
+`StepNoise` is a plain stream of numbers of a key, for what has no images with places of their own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -56,7 +59,7 @@ class ImageNoise:
 
 
 class StepNoise:
-    """Noise of one micro-batch of one training step, and control over the networks' own (dropout) randomness."""
+    """A stream of numbers that is a function of a key of non-negative integers."""
 
     def __init__(self, *key: int, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
@@ -75,12 +78,145 @@ class StepNoise:
         """Uniform int64 in 0 .. high - 1, shape and device of `like`."""
         return torch.randint(high, like.shape, generator=self._generator, device=self._device)
 
+    def common(self, like: Tensor) -> Tensor:
+        """Uniform on [0, 1), of any shape: one draw for the whole batch of a training step."""
+        return self.uniform(like)
+
+    def places(self, like: Tensor) -> tuple[Tensor, int]:
+        """The images' places in the whole batch, int64 [N], and how many it has; like: [N, ...]."""
+        return torch.arange(len(like), device=like.device), len(like)
+
     @contextmanager
     def same_dropout(self) -> Iterator[None]:
-        """Run the body, then put torch's global generators back: the next forward pass draws the same dropout masks."""
+        """Run the body, then put the networks' randomness back: the next forward pass draws the same dropout masks."""
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             yield
+
+
+class BatchNoise(StepNoise):
+    """Noise of the images at `places` of one training step's batch, and of the networks that see them.
+
+    Numbers are a hash of (seed, step, which draw, place, which number): SplitMix64 (Steele et al. 2014) started at a
+    state of each image's own, so that they need no generator and are made where they are used. A device makes the same
+    numbers as another up to the rounding of its logarithm and cosine.
+
+    places: of the batch's `batch` images, those at hand. A draw has one row per image, or several blocks of them.
+    """
+
+    def __init__(self, seed: int, step: int, places: range, batch: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(seed, step, device=device)
+        self._key, self._places, self._batch = (seed, step), places, batch
+        self._draws = {"method": 0, "networks": 0}
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal, shape, dtype and device of `like` [N, ...] (or [k N, ...]); by Box and Muller's rule."""
+        wide = torch.promote_types(like.dtype, torch.float32)
+        count = math.prod(like.shape[1:])
+        word = self._words(like, (count + 1) // 2)
+        radius = ((_shifted(word, 24) + 1).to(wide) * 2.0**-40).log_().mul_(-2).sqrt_()
+        angle = (word & 0xFFFFFF).to(wide) * (2 * math.pi * 2.0**-24)
+        pair = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+        return pair[:, :count].reshape(like.shape).to(like)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform on [0, 1), shape, dtype and device of `like` [N, ...] (or [k N, ...])."""
+        return self._uniform(like, "method")
+
+    def integers(self, high: int, like: Tensor) -> Tensor:
+        """Uniform int64 in 0 .. high - 1 (high < 2^31), shape and device of `like` [N, ...]."""
+        word = self._words(like, math.prod(like.shape[1:]))
+        return _shifted(_shifted(word, 32) * high, 32).reshape(like.shape)
+
+    def common(self, like: Tensor) -> Tensor:
+        """Uniform on [0, 1), of any shape: the same draw in every micro-batch of the step."""
+        self._draws["method"] += 1
+        return StepNoise(*self._key, self._draws["method"], _COMMON).uniform(like.cpu()).to(like.device)
+
+    def places(self, like: Tensor) -> tuple[Tensor, int]:
+        """The images' places in the whole batch, int64 [N], and how many it has; like: [N, ...]."""
+        self._check(like)
+        places = torch.arange(self._places.start, self._places.stop, device=like.device)
+        return places.repeat(len(like) // len(places)), self._batch
+
+    @contextmanager
+    def for_networks(self, phase: int) -> Iterator[None]:
+        """While the body runs, networks draw their dropout from here; phase: of the step's events, the one that is due.
+
+        What torch itself draws (attention weights' dropout, compiled networks) depends on the first place, too.
+        """
+        self._draws["networks"] = phase << 32
+        seed_networks(derive_seed(*self._key, self._places.start, phase, 1), self._device)
+        before, _networks[0] = _networks[0], self
+        try:
+            yield
+        finally:
+            _networks[0] = before
+
+    @contextmanager
+    def same_dropout(self) -> Iterator[None]:
+        """Run the body, then put the networks' randomness back: the next forward pass draws the same dropout masks."""
+        before = self._draws["networks"]
+        with super().same_dropout():
+            yield
+        self._draws["networks"] = before
+
+    def _uniform(self, like: Tensor, purpose: str) -> Tensor:
+        word = self._words(like, math.prod(like.shape[1:]), purpose)
+        digits = 53 if like.dtype == torch.float64 else 24
+        wide = torch.promote_types(like.dtype, torch.float32)
+        return _below_one((_shifted(word, 64 - digits).to(wide) * 2.0**-digits).reshape(like.shape).to(like))
+
+    def _words(self, like: Tensor, count: int, purpose: str = "method") -> Tensor:
+        """Random 64-bit words, int64 [rows of like, count]."""
+        self._check(like)
+        self._draws[purpose] += 1
+        key = derive_seed(*self._key, self._draws[purpose], _PURPOSES[purpose])
+        row = torch.arange(len(like), device=like.device)
+        block, within = row // len(self._places), row % len(self._places)
+        start = _mixed(_mixed((within + self._places.start) * _GOLDEN + key) + block * _GOLDEN)
+        return _mixed(start[:, None] + torch.arange(1, count + 1, device=like.device) * _GOLDEN)
+
+    def _check(self, like: Tensor) -> None:
+        if like.ndim == 0 or len(like) % len(self._places):
+            raise ValueError(f"noise for {len(self._places)} images asked to fill {tuple(like.shape)}")
+
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, as the signed number with the same bits
+_COMMON = 3
+_PURPOSES = {"method": 2, "networks": 4}
+_networks: list[BatchNoise | None] = [None]
+"""Whose images the networks are computing, while a step is trained."""
+
+
+def _shifted(word: Tensor, by: int) -> Tensor:
+    """A logical shift to the right of int64."""
+    return (word >> by) & ((1 << (64 - by)) - 1)
+
+
+def _mixed(word: Tensor) -> Tensor:
+    """SplitMix64's finaliser, int64 that wraps around."""
+    word = (word ^ _shifted(word, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    word = (word ^ _shifted(word, 27)) * (0x94D049BB133111EB - 2**64)
+    return word ^ _shifted(word, 31)
+
+
+def dropout(h: Tensor, p: float, training: bool) -> Tensor:
+    """Dropout of h [N, ...] with probability p: by the images' own noise in a training step, else by torch's.
+
+    A compiled network has torch's: what it draws then depends on the micro-batch.
+    """
+    if p == 0 or not training:
+        return h
+    return torch.where(kept(h, p), h / (1 - p), torch.zeros((), dtype=h.dtype, device=h.device))
+
+
+def kept(like: Tensor, p: float) -> Tensor:
+    """Where dropout with probability p lets through, bool of like's shape [N, ...]; drawn as `dropout` draws."""
+    source = None if torch.compiler.is_compiling() else _networks[0]
+    if source is None:
+        return torch.rand(like.shape, device=like.device) >= p
+    return source._uniform(torch.empty(like.shape, device=like.device), "networks") >= p
 
 
 def _below_one(uniform: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def test_bespoke_solver_is_saved_and_selectable(run: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("budget", [(), ("--max-layers", "12")], ids=["times", "times and layers"])
 def test_autodiffusion_is_saved_and_selectable(run: Path, tmp_path: Path, budget: tuple[str, ...]) -> None:
     out = tmp_path / "found.json"
-    settings = ["--steps", 2, "--generations", 2, "--population", 50, "--n", 4, "--device", "cpu", "--out", out]
+    settings = ["--steps", 2, "--generations", 2, "--population", 8, "--n", 4, "--device", "cpu", "--out", out]
     call("tune", "autodiffusion", run, *settings, *budget)
     record = json.loads(out.read_text())
     assert record["sampler"]["class"] == "ddim" and len(record["sampler"]["levels"]) >= 2

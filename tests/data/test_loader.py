@@ -1,5 +1,9 @@
 """The order of training images: a function of the seed and the position, whatever the batches."""
 
+import pickle
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagewright.data import ImageSet, Loader, from_uint8, opening, to_uint8, write_edm_zip
+from imagewright.data.loader import AHEAD, Turns
 from imagewright.data.opening import open_images
 from imagewright.types import UserError
 
@@ -113,6 +118,82 @@ def test_a_set_decoded_on_demand_gives_the_same_batches(tmp_path, monkeypatch):
     half = lazy.subset([5, 1])
     np.testing.assert_array_equal(half.images(), kept.images([5, 1]))
     np.testing.assert_array_equal(half.images([1]), kept.images([1]))
+
+
+class Counting:
+    """A reader that notes every row it reads."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images, self.read = images, []
+
+    def __call__(self, rows):
+        self.read.extend(rows.tolist())
+        return self.images.images(rows)
+
+
+def on_demand(images: ImageSet) -> tuple[ImageSet, Counting]:
+    counting = Counting(images)
+    return replace(images, pixels=counting), counting
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_picture_is_decoded_twice_or_in_vain(world, count):
+    images, size, steps = numbered(), 2, 3
+    batch = size * count * world
+    seen = []
+    for rank in range(world):
+        turned, counting = on_demand(images)
+        loader = Loader(turned, batch, 0, xflip=True)
+        loader.follow(Turns(stride=batch, first=rank * count * size, count=count, size=size, end=steps * batch - 1))
+        for step in range(steps):
+            for j in range(rank * count, (rank + 1) * count):
+                seen += [(step * batch + j * size, drawn(loader, step * batch + j * size, size))]
+        assert len(counting.read) == steps * count * size
+    whole = drawn(Loader(images, 1, 0, xflip=True), 0, steps * batch)
+    for position, (rows, flips) in seen:
+        assert (rows, flips) == (whole[0][position : position + size], whole[1][position : position + size])
+
+
+def test_the_next_batches_are_decoded_before_they_are_asked_for():
+    turned, counting = on_demand(numbered())
+    loader = Loader(turned, 2, 0)
+    loader.batch(0)
+    loader._pool.submit(lambda: None).result()
+    assert len(counting.read) == 2 + 2 * AHEAD
+    loader.batch(40)  # a jump: what was read ahead is forgotten, and never handed out
+    assert drawn(loader, 2, 2) == drawn(Loader(numbered(), 2, 0), 2, 2)
+
+
+def test_a_batch_of_a_large_set_costs_what_one_of_a_small_set_does():
+    """Of 2,000,000 pictures against 20,000: no copy of the permutation, no arange(N). Measured: 1.0 to 1.3."""
+
+    def seconds(n: int) -> float:
+        nothing = ImageSet.of(np.zeros((1, 2, 2, 1), np.uint8))
+        labels = np.full(n, -1)
+        loader = Loader(
+            replace(nothing, labels=labels, pixels=lambda rows: np.zeros((len(rows), 2, 2, 1), np.uint8)), 64, 0
+        )
+        loader.batch(0)
+        times = []
+        for k in range(1, 60):
+            start = time.perf_counter()
+            loader.batch(64 * k)
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
+
+    assert seconds(2_000_000) < 2 * seconds(20_000) + 5e-4
+
+
+def test_other_processes_decode_the_same_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "KEEP_DECODED", 0)
+    images = open_images(write_edm_zip(numbered(), tmp_path / "set.zip"))
+    assert not images.in_memory
+    a, b = Loader(images, N, 0), Loader(images.subset(range(N)), N, 0, workers=1)
+    assert torch.equal(a.batch(4).images, b.batch(4).images)
+    (tmp_path / "set.zip").write_bytes(write_edm_zip(numbered(2), tmp_path / "other.zip").read_bytes())
+    with pytest.raises(UserError, match="usable when opened and no longer is: no longer in the zip"):
+        pickle.loads(pickle.dumps(images.pixels))(np.array([5]))
 
 
 def test_senseless_requests_are_refused():

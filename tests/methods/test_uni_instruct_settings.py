@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from imagewright.data.augment import Augment
 from imagewright.methods.distribution_matching import Generated, matching_loss
-from imagewright.methods.uni_instruct import NAMED, Divergence, UniInstruct, answer_and_judge, evaluating, judge
+from imagewright.methods.uni_instruct import NAMED, Divergence, UniInstruct, answer_and_judge, in_mode, judge
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.noise import StepNoise
+from imagewright.paths.noise_levels import LogNormal
 from imagewright.recipes.uni_instruct import FAMILY
 from imagewright.types import Batch, Clock, Condition, DataSpec, Update, UserError
 
@@ -99,6 +100,32 @@ def test_diff_instruct_moves_along_the_difference_of_denoisers() -> None:
     got = gradient(parts, method.generator_update(parts, batch(), StepNoise(3)).loss)
     wanted = by_hand(method, parts, lambda x, real, fake: total(x * (fake - real).detach()) / 64)
     torch.testing.assert_close(got, gradient(parts, wanted), rtol=1e-9, atol=1e-12)
+
+
+def test_diff_instruct_is_its_program_s() -> None:
+    """pkulwj1994/diff_instruct, `di_loss.py` and the README's command: P_mean -1.2, P_std 1.2 for both, noise at 1."""
+    method, parts = NAMED["diff_instruct"], learnt(NAMED["diff_instruct"])
+    assert method.levels == method.fake_levels == LogNormal(mean=-1.2, std=1.2)
+    assert parts.generator.sigma_max == 1.0 and method.scale == 1.0 and not method.judges
+
+
+@pytest.mark.parametrize("same_masks", [True, False])
+def test_the_denoisers_hide_the_same_activations(same_masks: bool) -> None:
+    """Where the fake network is the teacher, they answer alike with one mask, and not as they do without any."""
+    method = replace(NAMED["diff_instruct"], same_masks=same_masks)
+    parts = method.parts(teacher=unet(dropout=0.5), spec=SPEC)
+    parts.generator.eval()
+    parts.teacher.eval().requires_grad_(False)
+    answers = []
+    for denoiser in (parts.teacher, parts.fake_score):
+        denoiser.register_forward_hook(lambda *given: answers.append((*given[1][:2], given[2])))
+    torch.manual_seed(1)
+    method.generator_update(parts, batch(), StepNoise(3))
+    (x, sigma, real), (_, _, fake) = answers
+    assert torch.equal(real, fake)
+    assert not parts.teacher.training and parts.fake_score.training
+    with torch.no_grad():
+        assert torch.equal(real, parts.teacher(x, sigma, batch().cond)) != same_masks
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
@@ -263,7 +290,7 @@ def test_modes_while_others_learn() -> None:
     next(events)
     assert set(seen) == {("generator", True), ("fake_score", False)}
     assert parts.fake_score.training and parts.fake_score.network.config.dropout == 0.13
-    with pytest.raises(KeyError), evaluating(parts.generator):
+    with pytest.raises(KeyError), in_mode(False, parts.generator):
         raise KeyError
     assert parts.generator.training
 
@@ -351,3 +378,14 @@ def test_recipes_have_the_published_settings() -> None:
     assert imagenet.training.precision == "fp16"
     lengths = [FAMILY[f"sid-{data}"]().training.total_images for data in ("cifar10", "imagenet64")]
     assert lengths == [800_000_000, 1_000_000_000]
+
+
+def test_diff_instruct_s_published_run() -> None:
+    """The README's command and `di_train.py`'s defaults; its losses are sums over an image's numbers."""
+    run = FAMILY["diff-instruct-cifar10"]()
+    t = run.training
+    assert run.method == replace(NAMED["diff_instruct"], augment=Augment(p=0.12))
+    assert (run.data.labels, run.teacher, run.data.xflip) == (False, "runs/edm-cifar10-uncond", False)
+    assert (t.batch, t.total_images, t.optimizer.lr, t.optimizer.betas) == (128, 200_000_000, 1e-5, (0.0, 0.999))
+    assert t.optimizer.eps == pytest.approx(1e-8 / 3072)
+    assert (t.ema.halflife_images, t.ema.rampup_ratio, t.precision) == (500_000, 0.05, "fp32")

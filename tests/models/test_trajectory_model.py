@@ -152,7 +152,7 @@ def test_last_layer_and_dropout_of_unets() -> None:
     names = ["dec.8x8_aux_conv.weight", "dec.8x8_aux_conv.weight", "dec.8x8_block1.conv1.weight"]
     for network, name in zip(unets(), names, strict=True):
         assert network.last_layer is dict(network.named_parameters())[name]
-        quiet = network.without_dropout()
+        quiet = network.with_settings(dropout=0.0, label_dropout=0.0)
         assert quiet.config.dropout == 0 == quiet.config.label_dropout
         x, label, cond = points(4).float(), torch.zeros(4), Condition(label=torch.tensor([0, 1, 2, -1]))
         assert torch.equal(quiet.train()(x, label, cond), network.eval()(x, label, cond))

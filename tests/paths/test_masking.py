@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from imagewright.paths.masking import SCHEDULES, MaskingSchedule, antithetic, time_grid
+from imagewright.paths.masking import SCHEDULES, MaskingSchedule, time_grid
 from imagewright.types import UserError
 
 ALL = [MaskingSchedule(name=name) for name in SCHEDULES]
@@ -76,13 +76,6 @@ def test_staying_unknown_over_two_steps_is_the_product(schedule: MaskingSchedule
     stay = (1 - schedule.reveal(t, u)) * (1 - schedule.reveal(u, s))
     torch.testing.assert_close(stay, 1 - schedule.reveal(t, s))
     torch.testing.assert_close(stay, schedule.masked(s) / schedule.masked(t))
-
-
-def test_antithetic_times_are_even_from_a_random_start() -> None:
-    times = antithetic(torch.tensor([0.9], dtype=torch.float64), 5)
-    torch.testing.assert_close(times, torch.tensor([0.9, 0.1, 0.3, 0.5, 0.7], dtype=torch.float64))
-    assert times.dtype == torch.float64
-    assert float(antithetic(torch.tensor([0.999999]), 1000).max()) < 1
 
 
 def test_grids_run_from_one_to_nought() -> None:

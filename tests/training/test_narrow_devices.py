@@ -21,6 +21,7 @@ from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
 from imagewright.samplers import SAMPLERS
 from imagewright.samplers.generator import ImageGenerator
+from imagewright.training.distributed import pick_device
 from imagewright.training.experiment import Experiment, assemble, run_experiment
 from imagewright.training.trainer import Trainer
 from imagewright.types import UserError
@@ -126,3 +127,12 @@ def test_token_models_are_refused() -> None:
     check_device(Tokens(), "cpu")
     with pytest.raises(UserError, match="needs 64-bit floats, which mps does not have; use --device cpu"):
         check_device(Tokens(), "mps")
+
+
+def test_choosing_a_device_makes_32_bits_mean_32_bits() -> None:
+    """As EDM's, SiD's and Uni-Instruct's programs do; torch lets convolutions use TF32."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    for backend in backends:
+        backend.allow_tf32 = True
+    pick_device("cpu")
+    assert not any(backend.allow_tf32 for backend in backends)

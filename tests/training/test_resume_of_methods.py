@@ -1,7 +1,10 @@
-"""A run that dies between two steps and is resumed ends with the bits of one that did not, whatever it trains."""
+"""Whatever is trained: a run that dies between two steps and is resumed ends with the bits of one that did not, and how
+a batch is cut up moves no loss.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -84,3 +87,27 @@ def test_resuming_changes_no_bit(
     )  # fmt: skip
 
     resumed_run(experiment)
+
+
+OVER_THE_MICRO_BATCH = ("ctm", "f-distill", "uni")
+"""Methods whose loss has factors taken over the images of one forward pass, as the published programs have."""
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in OVER_THE_MICRO_BATCH])
+def test_how_a_batch_is_cut_up_moves_no_loss(name: str, teacher: Path, couplings: Path, tmp_path: Path) -> None:
+    """Noise, times and dropout belong to the image's place in the batch; what remains is rounding."""
+    method, sampler = METHODS[name]
+    learns = "Training" in type(method).__name__
+    data = replace(BASE.data, couplings=str(couplings) if name == "dmd" else None)
+    losses = []
+    for micro in (16, 4):
+        training = replace(TRAINING, total_images=16, micro_batch=micro)
+        experiment = Experiment(
+            data=data, method=method, network=NETWORK if learns else None, teacher=None if learns else str(teacher),
+            sampler=sampler, training=training,
+        )  # fmt: skip
+        folder = run_experiment(experiment, tmp_path / str(micro))
+        log = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
+        losses.append({k: v for k, v in log.items() if k.endswith("/loss")})
+    assert losses[0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -228,6 +229,23 @@ def test_the_settings_are_the_published_scripts():
     for c in (plain, joint):
         assert (c.population, c.parents, c.mutants, c.mutation, c.retries) == (50, 10, 25, 0.25, 10)
         assert (c.first_random, c.first_mutation, c.max_prun, c.min_prun) == (25, 0.1, 0.1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "population", "shares"),
+    [
+        (AutoDiffusion(), 50, (10, 25, 15, 25)),
+        (AutoDiffusion(), 8, (2, 4, 2, 4)),
+        (AutoDiffusion(), 2, (2, 1, 0, 1)),
+        (AutoDiffusion.joint(), 20, (4, 10, 4, 10)),
+        (AutoDiffusion(), 100, (20, 50, 30, 50)),
+    ],
+)
+def test_another_population_keeps_the_published_shares(config, population, shares):
+    sized = config.sized(population)
+    assert (sized.parents, sized.mutants, sized.crossovers, sized.first_random) == shares
+    assert sized == replace(config, population=population, parents=shares[0], mutants=shares[1],
+                            crossovers=shares[2], first_random=shares[3])  # fmt: skip
 
 
 def test_the_first_stage_ends_when_the_best_stops_changing():

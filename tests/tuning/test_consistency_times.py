@@ -79,6 +79,13 @@ def test_the_best_of_all_measured_is_kept() -> None:
     assert ternary_search(lambda i: values.get(i, 1.6), 14, 39) == 39
 
 
+def test_a_score_that_is_no_number_never_wins() -> None:
+    nan = float("nan")
+    assert ternary_search(lambda index: nan if index < 2 else float(index), 0, 4) == 2
+    with pytest.raises(UserError, match="none of the candidates has a finite score"):
+        ternary_search(lambda index: nan, 0, 2)
+
+
 def test_bad_settings_get_one_sentence() -> None:
     for settings, sentence in (
         ({"steps": 1}, "steps is 1; a search for further noise levels needs at least 2"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from imagewright.tuning import lcsc
 from imagewright.tuning.lcsc import (
     LCSC,
     _child,
@@ -151,19 +152,29 @@ def test_mutation_changes_a_share_of_the_coefficients_by_three_sizes():
     assert np.histogram(size, [0, 0.2, 0.6, 9])[0] / len(size) == pytest.approx([1 / 3] * 3, abs=0.05)
 
 
-def test_parents_are_of_the_best():
-    one = np.eye(5)
-    made = children(LCSC(mutation_size=1e-9, parents=2), 200, one)
-    np.testing.assert_allclose(made[:, 2:] - made[:, [2]], 0, atol=1e-7)
+def test_parents_are_the_best_of_everything_measured(monkeypatch):
+    measured, bred = [], []
+
+    def fitness(c):
+        measured.append(quadratic(7)(c))
+        return measured[-1]
+
+    def child(members, generator, config):
+        bred.append(([value for value, _ in members], sorted(measured)[: config.parents]))
+        return _child(members, generator, config)
+
+    monkeypatch.setattr(lcsc, "_child", child)
+    search(12, fitness, LCSC(evaluations=60, parents=3))
+    assert len(bred) == 40 and all(got == best for got, best in bred)
 
 
 @pytest.mark.parametrize(
     ("act", "sentence"),
     [
         (lambda: search(1, quadratic(0), LCSC()), "there are 1 stored weights; a combination needs at least 2"),
-        (lambda: LCSC(parents=30), "parents is 30, population 20 and evaluations 300"),
+        (lambda: LCSC(parents=21), r"parents is 21 and ema_rates is 18; parents must lie in \[2, ema_rates \+ 2\]"),
         (lambda: LCSC(mutation_share=0.0), r"mutation_share is 0\.0"),
-        (lambda: LCSC(ema_rates=18, population=8, evaluations=19), "ema_rates is 18 .* evaluations is 19"),
+        (lambda: LCSC(ema_rates=18, evaluations=19), "ema_rates is 18 .* evaluations is 19"),
     ],
 )
 def test_bad_settings_are_refused(act, sentence):

@@ -46,6 +46,13 @@ def test_best_setting_is_the_first_of_equals():
     assert best_setting(scores) == (1, 0.5)
 
 
+def test_a_score_that_is_no_number_is_never_the_best():
+    nan = float("nan")
+    assert best_setting([("a", nan), ("b", 2.0), ("c", nan), ("d", 1.0)]) == "d"
+    with pytest.raises(UserError, match="none of the candidates has a finite score"):
+        best_setting([("a", nan), ("b", float("inf"))])
+
+
 def test_settings_are_checked():
     with pytest.raises(UserError, match="generations is 0 and omega 0"):
         next(self_consuming("real", recipe([]), 0))

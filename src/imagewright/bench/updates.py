@@ -121,6 +121,7 @@ class _MadeUpPairs:
     def __init__(self, images: ImageSet, batch: int, paired: bool) -> None:
         self._loader, self._paired = Loader(images, batch, 0), paired
         self.image_set = images
+        self.follow = self._loader.follow
 
     def batch(self, position: int, size: int) -> Batch:
         batch = self._loader.batch(position, size)

@@ -27,6 +27,7 @@ from imagewright.tuning import autodiffusion as auto
 from imagewright.tuning.bespoke import BespokeTraining, train_bespoke
 from imagewright.tuning.consistency_times import Levels, TimesSearch, search_times
 from imagewright.tuning.feature_distance import FeatureDistance
+from imagewright.tuning.scores import lowest
 from imagewright.types import UserError, kind_of
 
 HELP = """imagewright tune WHAT MODEL [options]
@@ -76,7 +77,7 @@ def skip(
             scores[factor] = scorer.score(tuned, file, Heun(num_steps=steps))
             advance_to(done + 1)
     print_scores("skip factor", {f"{factor:g}": value for factor, value in scores.items()})
-    best = min(scores, key=lambda factor: scores[factor])
+    best = lowest(scores.items())
     say(f"use it with: imagewright sample {model} --steps {steps} --skip-scale {best:g}")
 
 
@@ -147,7 +148,8 @@ def autodiffusion(
         model: run, model folder or shipped model.
         steps: network calls (DDIM) of the result; with a layer budget it may take more, cheaper ones.
         generations: of the search.
-        population: candidates in each.
+        population: candidates in each; of the published 50, 25 are mutants and 15 children (10 with --max-layers),
+            others keep these shares.
         max_layers: most layers executed over all steps; 0 skips none.
         told: about the score.
         out: file to write; default tuned/autodiffusion-<steps>.json in the run folder.
@@ -172,8 +174,8 @@ def autodiffusion(
         seed=told.seed,
         device=scorer.device,
     )
-    settings: dict[str, Any] = {"generations": generations, "population": population, "seed": told.seed}
-    config = auto.AutoDiffusion.joint(**settings) if max_layers else auto.AutoDiffusion(**settings)
+    published = auto.AutoDiffusion.joint if max_layers else auto.AutoDiffusion
+    config = published(generations=generations, seed=told.seed).sized(population)
     with bar("candidates", generations * population, "candidates") as advance_to:
         found = auto.search(space, measure, config, lambda k, best: advance_to(k, f"{best:.4g}"))
     print_scores("time steps", {"uniform": found.uniform or float("nan"), "AutoDiffusion": found.fitness})

@@ -83,40 +83,68 @@ def _open_folder(path: Path) -> Archive:
 
     walk(path, "", (os.path.realpath(path),))
 
-    def read(name: str) -> bytes:
+    return _sorted_out(path, names, folders, FileReader(path), bad)
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """The bytes of a folder's files."""
+
+    folder: Path
+
+    def __call__(self, name: str) -> bytes:
+        path = self.folder / name
         try:
-            with open_regular(path / name) as file:
+            with open_regular(path) as file:
                 content = file.read(limits.PICTURE_BYTES + 1)
         except UserError as error:
-            raise BadPicture(str(error).removeprefix(f"{path / name} ")) from None
+            raise BadPicture(str(error).removeprefix(f"{path} ")) from None
         except OSError as error:
             raise BadPicture(f"cannot be read: {error.strerror or error}") from None
         if len(content) > limits.PICTURE_BYTES:
             raise BadPicture(f"larger than {limits.PICTURE_BYTES} bytes")
         return content
 
-    return _sorted_out(path, names, folders, read, bad)
-
 
 def _open_zip(path: Path) -> Archive:
-    try:
-        archive = zipfile.ZipFile(open_regular(path))
-    except (OSError, UserError):
-        raise
-    except Exception as error:  # a damaged directory raises BadZipFile, but also struct and value errors
-        raise UserError(f"{path} is not a folder and not a readable zip: {error}") from None
-    entries: dict[str, list[zipfile.ZipInfo]] = {}
+    reader = ZipReader(path)
     folders: set[str] = set()
-    for entry in archive.infolist():
-        name = plain_name(entry.filename)
+    for name in reader.entries:
         folders |= {str(parent) for parent in PurePosixPath(name).parents}
-        if name.endswith("/"):
-            folders.add(name.rstrip("/"))
-        else:
-            entries.setdefault(name, []).append(entry)
+    folders |= reader.folders
+    return _sorted_out(path, list(reader.entries), (f for f in folders if not any(map(_hidden, f.split("/")))), reader)
 
-    def read(name: str) -> bytes:
-        entry, *doubles = entries[name]
+
+class ZipReader:
+    """The bytes of a zip's files. Other processes can be given it: they open the zip themselves.
+
+    Raises UserError where the zip's directory is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._archive = zipfile.ZipFile(open_regular(path))
+        except (OSError, UserError):
+            raise
+        except Exception as error:  # a damaged directory raises BadZipFile, but also struct and value errors
+            raise UserError(f"{path} is not a folder and not a readable zip: {error}") from None
+        self.entries: dict[str, list[zipfile.ZipInfo]] = {}
+        self.folders: set[str] = set()
+        for entry in self._archive.infolist():
+            name = plain_name(entry.filename)
+            if name.endswith("/"):
+                self.folders |= {str(parent) for parent in PurePosixPath(name).parents} | {name.rstrip("/")}
+            else:
+                self.entries.setdefault(name, []).append(entry)
+
+    def __reduce__(self) -> tuple[type[ZipReader], tuple[Path]]:
+        return ZipReader, (self._path,)
+
+    def __call__(self, name: str) -> bytes:
+        if name not in self.entries:
+            raise BadPicture("no longer in the zip")
+        entry, *doubles = self.entries[name]
         if doubles:
             raise BadPicture(f"the zip holds {1 + len(doubles)} files of this name")
         if entry.file_size > limits.PICTURE_BYTES:
@@ -124,11 +152,9 @@ def _open_zip(path: Path) -> Archive:
         if entry.flag_bits & 1:
             raise BadPicture("encrypted")
         try:
-            return archive.read(entry)
+            return self._archive.read(entry)
         except Exception as error:  # zlib, lzma, struct, zipfile: a damaged entry raises any of theirs
             raise BadPicture(f"damaged in the zip: {error}") from None
-
-    return _sorted_out(path, list(entries), (f for f in folders if not any(map(_hidden, f.split("/")))), read)
 
 
 def _sorted_out(

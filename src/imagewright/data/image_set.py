@@ -102,10 +102,14 @@ class ImageSet:
 
     def images(self, indices: Sequence[int] | npt.NDArray[np.int64] | slice | None = None) -> Pixels:
         """Pictures by index (None: all), uint8 [n, H, W, C], a fresh array; IndexError out of range."""
-        rows = np.arange(len(self))
-        if indices is not None:
-            rows = rows[indices if isinstance(indices, slice) or len(indices) else slice(0)]
-        return self.pixels[rows] if isinstance(self.pixels, np.ndarray) else self.pixels(rows)
+        n = len(self)
+        if indices is None or isinstance(indices, slice):
+            rows = np.arange(n)[indices or slice(None)]
+        else:
+            rows = np.asarray(indices, dtype=np.int64)
+        if len(rows) and not (-n <= rows.min() and rows.max() < n):
+            raise IndexError(f"pictures are 0 .. {n - 1}; asked for {rows.min()} .. {rows.max()}")
+        return self.pixels[rows] if isinstance(self.pixels, np.ndarray) else self.pixels(rows % n)
 
     @property
     def empty_classes(self) -> tuple[int, ...]:
@@ -128,7 +132,7 @@ class ImageSet:
 
         return replace(
             self,
-            pixels=parent[rows] if isinstance(parent, np.ndarray) else lambda i: parent(rows[i]),
+            pixels=parent[rows] if isinstance(parent, np.ndarray) else _Part(parent, rows),
             labels=self.labels[rows],
             names=tuple(self.names[i] for i in rows),
             digests=tuple(self.digests[i] for i in rows),
@@ -136,6 +140,17 @@ class ImageSet:
             subgroups=pick(self.subgroups),
             splits=pick(self.splits),
         )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of what a reader reads; other processes can be given it."""
+
+    read: Read
+    rows: npt.NDArray[np.int64]
+
+    def __call__(self, indices: npt.NDArray[np.int64]) -> Pixels:
+        return self.read(self.rows[indices])
 
 
 def digest(pixels: Pixels) -> bytes:

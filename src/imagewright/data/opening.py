@@ -6,19 +6,14 @@ in `ImageSet.skipped`. Nothing is left out silently.
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import get_args
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from imagewright import limits
 from imagewright.data.annotations import Annotations, annotate
@@ -27,16 +22,13 @@ from imagewright.data.embedded import EMOJI64, open_digits
 from imagewright.data.fitting import Filter, Fit, Fitting
 from imagewright.data.image_set import ImageSet, Split, digest
 from imagewright.data.npz import open_npz
-from imagewright.data.pixels import BadPicture, Pixels, announced, decode, with_channels
+from imagewright.data.pixels import BadPicture, Pixels, with_channels
+from imagewright.data.reading import Reader, chunk_size, decoded, in_parallel
 from imagewright.types import DataSpec, UserError
 
 KEEP_DECODED = limits.KEPT
-_ROOM = limits.Room(limits.PIXELS)
 
 Progress = Callable[[int, int], None]
-R = TypeVar("R")
-_WORKERS = os.cpu_count() or 1
-_CHUNK = 16 * _WORKERS
 _NAMED = 10
 
 
@@ -134,13 +126,13 @@ def _check(
 
     def examine(name: str) -> tuple[tuple[int, int], int, Pixels | None, bytes] | BadPicture:
         try:
-            size, pixels = _decoded(archive, name, fit)
+            size, pixels = decoded(archive, name, fit)
         except BadPicture as finding:
             return finding
         # What is large waits for its turn on the disk, not in memory: a chunk of such pictures would be far too much.
-        return size, pixels.shape[-1], pixels if pixels.size <= limits.KEPT // _CHUNK else None, digest(pixels)
+        return size, pixels.shape[-1], pixels if pixels.size <= limits.KEPT // chunk_size() else None, digest(pixels)
 
-    for done, (name, found) in enumerate(_in_parallel(examine, names), start=1):
+    for done, (name, found) in enumerate(in_parallel(examine, names), start=1):
         if isinstance(found, BadPicture):
             out.bad[name] = str(found)
         else:
@@ -157,24 +149,6 @@ def _check(
         if on_progress is not None:
             on_progress(done, len(names))
     return out
-
-
-def _decoded(archive: Archive, name: str, fit: Fitting) -> tuple[tuple[int, int], Pixels]:
-    """(width, height) of a picture and its fitted pixels; all that are in work at a time are bounded (`limits`)."""
-    content = archive.read(name)
-    with _ROOM.take(announced(content)):
-        whole = decode(content)
-        return (whole.shape[1], whole.shape[0]), fit(whole)
-
-
-def _in_parallel(function: Callable[[str], R], names: Sequence[str]) -> Iterator[tuple[str, R]]:
-    """Map over names with threads (decoders release the lock), by chunks so that results do not pile up."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=_WORKERS) as pool:
-        warnings.simplefilter("ignore")  # remarks about a file's metadata; what matters is whether it decodes
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for first in range(0, len(names), _CHUNK):
-            chunk = names[first : first + _CHUNK]
-            yield from zip(chunk, pool.map(function, chunk), strict=True)
 
 
 def _common_size(checked: _Checked) -> int:
@@ -216,7 +190,7 @@ def _assemble(
     rows = [i for i, n in enumerate(checked.names) if n not in bad]
     names = tuple(checked.names[i] for i in rows)
     c = checked.fit.channels or max(checked.channels[i] for i in rows)
-    reading: Pixels | _Reader = _Reader(archive, names, checked.fit, c)
+    reading: Pixels | Reader = Reader(archive, names, checked.fit, c)
     if checked.pixels is not None:
         reading = np.stack([with_channels(checked.pixels[i], c) for i in rows])
 
@@ -248,28 +222,6 @@ def _assemble(
 
 def _is_ours(name: str) -> bool:
     return name.rpartition("/")[2] in ("dataset.json", SAMPLES)
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Decodes pictures of a set that does not fit in memory."""
-
-    archive: Archive
-    names: tuple[str, ...]
-    fit: Fitting
-    channels: int
-
-    def __call__(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
-            return np.stack(list(pool.map(self._one, indices)))
-
-    def _one(self, index: np.int64) -> Pixels:
-        name = self.names[index]
-        try:
-            _, pixels = _decoded(self.archive, name, self.fit)
-        except BadPicture as finding:
-            raise UserError(f"{self.archive.path}: {name} was usable when opened and no longer is: {finding}") from None
-        return with_channels(pixels, self.channels)
 
 
 def _choose(images: ImageSet, split: Split) -> ImageSet:

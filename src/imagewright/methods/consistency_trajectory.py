@@ -72,7 +72,6 @@ from imagewright.types import (
     Event,
     Follow,
     Frozen,
-    Noise,
     Parts,
     Trained,
     Update,
@@ -218,14 +217,14 @@ class ConsistencyTrajectory:
         law = list(accumulate(range(1, (self.max_steps or self.grid_points - 1) + 1)))
         return bisect_right([share / law[-1] for share in law], draw) + 1
 
-    def denoising_levels(self, noise: Noise, like: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
+    def denoising_levels(self, noise: StepNoise, like: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
         """Noise levels [N] of the denoising loss; the halves alternate, beginning with either. like: [N]."""
         usual = self.noise_levels.sample(noise, like)
         low, high = sigma_min ** (1 / self.rho), sigma_max ** (1 / self.rho)
         share = self.high_noise_share * noise.uniform(wide(like))
         noisy = (high + share * (low - high)).pow(self.rho).to(like)
-        first = noise.uniform(wide(like))[0] < 0.5
-        even = torch.arange(len(like), device=like.device) % 2 == 0
+        first = noise.common(like.new_empty(1)) < 0.5
+        even = noise.places(like)[0] % 2 == 0
         return torch.where(even == first, usual, noisy)
 
     def _learn(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock, adversary: Adversarial | None) -> Update:

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from imagewright.methods.edm import denoising_loss
 from imagewright.models.consistency import edm_teacher
 from imagewright.models.generator import FewStepGenerator
-from imagewright.models.preconditioning import EDMPrecond
-from imagewright.networks import UNet
+from imagewright.models.preconditioning import EDMPrecond, student_network
 from imagewright.noise import StepNoise
 from imagewright.precision import wide
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Frozen, Trained, UserError
@@ -100,17 +99,12 @@ def matching_parts(teacher: Denoiser, *, sigma_max: float | None = None, dropout
     teacher: an EDM-preconditioned denoiser. sigma_max: the generator's level of pure noise; None = the teacher's.
     """
     known = edm_teacher(teacher)
-    start = known if dropout else with_network(known, quiet(known.network))
+    start = known if dropout else with_network(known, student_network(known))
     return {
         "generator": Trained(module=FewStepGenerator.from_denoiser(start, sigma_max)),
         "teacher": Frozen(module=known),
         "fake_score": Trained(module=copy.deepcopy(start).requires_grad_(True).train(), ema=False),
     }
-
-
-def quiet(network: nn.Module) -> nn.Module:
-    """The network, without dropout if it is one of the library's U-Nets."""
-    return network.without_dropout() if isinstance(network, UNet) else network
 
 
 def with_network(denoiser: EDMPrecond, network: nn.Module) -> EDMPrecond:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from imagewright.models.masked_diffusion import MaskedDiffusionModel
 from imagewright.noise import StepNoise
-from imagewright.paths.masking import MaskingSchedule, antithetic
+from imagewright.paths.masking import MaskingSchedule
 from imagewright.types import Batch, Clock, DataSpec, Event, Parts, Trained, Update, UserError
 
 
@@ -70,8 +70,9 @@ class MD4:
 
 
 def batch_times(tokens: Tensor, noise: StepNoise) -> Tensor:
-    """As many numbers in [0, 1) as there are sequences, evenly spread from a random start; float64 [N]."""
-    return antithetic(noise.uniform(torch.zeros(1, dtype=torch.float64, device=tokens.device)), len(tokens))
+    """Numbers in [0, 1), those of the whole batch evenly spread from a random start; float64 [N]."""
+    places, batch = noise.places(tokens)
+    return (noise.common(torch.zeros(1, dtype=torch.float64, device=tokens.device)) + places.double() / batch) % 1
 
 
 def draw_mask(model: MaskedDiffusionModel, tokens: Tensor, t: Tensor, noise: StepNoise) -> Tensor:

@@ -20,7 +20,9 @@ Phases     counted in images: fake network and discriminator alone; then the gen
 Kept       order (fake network, then generator, each on samples of its own); index of the level uniform on the lowest
            0.8 of Karras's grid; normaliser mean |x - D_real|, at least 1e-5 and without gradient; logits within +-10;
            generator from noise at 2.5, in eval mode where it feeds the fake network, which is in eval mode where it
-           judges; the teacher's dropout; augmentation where the fake network learns, only.
+           judges; the teacher's dropout; augmentation where the fake network learns, only. Diff-Instruct as its own
+           program (pkulwj1994/diff_instruct) has it: one law of levels for both, noise at 1, D_fake - D_real as it is,
+           both asked in training mode with the same dropout mask.
 Departs    The program weighs with L / (L - 1), L = C H W times the cross-entropy over the normaliser: thousands, so
            that its weight for forward KL and Jeffreys' is 1 within a thousandth; here r is exp of the mean logit.
            Its chi-square and Jensen-Shannon branches leave out or rescale pieces; here they are the whole gradient. No
@@ -30,9 +32,7 @@ Departs    The program weighs with L / (L - 1), L = C H W times the cross-entrop
            One batch of real images, or its labels, serves both updates of a step. SiDA's program halves both terms of
            its loss once it has two. The program's reverse KL fails where the adversary comes; here h is 1. DMD's
            normaliser is its own, without 1e-5. SIM's training has no program; its paper's formula is followed, but for
-           a normaliser that is held fixed as SiD's is. Diff-Instruct's program (pkulwj1994/diff_instruct) draws the
-           generator's levels from the fake network's law too, starts from noise at 1, and asks both denoisers with the
-           same dropout mask; here levels are DMD's, noise is at 2.5, and neither hides anything.
+           a normaliser that is held fixed as SiD's is.
 Checked    gradients against closed forms and finite differences; the integral against KL; every equivalence that is
            claimed above; the adversary's reductions; h = 1 makes all divergences coincide; resume bit for bit.
 """
@@ -119,10 +119,12 @@ class UniInstruct:
     """Logits that the generator sees lie within +- this."""
     start_sigma: float | None = 2.5
     """The generator's level of pure noise; None = the teacher's sigma_max."""
-    levels: KarrasLevels = KarrasLevels(last=799)
+    levels: KarrasLevels | LogNormal = KarrasLevels(last=799)
     """Noise levels at which the laws are compared: up to 0.8 of the grid."""
     fake_levels: LogNormal | KarrasLevels = LogNormal(mean=-1.2, std=1.2)
     """Those at which the fake network and the discriminator learn."""
+    same_masks: bool = False
+    """Compare the denoisers in training mode, the same dropout mask in both, in place of eval mode."""
     augment: Augment = Augment(p=0.0)
     """Of the images on which they learn; p = 0: none."""
     fake_only_images: int = 0
@@ -158,6 +160,7 @@ class UniInstruct:
             ("ratio_gradient", self.sim > 0 and not fixed, "method.sim above 0 and a divergence whose h depends on r"),
             ("huber_c", self.normaliser == "huber", "method.normaliser huber"),
             ("scale", matches, "method.sim or method.di above 0"),
+            ("same_masks", matches, "method.sim or method.di above 0"),
             ("logit_limit", self.judges, "method.gan_weight above 0, or a divergence other than rkl"),
             ("plain_images", self.judges, "method.gan_weight above 0, or a divergence other than rkl"),
         ):
@@ -204,7 +207,7 @@ class UniInstruct:
 
     def fake_update(self, parts: Any, batch: Batch, noise: StepNoise) -> Update:
         """Denoise generated images, and tell them from the batch's."""
-        with torch.no_grad(), evaluating(parts.generator):
+        with torch.no_grad(), in_mode(False, parts.generator):
             generated = self._augmented(_draw(parts, batch, noise), noise)
         if not self.judges:
             loss, sigma = fake_score_loss(parts, generated, self.fake_levels, noise)
@@ -228,8 +231,8 @@ class UniInstruct:
         sigma = self.levels.sample(noise, images[:, 0, 0, 0])
         noisy = images + column(sigma) * noise.normal(images)
         judged = self.judges and weighted
-        with evaluating(parts.fake_score):
-            with _gradients(self.sim > 0):
+        with in_mode(self.same_masks, parts.fake_score, *([parts.teacher] if self.same_masks else [])):
+            with _gradients(self.sim > 0), _drawn_again(noisy):
                 real = parts.teacher(noisy, sigma, cond)
             if judged:
                 with _gradients(self.sim > 0 or self.gan_weight > 0):
@@ -272,7 +275,7 @@ class UniInstruct:
             if self.normaliser == "huber":
                 return ((real - fake).square().flatten(1).mean(1) + self.huber_c**2).sqrt()
             if self.normaliser == "integral":
-                return sigma**3 / (2 * self.levels.spacing(sigma))
+                return sigma**3 / (2 * _spacing(self.levels, sigma))
             return torch.ones_like(sigma)
 
     def _direction(self, images: Tensor, real: Tensor, fake: Tensor, sigma: Tensor, scale: Tensor) -> Tensor:
@@ -333,15 +336,27 @@ def _gradients(on: bool) -> AbstractContextManager[Any]:
     return nullcontext() if on else torch.no_grad()
 
 
+def _spacing(levels: KarrasLevels | LogNormal, sigma: Tensor) -> Tensor:
+    """One over the density of a drawn sigma."""
+    return levels.spacing(sigma) if isinstance(levels, KarrasLevels) else 1 / levels.density(sigma)
+
+
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Run the body with a module in eval mode."""
-    before = module.training
-    module.eval()
+def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
+    """Run the body with modules in training or in eval mode."""
+    before = [module.training for module in modules]
+    for module in modules:
+        module.train(training)
     try:
         yield
     finally:
-        module.train(before)
+        for module, mode in zip(modules, before, strict=True):
+            module.train(mode)
+
+
+def _drawn_again(like: Tensor) -> AbstractContextManager[Any]:
+    """What the body's networks draw at random (dropout masks) is drawn again after it, on the device of `like`."""
+    return torch.random.fork_rng(devices=[like.device] if like.is_cuda else [])
 
 
 _DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(UniInstruct)}
@@ -353,7 +368,9 @@ AS_DMD = UniInstruct(
     sim=0.0, di=1.0, scale=1.0, start_sigma=None, levels=KarrasLevels(first=20, last=980), fake_levels=KarrasLevels()
 )
 NAMED: Mapping[str, UniInstruct] = {
-    "diff_instruct": replace(AS_DMD, normaliser="none", start_sigma=2.5, fake_levels=LogNormal(mean=-1.2, std=1.2)),
+    "diff_instruct": UniInstruct(
+        sim=0.0, di=1.0, scale=1.0, normaliser="none", start_sigma=1.0, levels=LogNormal(), same_masks=True
+    ),
     "dmd": AS_DMD,
     "sim": UniInstruct(normaliser="huber"),
     "sid": UniInstruct(alpha=1.2),

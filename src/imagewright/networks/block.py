@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imagewright.networks.layers import DownConv, Init, Resample, UpConv, conv, group_norm, has_tangent, linear
+from imagewright.noise import dropout
 from imagewright.types import UserError
 
 
@@ -114,7 +115,7 @@ class UNetBlock(nn.Module):
             h = F.silu(torch.addcmul(shift, self.norm1(h), scale))
         else:
             h = F.silu(self.norm1(h + params))
-        h = self.conv1(F.dropout(h, style.dropout, self.training))
+        h = self.conv1(dropout(h, style.dropout, self.training))
         return self._add(self.shortcut(x), h)
 
     def _told(self, emb: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from imagewright.networks.block import attention
 from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.networks.layers import GroupNorm, Init, PositionalEmbedding, class_index, conv, group_norm, linear
+from imagewright.noise import dropout
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 EPS = 1e-6
@@ -161,7 +162,7 @@ class AddingBlock(nn.Module):
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
         h = self.conv0(F.silu(self.norm0(x)))
         h = h + self.shift(told).to(h.dtype)[:, :, None, None]
-        h = F.dropout(F.silu(self.norm1(h)), self.dropout, self.training)
+        h = dropout(F.silu(self.norm1(h)), self.dropout, self.training)
         added: Tensor = self.skip(x) + self.conv1(h)
         return added
 
@@ -192,7 +193,7 @@ class ScalingBlock(nn.Module):
 
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
         h = self.conv0(F.silu(self.norm0(x, told)))
-        h = F.dropout(F.silu(self.norm1(h, told)), self.dropout, self.training)
+        h = dropout(F.silu(self.norm1(h, told)), self.dropout, self.training)
         added: Tensor = self.skip(x) + self.conv1(h)
         return added
 
@@ -266,11 +267,11 @@ class TransformerLayer(nn.Module):
         p = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=p).transpose(1, 2).flatten(2)
         # Whole channels, the same for every place.
-        kept = F.dropout(torch.ones_like(mixed[:, :1]), self.dropout, self.training)
-        return self.out(mixed) * kept  # type: ignore[no-any-return]
+        channels = dropout(torch.ones_like(mixed[:, :1]), self.dropout, self.training)
+        return self.out(mixed) * channels  # type: ignore[no-any-return]
 
     def _dropped(self, h: Tensor) -> Tensor:
-        return F.dropout(h, self.dropout, self.training)
+        return dropout(h, self.dropout, self.training)
 
 
 def grid_sines(side: int, width: int) -> Tensor:

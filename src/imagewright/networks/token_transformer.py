@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.networks.layers import class_index
+from imagewright.noise import dropout
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 EPS = 1e-12
@@ -179,7 +180,7 @@ class TokenTransformer(Network):
             where = [places]
         for table, index in zip(self.positions, where, strict=True):
             h = h + table[index]
-        return F.dropout(self.norm(h) if self.config.post_norm else h, self.config.dropout, self.training)
+        return dropout(self.norm(h) if self.config.post_norm else h, self.config.dropout, self.training)
 
     def _logits(self, h: Tensor) -> Tensor:
         h = h if self.config.post_norm else self.norm(h)
@@ -233,7 +234,7 @@ class Block(nn.Module):
         return self.down(F.gelu(self.up(h), approximate="tanh"))  # type: ignore[no-any-return]
 
     def _added(self, branch: Tensor) -> Tensor:
-        return F.dropout(branch, self.dropout, self.training)
+        return dropout(branch, self.dropout, self.training)
 
 
 def _initialise(module: nn.Module) -> None:

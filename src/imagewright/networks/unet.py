@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from imagewright.networks.block import BlockStyle, UNetBlock
 from imagewright.networks.config import Network, UNetConfig
 from imagewright.networks.layers import one_hot
+from imagewright.noise import kept
 from imagewright.types import UNCONDITIONAL, Condition
 
 
@@ -169,10 +170,6 @@ class UNet(Network, ABC):
         """
         return self.with_settings(destination=True, augment_dim=0)
 
-    def without_dropout(self) -> Self:
-        """A copy with the same weights that hides no activation and no label in training."""
-        return self.with_settings(dropout=0.0, label_dropout=0.0)
-
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the last convolution of the last output block: where methods compare gradients of losses."""
@@ -198,5 +195,5 @@ class UNet(Network, ABC):
             return like.new_zeros(1, self.config.label_dim)
         rows = one_hot(cond.label, self.config.label_dim, like.dtype)
         if self.training and self.config.label_dropout:
-            rows = rows * (torch.rand(len(rows), 1, device=rows.device) >= self.config.label_dropout)
+            rows = rows * kept(rows[:, :1], self.config.label_dropout)
         return rows

@@ -86,12 +86,6 @@ class MaskingSchedule:
                 return self.power * t ** (self.power - 1)
 
 
-def antithetic(start: Tensor, n: int) -> Tensor:
-    """n numbers in [0, 1), evenly spread from one: (start + i / n) mod 1, float64 [n]; start: [1], in [0, 1)."""
-    steps = torch.arange(n, dtype=torch.float64, device=start.device) / n
-    return (start.double() + steps) % 1
-
-
 TimeGrid = Callable[[Tensor], Tensor]
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from imagewright.precision import exact_float32
 from imagewright.types import UserError
 
 
@@ -85,6 +86,8 @@ def _world_size() -> int:
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` = the local rank's GPU, else Apple's, else the CPU; `cuda` = the local rank's GPU; else cpu, cuda:N, mps.
 
+    On any of them 32 bits mean 32 bits from here on (`precision.exact_float32`).
+
     Raises UserError for another name, and for a device that this machine lacks.
     """
     gpus = torch.cuda.device_count()
@@ -97,6 +100,7 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UserError(f"--device is {name!r}; allowed: auto, cpu, cuda, cuda:N, mps") from None
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    exact_float32()
     missing = {"cuda": (device.index or 0) >= gpus, "mps": not apple, "cpu": False}
     if missing.get(device.type, True):
         raise UserError(f"--device is {name!r}; this machine has {gpus} CUDA devices and {'an' if apple else 'no'} mps")

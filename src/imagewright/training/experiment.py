@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from imagewright.checks import require_whole
 from imagewright.data import ImageSet, Loader, open_images
 from imagewright.data.couplings import Couplings
 from imagewright.files import try_output, write_json
@@ -61,8 +62,13 @@ class DataConfig:
     """Train class-conditionally where the set has classes."""
     skip_bad: bool = False
     """Leave out unusable files instead of refusing the set."""
+    workers: int = 0
+    """Processes that decode pictures of a set too large to stay decoded in memory; 0 = threads of this one."""
     couplings: str | None = None
     """Folder of pairs of noise and image that `imagewright couple` has written, for methods that learn from them."""
+
+    def __post_init__(self) -> None:
+        require_whole("data.workers", self.workers, 0, 1024)
 
     def open(self, on_progress: Callable[[int, int], None] | None = None) -> ImageSet:
         """Open and check the images."""
@@ -351,6 +357,7 @@ def run_experiment(
         experiment.training.seed,
         experiment.data.xflip,
         assembled.couplings,
+        experiment.data.workers,
     )
     trainer = Trainer(
         experiment.method,

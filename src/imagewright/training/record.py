@@ -46,8 +46,9 @@ FREE = (
     "training.checkpoint_images",
     "training.weights_images",
     "training.micro_batch",
+    "data.workers",
 )
-"""Settings that a resumed run may change: how long it lasts, what it writes when, how a batch is cut up."""
+"""Settings that a resumed run may change: how long it lasts, what it writes when, how a batch is cut up and read."""
 Inputs = dict[str, dict[str, Any]]
 """Of each thing that a run was given: what identifies it, `where` it lies from the run's folder, and the absolute
 `places` where it lay."""

@@ -16,7 +16,8 @@ from typing import Annotated, Any, TypedDict
 import torch
 
 from imagewright.data import Loader
-from imagewright.noise import StepNoise, derive_seed, seed_networks
+from imagewright.data.loader import Turns
+from imagewright.noise import BatchNoise
 from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
     State,
@@ -120,6 +121,10 @@ class Trainer:
                 f"training.batch is {config.batch}; it must be a multiple of micro_batch x processes "
                 f"({self.micro} x {self.processes.world})"
             )
+        mine = self._micro_batches()
+        whole, start = config.batch, mine.start * self.micro
+        turns = Turns(stride=whole, first=start, count=len(mine), size=self.micro, end=config.total_images)
+        loader.follow(turns, self.device)
         self.step_index, self.images = 0, 0
         self._loss = math.nan
         self.learners = self._prepare()
@@ -248,17 +253,17 @@ class Trainer:
         """One step of the method on one batch. Returns the mean loss of the product's newest update."""
         clock = Clock(self.step_index, self.images, self.config.total_images)
         mine = self._micro_batches()
-        steps = [self.method.step(self.parts, *self._inputs(j, clock), clock) for j in mine]
+        noises = [self._noise(j, clock) for j in mine]
+        steps = [self._events(j, noise, clock) for j, noise in zip(mine, noises, strict=True)]
         phase = 0
         while True:
             events: list[Event | None] = []
-            for j, generator in zip(mine, steps, strict=True):
-                # The networks' own randomness (dropout) is a function of where we are, as all other randomness is.
-                seed_networks(derive_seed(self.config.seed, self.step_index, j, phase, 1), self.device)
-                with self._precision():
-                    event = next(generator, None)
-                if isinstance(event, Update):
-                    self._backward(event)
+            for noise, generator in zip(noises, steps, strict=True):
+                with noise.for_networks(phase):
+                    with self._precision():
+                        event = next(generator, None)
+                    if isinstance(event, Update):
+                        self._backward(event)
                 events.append(event)
             if any(_kind(e) != _kind(events[0]) for e in events):
                 raise ValueError(f"micro-batches of one step yielded different events: {[_kind(e) for e in events]}")
@@ -279,13 +284,20 @@ class Trainer:
         share = self.config.batch // self.micro // self.processes.world
         return range(self.processes.rank * share, (self.processes.rank + 1) * share)
 
-    def _inputs(self, j: int, clock: Clock) -> tuple[Batch, StepNoise]:
+    def _noise(self, j: int, clock: Clock) -> BatchNoise:
+        places = range(j * self.micro, (j + 1) * self.micro)
+        return BatchNoise(self.config.seed, clock.step, places, self.config.batch, self.device)
+
+    def _events(self, j: int, noise: BatchNoise, clock: Clock) -> Iterator[Event]:
+        """The method's step on one micro-batch, whose images are asked for when it begins and not before."""
+        yield from self.method.step(self.parts, self._batch(j, clock), noise, clock)
+
+    def _batch(self, j: int, clock: Clock) -> Batch:
         batch = self.loader.batch(clock.images + j * self.micro, self.micro)
-        noise = StepNoise(self.config.seed, clock.step, j, device=self.device)
         coupling = batch.coupling and Coupling(
             self._here(batch.coupling.latents), self._here(batch.coupling.images), self._cond(batch.coupling.cond)
         )
-        return Batch(self._here(batch.images), self._cond(batch.cond), coupling), noise
+        return Batch(self._here(batch.images), self._cond(batch.cond), coupling)
 
     def _here(self, images: torch.Tensor) -> torch.Tensor:
         """On the run's device, in its memory format."""

@@ -24,7 +24,6 @@ Departs    from lilijiangg/AutoDiffusion, examples/guided_diffusion/search_*.py.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from imagewright.paths.discrete import DiscreteSchedule, uniform_times
+from imagewright.tuning.scores import cost
 from imagewright.types import Denoiser, UserError
 
 OnProgress = Callable[[int, float], None]
@@ -183,6 +183,17 @@ class AutoDiffusion:
         """15 generations and 10 crossovers, unless told otherwise."""
         return cls(**{"generations": 15, "crossovers": 10} | settings)
 
+    def sized(self, population: int) -> AutoDiffusion:
+        """The same search with another population, of which mutants, children, parents and the rest keep their shares.
+
+        There are at least two parents. Raises UserError for a population below 2.
+        """
+        kept = {
+            name: getattr(self, name) * population // self.population
+            for name in ("parents", "mutants", "crossovers", "first_random")
+        }
+        return replace(self, population=population, **kept | {"parents": max(2, kept["parents"])})
+
 
 @dataclass(frozen=True)
 class Found:
@@ -333,8 +344,7 @@ class _Seen:
 
     def measure(self, candidates: Iterable[Candidate]) -> None:
         for candidate in candidates:
-            value = float(self.fitness(candidate))
-            value = math.inf if math.isnan(value) else value  # such a candidate is bad, and must not upset the order
+            value = cost(self.fitness(candidate))
             self.scores[candidate] = value
             self.best_so_far.append(min([value, *self.best_so_far[-1:]]))
             self.on_progress(len(self.best_so_far), self.best_so_far[-1])

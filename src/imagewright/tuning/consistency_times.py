@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from imagewright.checks import require_positive
 from imagewright.paths.schedules import karras_sigmas
+from imagewright.tuning.scores import cost, lowest
 from imagewright.types import UserError
 
 Levels = tuple[float, ...]
@@ -98,7 +99,7 @@ def ternary_search(score: Callable[[int], float], low: int, high: int) -> int:
     asked: dict[int, float] = {}
 
     def at(index: int) -> float:
-        asked[index] = score(index)
+        asked[index] = cost(score(index))
         return asked[index]
 
     while high - low > 2:
@@ -109,4 +110,4 @@ def ternary_search(score: Callable[[int], float], low: int, high: int) -> int:
             low += third
     for index in range(low, high + 1):
         at(index)
-    return min(sorted(asked), key=lambda index: asked[index])
+    return lowest(sorted(asked.items()))

@@ -26,7 +26,6 @@ Memory     all differences as one float32 matrix, K - 1 times the model; files a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -34,6 +33,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from imagewright.tuning.scores import cost
 from imagewright.types import UserError
 
 Vector = npt.NDArray[np.float64]
@@ -46,11 +46,10 @@ class LCSC:
 
     evaluations: int = 300
     """How often a candidate is measured, the first population included."""
-    population: int = 20
     ema_rates: int = 18
     """Exponential averages in the first population, from nearly the last weights to nearly the plain mean."""
     parents: int = 8
-    """Both parents of a child come from so many best members."""
+    """Both parents of a child come from so many best of everything measured; there is no other population."""
     mutation_share: float = 0.3
     """Probability of each coefficient to be changed."""
     mutation_size: float = 0.5
@@ -60,15 +59,15 @@ class LCSC:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 2 <= self.parents <= self.population <= self.evaluations:
-            raise UserError(
-                f"parents is {self.parents}, population {self.population} and evaluations {self.evaluations}; they "
-                "must satisfy 2 <= parents <= population <= evaluations"
-            )
         if self.ema_rates + 2 > self.evaluations:  # beside them the last weights and the plain mean
             raise UserError(
                 f"ema_rates is {self.ema_rates} and evaluations is {self.evaluations}; the first population has two "
                 "members more than rates, and all are measured"
+            )
+        if not 2 <= self.parents <= self.ema_rates + 2:
+            raise UserError(
+                f"parents is {self.parents} and ema_rates is {self.ema_rates}; parents must lie in [2, ema_rates + 2], "
+                "the first population"
             )
         if not (0 < self.mutation_share <= 1 and self.mutation_size > 0 and self.ema_rates >= 1):
             raise UserError(
@@ -148,20 +147,19 @@ def search(
     history: list[float] = []
 
     def measured(candidate: Vector) -> tuple[float, Vector]:
-        value = float(fitness(candidate))
-        value = math.inf if math.isnan(value) else value  # such a candidate is bad, and must not upset the order
+        value = cost(fitness(candidate))
         history.append(min(value, history[-1]) if history else value)
         on_progress(len(history), history[-1])
         return value, candidate
 
     start = [measured(c) for c in [*_one_hot_last(count), *first_population(count, config.ema_rates)]]
     best_average = min(start, key=_value)
-    members = sorted(start, key=_value)[: config.population]
+    members = sorted(start, key=_value)[: config.parents]
     while len(history) < config.evaluations:
         child = measured(_child(members, generator, config))
         members.append(child)
         members.sort(key=_value)
-        del members[config.population :]
+        del members[config.parents :]
     return Found(members[0][1], members[0][0], history, *best_average)
 
 
@@ -176,14 +174,14 @@ def random_control(about: Vector, fitness: Fitness, evaluations: int, seed: int,
     for k in range(evaluations):
         offset = _sum_zero(generator.normal(size=len(about))) * scale / np.sqrt(len(about))
         candidate = about + (offset if k else 0)
-        best = min(best, (float(fitness(candidate)), candidate), key=_value)
+        best = min(best, (cost(fitness(candidate)), candidate), key=_value)
         history.append(best[0])
     return Found(best[1], best[0], history)
 
 
 def _child(members: Sequence[tuple[float, Vector]], generator: np.random.Generator, config: LCSC) -> Vector:
     """Coefficient-wise crossover of two of the best, mutation of a random subset, renormalised to sum 1."""
-    first, second = generator.choice(min(config.parents, len(members)), size=2, replace=False)
+    first, second = generator.choice(len(members), size=2, replace=False)
     a, b = members[first][1], members[second][1]
     # An interpolation with its own share for each coefficient; shares beyond [0, 1] let the search leave the hull.
     child = a + generator.uniform(-0.25, 1.25, size=len(a)) * (b - a)

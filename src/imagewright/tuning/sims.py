@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from imagewright.tuning.scores import lowest
 from imagewright.types import UserError
 
 Model = TypeVar("Model")
@@ -76,5 +77,5 @@ def self_consuming(
 
 
 def best_setting(scores: Sequence[tuple[Setting, float]]) -> Setting:
-    """The setting, a budget and an omega say, of the lowest score; the first where two are equal."""
-    return min(scores, key=lambda pair: pair[1])[0]
+    """The setting, a budget and an omega say, of the lowest score, as `lowest` has it."""
+    return lowest(scores)
