@@ -14,7 +14,7 @@ import imagewright
 ROOT = Path(imagewright.__file__).parent
 LAYERS = (
     ("types", "version"),
-    ("limits", "shapes", "noise", "files", "arrays", "checks", "precision"),
+    ("limits", "shapes", "noise", "files", "arrays", "pickles", "checks", "precision"),
     ("paths", "networks", "data", "oracles"),
     ("models",),
     ("samplers", "guidance", "metrics"),

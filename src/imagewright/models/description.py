@@ -18,11 +18,13 @@ from torch.nn.modules import module as registry
 from imagewright import limits
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
+from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.masked_diffusion import LearnedMaskingModel, MaskedDiffusionModel
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from imagewright.models.segments import MultistepConsistencyModel
+from imagewright.models.timesteps import TimestepPrecond
 from imagewright.models.tokens import PixelCodec
 from imagewright.models.trajectory import TrajectoryModel
 from imagewright.models.vq import VQTokenizer
@@ -36,6 +38,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "CausalTokenModel": CausalTokenModel,
     "ConsistencyModel": ConsistencyModel,
     "ContinuousConsistencyModel": ContinuousConsistencyModel,
+    "EDM2Precond": EDM2Precond,
     "EDMPrecond": EDMPrecond,
     "FewStepGenerator": FewStepGenerator,
     "LearnedMaskingModel": LearnedMaskingModel,
@@ -43,6 +46,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "MaskedTokenModel": MaskedTokenModel,
     "MultistepConsistencyModel": MultistepConsistencyModel,
     "PixelCodec": PixelCodec,
+    "TimestepPrecond": TimestepPrecond,
     "TrajectoryModel": TrajectoryModel,
     "VEPrecond": VEPrecond,
     "VPPrecond": VPPrecond,

@@ -105,7 +105,7 @@ class EDMPrecond(Preconditioned):
     Raises UserError unless 0 <= sigma_min < sigma_max, sigma_data > 0 and the label is one of the two.
     """
 
-    settings = ("sigma_min", "sigma_max", "sigma_data", "noise_label")
+    settings: ClassVar[tuple[str, ...]] = ("sigma_min", "sigma_max", "sigma_data", "noise_label")
 
     def __init__(
         self,

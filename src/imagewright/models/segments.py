@@ -43,7 +43,7 @@ class MultistepConsistencyModel(EDMPrecond):
     """x_hat(x, sigma), and the jump to the lower end of sigma's segment. One segment: a consistency model."""
 
     kind = "flow_map"
-    settings = (*EDMPrecond.settings, "segments")  # type: ignore[assignment]  # the base's type is that of its own four
+    settings = (*EDMPrecond.settings, "segments")
 
     def __init__(
         self,

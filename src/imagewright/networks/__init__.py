@@ -1,7 +1,9 @@
 """Architectures only: tensors in, tensors out. No losses, no files, no knowledge of noise schedules."""
 
+from imagewright.networks.adm_unet import ADMUNet, ADMUNetConfig
 from imagewright.networks.config import Network
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
+from imagewright.networks.edm2_unet import EDM2UNet, EDM2UNetConfig
 from imagewright.networks.pixel_unet import PixelUNet, PixelUNetConfig
 from imagewright.networks.song_unet import SongUNet, SongUNetConfig
 from imagewright.networks.token_transformer import TokenTransformer, TokenTransformerConfig
@@ -9,7 +11,9 @@ from imagewright.networks.unet import UNet
 from imagewright.networks.vq import VQAutoencoder, VQAutoencoderConfig
 
 NETWORKS: dict[str, type[Network]] = {
+    "ADMUNet": ADMUNet,
     "DhariwalUNet": DhariwalUNet,
+    "EDM2UNet": EDM2UNet,
     "PixelUNet": PixelUNet,
     "SongUNet": SongUNet,
     "TokenTransformer": TokenTransformer,
@@ -19,8 +23,12 @@ NETWORKS: dict[str, type[Network]] = {
 
 __all__ = [
     "NETWORKS",
+    "ADMUNet",
+    "ADMUNetConfig",
     "DhariwalUNet",
     "DhariwalUNetConfig",
+    "EDM2UNet",
+    "EDM2UNetConfig",
     "Network",
     "PixelUNet",
     "PixelUNetConfig",

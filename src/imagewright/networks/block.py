@@ -40,22 +40,25 @@ class BlockStyle:
     project_skip: bool
     """A resampled skip branch always has a 1x1 convolution, even when the channels agree."""
     channels_per_head: int | None
-    """None: one head. Otherwise as many heads as fit, and no attention where not even one does (ADM)."""
+    """None: `heads`. Otherwise as many heads as fit, and no attention where not even one does (ADM)."""
     init: Init
     init_zero: Init
     """Of the last convolution of each residual branch."""
     init_attn: Init
     resample_filter: Sequence[float] = (1, 1)
+    heads: int = 1
+    """Of an attention layer, where `channels_per_head` is None."""
+    groups: int | None = None
+    """Of the group normalisations; see `group_norm`."""
 
     def num_heads(self, channels: int) -> int:
         """Heads of an attention layer. Raises UserError where they cannot share the channels equally."""
-        if self.channels_per_head is None:
-            return 1
-        heads = channels // self.channels_per_head
+        width = self.channels_per_head
+        heads = self.heads if width is None else channels // width
         if heads and channels % heads:
             raise UserError(
                 f"model_channels and channel_mult give an attention layer of {channels} channels, "
-                f"which its {heads} heads cannot share equally; use multiples of {self.channels_per_head}"
+                f"which its {heads} heads cannot share equally; use multiples of {heads if width is None else width}"
             )
         return heads
 
@@ -80,14 +83,14 @@ class UNetBlock(nn.Module):
         self.style = style
         self.num_heads = style.num_heads(out_channels) if attention else 0
 
-        self.norm0 = group_norm(in_channels, eps=style.eps)
+        self.norm0 = group_norm(in_channels, eps=style.eps, groups=style.groups)
         self.conv0 = _convolution(in_channels, out_channels, 3, style, resample)
         told = out_channels * (2 if style.adaptive_scale else 1)
         self.affine = linear(style.emb_channels, told, style.init)
         self.affine_to = (
             linear(style.emb_channels, told, Init(style.init.scheme, weight=0)) if style.destination else None
         )
-        self.norm1 = group_norm(out_channels, eps=style.eps)
+        self.norm1 = group_norm(out_channels, eps=style.eps, groups=style.groups)
         self.conv1 = conv(out_channels, out_channels, 3, style.init_zero)
 
         self.skip: nn.Module | None = None
@@ -97,7 +100,7 @@ class UNetBlock(nn.Module):
             self.skip = Resample(resample, style.resample_filter)
 
         if self.num_heads:
-            self.norm2 = group_norm(out_channels, eps=style.eps)
+            self.norm2 = group_norm(out_channels, eps=style.eps, groups=style.groups)
             self.qkv = conv(out_channels, out_channels * 3, 1, style.init_attn)
             self.proj = conv(out_channels, out_channels, 1, style.init_zero)
 

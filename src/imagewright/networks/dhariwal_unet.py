@@ -101,7 +101,8 @@ class DhariwalUNet(UNet):
         for layer in self._decoder:
             if layer.role is Role.MERGE:
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = self.dec[layer.name](x, emb)
+            module = self.dec[layer.name]
+            x = module(x) if layer.role is Role.CONV else module(x, emb)
         image: Tensor = self.out_conv(F.silu(self.out_norm(x)))
         return image
 

@@ -87,11 +87,16 @@ def has_tangent(x: Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
-def group_norm(channels: int, *, eps: float) -> nn.GroupNorm:
-    """Group normalisation with at most 32 groups of at least 4 channels.
+def group_norm(channels: int, *, eps: float, groups: int | None = None) -> nn.GroupNorm:
+    """Group normalisation with `groups` groups, or, where they are None, at most 32 of at least 4 channels.
 
-    Where that number does not divide the channels, the largest smaller number that does is taken.
+    Where that number does not divide the channels, the largest smaller number that does is taken. Raises UserError for
+    groups that cannot share the channels.
     """
+    if groups is not None:
+        if channels % groups:
+            raise UserError(f"a normalisation of {channels} channels cannot have {groups} groups of equal size")
+        return GroupNorm(groups, channels, eps=eps)
     most = max(1, min(32, channels // 4))
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
     return GroupNorm(groups, channels, eps=eps)
