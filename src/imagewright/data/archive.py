@@ -60,6 +60,15 @@ def open_archive(path: Path) -> Archive:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+def few_folders(path: Path, most: int = 8) -> list[Path]:
+    """The folders in a folder, where they are few: a set's container, not its classes, which would all be listed."""
+    try:
+        found = sorted(Path(entry.path) for entry in os.scandir(path) if entry.is_dir() and not _hidden(entry.name))
+    except OSError:
+        return []
+    return found if len(found) <= most else []
+
+
 def _open_folder(path: Path) -> Archive:
     names: list[str] = []
     folders: list[str] = []

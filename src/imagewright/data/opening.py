@@ -18,10 +18,12 @@ import numpy as np
 from imagewright import limits
 from imagewright.data.annotations import Annotations, annotate
 from imagewright.data.archive import SAMPLES, Archive, open_archive, readable_name
+from imagewright.data.batches import open_batches
 from imagewright.data.embedded import EMOJI64, open_digits
 from imagewright.data.fitting import Filter, Fit, Fitting
 from imagewright.data.image_set import ImageSet, Split, digest
 from imagewright.data.npz import open_npz
+from imagewright.data.parquet import open_parquet
 from imagewright.data.pixels import BadPicture, Pixels, with_channels
 from imagewright.data.reading import Reader, chunk_size, decoded, in_parallel
 from imagewright.types import DataSpec, UserError
@@ -75,12 +77,18 @@ def open_images(
     if source == "digits":
         return _choose(open_digits(resolution=resolution, channels=channels or 1, labels=labels), split)
     path = EMOJI64 if source == "emoji64" else Path(source)
+    batches = open_batches(path, resolution=resolution, channels=channels, labels=labels)
+    if batches is not None:
+        if fit is not None:
+            raise UserError(f"{path} is a set of equal squares, which --fit does not touch; leave it out")
+        return _choose(batches, split)
     if path.suffix.lower() == ".npz" and path.is_file():
         return _choose(open_npz(path, resolution=resolution, channels=channels, labels=labels), split)
-    archive = open_archive(path)
+    hub = open_parquet(path, labels=labels)
+    archive, known = (open_archive(path), None) if hub is None else hub
     if not archive.pictures and not archive.bad:
         raise UserError(f"{path} holds no pictures (png, jpeg, webp, gif, bmp, tiff, ppm)")
-    known = annotate(archive, labels=labels)
+    known = known or annotate(archive, labels=labels)
     bad: dict[str, str] = {}  # a file may fail in several ways; the first reason stands
     for file, reason in (*archive.bad, *known.bad):
         bad.setdefault(file, reason)
