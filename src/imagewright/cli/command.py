@@ -37,7 +37,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "index": (0, MANY),
     "label": (-1, MANY),
     # sizes and strengths
-    "resolution": (1, MANY),
+    **dict.fromkeys(("resolution", "size", "workers"), (1, MANY)),
     "channels": (1, 3),
     "factor": (2, MANY),
     "order": (1, 2),

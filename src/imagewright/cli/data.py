@@ -1,7 +1,8 @@
-"""`imagewright data info|convert`"""
+"""`imagewright data info|convert|downsample`"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,21 +13,26 @@ import tyro
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.data import Info, convert, info
+from imagewright.data.downsampling import Format, Job, Preset, downsample
 from imagewright.data.fitting import Filter, Fit
 from imagewright.types import UserError
 
 T = TypeVar("T")
 HELP = """imagewright data info SOURCE        what a set holds, and whether every file is usable
 imagewright data convert SOURCE OUT.zip   one EDM-format zip of PNGs from any set
+imagewright data downsample IMAGENET OUT  ImageNet made small as a paper's was, by several processes
 
 SOURCE is digits, emoji64, an EDM-format zip, a folder (with dataset.json, or one sub-folder
-per class, also below train, val and test, or flat), or an npz of an array of images.
+per class, also below train, val and test, or flat), an npz of an array of images, CIFAR's or
+downsampled ImageNet's batches (a folder, tar or zip of them), or parquet files of the hub.
 
 examples:
   imagewright data info emoji64
   imagewright data info photos/ --skip-bad
   imagewright data convert pictures/ pictures-32.zip --resolution 32
   imagewright data convert photos/ photos-64.zip --resolution 64 --fit crop --holdout 0.1
+  imagewright data convert cifar-10-python.tar.gz cifar10-32x32.zip
+  imagewright data downsample imagenet/ small/ --size 64 --preset edm --workers 8
 """
 
 
@@ -95,6 +101,46 @@ def convert_command(
     _say_unread(written.unread)
 
 
+def downsample_command(
+    source: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    size: int,
+    preset: Preset,
+    filter: str = "box",
+    format: Format = "npz",
+    workers: int = os.cpu_count() or 1,
+    val_labels: Path | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+) -> None:
+    """Make ImageNet, or any folder of classes, small as a paper's data set was; the same command goes on.
+
+    Args:
+        source: folder with train and val folders, of a folder for each class.
+        out: folder for the result: batches (chrabaszcz), or train.zip and val.zip (edm, adm).
+        size: pixels a side.
+        preset: chrabaszcz (squashed, box), edm (central square, lanczos), adm (halved, bicubic, central square).
+            van-den-oord's program was never published.
+        filter: of chrabaszcz: box as published, lanczos, nearest, bilinear, bicubic or hamming.
+        format: of chrabaszcz: npz, or pickle for the official readers.
+        workers: processes; the result does not depend on it.
+        val_labels: classes of a val folder without class folders: the development kit's ground truth.
+        seed: of chrabaszcz's shuffle.
+        skip_bad: leave out unusable files; otherwise they are an error that names the first ten.
+    """
+    job = Job(source=source, size=size, preset=preset, filter=filter, format=format, seed=seed, val_labels=val_labels)
+    made = _with_bar(
+        "downsampling",
+        lambda show: downsample(job, out, workers=workers, skip_bad=skip_bad, on_progress=show),
+    )
+    counts = ", ".join(f"{split} {count}" for split, count in made.counts.items())
+    say(f"{counts} images, {size}x{size}, preset {preset}; {len(made.skipped)} left out")
+    for name, reason in made.skipped[:10]:
+        say(f"left out: {name}: {reason}")
+    for file in made.files:
+        say(f"written to {file}")
+
+
 def _with_bar(what: str, work: Callable[[Callable[[int, int], None]], T]) -> T:
     """Run work that reports (done, total), whose total is not known beforehand."""
     with bar(what, 1, "files") as advance_to:
@@ -126,9 +172,13 @@ def _say_unread(names: Sequence[str]) -> None:
         say(f"no pictures, not read: {', '.join(names[:10])}{more}")
 
 
-COMMANDS: Mapping[str, Callable[..., None]] = {"info": info_command, "convert": convert_command}
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "info": info_command,
+    "convert": convert_command,
+    "downsample": downsample_command,
+}
 
 
 def main(args: Sequence[str]) -> None:
-    """Dispatch to info or convert."""
+    """Dispatch."""
     dispatch(COMMANDS, args, "imagewright data", HELP)
