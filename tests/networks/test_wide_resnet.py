@@ -25,7 +25,7 @@ def official_count(size: int, n: int, k: int, classes: int = 1000) -> int:
 
 @pytest.mark.parametrize(
     ("size", "n", "k", "millions"),
-    [(32, 4, 2, 1.6), (32, 4, 5, 9.5), (32, 4, 10, 37.1), (64, 4, 2, 6.3), (16, 4, 2, 0.4)],
+    [(32, 4, 2, 1.6), (32, 4, 5, 9.5), (32, 4, 10, 37.1), (64, 4, 2, 6.2), (16, 4, 2, 0.4)],
 )
 def test_the_count_is_the_official_programs(size: int, n: int, k: int, millions: float) -> None:
     with torch.device("meta"):

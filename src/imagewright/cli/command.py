@@ -32,6 +32,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("until", "window", "spacing"), (1, MANY)),
     "max_layers": (0, MANY),
     "rounds": (3, MANY),
+    "nfe": (0, MANY),
     # which
     **dict.fromkeys(("seed", "seeds", "first"), (0, 2**63 - 1)),
     "index": (0, MANY),

@@ -1,4 +1,4 @@
-"""`imagewright data info|convert|downsample`"""
+"""`imagewright data info|convert|downsample|encoder`"""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import tyro
 
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say, table
-from imagewright.data import Info, convert, info
+from imagewright.data import Info, convert, info, open_images
 from imagewright.data.downsampling import Format, Job, Preset, downsample
 from imagewright.data.fitting import Filter, Fit
+from imagewright.metrics.train_encoder import train_encoder
 from imagewright.types import UserError
 
 T = TypeVar("T")
 HELP = """imagewright data info SOURCE        what a set holds, and whether every file is usable
 imagewright data convert SOURCE OUT.zip   one EDM-format zip of PNGs from any set
 imagewright data downsample IMAGENET OUT  ImageNet made small as a paper's was, by several processes
+imagewright data encoder SOURCE OUT       train what `evaluate --features OUT` compares these images by
 
 SOURCE is digits, emoji64, an EDM-format zip, a folder (with dataset.json, or one sub-folder
 per class, also below train, val and test, or flat), an npz of an array of images, CIFAR's or
@@ -32,6 +34,7 @@ examples:
   imagewright data convert pictures/ pictures-32.zip --resolution 32
   imagewright data convert photos/ photos-64.zip --resolution 64 --fit crop --holdout 0.1
   imagewright data convert cifar-10-python.tar.gz cifar10-32x32.zip
+  imagewright data encoder photos-64.zip photos.safetensors
   imagewright data downsample imagenet/ small/ --size 64 --preset edm --workers 8
 """
 
@@ -141,6 +144,33 @@ def downsample_command(
         say(f"written to {file}")
 
 
+def encoder_command(
+    source: Annotated[str, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    resolution: int | None = None,
+    steps: int = 2000,
+    seed: int = 0,
+    skip_bad: bool = False,
+) -> None:
+    """Train a small encoder of these images, in whose features `imagewright evaluate --features FILE` compares.
+
+    It learns the set's classes; where there are none, to tell each picture from every other, however it is moved.
+
+    Args:
+        source: the training images, as of every command.
+        out: the NAME.safetensors to write; scores are then called fd_NAME.
+        resolution: look at the images reduced to this size.
+        steps: of training, of 64 images each.
+        seed: of training.
+        skip_bad: leave out unusable files.
+    """
+    images = open_images(source, resolution=resolution, skip_bad=skip_bad)
+    record = train_encoder(images, out, steps=steps, seed=seed)
+    (share,) = record["accuracy"]["train"].values()
+    what = "of its classes" if images.spec.num_classes > 1 else "from all others"
+    say(f"written to {out}; of its {record['images']['train']} training images it tells {share:.0%} {what}")
+
+
 def _with_bar(what: str, work: Callable[[Callable[[int, int], None]], T]) -> T:
     """Run work that reports (done, total), whose total is not known beforehand."""
     with bar(what, 1, "files") as advance_to:
@@ -176,6 +206,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "info": info_command,
     "convert": convert_command,
     "downsample": downsample_command,
+    "encoder": encoder_command,
 }
 
 

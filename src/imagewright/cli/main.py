@@ -21,6 +21,7 @@ COMMANDS = {
     ),
     "edit": ("imagewright.cli.edit", "fill in, colour, enlarge, redraw or denoise pictures with a trained model"),
     "evaluate": ("imagewright.cli.evaluate", "measure a model, or a folder of images, against real images"),
+    "compare": ("imagewright.cli.compare", "two runs' scores side by side, where they may be compared"),
     "tune": ("imagewright.cli.tune", "search over a trained model: skips, averages, solvers, time steps, SIMS"),
     "report": ("imagewright.cli.report", "write one HTML page about one or more runs"),
     "data": ("imagewright.cli.data", "inspect or convert image sets"),

@@ -173,7 +173,8 @@ def _sorted_out(
     read: Callable[[str], bytes],
     bad: Iterable[tuple[str, str]] = (),
 ) -> Archive:
-    beside = BESIDE if SAMPLES in names else frozenset()
+    homes = [n.removesuffix(SAMPLES) for n in names if PurePosixPath(n).name == SAMPLES]
+    beside = frozenset(home + name for home in homes for name in BESIDE)
     pictures = sorted(n for n in names if _is_picture(n) and n not in beside)
     return Archive(
         path=path,
