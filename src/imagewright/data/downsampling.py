@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +28,7 @@ from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +39,7 @@ from imagewright import limits
 from imagewright.data.archive import EXTENSIONS
 from imagewright.data.clsloc import CLSLOC
 from imagewright.data.edm_zip import file_name
+from imagewright.data.numpy_pickle import write_arrays
 from imagewright.data.pixels import FORMATS, Pixels
 from imagewright.files import read_json, replacing, write_json
 from imagewright.types import UserError
@@ -360,11 +360,9 @@ def _planes(pictures: _Pictures, rows: npt.NDArray[np.int64], size: int) -> Pixe
 def _write_batch(
     job: Job, path: Path, data: Pixels, labels: npt.NDArray[np.int64], mean: npt.NDArray[np.float64] | None
 ) -> Path:
-    if job.format == "pickle":  # as the official script: it is written here, and never read by executing it
-        batch: dict[str, Any] = {"data": data, "labels": labels.tolist()}
-        batch |= {} if mean is None else {"mean": mean}
+    if job.format == "pickle":  # as the official script
         with replacing(path) as aside, aside.open("wb") as file:
-            pickle.dump(batch, file, protocol=4)
+            write_arrays(file, {"data": data, "labels": labels.tolist(), **({} if mean is None else {"mean": mean})})
         return path
     target = path.with_name(f"{path.name}.npz")
     arrays = {"data": data, "labels": labels} | ({} if mean is None else {"mean": mean})

@@ -1,4 +1,4 @@
-"""Dictionaries of NumPy arrays from pickles, which are followed and never executed (`pickles`).
+"""Dictionaries of NumPy arrays from pickles, which are followed and never executed (`pickles`); and written as such.
 
 Source   the layouts that NumPy's arrays have in pickles of protocols 2 to 5, those of Python 2 included.
 """
@@ -6,6 +6,8 @@ Source   the layouts that NumPy's arrays have in pickles of protocols 2 to 5, th
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -93,3 +95,34 @@ def read_arrays(path: Path, file: BinaryIO) -> dict[str, Any]:
         words = NumpyWords()
         found = expect(follow(file, words, raw=True), dict, "the end")
         return {str(key): value.value if isinstance(value, _Array) else value for key, value in found.items()}
+
+
+def write_arrays(file: BinaryIO, entries: Mapping[str, npt.NDArray[Any] | list[int]]) -> None:
+    """Write arrays and lists of whole numbers from 0 as a pickled dictionary (protocol 3), which every NumPy reads.
+
+    Arrays are uint8 or float64, of less than 4 GiB. The operations are written out: nothing here can pickle an object.
+    """
+    file.write(b"\x80\x03}")
+    for name, value in entries.items():
+        file.write(_text(name))
+        if isinstance(value, list):
+            file.write(b"](" + b"".join(b"J" + struct.pack("<i", number) for number in value) + b"e")
+        else:
+            _write_array(file, value)
+        file.write(b"s")
+    file.write(b".")
+
+
+def _write_array(file: BinaryIO, array: npt.NDArray[Any]) -> None:
+    code, order = {"uint8": ("u1", "|"), "float64": ("f8", "<")}[array.dtype.name]
+    shape = b"(" + b"".join(b"J" + struct.pack("<i", length) for length in array.shape) + b"t"
+    kind = b"cnumpy\ndtype\n" + _text(code) + b"K\x00K\x01\x87R(K\x03" + _text(order)
+    kind += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    file.write(b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R(K\x01" + shape + kind)
+    file.write(b"\x89B" + struct.pack("<I", array.nbytes))
+    file.write(np.ascontiguousarray(array).data)
+    file.write(b"tb")
+
+
+def _text(words: str) -> bytes:
+    return b"X" + struct.pack("<I", len(words.encode())) + words.encode()

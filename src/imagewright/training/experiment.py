@@ -5,7 +5,7 @@
     experiment.json                     resolved configuration, command, versions, seed
     model.safetensors, model.json       the product's averaged weights, self-describing
     checkpoints/                        full training state
-    log.jsonl, events.out.tfevents.*    numbers over time
+    log.jsonl, events.out.tfevents.*    numbers over time (the second, and others, by `training.trackers`)
     samples/                            a grid per snapshot, from fixed seeds
     metrics.json, report.html           written by `evaluate` and `report`
 """
@@ -359,13 +359,14 @@ def run_experiment(
         assembled.couplings,
         experiment.data.workers,
     )
+    log = Log(folder if processes.is_first else None, experiment.training.trackers)
     trainer = Trainer(
         experiment.method,
         assembled.parts,
         loader,
         experiment.training,
         folder / "checkpoints",
-        log=Log(folder if processes.is_first else None),
+        log=log,
         device=device,
         processes=processes,
         run=identity(experiment, assembled.inputs),
@@ -377,11 +378,13 @@ def run_experiment(
     def snapshot(picture: bool) -> None:
         if processes.is_first:
             export(experiment, trainer, assembled.images, folder, torch.device(device), picture=picture)
+            log.picture(folder / "samples" / f"{trainer.images:012d}.png", trainer.images)
 
     if resume:
         trainer.resume()
     trainer.train()
     snapshot(True)
+    log.close()
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Numbers of a run: one JSON line per interval in `log.jsonl`, the same as TensorBoard scalars."""
+"""Numbers of a run: one JSON line per interval in `log.jsonl`, the same to every tracker (`trackers`)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from imagewright import limits
+from imagewright.data.pixels import decode
 from imagewright.files import parse_json, read_bytes, require_replaceable, write_text
+from imagewright.training.trackers import Tracked
 from imagewright.types import Update, UserError
 
 SIGMA_EDGES = (0.1, 0.5, 2.0)
@@ -21,15 +22,14 @@ SIGMA_EDGES = (0.1, 0.5, 2.0)
 class Log:
     """Means since the last line, per part. With folder None it only forgets."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, trackers: Sequence[str] = ()) -> None:
         self._path = folder / "log.jsonl" if folder else None
         self._sums: dict[str, list[float]] = defaultdict(list)
-        self._board: Any = None
+        self._trackers = Tracked((), Path())
+        self._shown: Path | None = None
         if folder is not None:
             require_replaceable(folder / "log.jsonl")
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(folder)
+            self._trackers = Tracked(trackers, folder)
 
     def add(self, part: str, updates: Sequence[Update], loss: float, numbers: Mapping[str, float]) -> None:
         """Note one optimiser step of a part."""
@@ -55,9 +55,17 @@ class Log:
         self._sums.clear()
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "images": images, **means}) + "\n")
-        for name, value in means.items():
-            self._board.add_scalar(name, value, images)
-        self._board.flush()
+        self._trackers.numbers(means, images)
+
+    def picture(self, path: Path, images: int) -> None:
+        """Show the trackers a picture that the run has left, where there is one; each once."""
+        if self._path is not None and path.exists() and path != self._shown:
+            self._shown = path
+            self._trackers.picture(path.parent.name, decode(read_bytes(path, limits.PICTURE_BYTES)), images)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._trackers.close()
 
     def truncate(self, step: int) -> None:
         """Drop what was written after a step: a resumed run writes it again."""
