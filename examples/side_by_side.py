@@ -4,6 +4,7 @@
     python examples/side_by_side.py matching-digits 0 1 2   # three trainings of every row
     python examples/side_by_side.py emoji64-32 0 1          # some of both families, hours on two cores
     python examples/side_by_side.py emoji64-32 --images 320 --scored 473 --steps 6    # the same, cut short
+    python examples/side_by_side.py matching-digits --rows Diff-Instruct SiD          # some of its rows
 
 Flow maps are the consistency and trajectory models, measured at one, two and four calls; `matching-...` are the
 one-step generators that match distributions. In a family on digits the product gets equally many updates, of as many
@@ -155,7 +156,7 @@ def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
         n = _count(setting)
         _command(f"evaluate {teacher} {n} --sampler euler --steps {' '.join(map(str, euler))} --out {scores}")
         _command(f"evaluate {teacher} {n} --sampler heun --steps {heun} --out {scores}")
-    if setting.pairs:
+    if any(row.couplings for row in setting.rows):
         _command(f"couple {teacher} --n {setting.pairs} --sampler heun --steps 18 --out {out}/couplings")
     folders = {row: [out / f"seed-{seed}" / _folder_name(row) for seed in seeds] for row in setting.rows}
     for row, places in folders.items():
@@ -171,9 +172,8 @@ def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
 def _train(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) -> None:
     """A row's training, from where it stands."""
     total = _product_images(row, setting) * row.steps
-    recipe = row.recipe.format(setting.data) if "{}" in row.recipe else f"{row.recipe}-{setting.data}"
-    words = [f"train {recipe} --out {folder} --resume --training.seed {seed} --training.total-images {total}"]
-    words += [setting.options, row.options]
+    words = [f"train {recipe_of(row, setting)} --out {folder} --resume"]
+    words += [f"--training.seed {seed} --training.total-images {total}", setting.options, row.options]
     if row.teacher:
         words.append(f"{row.teacher} {teacher}")
     if setting.cooldown:
@@ -183,6 +183,11 @@ def _train(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) ->
     if row.phased:
         words.append(f"--method.fake-only-images {total // 10} --method.plain-images {total // 5}")
     _command(" ".join(words))
+
+
+def recipe_of(row: Row, setting: Setting) -> str:
+    """The name of a row's recipe."""
+    return row.recipe.format(setting.data) if "{}" in row.recipe else f"{row.recipe}-{setting.data}"
 
 
 def _product_images(row: Row, setting: Setting) -> int:
@@ -230,8 +235,14 @@ def chosen(words: Sequence[str] | None = None) -> tuple[Path, Setting, list[int]
     parser.add_argument("--images", type=int, help="from which each product learns, in place of the setting's")
     parser.add_argument("--scored", type=int, help="images of every measurement")
     parser.add_argument("--steps", type=int, help="of Heun, with which the teacher is measured and drawn")
+    parser.add_argument("--rows", nargs="+", help="names of methods, as the table has them (default: all)")
     asked = parser.parse_args(words)
     setting, name = SETTINGS[asked.name], asked.name
+    known = {row.name: row for row in setting.rows}
+    if asked.rows is not None:
+        if not set(asked.rows) <= known.keys():
+            parser.error(f"--rows of {name} are: {', '.join(map(repr, known))}")
+        setting = replace(setting, rows=tuple(known[row] for row in asked.rows))
     if asked.images is not None:
         setting, name = replace(setting, images=asked.images), f"{name}-{asked.images}"
     if asked.scored is not None:

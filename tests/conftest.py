@@ -34,6 +34,12 @@ experiment = dataclasses.replace(
 """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the package keeps for another time is not the user's, nor that of an earlier session."""
+    os.environ["IMAGEWRIGHT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python file for `imagewright train`: four steps of a tiny network with dropout on digits."""

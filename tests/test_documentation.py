@@ -29,6 +29,17 @@ def test_the_worked_example_trains(tmp_path: Path) -> None:
     assert imagewright.load(tmp_path / "run").generate(1).shape == (1, 8, 8, 1)
 
 
+def test_the_worked_chain_trains(tmp_path: Path) -> None:
+    text = (DOCS / "architecture.md").read_text()
+    (block,) = re.findall(r"```python\n(# two_stages\.py\n.*?)```", text, re.DOTALL)
+    (command,) = re.findall(r"^    imagewright (train two_stages\.py.*)$", text, re.MULTILINE)
+    (tmp_path / "two_stages.py").write_text(block)
+    words = command.replace("two_stages.py", str(tmp_path / "two_stages.py")).split()
+    small = [f"--{stage}.training.total-images=64" for stage in ("teacher", "student")]
+    main([*words, *small, "--teacher.network.model-channels", "8", "--out", str(tmp_path / "run")])
+    assert imagewright.load(tmp_path / "run").generate(1).shape == (1, 8, 8, 1)
+
+
 def test_the_readme_has_the_ledgers_verdicts() -> None:
     text = (DOCS.parent / "README.md").read_text()
     said = {key: verdict for verdict, key in re.findall(r"\| \[([a-z ]+)\]\(docs/claims\.md#(\w+)\) \|", text)}

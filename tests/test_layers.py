@@ -13,8 +13,9 @@ import imagewright
 
 ROOT = Path(imagewright.__file__).parent
 LAYERS = (
+    ("errors",),
     ("types", "version"),
-    ("limits", "shapes", "noise", "files", "arrays", "pickles", "checks", "precision"),
+    ("limits", "shapes", "noise", "files", "locks", "arrays", "pickles", "checks", "precision", "cache"),
     ("paths", "networks", "data", "oracles"),
     ("models",),
     ("samplers", "guidance", "metrics"),
@@ -86,8 +87,8 @@ def test_no_circles() -> None:
         pytest.fail(f"circle: {' -> '.join(error.args[1])}")
 
 
-def test_networks_know_only_the_types() -> None:
-    assert {there for here, there in edges() if here == "networks"} == {"types"}
+def test_networks_know_only_the_types_and_the_source_of_their_dropout() -> None:
+    assert {there for here, there in edges() if here == "networks"} == {"types", "noise"}
 
 
 def is_script(path: Path) -> bool:

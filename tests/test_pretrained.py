@@ -50,6 +50,6 @@ def test_sample_works_right_after_installation(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_told_with_what_there_is() -> None:
     with pytest.raises(
-        UserError, match=r"emoji65 is neither a folder with a model\.json nor a shipped model \(.*emoji64-32"
+        UserError, match=r"emoji65 is neither a folder with a model\.safetensors nor a shipped model \(.*emoji64-32"
     ):
         find_model("emoji65")

@@ -1,6 +1,19 @@
-"""`python -m imagewright` is the `imagewright` command."""
+"""The `imagewright` command, also as `python -m imagewright`. Importing it takes seconds, and may be interrupted."""
 
-from imagewright.cli.main import main
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """As `cli.main.main`. Exits with 130 after Ctrl-C while the program is still being read."""
+    try:
+        from imagewright.cli.main import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("imagewright: interrupted\n")
+        raise SystemExit(130) from None
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -1,17 +1,22 @@
 """Writing files so that nothing half-written ever replaces a whole one, and reading them with a clear complaint.
 
+What a writer that was killed left aside (`.NAME.xxxxxxxx.partial`) is removed when the same file is written again. A
+writer holds what it writes aside locked, so that what is removed is nobody's.
+
 Reading: only regular files, of a bounded size; links are followed to one. A FIFO, a socket or a device is refused, and
 never waited for. Writing: nothing but a regular file is ever replaced; a link to a folder is followed.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, overload
 
@@ -21,7 +26,13 @@ from imagewright import limits
 from imagewright.shapes import brief, misfit
 from imagewright.types import UserError
 
+try:
+    import fcntl
+except ImportError:  # not on every system; what was left aside then stays
+    fcntl = None  # type: ignore[assignment]
+
 T = TypeVar("T")
+_OURS = (".partial", ".lock")
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -33,34 +44,77 @@ _KINDS = (
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Yield a path aside to write to; on success it is flushed to disk and renamed over `path`, else removed.
 
+    flush: False for one of many files that can be made again: the system writes it when it likes, and after a power
+    failure (not after a kill) it may be empty.
     Raises UserError naming the file where it cannot be written: a full disk, a read-only folder, a file in the way.
     """
     with told_as_unwritable(path):
-        aside = _beside(path)
+        require_replaceable(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside, handle = _beside(path)
     try:
         with told_as_unwritable(path):
             yield aside
-            _finish(aside, path)
+            _finish(aside, path, flush)
     except BaseException:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
 
 
-def _beside(path: Path) -> Path:
-    require_replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    return Path(name)
+def _beside(path: Path) -> tuple[Path, int]:
+    """A new empty file, which is locked as long as the handle is open."""
+    _remove_left(path)
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        if _locked(handle) is not False and os.path.exists(name):
+            return Path(name), handle
+        os.close(handle)  # another writer took it for left, before it was locked
 
 
-def _finish(aside: Path, path: Path) -> None:
-    with aside.open("rb+") as file:
-        os.fsync(file.fileno())
+def _locked(handle: int) -> bool | None:
+    """Whether the file is locked now; False: another has it; None: there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what killed writers of this very file left aside."""
+    for name in _left_in(path.parent.absolute()).pop(path.name, ()):
+        with suppress(OSError):
+            handle = os.open(name, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+            try:
+                if _locked(handle):
+                    os.unlink(name)
+            finally:
+                os.close(handle)
+
+
+@cache
+def _left_in(folder: Path) -> dict[str, list[str]]:
+    """What lies aside in a folder, by the name of what it was to be; looked up once, as a folder may hold millions."""
+    found: dict[str, list[str]] = {}
+    for name in glob.glob(".*.????????.partial", root_dir=folder, include_hidden=True):
+        found.setdefault(name[1 : -len(".xxxxxxxx.partial")], []).append(os.path.join(folder, name))
+    return found
+
+
+def _finish(aside: Path, path: Path, flush: bool) -> None:
+    if flush:
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
     umask = os.umask(0)
     os.umask(umask)
     aside.chmod(0o666 & ~umask)
@@ -76,7 +130,7 @@ def told_as_unwritable(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be written: {error}") from None
     except OSError as error:
         name = None if error.filename is None else os.fsdecode(error.filename)
-        if name is not None and not name.endswith(".partial") and Path(name) not in (path, *path.parents):
+        if name is not None and not name.endswith(_OURS) and Path(name) not in (path, *path.parents):
             raise
         in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
         reason = "a file is in the way" if in_the_way else error.strerror or error
@@ -106,12 +160,12 @@ def try_output(path: Path) -> None:
             place = place.parent
         if not place.is_dir():
             raise NotADirectoryError
-        handle, name = tempfile.mkstemp(suffix=".partial", dir=place)
+        aside, handle = _beside(place / path.name)
         try:
             os.write(handle, b"x")
         finally:
             os.close(handle)
-            os.unlink(name)
+            aside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -182,16 +236,20 @@ def read_json(path: Path, shape: Any = Any, *, most: int = limits.RECORD) -> Any
 
 def read_formatted(path: Path, form: str, shape: type[T], most: int = limits.RECORD) -> T:
     """JSON of ours of one format, whose name it carries under "format"; raises UserError as `read_json` does."""
-    value = read_json(path, most=most)
+    return of_format(read_json(path, most=most), str(path), form, shape)
+
+
+def of_format(value: Any, where: str, form: str, shape: type[T]) -> T:
+    """The value, if it is of a format and shape; raises UserError beginning with `where` for another."""
     found = value.get("format") if isinstance(value, dict) else None
     if found != form:
         said = (
             found if found is None and isinstance(value, dict) else brief(found if isinstance(value, dict) else value)
         )
-        raise UserError(f"{path} has format {said}; this version reads {form!r}")
+        raise UserError(f"{where} has format {said}; this version reads {form!r}")
     fault = misfit(value, shape)
     if fault is not None:
-        raise UserError(f"{path} is damaged: {fault}")
+        raise UserError(f"{where} is damaged: {fault}")
     whole: T = value
     return whole
 

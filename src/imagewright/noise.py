@@ -27,6 +27,9 @@ def seed_networks(seed: int, device: torch.device) -> None:
     if device.type == "cpu":
         # torch.manual_seed writes down a stack trace for every kind of accelerator that is absent: a millisecond.
         torch.default_generator.manual_seed(seed)
+    elif device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
     else:
         torch.manual_seed(seed)
 
@@ -121,7 +124,10 @@ class BatchNoise(StepNoise):
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), shape, dtype and device of `like` [N, ...] (or [k N, ...])."""
-        return self._uniform(like, "method")
+        word = self._words(like, math.prod(like.shape[1:]))
+        digits = 53 if like.dtype == torch.float64 else 24
+        wide = torch.promote_types(like.dtype, torch.float32)
+        return _below_one((_shifted(word, 64 - digits).to(wide) * 2.0**-digits).reshape(like.shape).to(like))
 
     def integers(self, high: int, like: Tensor) -> Tensor:
         """Uniform int64 in 0 .. high - 1 (high < 2^31), shape and device of `like` [N, ...]."""
@@ -131,7 +137,8 @@ class BatchNoise(StepNoise):
     def common(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), of any shape: the same draw in every micro-batch of the step."""
         self._draws["method"] += 1
-        return StepNoise(*self._key, self._draws["method"], _COMMON).uniform(like.cpu()).to(like.device)
+        drawn = StepNoise(*self._key, self._draws["method"], _COMMON).uniform(torch.empty(like.shape, dtype=like.dtype))
+        return drawn.to(like.device, non_blocking=True)
 
     def places(self, like: Tensor) -> tuple[Tensor, int]:
         """The images' places in the whole batch, int64 [N], and how many it has; like: [N, ...]."""
@@ -161,21 +168,27 @@ class BatchNoise(StepNoise):
             yield
         self._draws["networks"] = before
 
-    def _uniform(self, like: Tensor, purpose: str) -> Tensor:
-        word = self._words(like, math.prod(like.shape[1:]), purpose)
-        digits = 53 if like.dtype == torch.float64 else 24
-        wide = torch.promote_types(like.dtype, torch.float32)
-        return _below_one((_shifted(word, 64 - digits).to(wide) * 2.0**-digits).reshape(like.shape).to(like))
+    def kept(self, like: Tensor, p: float) -> Tensor:
+        """Where dropout of a network lets through, with probability 1 - p; bool, shape and device of `like`.
+
+        A word decides on four numbers, by 16 bits each (p to within 2^-17): dropout's masks are most of what is drawn.
+        """
+        count = math.prod(like.shape[1:])
+        sixteen = self._words(like, (count + 3) // 4, "networks").view(torch.int16)
+        return (sixteen >= round(p * 2**16) - 2**15)[:, :count].view_as(like)
 
     def _words(self, like: Tensor, count: int, purpose: str = "method") -> Tensor:
         """Random 64-bit words, int64 [rows of like, count]."""
+        return _hashed(self._starts(like, purpose), count)
+
+    def _starts(self, like: Tensor, purpose: str) -> Tensor:
+        """Where the words of a new draw begin for each row of like, int64 [rows]."""
         self._check(like)
         self._draws[purpose] += 1
         key = derive_seed(*self._key, self._draws[purpose], _PURPOSES[purpose])
         row = torch.arange(len(like), device=like.device)
         block, within = row // len(self._places), row % len(self._places)
-        start = _mixed(_mixed((within + self._places.start) * _GOLDEN + key) + block * _GOLDEN)
-        return _mixed(start[:, None] + torch.arange(1, count + 1, device=like.device) * _GOLDEN)
+        return _mixed(_mixed((within + self._places.start) * _GOLDEN + key) + block * _GOLDEN)
 
     def _check(self, like: Tensor) -> None:
         if like.ndim == 0 or len(like) % len(self._places):
@@ -191,14 +204,19 @@ _networks: list[BatchNoise | None] = [None]
 
 def _shifted(word: Tensor, by: int) -> Tensor:
     """A logical shift to the right of int64."""
-    return (word >> by) & ((1 << (64 - by)) - 1)
+    return (word >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _mixed(word: Tensor) -> Tensor:
     """SplitMix64's finaliser, int64 that wraps around."""
-    word = (word ^ _shifted(word, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    word = (word ^ _shifted(word, 27)) * (0x94D049BB133111EB - 2**64)
-    return word ^ _shifted(word, 31)
+    for by, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ _shifted(word, by)).mul_(factor - 2**64)
+    return word.bitwise_xor_(_shifted(word, 31))
+
+
+def _hashed(starts: Tensor, count: int) -> Tensor:
+    """The first words from each start, int64 [rows, count]."""
+    return _mixed(starts[:, None] + torch.arange(1, count + 1, device=starts.device) * _GOLDEN)
 
 
 def dropout(h: Tensor, p: float, training: bool) -> Tensor:
@@ -216,7 +234,7 @@ def kept(like: Tensor, p: float) -> Tensor:
     source = None if torch.compiler.is_compiling() else _networks[0]
     if source is None:
         return torch.rand(like.shape, device=like.device) >= p
-    return source._uniform(torch.empty(like.shape, device=like.device), "networks") >= p
+    return source.kept(like, p)
 
 
 def _below_one(uniform: Tensor) -> Tensor:

@@ -384,3 +384,44 @@ def _tensor(value: View, read: Storages) -> Tensor:
     assert sys.byteorder == "little"
     flat = read(value.storage)
     return flat.as_strided(value.shape, value.stride, value.offset).clone(memory_format=torch.contiguous_format)
+
+
+# --- Lightning ----------------------------------------------------------------------------------------------
+
+_INERT = ("omegaconf.", "lightning.", "models.", "networks.", "kernels.", "utils.", "torch.nn.modules.")
+_INERT_NAMES = {
+    "torch_utils.persistence _reconstruct_persistent_obj",
+    "torch_utils.persistence_edm2 _reconstruct_persistent_obj",
+    "typing Any",
+    "collections defaultdict",
+    "pathlib PosixPath",
+    *(f"builtins {name}" for name in ("dict", "list", "int", "float", "str", "bool", "set", "object")),
+    "copyreg _reconstructor",
+}
+
+
+class Inert:
+    """What stands for an object that nobody looks at."""
+
+
+class LightningWords(Vocabulary):
+    """A Lightning checkpoint, whose settings and hyper-parameters are objects: these stand for nothing."""
+
+    purpose = "a Lightning checkpoint of tensors and settings"
+
+    def knows(self, name: str) -> bool:
+        return super().knows(name) or name in _INERT_NAMES or name.startswith(_INERT)
+
+    def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+        if function == Global("collections defaultdict"):
+            return {}
+        if isinstance(function, Global) and not super().knows(function.name):
+            return Inert()
+        return super().call(function, arguments)
+
+    def make(self, kind: Any, arguments: Any) -> Any:
+        return Inert()
+
+    def build(self, made: Any, state: Any) -> None:
+        if not isinstance(made, Inert):
+            super().build(made, state)

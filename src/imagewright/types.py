@@ -1,6 +1,6 @@
 """The words every part of the library shares: conditions, data specifications, model protocols, updates.
 
-Nothing here knows a network, a paper or a file; everything else may import this module.
+Nothing here knows a network, a paper or a file; everything else may import this module (and `UserError` from it).
 
 Conventions   images are float32 NCHW in [-1, 1]; sigma is the noise's standard deviation in data units, one number per
               image, shape [N]; labels are int64 [N], -1 meaning "no class".
@@ -10,22 +10,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from imagewright.errors import UserError as UserError
 
-class UserError(ValueError):
-    """Bad input that the user can mend: one sentence naming the file or option, the value and the allowed range.
 
-    The command line prints the sentence alone and exits with code 2.
+@dataclass(frozen=True)
+class Example:
+    """The base of batches: frozen dataclasses of tensors, or of further examples, with one row per example or None.
+
+    A data set yields one kind of them, the trainer moves them and knows none, and a method says with the annotation of
+    its step's `batch` which kind it learns from.
     """
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Apply a function to every tensor that is present: `batch.map(lambda t: t.to(device))`."""
+        changed: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, Tensor):
+                changed[each.name] = function(value)
+            elif isinstance(value, Example):
+                changed[each.name] = value.map(function)
+        return replace(self, **changed)
+
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        return self.map(lambda t: t[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Condition:
+class Condition(Example):
     """What a model is told besides the noisy image. Every entry has one row per image, or is None.
 
     label:   int64 [N], class index, -1 = unconditional.
@@ -36,14 +55,6 @@ class Condition:
     label: Tensor | None = None
     augment: Tensor | None = None
     destination: Tensor | None = None
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
-        """Apply a function to every entry that is present: `cond.map(lambda t: t.to(device))`."""
-        present = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(t) for name, t in present.items() if t is not None})
-
-    def __getitem__(self, rows: slice | Tensor) -> Condition:
-        return self.map(lambda t: t[rows])
 
 
 UNCONDITIONAL = Condition()
@@ -70,7 +81,7 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
-class Coupling:
+class Coupling(Example):
     """Noise and the images that a teacher makes of it: latents (standard normal) and images, both [N, C, H, W]."""
 
     latents: Tensor
@@ -79,8 +90,8 @@ class Coupling:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Training images, float32 [N, C, H, W] in [-1, 1], and what is known about them.
+class Batch(Example):
+    """Labelled pictures: training images, float32 [N, C, H, W] in [-1, 1], and what is known about them.
 
     coupling: as many pairs of noise and image, where the run has a store of them (`data.couplings`).
     """
@@ -90,8 +101,53 @@ class Batch:
     coupling: Coupling | None = None
 
 
-ModelKind = Literal["denoiser", "flow_map", "token_model", "codec"]
-"""What a model on disk may be; a codec draws nothing by itself, but token models are trained on its tokens."""
+class Examples(Protocol):
+    """A data set: N examples of one kind, read by index."""
+
+    @property
+    def spec(self) -> DataSpec:
+        """What its images are, as far as it has any."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where it came from, in words."""
+        ...
+
+    @property
+    def example(self) -> type[Example]:
+        """Which kind of batch it yields."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of what it holds, equal for equal content in any container."""
+        ...
+
+    @property
+    def in_memory(self) -> bool:
+        """False when every `read` decodes files; then the loader reads ahead."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: npt.NDArray[np.int64]) -> Any:
+        """Examples by index as arrays, however the set likes them best; in other threads or processes."""
+        ...
+
+    def batch(self, read: Any, rows: npt.NDArray[np.int64], chance: Chance) -> Example:
+        """A batch of tensors on the CPU. chance(): uniform on [0, 1), [n], of places in the endless sequence."""
+        ...
+
+    def prepared(self, batch: Any) -> Example:
+        """The batch as methods are given it, on the device to which it was moved; most return it as it is."""
+        ...
+
+
+Chance = Callable[[], npt.NDArray[np.float64]]
+
+ModelKind = Literal["denoiser", "flow_map", "token_model", "codec", "autoencoder", "encoder"]
+"""What a model on disk may be. `KINDS` in `models.kinds` says what each offers and what the commands do with it."""
 
 
 def kind_of(model: object) -> ModelKind:
@@ -169,6 +225,31 @@ class TokenModel(Protocol):
 
         Returns [N, length, values], float32 or wider.
         """
+        ...
+
+
+class Autoencoder(Protocol):
+    """Images as latents and back: another space for denoisers, maps and flows to live in.
+
+    latent: shape of one image's latents, [C, H, W].
+    """
+
+    latent: tuple[int, int, int]
+
+    def encode(self, images: Tensor, noise: Noise | None = None) -> Tensor:
+        """[N, C, H, W] in [-1, 1] -> latents [N, *latent]; the mean, or with noise a draw, of what the encoder says."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> [N, C, H, W] in [-1, 1]."""
+        ...
+
+
+class Encoder(Protocol):
+    """Images as features: what judges, teaches, conditions and curates generators."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] in [-1, 1] -> [N, D], pooled over the image, float32."""
         ...
 
 
@@ -278,6 +359,10 @@ class Clock:
         return self.images / self.total_images
 
 
+Span = int | float
+"""How long something lasts, in fields named `..._images`: from 1 on a number of images, below 1 a share of the run."""
+
+
 @dataclass(frozen=True)
 class Update:
     """ "Take one optimiser step of `part` along this loss": what a method yields to the trainer.
@@ -366,8 +451,10 @@ class Method(Protocol):
 
     product: ClassVar[str]
 
-    def step(self, parts: Any, batch: Batch, noise: Any, clock: Clock) -> Iterator[Event]:
+    def step(self, parts: Any, batch: Any, noise: Any, clock: Clock) -> Iterator[Event]:
         """One training step on one micro-batch; each yielded `Update` is one optimiser step.
+
+        The annotation of `batch` says which kind of example the method learns from.
 
         With gradient accumulation the trainer advances the generators of all micro-batches in lockstep, so each has to
         yield the same sequence of events.

@@ -3,14 +3,14 @@
 import platform
 import sys
 
-import numpy as np
-import torch
-
 __version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:
     """What a recorded number depends on besides its settings."""
+    import numpy as np  # not needed to say the version
+    import torch
+
     return {
         "imagewright": __version__,
         "torch": torch.__version__,

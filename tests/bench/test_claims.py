@@ -12,7 +12,7 @@ import pytest
 
 from imagewright.bench.claims import KEYS, Budget, Check, Claim, Row, Rows, load_claim, origin, runner
 from imagewright.bench.claims.claim import DEFAULT_SEEDS, REPORTED_SEEDS, TUNING_SEEDS, by_how_much, how_many_times
-from imagewright.bench.claims.ledger import write_ledger
+from imagewright.bench.claims.ledger import read_records, write_ledger
 from imagewright.bench.claims.runner import rows_of, run_claim
 from imagewright.bench.claims.verdict import interval, judge, together
 from imagewright.cli import bench
@@ -115,6 +115,57 @@ def test_a_record_is_never_rewritten_without_running(tmp_path: Path) -> None:
     assert (out.read_bytes(), out.stat().st_mtime_ns) == before
     run_claim(claim(OURS_LOWER), SEEDS[:1], out, fresh=True)
     assert [*SEEDS, SEEDS[0]] == ASKED and list(json.loads(out.read_text())["seeds"]) == [str(SEEDS[0])]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_fresh_record_takes_the_place_of_a_whole_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "toy.json"
+    run_claim(claim(LONGER_LOWER), SEEDS, out)
+    before = out.read_bytes()
+    ASKED.clear()
+
+    def killed(done: int, total: int) -> None:
+        if done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_claim(claim(LONGER_LOWER), SEEDS, out, fresh=True, on_seed=killed)
+    assert out.read_bytes() == before
+    run_claim(claim(OURS_LOWER), SEEDS, out, fresh=True)
+    assert ASKED == SEEDS  # each once: what was measured before the stop is kept
+    assert json.loads(out.read_text())["checks"][0]["says"] == "ours is lower"
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.json"]
+
+
+def test_two_runs_on_one_record_lose_no_seed(tmp_path: Path) -> None:
+    out = tmp_path / "toy.json"
+
+    def other(done: int, total: int) -> None:
+        if done == 1:  # while this run is at its second seed
+            run_claim(claim(LONGER_LOWER), SEEDS[3:], out)
+
+    record = run_claim(claim(LONGER_LOWER), SEEDS[:2], out, on_seed=other)
+    assert (
+        list(record["seeds"]) == list(json.loads(out.read_text())["seeds"]) == [str(s) for s in SEEDS if s != SEEDS[2]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seeds", {}), ("seeds", {"one": {}}), ("summary", [{}]), ("checks", "none"), ("verdict", None), ("cost", 3)],
+)
+def test_a_damaged_record_is_one_sentence(name: str, value: object, tmp_path: Path) -> None:
+    out = tmp_path / "toy.json"
+    record = run_claim(claim(LONGER_LOWER), SEEDS[:1], out)
+    out.write_text(json.dumps(record | {name: value}))
+    for read in (lambda: run_claim(claim(LONGER_LOWER), SEEDS, out), lambda: read_records(tmp_path, ["toy"])):
+        with pytest.raises(UserError, match=rf"toy\.json is damaged: .*{name}"):
+            read()
+    out.write_text("[]")
+    assert read_records(tmp_path, ["toy"]) == {}
 
 
 def test_rows_of_other_code_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_
 def test_all_that_one_update_of_the_product_takes_is_counted(tmp_path: Path) -> None:
     training = replace(BASE.training, total_images=8, batch=8)
     teacher = run_experiment(replace(BASE, network=NETWORK, training=training), tmp_path / "teacher")
-    matching = replace(RECIPES["dmd2-digits"](), teacher=str(teacher))
+    matching = replace(RECIPES["dmd2-digits"]()).giving(teacher=str(teacher))
     experiments = {
         "edm": replace(BASE, network=NETWORK),
         "dmd2": replace(matching, method=DMD2(fake_updates=3)),

@@ -72,6 +72,24 @@ def test_sample_writes_pictures_and_goes_on(home: Path, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(out / "000002.png")), first)
 
 
+def test_many_samples_are_not_flushed_one_by_one_nor_all_on_the_grid(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr("os.fsync", flushed.append)
+    monkeypatch.setattr("imagewright.cli.sample.GRID", 4)
+    args = ["sample", str(home / "teacher"), "--steps", "2", "--n", "12", "--out", str(tmp_path)]
+    main(args)
+    assert len(flushed) == 2  # samples.json and grid.png
+    assert "grid of the first 4" in capsys.readouterr().out
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert sheet.size == (8 * 19, 8 * 19)  # two rows of two, each of 8 + 1 pixels, and a border, 8 times as large
+    before = (tmp_path / "000007.png").read_bytes()
+    (tmp_path / "000007.png").write_bytes(b"")  # as a power failure may leave it
+    main(args)
+    assert (tmp_path / "000007.png").read_bytes() == before
+
+
 def test_samples_of_another_kind_are_not_mixed(home: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     out = str(tmp_path / "samples")
     main(["sample", str(home / "student"), "--n", "1", "--out", out])

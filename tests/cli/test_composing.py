@@ -111,7 +111,7 @@ def test_a_student_keeps_the_teachers_hardware_settings_and_nothing_of_its_weigh
     teacher = auto(DataConfig(source="any.zip", xflip=True), spec, 100, "cuda")
     teacher = replace(teacher, start="runs/other", training=replace(teacher.training, micro_batch=32, weights_images=9))
     student = distill("runs/t", teacher)
-    assert student.teacher == "runs/t" and student.network is None and student.start is None
+    assert student.given == {"teacher": "runs/t"} and student.network is None and student.start is None
     assert (student.training.precision, student.training.micro_batch) == ("bf16", 32)
     assert student.training.weights_images is None and student.data.xflip
 
@@ -120,6 +120,6 @@ def test_what_cannot_be_composed_is_said(refused: Callable[..., str], tmp_path: 
     assert "train auto needs --data.source" in refused("train", "auto")
     assert "distill needs a teacher" in refused("train", "distill")
     assert "needs the teacher first" in refused("distill", "--out", tmp_path)
-    assert "neither a folder with a model.json" in refused("distill", tmp_path)
+    assert "is neither a folder with a model" in refused("distill", tmp_path)
     assert "--by is 'magic'; allowed: consistency, dmd2" in refused("distill", "emoji64-32", "--by", "magic")
     assert "--hours is -1" in refused("train", "auto", "--data.source", photos, "--hours", -1, "--device", "cpu")

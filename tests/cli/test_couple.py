@@ -72,7 +72,7 @@ def test_pairs_are_what_the_sampler_draws(teacher: Path, whole: Path) -> None:
     assert manifest["origin"]["sampler"]["class"] == "heun" and manifest["origin"]["nfe"] == 5
     generator = load(teacher)
     labels = generator.labels(26, 2)
-    read = pairs.coupling(range(26))
+    read = pairs.read(range(26))
     assert labels is not None and read.cond.label is not None and read.cond.label.tolist() == labels.tolist()
     from imagewright.samplers import Heun
 
@@ -91,7 +91,7 @@ def test_a_killed_writer_loses_and_doubles_nothing(teacher: Path, whole: Path, t
     process.wait()
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("shard-*")}
     assert 2 <= len(before) < 7
-    (out / ".shard-000006.safetensors.x.partial").write_bytes(b"half")
+    (out / ".shard-000006.safetensors.abcdefgh.partial").write_bytes(b"half")
     main(["couple", str(teacher), "--out", str(out), *WAY.split()])
     assert all((out / name).stat().st_mtime_ns == when for name, when in before.items())
     assert contents(out) == contents(whole)
@@ -197,7 +197,7 @@ def test_a_file_system_without_locks_will_do(
     def refuse(handle: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr("imagewright.data.couplings.fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     main(["couple", str(teacher), "--out", str(tmp_path / "new"), *WAY.split()])
     pairs = {name: data for name, data in contents(tmp_path / "new").items() if not name.endswith(".lock")}
     assert pairs == contents(whole)

@@ -10,6 +10,7 @@ import torch
 
 from imagewright.cli.dry_run import StandIns, bytes_per_parameter
 from imagewright.cli.main import main
+from imagewright.metrics.perceptual import lpips_installed
 from imagewright.recipes import RECIPES
 from imagewright.training.experiment import assemble
 from imagewright.types import Trained, UserError
@@ -39,7 +40,9 @@ def test_it_tells_what_will_be_built_and_how_long_it_takes(capsys: pytest.Captur
     assert '"img_resolution": 8' in told and '"label_dim": 9' in told and "8x8x3, 9 classes" in told
     shorter = "in proportion to 1,500 of the recipe's 150,000 images: training.optimizer.lr_ramp_images 5,000 -> 50"
     assert shorter in told
-    assert "schedule: 1,500 images, rate 0.001; ramp 50, decay from 600, cool-down 600 images" in told
+    assert "schedule: 1,500 images, rate 0.001; of them, in images:" in told
+    assert "  lr_ramp: 50 (3.3% of the run)" in told
+    assert "  lr_cooldown: 600 (40.0% of the run)" in told
     assert "time: at least " in told and " on cpu (" in told
 
 
@@ -56,9 +59,16 @@ def test_an_option_may_be_left_empty(word: str, capsys: pytest.CaptureFixture[st
 
 
 def test_parts_that_do_not_fit_are_refused_as_in_a_run() -> None:
-    experiment = replace(RECIPES["cd-imagenet64"](), teacher="edm-cifar10")
+    experiment = replace(RECIPES["cd-imagenet64"]()).giving(teacher="edm-cifar10")
     with pytest.raises(UserError, match="teacher edm-cifar10 makes images of resolution"), torch.device("meta"):
         assemble(experiment, sources=StandIns())
+
+
+@pytest.mark.parametrize("name", ["lpips", "lpips-average"])
+def test_features_to_be_installed_may_be_missing(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "dmd-digits", "--features", name, "--dry-run"])
+    told = capsys.readouterr().out
+    assert lpips_installed() or f"not there: features {name} (features is {name!r}, which needs" in told
 
 
 def test_a_mistaken_feature_network_is_refused(refused: Callable[..., str]) -> None:

@@ -165,7 +165,7 @@ def test_mistakes_are_told_in_one_sentence(
     known = (*inpaint, "--label", 1)
     for words, sentence in (
         ((models / "denoiser", *inpaint), "is a denoiser; editing needs a flow map"),
-        ((tmp_path / "none", *inpaint), "is neither a folder with a model.json nor a shipped model"),
+        ((tmp_path / "none", *inpaint), "is neither a folder with a model.safetensors nor a shipped model"),
         ((digits, *inpaint), "this model draws by class; say what the picture shows with --label 0 to 9"),
         ((digits, *inpaint, "--label", 10), "--label 10 is not a class of this model; allowed: -1 to 9"),
         ((colour, *inpaint, "--label", 0), "--label 0 is not a class of this model; allowed: -1 (the model has no"),

@@ -51,8 +51,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = replace(vq, network=network, method=method, training=replace(vq.training, **short))
     run_experiment(run, folder / "vq")
     learner = RECIPES["maskgit-digits"]()
-    tokens = replace(learner, tokenizer=str(folder / "vq"), network=replace(config, dropout=0.1),
-                     training=replace(learner.training, **short))  # fmt: skip
+    tokens = replace(learner, network=replace(config, dropout=0.1),
+                     training=replace(learner.training, **short)).giving(tokenizer=str(folder / "vq"))  # fmt: skip
     run_experiment(tokens, folder / "maskgit")
     return folder
 
@@ -110,7 +110,7 @@ def test_what_a_model_cannot_do_is_told(models: Path, tmp_path: Path, refused: C
     assert "it knows --task inpaint and outpaint, not colourise" in told("masked", "--task", "colourise")
     assert "--levels has no effect on a masked token model" in told("masked", "--task", "inpaint", "--levels", 2.0)
     assert "is a causal token model, which knows only what stands before" in told("causal", "--task", "inpaint")
-    assert "is a tokenizer, which draws nothing" in told("vq", "--task", "inpaint")
+    assert "draws nothing; it turns images into tokens" in told("vq", "--task", "inpaint")
     assert "--task outpaint goes on beyond left, right, top or bottom" in told(
         "masked", "--task", "outpaint", "--mask", "centre"
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed import DistNetworkError
 
 import imagewright
+from imagewright.__main__ import main as start
 from imagewright.cli import console
 from imagewright.cli.main import main
-from imagewright.files import replacing, try_output, write_json
+from imagewright.files import _left_in, replacing, try_output, write_json
 from imagewright.samplers import Heun
+from imagewright.training.trainer import Trainer
 from imagewright.types import UserError
 
 OWN = """
@@ -106,6 +111,12 @@ def test_a_signal_leaves_no_half_file(tmp_path: Path) -> None:
     assert stopped.value.code == 143 and not list(tmp_path.iterdir())
 
 
+def test_a_product_that_has_not_learnt_has_no_loss_to_show() -> None:
+    """While a fake network learns alone, say."""
+    assert console.pace(math.nan, 6.2) == "nothing learnt yet  6 images/s"
+    assert console.pace(0.98602, 3.0) == "loss 0.9860  3 images/s"
+
+
 def test_a_lost_terminal_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*args: object, **kwargs: object) -> None:
         raise OSError(5, "Input/output error")
@@ -122,6 +133,61 @@ def test_a_mistyped_option_of_ones_own_file(own: Path, capsys: pytest.CaptureFix
     told = capsys.readouterr().err
     assert stopped.value.code == 2 and "--method.stregnth" in told and "--method.strength" in told
     assert "Traceback" not in told
+
+
+def test_ctrl_c_before_the_program_is_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "imagewright.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "imagewright.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as stopped:
+        start()
+    assert stopped.value.code == 130 and capsys.readouterr().err == "imagewright: interrupted\n"
+
+
+def test_what_begins_a_command_is_read_at_once() -> None:
+    """Before torch, whose import takes seconds, Ctrl-C is already answered."""
+    look = "import sys, imagewright.__main__; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'rich')))"
+    subprocess.run([sys.executable, "-c", look], check=True)
+
+
+def test_a_folder_that_is_removed_under_a_run(
+    own: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    run, step = own.parent / "run", Trainer.train_step
+
+    def removing(self: Trainer) -> float:
+        loss = step(self)
+        if self.step_index == 2:
+            shutil.rmtree(run)
+        return loss
+
+    monkeypatch.setattr(Trainer, "train_step", removing)
+    assert f"{run} is gone, or its experiment.json is" in refused("train", own, "--out", run, "--device", "cpu")
+    assert not run.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no fork")
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Not what another still writes, nor what is of another file."""
+    for name in ("it.json", "other.json"):
+        child = os.fork()
+        if child == 0:
+            with replacing(tmp_path / name):
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+    left = {path.name.split(".")[1] for path in tmp_path.iterdir()}
+    assert left == {"it", "other"}
+    with replacing(tmp_path / "it.json") as mine:
+        mine.write_text("{}")
+        _left_in.cache_clear()
+        write_json(tmp_path / "it.json", [])
+        assert mine.exists()
+    assert (tmp_path / "it.json").read_text() == "{}"
+    assert {path.name.split(".")[1] for path in tmp_path.glob(".*")} == {"other"}
 
 
 # --- where nothing can be written
@@ -215,3 +281,33 @@ def test_a_world_without_places(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)
     assert complaint in refused("train", "edm-digits", "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("RANK", "2", "RANK is '2' in the environment; it must be a whole number from 0 to 1"),
+        ("RANK", "first", "RANK is 'first'"),
+        ("LOCAL_RANK", "-1", "LOCAL_RANK is '-1' in the environment; it must be a whole number >= 0"),
+        (
+            "MASTER_PORT",
+            "70000",
+            "MASTER_PORT is '70000' in the environment; it must be a whole number from 0 to 6",
+        ),
+        ("WORLD_SIZE", "9" * 5000, "WORLD_SIZE is '999"),
+        ("MASTER_ADDR", "no such place", "the processes that train together have lost each other"),
+    ],
+)
+def test_places_that_are_none(
+    name: str, value: str, complaint: str, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    places = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for key, usual in (places | {name: value}).items():
+        monkeypatch.setenv(key, usual)
+    if name == "MASTER_ADDR":
+        monkeypatch.setattr("torch.distributed.init_process_group", unreachable)
+    assert complaint in refused("train", "edm-digits", "--out", tmp_path / "run")
+
+
+def unreachable(*_: object) -> None:
+    raise DistNetworkError("the address cannot be resolved\nsecond line")

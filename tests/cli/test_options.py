@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import math
 import subprocess
 import typing
@@ -15,6 +16,7 @@ import pytest
 
 from imagewright.checks import require_number, require_whole, whole_numbers
 from imagewright.cli.command import BOUNDS, options
+from imagewright.cli.known import TABLE
 from imagewright.cli.main import COMMANDS, main
 from imagewright.recipes import RECIPES
 from imagewright.types import UserError
@@ -170,6 +172,13 @@ def script() -> None:
 
     global SCRIPT
     SCRIPT = make("bash")
+
+
+def test_the_table_of_options_is_what_the_parsers_know() -> None:
+    """Where this fails: python -m imagewright.cli.completion, and commit cli/options.json."""
+    from imagewright.cli.completion import table
+
+    assert json.loads(TABLE.read_text()) == table()
 
 
 def test_completion_is_whole() -> None:

@@ -16,7 +16,6 @@ from imagewright.data import ImageSet, Loader, couplings
 from imagewright.data.couplings import (
     Couplings,
     Manifest,
-    alone,
     claim_folder,
     read_manifest,
     shard_fault,
@@ -24,6 +23,7 @@ from imagewright.data.couplings import (
     standing,
     write_shard,
 )
+from imagewright.locks import alone
 from imagewright.noise import ImageNoise
 from imagewright.types import DataSpec, UserError
 
@@ -48,24 +48,24 @@ def test_pairs_are_read_by_row_across_shards(tmp_path: Path) -> None:
     pairs = Couplings(store(tmp_path))
     assert len(pairs) == 10 and pairs.manifest.shards == 3 and pairs.spec == SPEC
     rows = [9, 0, 4, 4]
-    read = pairs.coupling(rows)
+    read = pairs.read(rows)
     assert torch.equal(read.images, torch.stack([image(i) for i in rows]))
     assert read.cond.label is not None and read.cond.label.tolist() == [0, 0, 1, 1]
     for place, i in enumerate(rows):
         assert torch.equal(read.latents[place], ImageNoise(5, [i]).normal(torch.empty(1, 2, 4, 4))[0])
     with pytest.raises(IndexError, match=r"0 \.\. 9"):
-        pairs.coupling([10])
+        pairs.read([10])
 
 
 def test_half_the_bytes_cost_half_the_digits(tmp_path: Path) -> None:
-    read = Couplings(store(tmp_path, replace(MANIFEST, dtype="float16"))).coupling([3]).images[0]
+    read = Couplings(store(tmp_path, replace(MANIFEST, dtype="float16"))).read([3]).images[0]
     assert read.dtype == torch.float32
     assert 0 < float((read - image(3)).abs().max()) < 5e-4
 
 
 def test_no_labels_where_there_are_no_classes(tmp_path: Path) -> None:
     pairs = Couplings(store(tmp_path, replace(MANIFEST, spec=replace(SPEC, num_classes=0))))
-    assert pairs.coupling([1]).cond.label is None
+    assert pairs.read([1]).cond.label is None
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "other rows"])

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
@@ -64,6 +65,7 @@ def cases() -> Iterator[Case]:
     yield from _runs()
     yield from _couplings()
     yield from _torch_files()
+    yield from _official_files()
     # `data info` leaves out what it cannot use, and says so.
     yield from (replace(case, harmless=True) for group in (_pictures, _labels, _archives) for case in group())
     yield from _arrays()
@@ -75,6 +77,10 @@ def command(*words: str) -> Callable[[Path], Any]:
     return lambda folder: main(list(words))
 
 
+def _load(name: str, folder: Path) -> None:
+    load_model(folder / name)
+
+
 def _report(folder: Path) -> None:
     _read(folder / "run", {})
 
@@ -83,18 +89,22 @@ SAMPLE = command("sample", "model", "--n", "1", "--out", "out")
 RESUME = command("train", "--resume", "run", "--training.total-images", "16")
 INFO = command("data", "info", "pictures")
 IMPORT = command("import", "weights.pt", "--config", "config.json", "--out", "out")
+PICKLED = command("import", "network.pkl", "--out", "out")
+PIPELINE = command("import", "pipeline", "--out", "out")
 TUNED = command("sample", "model", "--n", "1", "--sampler", "tuned.json", "--out", "out")
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "model": ("model/model.json", lambda f: load_model(f / "model")),
+    "model": ("old/model.json", partial(_load, "old")),
     "experiment": ("run/experiment.json", _report),
     "resumed": ("run/experiment.json", RESUME),
     "log": ("run/log.jsonl", lambda f: read_log(f / "run/log.jsonl")),
     "metrics": ("metrics.json", lambda f: read_scores(f / "metrics.json")),
-    "manifest": ("pairs/manifest.json", lambda f: Couplings(f / "pairs").coupling([0])),
+    "manifest": ("pairs/manifest.json", lambda f: Couplings(f / "pairs").read([0])),
     "labels": ("pictures/dataset.json", lambda f: open_images(f / "pictures")),
     "tuned": ("tuned.json", TUNED),
     "official": ("config.json", IMPORT),
+    "unet": ("pipeline/unet/config.json", PIPELINE),
+    "scheduler": ("pipeline/scheduler/scheduler_config.json", PIPELINE),
 }
 """Of each kind of JSON: where it lies, and what reads it."""
 
@@ -161,13 +171,29 @@ def edited(path: str, **changes: Any) -> Callable[[Path], None]:
 
     def make(folder: Path) -> None:
         value = json.loads((folder / path).read_text())
-        for key, new in changes.items():
-            *parents, last = key.split(".")
-            inner = value
-            for parent in parents:
-                inner = inner[parent]
-            inner[last] = new
+        _change(value, changes)
         (folder / path).write_text(json.dumps(value))
+
+    return make
+
+
+def _change(value: Any, changes: dict[str, Any]) -> None:
+    for key, new in changes.items():
+        *parents, last = key.split(".")
+        inner = value
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = new
+
+
+def described(**changes: Any) -> Callable[[Path], None]:
+    """The same of the description in a model's weights."""
+
+    def make(folder: Path) -> None:
+        path = folder / "model/model.safetensors"
+        value = json.loads((folder / "model/model.json").read_text())
+        _change(value, changes)
+        save_file(load_file(path), path, metadata={"imagewright": json.dumps(value)})
 
     return make
 
@@ -185,10 +211,11 @@ OTHERS: dict[str, Callable[[Path], Any]] = {
 }
 FILES = {
     **{name: where for name, where in READERS.items() if name != "resumed"},
-    "weights": ("model/model.safetensors", lambda f: load_model(f / "model")),
+    "weights": ("model/model.safetensors", partial(_load, "model")),
     "checkpoint": ("run/checkpoints/state-000000000016.safetensors", RESUME),
-    "shard": ("pairs/shard-000000.safetensors", lambda f: Couplings(f / "pairs").coupling([0])),
+    "shard": ("pairs/shard-000000.safetensors", lambda f: Couplings(f / "pairs").read([0])),
     "torch": ("weights.pt", IMPORT),
+    "pickled": ("network.pkl", PICKLED),
     "moments": ("moments.npz", lambda f: load_moments(f / "moments.npz")),
     "picture": ("pictures/0.png", INFO),
     "array": ("set.npz", command("data", "info", "set.npz")),
@@ -246,14 +273,17 @@ def _models() -> Iterator[Case]:
         "kind": {"kind": "codec"},
     }
     for name, changes in lies.items():
-        act = SAMPLE if name.startswith("sampler") else (lambda f: load_model(f / "model"))
+        act = SAMPLE if name.startswith("sampler") else partial(_load, "model")
         ignored = name == "data-classes"  # the network knows no classes, and labels are ignored
-        yield Case(f"model-{name}", edited("model/model.json", **changes), act, harmless=ignored)
+        yield Case(f"model-{name}", described(**changes), act, harmless=ignored)
     for name, change in _TENSORS.items():
-        yield Case(f"model-weights-{name}", partial(_reweighted, change), lambda f: load_model(f / "model"))
+        yield Case(f"model-weights-{name}", partial(_reweighted, change), partial(_load, "model"))
+    for name, change in BYTES.items():
+        act = partial(_load, "model")
+        yield Case(f"model-description-{name}", partial(_redescribed, change), act)
     for name, change in _SAFETENSORS.items():
         path = "model/model.safetensors"
-        yield Case(f"model-safetensors-{name}", partial(_rewrite, path, change), lambda f: load_model(f / "model"))
+        yield Case(f"model-safetensors-{name}", partial(_rewrite, path, change), partial(_load, "model"))
 
 
 def _poison(state: dict[str, torch.Tensor], value: float) -> dict[str, torch.Tensor]:
@@ -276,7 +306,13 @@ def _reweighted(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tens
     path = folder / "model/model.safetensors"
     state = change(load_file(path))
     save_file(state, path)
-    edited("model/model.json", weights_sha256=weights_hash(state))(folder)
+    described(weights_sha256=weights_hash(state))(folder)
+
+
+def _redescribed(change: Callable[[bytes], bytes], folder: Path) -> None:
+    path = folder / "model/model.safetensors"
+    text = change((folder / "model/model.json").read_bytes()).decode("utf-8", "replace")
+    save_file(load_file(path), path, metadata={"imagewright": text})
 
 
 def _headed(header: Any, data: bytes = b"") -> bytes:
@@ -512,6 +548,19 @@ def _torch_files() -> Iterator[Case]:
     )
     for key, value in {"model_channels": 1 << 20, "num_blocks": 1 << 20, "label_dim": 60_000}.items():
         yield Case(f"torch-config-{key}", edited("config.json", **{key: value}), IMPORT)
+
+
+def _official_files() -> Iterator[Case]:
+    """Pickles of networks, Lightning checkpoints, and what a diffusers folder may say of itself."""
+    for name, content in networks.hostile().items():
+        yield Case(f"network-{name}", partial(_write, "network.pkl", content), PICKLED)
+    for name, change in networks.CHANGES.items():
+        yield Case(f"network-whole-{name}", partial(_rewrite, "network.pkl", change), PICKLED)
+    lightning = command("import", "a.ckpt", "--out", "out")
+    for name, program in networks.LIGHTNING.items():
+        yield Case(f"lightning-{name}", partial(_write, "a.ckpt", _pt(program)), lightning)
+    for name, (path, lies) in networks.DIFFUSERS.items():
+        yield Case(f"diffusers-{name}", edited(f"pipeline/{path}", **lies), PIPELINE)
 
 
 def _torch_nan(folder: Path) -> None:

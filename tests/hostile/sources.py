@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pickling import dumped, network
 from PIL import Image
+from safetensors.torch import save_file
 
 from imagewright.data.couplings import Manifest, claim_folder, write_shard
+from imagewright.interop.diffusers_out import write_diffusers
 from imagewright.metrics.statistics import moments_of, save_moments
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.preconditioning import EDMPrecond
-from imagewright.networks import SongUNet, SongUNetConfig
+from imagewright.models.timesteps import TimestepPrecond
+from imagewright.networks import ADMUNet, ADMUNetConfig, SongUNet, SongUNetConfig
 from imagewright.recipes import RECIPES
 from imagewright.samplers import SAMPLERS
 from imagewright.training.experiment import run_experiment
@@ -49,10 +53,15 @@ def make_sources(folder: Path) -> None:
     model = EDMPrecond(SongUNet(CONFIG))
     sampler = {"class": "heun", "num_steps": 2}
     save_model(folder / "model", ModelFile(model=model, spec=spec, sampler=sampler))
+    save_model(folder / "old", ModelFile(model=model, spec=spec, sampler=sampler))
+    save_file(dict(model.state_dict()), folder / "old/model.safetensors")  # the description is in model.json alone
     weights = {k.replace("network.", "model."): v for k, v in model.state_dict().items()}
     torch.save(weights, folder / "weights.pt")
     torch.save(weights, folder / "legacy.pt", _use_new_zipfile_serialization=False)
     (folder / "config.json").write_text(json.dumps(OFFICIAL))
+    arguments = {k: v for k, v in OFFICIAL.items() if k != "precond_class"}
+    (folder / "network.pkl").write_bytes(dumped({"ema": network("EDMPrecond", weights, arguments)}))
+    _make_diffusers(folder / "pipeline")
     _make_run(folder / "run")
     _make_pairs(folder / "pairs")
     save_moments(folder / "moments.npz", moments_of(np.random.default_rng(0).normal(size=(32, 4))))
@@ -68,13 +77,22 @@ def make_sources(folder: Path) -> None:
     (folder / "pictures/dataset.json").write_text(json.dumps(labels))
 
 
+def _make_diffusers(folder: Path) -> None:
+    config = ADMUNetConfig(
+        img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1,
+        attn_resolutions=(), channels_per_head=None, groups=4, resampling="conv", adaptive_scale=False,
+    )  # fmt: skip
+    write_diffusers(folder, TimestepPrecond(ADMUNet(config)))
+
+
 def _make_run(folder: Path) -> None:
     recipe = RECIPES["edm-digits"]()
     every = dict.fromkeys(("log_images", "snapshot_images", "checkpoint_images"), 16)
     training = dataclasses.replace(recipe.training, total_images=16, batch=16, **every)
     sampler = SAMPLERS["heun"](num_steps=2)
     run_experiment(dataclasses.replace(recipe, network=CONFIG, training=training, sampler=sampler), folder)
-    (folder / "model.json").unlink()  # the report of a run without a model draws nothing, and is quick
+    for name in ("model.json", "model.safetensors"):
+        (folder / name).unlink()  # the report of a run without a model draws nothing, and is quick
 
 
 def _make_pairs(folder: Path) -> None:

@@ -229,9 +229,10 @@ def test_recipes_have_the_published_settings() -> None:
 def test_dmd2_s_warm_up_is_counted_on_each_of_seven_processes() -> None:
     for name in ("dmd2-imagenet64", "dmd2-imagenet64-gan"):
         training = RECIPES[name]().training
-        rates = [training.optimizer.lr_at(step * 280, training.total_images) for step in (0, 10, 71, 72)]
-        assert rates[0] == 0 and rates[3] == training.optimizer.lr
-        assert rates[1:3] == pytest.approx([training.optimizer.lr * 7 * step / 500 for step in (10, 71)])
+        # The trainer asks with the batch at hand counted: the first step's rate is the program's second, and never 0.
+        rates = [training.optimizer.lr_at(step * training.batch, training.total_images) for step in (1, 10, 71, 72)]
+        assert rates[3] == training.optimizer.lr
+        assert rates[:3] == pytest.approx([training.optimizer.lr * 7 * step / 500 for step in (1, 10, 71)])
 
 
 @pytest.mark.parametrize(

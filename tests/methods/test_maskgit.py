@@ -177,8 +177,8 @@ def test_resuming_changes_no_bit(codec: str, tokenizer: Path, resumed_run: Calla
     base = RECIPES["maskgit-digits"]()
     training = replace(base.training, total_images=96, batch=16, micro_batch=8, log_images=16, snapshot_images=96,
                        checkpoint_images=32)  # fmt: skip
-    experiment = replace(base, tokenizer=str(tokenizer) if codec == "codebook" else None, network=NETWORK,
-                         training=training, sampler=MaskedDecoding(num_steps=2))  # fmt: skip
+    experiment = replace(base, network=NETWORK, training=training, sampler=MaskedDecoding(num_steps=2))
+    experiment = experiment.giving(tokenizer=str(tokenizer) if codec == "codebook" else None)
 
     folder = resumed_run(experiment)
     model = find_model(folder).model
@@ -194,10 +194,10 @@ def test_resuming_changes_no_bit(codec: str, tokenizer: Path, resumed_run: Calla
 def test_tokenizers_that_do_not_fit_are_named(tokenizer: Path, tmp_path: Path) -> None:
     base = RECIPES["maskgit-digits"]()
     with pytest.raises(UserError, match="tokenizer emoji64-32 is a denoiser, which turns no images into tokens"):
-        assemble(replace(base, tokenizer="emoji64-32"))
-    emoji = replace(base, data=replace(base.data, source="emoji64", resolution=16), tokenizer=str(tokenizer))
+        assemble(base.giving(tokenizer="emoji64-32"))
+    emoji = replace(base, data=replace(base.data, source="emoji64", resolution=16)).giving(tokenizer=str(tokenizer))
     with pytest.raises(UserError, match=r"takes images of resolution and channels \(8, 1\); the data have \(16, 3\)"):
         assemble(emoji)
     network = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8)
     with pytest.raises(UserError, match="method EDM learns no tokens; tokenizer has no effect"):
-        assemble(replace(RECIPES["edm-digits"](), network=network, tokenizer=str(tokenizer)))
+        assemble(replace(RECIPES["edm-digits"](), network=network).giving(tokenizer=str(tokenizer)))

@@ -146,7 +146,7 @@ def small(recipe: str, tokenizer: Path | None) -> Any:
     if tokenizer is not None:
         network = TokenTransformerConfig(values=2, length=1, width=16, depth=1, heads=2)
     named = None if tokenizer is None else str(tokenizer)
-    return replace(base, tokenizer=named, network=network, training=training, sampler=Ancestral(num_steps=3))
+    return replace(base, network=network, training=training, sampler=Ancestral(num_steps=3)).giving(tokenizer=named)
 
 
 @pytest.mark.parametrize("codec", ["pixels", "codebook"])

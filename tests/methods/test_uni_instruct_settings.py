@@ -18,7 +18,7 @@ from imagewright.models.consistency import ConsistencyModel
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
-from imagewright.noise import StepNoise
+from imagewright.noise import BatchNoise, StepNoise
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.recipes.uni_instruct import FAMILY
 from imagewright.types import Batch, Clock, Condition, DataSpec, Update, UserError
@@ -119,8 +119,9 @@ def test_the_denoisers_hide_the_same_activations(same_masks: bool) -> None:
     answers = []
     for denoiser in (parts.teacher, parts.fake_score):
         denoiser.register_forward_hook(lambda *given: answers.append((*given[1][:2], given[2])))
-    torch.manual_seed(1)
-    method.generator_update(parts, batch(), StepNoise(3))
+    noise = BatchNoise(3, 0, range(6), 6)
+    with noise.for_networks(0):
+        method.generator_update(parts, batch(), noise)
     (x, sigma, real), (_, _, fake) = answers
     assert torch.equal(real, fake)
     assert not parts.teacher.training and parts.fake_score.training

@@ -53,7 +53,7 @@ def test_data_without_a_classifier_have_none_of_their_own() -> None:
 
 
 def test_bad_choices_are_told() -> None:
-    with pytest.raises(UserError, match=r"features is 'vgg'; allowed: digits, emoji, lpips, or none"):
+    with pytest.raises(UserError, match=r"features is 'vgg'; allowed: digits, emoji, lpips, lpips-average, or none"):
         perceptual_network("vgg", DIGITS)
     with pytest.raises(UserError, match=r"takes images of 1 channel"):
         perceptual_network("digits", EMOJI)
@@ -69,6 +69,7 @@ class StandIn(nn.Module):
         super().__init__()
         assert net == "vgg" and not verbose
         self.w = nn.Parameter(torch.ones(()))
+        self.stage = nn.Sequential(nn.Identity(), nn.Sequential(nn.MaxPool2d(2, 2)))
         self.seen: list[torch.Size] = []
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -104,6 +105,16 @@ def test_lpips_compares_by_itself_at_224(hub: Path) -> None:
     assert network.network.seen == [torch.Size([2, 3, 224, 224])] * 2
     assert all(not p.requires_grad for p in network.parameters())
     assert [m.shape for m in network(b)] == [torch.Size([2, 3, 224, 224])]
+
+
+@pytest.mark.parametrize(("name", "pooled"), [("lpips", 4.0), ("lpips-average", 2.5)])
+def test_lpips_pools_by_maxima_or_by_means(name: str, pooled: float, hub: Path) -> None:
+    (hub / "checkpoints").mkdir()
+    (hub / "checkpoints" / VGG_FILE).touch()
+    network = perceptual_network(name, DIGITS)
+    assert isinstance(network, LPIPS)
+    stage: nn.Module = network.network.stage  # type: ignore[assignment]
+    assert float(stage(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))) == pooled
 
 
 def test_lpips_downloads_nothing(hub: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from imagewright.models import files
 from imagewright.models.consistency import ConsistencyModel
-from imagewright.models.files import ModelFile, load_model, save_model, weights_hash
+from imagewright.models.files import ModelFile, load_model, read_model_record, save_model, weights_hash
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, iDDPMPrecond
 from imagewright.networks import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
 from imagewright.types import DataSpec, UserError
@@ -81,6 +81,32 @@ def test_the_weights_alone_say_what_they_are(tmp_path):
         inside = json.loads(weights.metadata()["imagewright"])
     assert inside == json.loads((tmp_path / "model.json").read_text())
     assert inside["kind"] == "flow_map"
+    (tmp_path / "model.json").unlink()
+    assert type(load_model(tmp_path).model) is ConsistencyModel
+
+
+def test_a_model_is_there_whole_wherever_its_writer_is_stopped(tmp_path):
+    """The weights are the model: a stop before they are renamed leaves the old one, after it the new one."""
+    old, new = save(tmp_path / "it", seed=0), save(tmp_path / "new", seed=1)
+    (tmp_path / "new/model.safetensors").replace(tmp_path / "it/model.safetensors")
+    assert torch.equal(answers(load_model(tmp_path / "it").model), answers(new))
+    assert read_model_record(tmp_path / "it")["weights_sha256"] == weights_hash(new.state_dict())
+    assert not torch.equal(answers(old), answers(new))
+
+
+def as_of_old(folder):
+    """A model as earlier versions wrote it by other means: its description in model.json alone."""
+    path = folder / "model.safetensors"
+    save_file(load_file(path), path)
+
+
+def test_a_description_in_model_json_alone_is_read(tmp_path):
+    model = save(tmp_path)
+    as_of_old(tmp_path)
+    assert torch.equal(answers(load_model(tmp_path).model), answers(model))
+    (tmp_path / "model.json").unlink()
+    with pytest.raises(UserError, match=r"model\.json does not exist"):
+        load_model(tmp_path)
 
 
 @EVERY
@@ -126,6 +152,8 @@ def test_hash_sees_names_types_shapes_and_values():
 @pytest.mark.parametrize("file", ["model.json", "model.safetensors"])
 def test_missing_and_damaged_files_are_named(tmp_path, file):
     save(tmp_path)
+    if file == "model.json":
+        as_of_old(tmp_path)
     path = tmp_path / file
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -142,24 +170,27 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     damaged = bytearray(path.read_bytes())
     damaged[-5] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(UserError, match=f"{path} does not hold the weights that model.json describes"):
+    with pytest.raises(UserError, match=f"{path} does not hold the weights that its description is of"):
         load_model(tmp_path)
 
 
 def test_weights_of_another_model_are_noticed(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     save(first, seed=0)
+    as_of_old(first)
     save(second, seed=1)
+    as_of_old(second)
     (second / "model.safetensors").replace(first / "model.safetensors")
     with pytest.raises(UserError, match=r"first/model\.safetensors does not hold the weights"):
         load_model(first)
 
 
 def edit(folder, **changes):
-    """Change entries of model.json; None removes one."""
+    """Change entries of the description; None removes one."""
     header = json.loads((folder / "model.json").read_text()) | changes
     kept = {k: v for k, v in header.items() if k not in changes or v is not None}
-    (folder / "model.json").write_text(json.dumps(kept))
+    path = folder / "model.safetensors"
+    save_file(load_file(path), path, metadata={"imagewright": json.dumps(kept)})
 
 
 @pytest.mark.parametrize(
@@ -180,12 +211,13 @@ def edit(folder, **changes):
 def test_headers_that_say_something_else_are_refused(tmp_path, changes, sentence):
     save(tmp_path)
     edit(tmp_path, **changes)
-    with pytest.raises(UserError, match=rf"^{tmp_path}/model\.(json|safetensors) {sentence}"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/model\.safetensors(: its description)? {sentence}"):
         load_model(tmp_path)
 
 
 def test_a_header_that_is_no_object_is_refused(tmp_path):
     save(tmp_path)
+    as_of_old(tmp_path)
     (tmp_path / "model.json").write_text("[]")
     with pytest.raises(UserError, match=r"model\.json has format a list of 0"):
         load_model(tmp_path)
@@ -198,7 +230,7 @@ def test_weights_that_do_not_fit_the_description_are_refused(tmp_path):
     state.pop("network.out_conv.weight", None) or state.popitem()
     save_file(state, path)
     edit(tmp_path, weights_sha256=weights_hash(state))
-    with pytest.raises(UserError, match=r"model\.safetensors does not fit model\.json: it lacks ") as error:
+    with pytest.raises(UserError, match=r"model\.safetensors does not fit its description: it lacks ") as error:
         load_model(tmp_path)
     assert "\n" not in str(error.value)
 

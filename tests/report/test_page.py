@@ -251,7 +251,7 @@ def test_damaged_measures_are_refused(tiny_run: Path, tmp_path: Path, content: s
 
 
 def test_no_run_and_no_runs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither experiment\.json nor model\.json"):
+    with pytest.raises(UserError, match=r"neither experiment\.json nor a model"):
         collect_run(tmp_path)
     with pytest.raises(UserError, match="at least one run"):
         build_report(ReportInputs(runs=()))

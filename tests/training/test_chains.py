@@ -24,7 +24,8 @@ from imagewright.data.couplings import Couplings
 from imagewright.models.files import ModelFile, save_model
 from imagewright.pretrained import shipped
 from imagewright.recipes import RECIPES
-from imagewright.training.experiment import DataConfig, Experiment, Sources, assemble
+from imagewright.training.experiment import DataConfig, Experiment, assemble
+from imagewright.training.given import Sources
 from imagewright.training.trainer import Trainer
 from imagewright.types import DataSpec
 
@@ -37,7 +38,7 @@ SIDE = 16
 
 def named_by(experiment: Experiment) -> list[str]:
     """What a recipe needs that another makes, and that is not shipped."""
-    named = (experiment.teacher, experiment.tokenizer, experiment.start)
+    named = (experiment.given.get("teacher"), experiment.given.get("tokenizer"), experiment.start)
     return [n for n in named if n is not None and n not in shipped()]
 
 

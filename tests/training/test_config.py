@@ -10,7 +10,7 @@ import pytest
 from imagewright.recipes import RECIPES
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.record import to_json
-from imagewright.training.shortening import as_begun, shortened
+from imagewright.training.schedule import as_begun, shortened
 from imagewright.types import UserError
 
 

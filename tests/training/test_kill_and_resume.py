@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from imagewright.cli.main import main
+from imagewright.training.distributed import Processes
+from imagewright.training.locking import LOCK, sole_trainer
 
 SIZES = (
     "--training.total-images", "384", "--training.batch", "16", "--training.micro-batch", "8",
@@ -24,6 +26,8 @@ SLOW = """
 import sys, time
 import imagewright.training.trainer as trainer
 from imagewright.cli.main import main
+from imagewright.training.distributed import Processes
+from imagewright.training.locking import LOCK, sole_trainer
 
 step = trainer.Trainer.train_step
 trainer.Trainer.train_step = lambda self: (time.sleep(0.1), step(self))[1]  # so that the kill falls into the run
@@ -90,3 +94,25 @@ def test_a_run_that_never_reached_a_checkpoint_starts_again(home: Path, tiny_rec
     main(["train", "--resume", str(killed)])
     assert (killed / "model.safetensors").read_bytes() == (home / "edm-whole" / "model.safetensors").read_bytes()
     assert [line["step"] for line in log_of(killed)] == list(range(1, 25))
+
+
+# --- one folder, one trainer
+
+
+def test_a_run_is_trained_by_one_command_at_a_time(
+    tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["train", str(tiny_recipe), "--out", str(run), "--training.total-images", "16", "--device", "cpu"]
+    with sole_trainer(run, Processes()):
+        for resume in ([], ["--resume"]):
+            with pytest.raises(SystemExit) as stopped:
+                main([*words, *resume])
+            assert stopped.value.code == 2
+            assert f"{run} is being trained by another command" in capsys.readouterr().err
+        assert [path.name for path in run.iterdir()] == [LOCK]
+    assert not run.exists()  # what stayed empty is not left
+    run.mkdir()
+    (run / LOCK).touch()  # of a process that was killed: nobody holds it
+    main(words)
+    assert not (run / LOCK).exists() and (run / "model.safetensors").exists()

@@ -14,7 +14,7 @@ from torch import nn
 
 from imagewright.cli.dry_run import StandIns
 from imagewright.methods.distances import Distance
-from imagewright.recipes import RECIPES, consistency
+from imagewright.recipes import RECIPES, consistency, consistency_trajectory
 from imagewright.recipes.published import eps_of_mean
 from imagewright.training.experiment import Experiment, assemble
 
@@ -179,7 +179,19 @@ def test_lpips_where_it_is_installed(name: str, installed: bool, monkeypatch: py
     monkeypatch.setattr(consistency, "lpips_installed", lambda: installed)
     run: Experiment = getattr(consistency, name)()
     assert run.method.distance == Distance(kind="perceptual" if installed else "l2")
-    assert run.features == ("lpips" if installed else None)
+    pooling = "lpips-average" if name.endswith("imagenet64") else "lpips"
+    assert run.features == (pooling if installed else None)
+
+
+@pytest.mark.parametrize("name", ["dmd-cifar10", "dmd-imagenet64"])
+def test_dmd_pools_as_its_successor_s_regression(name: str) -> None:
+    assert RECIPES[name]().features == "lpips-average"
+
+
+@pytest.mark.parametrize("name", ["ctm-cifar10", "ctm-imagenet64"])
+def test_ctm_pools_by_means(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consistency_trajectory, "lpips_installed", lambda: True)
+    assert RECIPES[name]().features == "lpips-average"
 
 
 @pytest.mark.parametrize("name", ["ctcd_cifar10", "ctcd_cifar10_stop_gradient", "ctct_cifar10", "pd_cifar10"])

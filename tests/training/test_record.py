@@ -11,12 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from imagewright.data.pixels import encode_png
 from imagewright.methods.consistency import ConsistencyDistillation
 from imagewright.recipes import RECIPES
 from imagewright.training.experiment import Experiment, run_experiment
-from imagewright.training.record import experiment_from_json, merged, repeat_command, to_json
+from imagewright.training.record import (
+    experiment_from_json,
+    experiment_record,
+    how_computed,
+    merged,
+    repeat_command,
+    to_json,
+)
 from imagewright.types import UserError
 
 
@@ -128,7 +136,7 @@ def test_another_teacher_is_refused_and_a_moved_one_is_not(tmp_path: Path) -> No
 
     def student(teacher: Path, images: int) -> Experiment:
         distilled = replace(tiny("digits", images), method=ConsistencyDistillation(), network=None, sampler=None)
-        return replace(distilled, teacher=str(teacher))
+        return replace(distilled).giving(teacher=str(teacher))
 
     run_experiment(student(teachers[0], 8), tmp_path / "run")
     with pytest.raises(UserError, match=r"was trained with other teacher than .*b now holds: weights_sha256 was"):
@@ -160,3 +168,13 @@ def test_the_command_that_repeats_a_run_names_what_it_was_given(
     words = repeat_command(json.loads((tmp_path / "run/experiment.json").read_text()))
     assert words == ["train", "edm-digits", "--data.source", str(tmp_path / "set")]
     assert repeat_command({"command": None}) is None
+
+
+def test_the_record_says_how_every_start_computed(tmp_path: Path) -> None:
+    first = how_computed(1, "cpu", "fp32")
+    assert first == {"processes": 1, "threads": torch.get_num_threads(), "device": "cpu", "precision": "fp32",
+                     "matmul": "highest"}  # fmt: skip
+    for computed in (first, {**first, "processes": 2}, first):
+        record = experiment_record(tiny("digits"), None, tmp_path, {}, {}, computed)
+        (tmp_path / "experiment.json").write_text(json.dumps(record))
+    assert record["computed"] == [{**first, "processes": 2}, first]

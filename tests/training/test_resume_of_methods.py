@@ -82,7 +82,8 @@ def test_resuming_changes_no_bit(
     learns = "Training" in type(method).__name__
     data = replace(BASE.data, couplings=str(couplings) if name == "dmd" else None)
     experiment = Experiment(
-        data=data, method=method, network=NETWORK if learns else None, teacher=None if learns else str(teacher),
+        data=data, method=method, network=NETWORK if learns else None,
+        given={} if learns else {"teacher": str(teacher)},
         sampler=sampler, training=TRAINING,
     )  # fmt: skip
 
@@ -103,7 +104,8 @@ def test_how_a_batch_is_cut_up_moves_no_loss(name: str, teacher: Path, couplings
     for micro in (16, 4):
         training = replace(TRAINING, total_images=16, micro_batch=micro)
         experiment = Experiment(
-            data=data, method=method, network=NETWORK if learns else None, teacher=None if learns else str(teacher),
+            data=data, method=method, network=NETWORK if learns else None,
+        given={} if learns else {"teacher": str(teacher)},
             sampler=sampler, training=training,
         )  # fmt: skip
         folder = run_experiment(experiment, tmp_path / str(micro))

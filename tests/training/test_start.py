@@ -41,8 +41,9 @@ def experiment(denoiser: Path, **changes: object) -> Experiment:
 
 def test_the_product_and_its_average_begin_with_the_weights(denoiser: Path) -> None:
     fresh, started = (assemble(experiment(denoiser, start=s)).parts for s in (None, str(denoiser)))
-    weights = assemble(Experiment(data=BASE.data, method=ProgressiveDistillation(start_steps=1),
-                                  teacher=str(denoiser), training=TRAINING)).parts.teacher.state_dict()  # fmt: skip
+    run = Experiment(data=BASE.data, method=ProgressiveDistillation(start_steps=1), given={"teacher": str(denoiser)},
+                     training=TRAINING)  # fmt: skip
+    weights = assemble(run).parts.teacher.state_dict()
     for name, value in weights.items():
         assert torch.equal(started.student.state_dict()[name], value)
         assert torch.equal(started.target.state_dict()[name], value)
@@ -51,7 +52,7 @@ def test_the_product_and_its_average_begin_with_the_weights(denoiser: Path) -> N
 
 def test_a_teacher_that_is_an_average_keeps_its_own_weights(denoiser: Path, tmp_path: Path) -> None:
     other = run_experiment(replace(BASE, network=NETWORK, training=replace(TRAINING, seed=1)), tmp_path / "other")
-    run = Experiment(data=BASE.data, method=ProgressiveDistillation(start_steps=1), teacher=str(denoiser),
+    run = Experiment(data=BASE.data, method=ProgressiveDistillation(start_steps=1), given={"teacher": str(denoiser)},
                      start=str(other), training=TRAINING)  # fmt: skip
     parts = assemble(run).parts
     pairs = zip(parts.student.parameters(), parts.teacher.parameters(), strict=True)
@@ -73,7 +74,7 @@ def test_another_architecture_is_refused(denoiser: Path) -> None:
 def test_other_trained_parts_go_on_from_the_runs_checkpoint(denoiser: Path, tmp_path: Path) -> None:
     """A first stage without an adversary, then one with: what the head knows is its own."""
     training = replace(TRAINING, optimizer=OptimizerConfig(lr=1e-3))
-    first = Experiment(data=BASE.data, method=DMD2(generator_gan=0.0, fake_gan=0.0), teacher=str(denoiser),
+    first = Experiment(data=BASE.data, method=DMD2(generator_gan=0.0, fake_gan=0.0), given={"teacher": str(denoiser)},
                        sampler=MultistepConsistency(), training=training)  # fmt: skip
     folder = run_experiment(first, tmp_path / "first")
     second = replace(first, method=DMD2(), start=str(folder))
@@ -89,7 +90,9 @@ def test_other_trained_parts_go_on_from_the_runs_checkpoint(denoiser: Path, tmp_
 
 
 def test_a_run_without_the_part_gives_only_the_product(denoiser: Path) -> None:
-    run = Experiment(data=BASE.data, method=DMD2(), teacher=str(denoiser), start=str(denoiser), training=TRAINING)
+    run = Experiment(
+        data=BASE.data, method=DMD2(), given={"teacher": str(denoiser)}, start=str(denoiser), training=TRAINING
+    )
     parts = assemble(run).parts
     for name, value in parts.generator.state_dict().items():
         assert torch.equal(value, parts.teacher.state_dict()[name])

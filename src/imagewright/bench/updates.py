@@ -13,8 +13,9 @@ import torch
 from imagewright.bench.speed import alternate
 from imagewright.data import ImageSet, Loader
 from imagewright.data.couplings import Couplings
-from imagewright.training.experiment import Experiment, Sources, assemble
-from imagewright.training.log import Log
+from imagewright.training.experiment import Experiment, assemble
+from imagewright.training.given import Sources
+from imagewright.training.log import Log, Number
 from imagewright.training.trainer import Trainer
 from imagewright.types import Batch, Coupling, Trained, Update
 
@@ -52,22 +53,27 @@ def measure_updates(
 
     Each is in the middle of its run, so that all phases have begun. Couplings are made up: their reading is left out.
     """
-    base = _Updates(experiments[reference], device, batch)
+    base = Updates(experiments[reference], device, batch)
     costs = []
     for name, experiment in experiments.items():
         on_progress(name)
-        other = base if name == reference else _Updates(experiment, device, batch)
+        other = base if name == reference else Updates(experiment, device, batch)
         rate, _, (median, low, high) = alternate(other, base, device, rounds, batch=1)
         ratio, low, high = 1 / median, 1 / high, 1 / low  # of seconds, where `alternate` has them of speeds
         costs.append(UpdateCost(name, 1 / rate, ratio, low, high, other.learning, other.frozen, dict(other.updates)))
     return costs
 
 
-class _Updates:
-    """Calling it trains until the product has been updated once more."""
+class Updates:
+    """Calling it trains until the product has been updated once more.
 
-    def __init__(self, experiment: Experiment, device: torch.device, batch: int) -> None:
-        assembled = assemble(experiment, sources=_WithoutPairs())
+    updates: optimiser steps of every part in such a call. sources: of what the experiment names; couplings are made up.
+    """
+
+    def __init__(
+        self, experiment: Experiment, device: torch.device, batch: int, sources: Sources | None = None
+    ) -> None:
+        assembled = assemble(experiment, sources=sources or _WithoutPairs())
         training = replace(experiment.training, batch=batch, micro_batch=None)
         loader = _MadeUpPairs(assembled.images, batch, paired=experiment.data.couplings is not None)
         self._log = _Counts()
@@ -104,7 +110,7 @@ class _Counts(Log):
         super().__init__(None)
         self.counts: Counter[str] = Counter()
 
-    def add(self, part: str, updates: Sequence[Update], loss: float, numbers: Mapping[str, float]) -> None:
+    def add(self, part: str, updates: Sequence[Update], loss: Number, numbers: Mapping[str, Number]) -> None:
         self.counts[part] += 1
 
 
@@ -124,7 +130,7 @@ class _MadeUpPairs:
         self.follow = self._loader.follow
 
     def batch(self, position: int, size: int) -> Batch:
-        batch = self._loader.batch(position, size)
+        batch: Batch = self._loader.batch(position, size)
         if not self._paired:
             return batch
         return replace(batch, coupling=Coupling(torch.randn_like(batch.images), batch.images, batch.cond))

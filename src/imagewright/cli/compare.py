@@ -12,7 +12,7 @@ import tyro
 from imagewright.cli.command import run
 from imagewright.cli.console import OUT, say, table
 from imagewright.metrics.records import read_scores
-from imagewright.models.files import read_model_record
+from imagewright.models.files import has_model, read_model_record
 from imagewright.types import UserError
 
 EPILOG = """examples:
@@ -104,8 +104,7 @@ def _group(path: Path, nfe: int | None) -> Group:
 
 
 def _weights(path: Path) -> str | None:
-    record = path / "model.json"
-    return str(read_model_record(record)["weights_sha256"]) if record.exists() else None
+    return str(read_model_record(path)["weights_sha256"]) if path.is_dir() and has_model(path) else None
 
 
 def _way(entry: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
@@ -25,8 +26,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from imagewright.training.trainer import ENDINGS
-from imagewright.types import UserError
+from imagewright.errors import ENDINGS, UserError
 
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -110,6 +110,12 @@ def bar(description: str, total: int, unit: str = "images") -> Iterator[Callable
     finally:
         with _without_terminal():
             progress.stop()
+
+
+def pace(loss: float, rate: float) -> str:
+    """What a training's bar says beside the images. A loss that is no number is that of a product not yet updated."""
+    learnt = f"loss {loss:.4f}" if math.isfinite(loss) else "nothing learnt yet"
+    return f"{learnt}  {rate:.0f} images/s"
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import tyro
 from imagewright.cli.command import run
 from imagewright.cli.console import bar, say
 from imagewright.cli.sampling import Changes, make_generator
-from imagewright.data.couplings import Manifest, alone, claim_folder, shard_fault, shard_path, standing, write_shard
+from imagewright.data.couplings import Manifest, claim_folder, shard_fault, shard_path, standing, write_shard
+from imagewright.locks import alone
 from imagewright.models.files import weights_hash
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
@@ -99,8 +100,6 @@ def _fill(out: Path, manifest: Manifest, generator: ImageGenerator, verify: bool
                     if fault:
                         if shard_path(out, index).exists():
                             say(f"{shard_path(out, index)} {fault}; it is made anew")
-                        if lock == "held":
-                            _remove_partials(out, index)
                         _make(out, now, index, generator)
                         made += 1
                 done += len(manifest.rows(index))
@@ -126,12 +125,6 @@ def _make(out: Path, manifest: Manifest, index: int, generator: ImageGenerator) 
 
 def _lock_path(out: Path, index: int) -> Path:
     return out / f".shard-{index:06d}.lock"
-
-
-def _remove_partials(out: Path, index: int) -> None:
-    """What a writer that was killed left of a shard; to be called under its lock."""
-    for left in out.glob(f".{shard_path(out, index).name}.*.partial"):
-        left.unlink(missing_ok=True)
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {"": couple}

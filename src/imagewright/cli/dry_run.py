@@ -20,13 +20,16 @@ from torch import nn
 from imagewright.cli.console import duration, say
 from imagewright.data import ImageSet
 from imagewright.data.couplings import Couplings
-from imagewright.metrics.perceptual import perceptual_network
+from imagewright.metrics.perceptual import INSTALLED, perceptual_network
 from imagewright.models.files import ModelFile
 from imagewright.recipes import RECIPES
+from imagewright.training.chain import OF_STAGE
 from imagewright.training.distributed import pick_device
-from imagewright.training.experiment import DataConfig, Experiment, Sources, assemble
+from imagewright.training.experiment import DataConfig, Experiment, assemble
 from imagewright.training.footprint import footprint
+from imagewright.training.given import Sources
 from imagewright.training.record import to_json
+from imagewright.training.schedule import phases
 from imagewright.types import Average, DataSpec, Parts, Trained, UserError
 
 KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
@@ -40,9 +43,10 @@ KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
 class StandIns(Sources):
     """Finds what is there, and makes up what is not; `missing` says of what, in words."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.missing: list[str] = []
+        self.stages = stages or {}
 
     def images(self, data: DataConfig, on_progress: Callable[[int, int], None] | None) -> ImageSet:
         """The images, or an empty set like the one that the recipe names."""
@@ -67,6 +71,10 @@ class StandIns(Sources):
     def model(self, name: str) -> ModelFile:
         """The model, or the product of the recipe of that name, untrained."""
         recipe = Path(name).name
+        stage = self.stages.get(name.removeprefix(OF_STAGE)) if name.startswith(OF_STAGE) else None
+        if stage is not None:
+            made = assemble(stage, sources=self)
+            return ModelFile(model=made.parts.roles[stage.method.product].module, spec=made.images.spec)
         if Path(name).exists() or recipe not in RECIPES:
             with torch.device("cpu"):
                 file = super().model(name)
@@ -90,15 +98,15 @@ class StandIns(Sources):
                 network = perceptual_network(name, spec)
             return None if network is None else network.to("meta")
         except UserError as fault:
-            if name != "lpips":  # the only one that has to be installed
+            if name not in INSTALLED:
                 raise
             self.missing.append(f"features {name} ({fault})")
             return nn.Identity()
 
 
-def dry_run(experiment: Experiment) -> None:
-    """Print the resolved run, what is missing for it, and what its networks cost."""
-    sources = StandIns()
+def dry_run(experiment: Experiment, stages: Mapping[str, Any] | None = None) -> None:
+    """Print the resolved run, what is missing for it, and what its networks cost. stages: of its chain, by name."""
+    sources = StandIns(stages)
     with torch.device("meta"):
         assembled = assemble(experiment, sources=sources)
     spec = assembled.images.spec
@@ -110,12 +118,18 @@ def dry_run(experiment: Experiment) -> None:
         say(f"not there: {line}")
     for name, role in assembled.parts.roles.items():
         say(f"{name}: {_cost(role, experiment, spec)}")
-    rate = experiment.training.optimizer
-    say(
-        f"schedule: {experiment.training.total_images:,} images, rate {rate.lr:g}; ramp {rate.lr_ramp_images:,}, decay "
-        f"from {rate.lr_decay_images or 0:,}, cool-down {rate.lr_cooldown_images:,} images"
-    )
+    total = experiment.training.total_images
+    say(f"schedule: {total:,} images, rate {experiment.training.optimizer.lr:g}; of them, in images:")
+    for name, images in phases(experiment).items():
+        say(f"  {name.rpartition('.')[2].removesuffix('_images')}: {images:,.0f} ({images / total:.1%} of the run)")
     say(_time(assembled.parts, experiment, spec))
+
+
+def parameters(experiment: Experiment) -> int:
+    """Of the part that an experiment exports, with stand-ins for what is not here."""
+    with torch.device("meta"):
+        made = assemble(experiment, sources=StandIns())
+    return sum(p.numel() for p in made.parts.roles[experiment.method.product].module.parameters())
 
 
 def _time(parts: Parts, experiment: Experiment, spec: DataSpec) -> str:

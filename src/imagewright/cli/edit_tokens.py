@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from imagewright.models.files import ModelFile
+from imagewright.models.kinds import KINDS
 from imagewright.noise import ImageNoise
 from imagewright.samplers import MaskedDecoding
 from imagewright.samplers.generator import sampler_from_json
@@ -28,8 +29,9 @@ def check_model(name: str, model: nn.Module, task: str, given: dict[str, Any]) -
             f"{name} is a causal token model, which knows only what stands before; editing needs one that fills in "
             "tokens in any order (imagewright train maskgit-digits), or a flow map"
         )
-    if kind == "codec":
-        raise UserError(f"{name} is a tokenizer, which draws nothing; edit with a model that was trained on its tokens")
+    if KINDS[kind].answers:
+        made = "edit with a model that was trained on what it makes"
+        raise UserError(f"{name} draws nothing; it {KINDS[kind].what}; {made}")
     if kind == "denoiser":
         raise UserError(
             f"{name} is a denoiser; editing needs a flow map that jumps to the clean image, such as a consistency "

@@ -25,7 +25,7 @@ from imagewright.metrics.draws import ClassLaw, class_shares, draw_for_score
 from imagewright.metrics.evaluate import METRICS, OPTIONAL, Report, evaluate, feasible
 from imagewright.metrics.features import FeatureExtractor, in_batches
 from imagewright.metrics.reference import Reference, embed
-from imagewright.models.files import ModelFile
+from imagewright.models.files import ModelFile, has_model
 from imagewright.pretrained import find_model, shipped
 from imagewright.samplers.generator import sampler_to_json
 from imagewright.training.distributed import pick_device
@@ -101,7 +101,7 @@ def evaluate_command(
         raise UserError(f"metrics has no {unknown[0]!r}; there are {', '.join(known)}")
     if seeds and (seed != SEED or len(dict.fromkeys(seeds)) < len(seeds)):
         raise UserError("give --seed or --seeds, and each of these once")
-    is_model = target in shipped() or (Path(target) / "model.json").exists()
+    is_model = target in shipped() or has_model(Path(target))
     if "bpd" not in metrics and likelihood != BitsSettings():
         raise UserError("--passes, --ode-steps and --probes go with --metrics bpd")
     if not is_model:

@@ -10,7 +10,7 @@ import tyro
 
 from imagewright.cli.command import run
 from imagewright.cli.console import say
-from imagewright.models.files import save_model
+from imagewright.models.files import has_model, save_model
 from imagewright.pretrained import find_model
 from imagewright.types import UserError
 
@@ -28,7 +28,7 @@ def export_command(model: Annotated[str, tyro.conf.Positional], out: Path, half:
         out: the model folder to write; it must not hold a model yet.
         half: store the weights in 16 bits (they are read back as 32).
     """
-    if (out / "model.json").exists():
+    if has_model(out):
         raise UserError(f"{out} already holds a model; choose another --out")
     save_model(out, find_model(model), half=half)
     size = (out / "model.safetensors").stat().st_size

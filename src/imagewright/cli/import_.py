@@ -4,76 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any
 
 import tyro
 
-from imagewright import limits
-from imagewright.arrays import read_tensors
 from imagewright.cli.command import run
 from imagewright.cli.console import say
 from imagewright.files import read_json
-from imagewright.interop import from_official
-from imagewright.metrics.torch_file import read_state_dict
+from imagewright.interop.reading import read_official
 from imagewright.models.files import ModelFile, save_model
-from imagewright.shapes import Within
-from imagewright.types import DataSpec, UserError
 
 EPILOG = """examples:
-  imagewright import edm-cifar10.safetensors --config edm-cifar10.json --out models/edm-cifar10
+  imagewright import edm-cifar10-32x32-cond-vp.pkl --out models/edm-cifar10
+  imagewright import edm2-img64-s-1073741-0.075.pkl --out models/edm2-s
+  imagewright import cd_imagenet64_lpips.pt --out models/cd
+  imagewright import ddpm-cifar10-32/ --out models/ddpm
+  imagewright import weights.safetensors --config edm.json --out models/edm
 
-config.json holds the official constructor's arguments, for example
-  {"precond_class": "EDMPrecond", "img_resolution": 32, "img_channels": 3, "label_dim": 10,
-   "model_type": "SongUNet", "model_channels": 128, "channel_mult": [2, 2, 2], "augment_dim": 9}
-Without sigma_min and sigma_max an EDMPrecond gets the range of the official sampler, 0.002 to 80.
+What a file is, and its arguments, are read from it where it tells them: a pickle of EDM, EDM2, SiD or DDO says all, so
+does a diffusers folder, and EDM's, EDM2's and DMD2's tensors tell all but the dropout. OpenAI's published files are
+known by their names; others need --config with the flags of their sampling script. docs/importing.md has the table.
 """
-
-
-class _Arguments(TypedDict):
-    img_resolution: Annotated[int, Within(1, limits.SIDE)]
-    img_channels: Annotated[int, Within(1, limits.SIDE)]
-    label_dim: NotRequired[Annotated[int, Within(0, limits.CLASSES)]]
 
 
 def import_command(
     weights: Annotated[Path, tyro.conf.Positional],
-    config: Path,
     out: Path,
-    kind: str = "edm",
+    config: Path | None = None,
+    kind: str | None = None,
     key: str | None = None,
     name: str | None = None,
 ) -> None:
-    """Convert a state dict of official weights into a model folder that `sample` and `evaluate` take.
+    """Convert official weights into a model folder that `sample` and `evaluate` take.
 
     Args:
-        weights: .safetensors, or a .pt/.pth of plain tensors (read without executing anything in it).
-        config: JSON file with the official constructor's arguments and "precond_class".
+        weights: .pkl, .pt, .pth, .bin, .ckpt or .safetensors, a diffusers folder or a folder of DMD2; nothing in it is
+            executed.
         out: the model folder to write.
-        kind: family of the weights; edm.
-        key: of a .pt file that holds several dictionaries, which one: ema.
+        config: JSON file with official constructor arguments, in place of or beside those that the file tells.
+        kind: family of the weights: edm, edm2, dmd2, vct, guided-diffusion, consistency-models, ctm, ctm-cifar10;
+            default by what they are.
+        key: of a file with several networks or dictionaries, which one: ema.
         name: name of the data set the model was trained on; default the file's.
     """
-    if key is not None and weights.suffix not in (".pt", ".pth"):
-        raise UserError(f"--key says which dictionary of a .pt file holds the weights; it has no effect on {weights}")
-    if weights.suffix == ".safetensors":
-        state = read_tensors(weights)
-    elif weights.suffix in (".pt", ".pth"):
-        state = read_state_dict(weights, key)
-    else:
-        raise UserError(
-            f"{weights} is not read: only .safetensors, .pt and .pth state dicts are. A pickle of a whole network "
-            "(.pkl) runs code when opened; save its state_dict() as .safetensors where you trust it, once"
-        )
-    arguments: dict[str, Any] = {**read_json(config, _Arguments)}
-    model = from_official(state, kind=kind, config=arguments)
-    spec = DataSpec(
-        name=name or weights.stem,
-        resolution=arguments["img_resolution"],
-        channels=arguments["img_channels"],
-        num_classes=arguments.get("label_dim", 0),
+    arguments: dict[str, Any] = {} if config is None else read_json(config, dict)
+    found = read_official(weights, kind=kind, config=arguments, key=key, name=name)
+    origin = {"imported_from": weights.name, "kind": found.kind}
+    save_model(out, ModelFile(model=found.model, spec=found.spec, origin=origin))
+    spec = found.spec
+    classes = f"{spec.num_classes} classes" if spec.num_classes else "no classes"
+    say(
+        f"{found.kind}: {type(found.model).__name__} of {spec.channels} x {spec.resolution} x {spec.resolution}, "
+        f"{classes}, noise levels {found.model.sigma_min:g} to {found.model.sigma_max:g}; written to {out}"
     )
-    save_model(out, ModelFile(model=model, spec=spec, origin={"imported_from": weights.name, "kind": kind}))
-    say(f"written to {out}")
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {"": import_command}

@@ -1,4 +1,7 @@
-"""`imagewright COMMAND ...`: finds the command's file, runs it, and tells mistakes in one sentence."""
+"""`imagewright COMMAND ...`: finds the command's file, runs it, and tells mistakes in one sentence.
+
+Help and a mistyped command or option are answered before anything large is imported.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from imagewright.cli.console import say, told_errors
-from imagewright.types import UserError
+from imagewright.cli.known import require_known
+from imagewright.errors import UserError
 from imagewright.version import __version__
 
 COMMANDS = {
@@ -60,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args[0] == "--version":
             say(__version__)
         elif args[0] in COMMANDS:
+            require_known(args)
             importlib.import_module(COMMANDS[args[0]][0]).main(args[1:])
         else:
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)

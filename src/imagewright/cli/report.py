@@ -12,6 +12,7 @@ from imagewright.cli.command import run
 from imagewright.cli.console import say
 from imagewright.files import try_output
 from imagewright.report import collect_run, write_report
+from imagewright.training.chain import stage_folders
 from imagewright.types import UserError
 
 
@@ -25,7 +26,7 @@ def report(
     The page needs no other file and no network.
 
     Args:
-        runs: run folders; several are compared side by side.
+        runs: run folders; several are compared side by side, and so are the stages of a chain.
         out: where the page goes; default report.html in the first run's folder.
         seed: of the images shown.
     """
@@ -34,7 +35,7 @@ def report(
     sections = []
     path = out or runs[0] / "report.html"
     try_output(path)
-    for folder in runs:
+    for folder in (each for given in runs for each in (stage_folders(given) or [given])):
         say(f"collecting {folder}")
         sections.append(collect_run(folder, seed=seed))
     write_report(path, sections)

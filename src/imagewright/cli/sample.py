@@ -24,6 +24,9 @@ from imagewright.samplers.generator import ImageGenerator, sampler_to_json
 from imagewright.training.snapshots import grid, image_origin, read_image, save_image
 from imagewright.types import UserError
 
+GRID = 400
+"""Images on the grid, the first of all: a sheet of 50,000 is no picture."""
+
 EPILOG = """examples:
   imagewright sample emoji64-32 --n 64
   imagewright sample emoji64-32 --n 9 --label 5 --trajectory
@@ -51,9 +54,10 @@ def sample(
     batch_size: int = 64,
     device: str = "auto",
 ) -> None:
-    """Draw images. Image i of a seed is the same whatever the batch size, the device count or an interruption.
+    """Draw images. Image i of a seed has the same noise whatever the batch size, the device count or an interruption.
 
-    Writes 000000.png ... and grid.png into --out; the same command again goes on where it was interrupted.
+    Writes 000000.png ... and grid.png (of the first 400) into --out; the same command again goes on where it was
+    interrupted.
 
     Args:
         model: a run folder, a model folder, or a shipped model.
@@ -83,15 +87,17 @@ def sample(
         "label": class_name if class_name is not None else list(label),
     } | changes.record()
     _claim(out, record)
-    images = _draw(generator, n, first, seed, labels, out, batch_size, _digest(record))
-    save_image(out / "grid.png", grid(images, _columns(n)), scale=max(1, 64 // generator.spec.resolution))
+    images = _draw(generator, n, first, seed, labels, out, batch_size, _digest(record), keep=n if npz else min(n, GRID))
+    shown = images[:GRID]
+    save_image(out / "grid.png", grid(shown, _columns(len(shown))), scale=max(1, 64 // generator.spec.resolution))
     if npz:
         with replacing(out / "samples.npz") as aside, aside.open("wb") as stream:
             # arr_0 is where evaluators of ADM's kind look.
             np.savez_compressed(stream, arr_0=images, images=images, labels=np.asarray(labels or [-1] * n))
     if trajectory:
         save_image(out / "trajectory.png", trajectory_picture(generator, seed=seed, labels=labels), scale=1)
-    say(f"{n} images in {out} ({generator.nfe} network calls each); grid: {out / 'grid.png'}")
+    of = "" if n <= GRID else f" of the first {GRID}"
+    say(f"{n} images in {out} ({generator.nfe} network calls each); grid{of}: {out / 'grid.png'}")
 
 
 def _draw(
@@ -103,14 +109,23 @@ def _draw(
     out: Path,
     batch_size: int,
     digest: str,
+    *,
+    keep: int,
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    images = np.zeros((n, generator.spec.resolution, generator.spec.resolution, generator.spec.channels), np.uint8)
+    """Draw what is not there yet; returns the first `keep` images.
+
+    Pictures are not flushed to disk one by one, which takes longer than drawing them: after a power failure some may be
+    empty, and are drawn again.
+    """
+    shape = (generator.spec.resolution, generator.spec.resolution, generator.spec.channels)
+    images = np.zeros((keep, *shape), np.uint8)
     paths = [out / f"{first + i:06d}.png" for i in range(n)]
-    missing = [i for i in range(n) if not os.path.lexists(paths[i])]
+    missing = [i for i in range(n) if not _there(paths[i])]
     for i in sorted({*range(n)} - {*missing}):
         if image_origin(paths[i]) != f"{digest} {first + i}":
             raise UserError(f"{paths[i]} is not of this set of samples; choose another --out, or move it away")
-        images[i] = read_image(paths[i], images[i].shape)
+        if i < keep:
+            images[i] = read_image(paths[i], shape)
     with bar("sampling", n) as advance_to:
         advance_to(n - len(missing))
         for start in range(0, len(missing), batch_size):
@@ -118,10 +133,16 @@ def _draw(
             wanted = None if labels is None else [labels[i] for i in rows]
             drawn = generator.at([first + i for i in rows], labels=wanted, seed=seed)
             for i, image in zip(rows, drawn, strict=True):
-                images[i] = image
-                save_image(paths[i], image, origin=f"{digest} {first + i}")
+                if i < keep:
+                    images[i] = image
+                save_image(paths[i], image, origin=f"{digest} {first + i}", flush=False)
             advance_to(n - len(missing) + start + len(rows))
     return images
+
+
+def _there(path: Path) -> bool:
+    """Whether something stands at a picture's path, an empty file not counted."""
+    return os.path.lexists(path) and not (path.is_file() and path.stat().st_size == 0)
 
 
 def _labels(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imagewright.files import write_json
+from imagewright.locks import changing
 from imagewright.metrics.records import FORMAT, read_scores
 from imagewright.types import UserError
 
@@ -22,21 +23,22 @@ def keep(new: Mapping[str, Sequence[Entry]], path: Path) -> None:
     An entry takes the place of one that measured the same; scores that only the earlier one has are kept in it.
     Raises UserError where the file is no metrics.json.
     """
-    found: Mapping[str, Any] = {"format": FORMAT}
-    if path.exists():
-        try:
-            found = read_scores(path)
-        except UserError as error:
-            raise UserError(f"{error}; choose another --out") from None
-    record: dict[str, Any] = {"reports": [], **found}
-    for kind, entries in new.items():
-        merged = list(record.get(kind, []))
-        for entry in entries:
-            same = [e for e in merged if _same(e, entry)]
-            merged = [e for e in merged if not _same(e, entry)]
-            merged.append(_joined(same[-1], entry) if same and kind == "reports" else entry)
-        record[kind] = sorted(merged, key=lambda e: e.get("nfe", 0))
-    write_json(path, record)
+    with changing(path):
+        found: Mapping[str, Any] = {"format": FORMAT}
+        if path.exists():
+            try:
+                found = read_scores(path)
+            except UserError as error:
+                raise UserError(f"{error}; choose another --out") from None
+        record: dict[str, Any] = {"reports": [], **found}
+        for kind, entries in new.items():
+            merged = list(record.get(kind, []))
+            for entry in entries:
+                same = [e for e in merged if _same(e, entry)]
+                merged = [e for e in merged if not _same(e, entry)]
+                merged.append(_joined(same[-1], entry) if same and kind == "reports" else entry)
+            record[kind] = sorted(merged, key=lambda e: e.get("nfe", 0))
+        write_json(path, record)
 
 
 def _joined(old: Entry, new: Entry) -> Entry:

@@ -10,25 +10,31 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 import tyro
 
 from imagewright.cli.composing import COMPOSED, Run, usual_folder
-from imagewright.cli.console import bar, printable, say, told_errors
-from imagewright.cli.dry_run import dry_run
-from imagewright.recipes import RECIPES
-from imagewright.training.distributed import pick_device, processes
+from imagewright.cli.console import bar, pace, printable, say, told_errors
+from imagewright.cli.dry_run import dry_run, parameters
+from imagewright.cli.train_chain import ChainRun, parse_chain, resumed_chain, run_chain
+from imagewright.cli.train_options import NONE, with_options, without_options
+from imagewright.recipes import FAMILIES, RECIPES
+from imagewright.training.chain import FILE, Chain
+from imagewright.training.distributed import Processes, pick_device, processes
 from imagewright.training.experiment import Experiment, run_experiment
 from imagewright.training.record import experiment_from_json, merged, read_record
-from imagewright.training.shortening import as_begun, rate_fault, shortened
+from imagewright.training.schedule import as_begun, rate_fault, shortened
 from imagewright.training.trainer import Interrupted, Progress
 from imagewright.types import UserError
 
 HELP = """imagewright train RECIPE [options]
 
 RECIPE is one of the names below, or a Python file that defines `experiment`: an
-imagewright Experiment, or a function that returns one. Every field of it can be
-set: `imagewright train RECIPE --help` lists them with their defaults.
+imagewright Experiment, a Chain of them, or a function that returns one. Every
+field of it can be set: `imagewright train RECIPE --help` lists them with their
+defaults; `imagewright train edm` lists all that begin so, with their sizes.
 
 made to measure:
 {composed}
@@ -53,12 +59,20 @@ def main(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         say(help_text())
         return
+    if args[0] == "--resume" and len(args) > 1 and (Path(args[1]) / FILE).exists():
+        name, chain, chained, command = resumed_chain(args[1:])
+        _train_chain(name, chain, chained, command)
+        return
     if args[0] == "--resume":
         name, run, command = _resumed(args[1:])
     else:
         name, command = args[0], args
+        recipe = None if args[0] in COMPOSED else find_training(args[0])
+        if isinstance(recipe, Chain):
+            _train_chain(name, *parse_chain(args, recipe, ChainRun()), command)
+            return
         with told_errors():
-            default = _default(args)
+            default = _composed(args) if recipe is None else Run(experiment=recipe)
         run = _in_proportion(parse(args, default), default.experiment, args)
     folder = run.out or _usual_folder(name)
     if run.dry_run:
@@ -66,35 +80,13 @@ def main(args: Sequence[str]) -> None:
             dry_run(run.experiment)
         return
     with processes() as group, told_errors():
-        device = pick_device(run.device)
-        total = run.experiment.training.total_images
-        with bar(f"{name} on {device}", total) as advance_to:
-
-            def show(progress: Progress) -> None:
-                if group.is_first:
-                    advance_to(progress.images, f"loss {progress.loss:.4f}  {progress.rate:.0f} images/s")
-
-            try:
-                run_experiment(
-                    run.experiment,
-                    folder,
-                    device=device,
-                    resume=run.resume,
-                    command=_recorded(command),
-                    processes=group,
-                    on_progress=show,
-                )
-            except Interrupted as stopped:
-                _say_stopped(stopped, folder)
-                raise SystemExit(128 + stopped.number) from None
+        _train(name, run.experiment, folder, pick_device(run.device), group, run.resume, _recorded(command))
         if group.is_first:
             say(f"done: {folder}  (imagewright sample {folder}; imagewright evaluate {folder})")
 
 
-def _default(args: Sequence[str]) -> Run:
-    """What the options change: the recipe's run, or one made to measure, which stays what it was where it goes on."""
-    if args[0] not in COMPOSED:
-        return Run(experiment=find_experiment(args[0]))
+def _composed(args: Sequence[str]) -> Run:
+    """A run made to measure, which stays what it was where it goes on."""
     kind, compose, _ = COMPOSED[args[0]]
     if "--help" in args or "-h" in args:
         return kind(experiment=RECIPES["edm-digits" if args[0] == "auto" else "cd-digits"]())
@@ -104,12 +96,62 @@ def _default(args: Sequence[str]) -> Run:
     return compose(args, parse)
 
 
+def _train_chain(name: str, chain: Chain, run: ChainRun, command: list[str] | None) -> None:
+    folder = run.out or _usual_folder(name)
+    with processes() as group, told_errors():
+        if run.dry_run:
+            for stage in chain.stages:
+                say(f"stage {stage.name}:")
+                if isinstance(stage.work, Experiment):
+                    dry_run(stage.work, {s.name: s.work for s in chain.stages})
+            return
+        device = pick_device(run.device)
+
+        def train(stage: str, experiment: Experiment, at: Path, resume: bool) -> None:
+            _train(f"{name} {stage}", experiment, at, device, group, resume, None, whole=folder)
+
+        run_chain(chain, run, folder, _recorded(command), train, device)
+
+
+def _train(
+    name: str,
+    experiment: Experiment,
+    folder: Path,
+    device: torch.device,
+    group: Processes,
+    resume: bool,
+    command: list[str] | None,
+    whole: Path | None = None,
+) -> None:
+    """Train one run with a bar; whole: the folder of the chain to which it belongs."""
+    with bar(f"{name} on {device}", experiment.training.total_images) as advance_to:
+
+        def show(progress: Progress) -> None:
+            if group.is_first:
+                advance_to(progress.images, pace(progress.loss, progress.rate))
+
+        try:
+            run_experiment(
+                experiment,
+                folder,
+                device=device,
+                resume=resume,
+                command=command,
+                processes=group,
+                on_progress=show,
+            )
+        except Interrupted as stopped:
+            _say_stopped(stopped, whole or folder)
+            raise SystemExit(128 + stopped.number) from None
+
+
 def _in_proportion(run: Run, recipe: Experiment, args: Sequence[str]) -> Run:
     """The run with its recipe's schedule in proportion, which is said; one that goes on has the one it began with."""
     given = [word.removeprefix("--").split("=")[0].replace("-", "_") for word in args if word.startswith("--")]
     path = (run.out or _usual_folder(args[0])) / "experiment.json"
     if run.resume and path.exists():
         return replace(run, experiment=as_begun(run.experiment, read_record(path.parent)["experiment"], given))
+    run = replace(run, experiment=_as_the_teachers(run.experiment, given))
     experiment, changes = shortened(recipe, run.experiment, given)
     if changes:
         share = f"{run.experiment.training.total_images:,} of the recipe's {recipe.training.total_images:,} images"
@@ -117,6 +159,21 @@ def _in_proportion(run: Run, recipe: Experiment, args: Sequence[str]) -> Run:
     if fault := rate_fault(experiment.training):
         say(f"note: {fault}")
     return replace(run, experiment=experiment)
+
+
+def _as_the_teachers(run: Experiment, given: Sequence[str]) -> Experiment:
+    """The run on the data of a teacher that the command names, in all that the command does not say itself."""
+    teacher = run.given.get("teacher")
+    if "teacher" not in given or not isinstance(teacher, str) or not (Path(teacher) / "experiment.json").exists():
+        return run
+    known = experiment_of(Path(teacher)).data
+    shared = ("source", "resolution", "labels", "xflip")
+    theirs = {name: getattr(known, name) for name in shared if hasattr(known, name) and f"data.{name}" not in given}
+    changed = {name: value for name, value in theirs.items() if getattr(run.data, name, value) != value}
+    if not changed:
+        return run
+    say(f"as the teacher's: {'; '.join(f'data.{name} {value}' for name, value in changed.items())}")
+    return replace(run, data=replace(run.data, **changed))
 
 
 def _say_stopped(stopped: Interrupted, folder: Path) -> None:
@@ -130,32 +187,15 @@ def _usual_folder(name: str) -> Path:
 
 def parse(args: Sequence[str], default: Run) -> Run:
     """Options of a recipe, whose name or file stands first, as a run. default: what they change."""
-    return tyro.cli(
+    run = tyro.cli(
         type(default),
-        default=default,
+        default=replace(default, experiment=with_options(default.experiment)),
         args=args[1:],
         prog=f"imagewright train {args[0]}",
         config=(tyro.conf.AvoidSubcommands,),
         registry=NONE,
     )
-
-
-NONE = tyro.constructors.ConstructorRegistry()
-"""An option of a recipe is left empty by the word none; of other commands, by leaving it out."""
-
-
-@NONE.primitive_rule
-def _none(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[None] | None:
-    if info.type is not type(None):
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="none",
-        choices=("none", "None"),
-        instance_from_str=lambda args: None,
-        is_instance=lambda x: x is None,
-        str_from_instance=lambda instance: ["none"],
-    )
+    return replace(run, experiment=without_options(run.experiment))
 
 
 def experiment_of(folder: Path) -> Experiment:
@@ -194,16 +234,43 @@ def _recorded(command: list[str] | None) -> list[str] | None:
 
 def help_text() -> str:
     """The command's help."""
-    width = max(map(len, RECIPES))
-    lines = [f"  {name:<{width}}  {(function.__doc__ or '').splitlines()[0]}" for name, function in RECIPES.items()]
+    lines, width = [], max(map(len, RECIPES))
+    for family in FAMILIES.values():
+        lines.append(f"\n{_head(family)}")
+        lines += [f"  {name:<{width}}  {_head(recipe)}" for name, recipe in family.FAMILY.items()]
     composed = [f"  {name:<{width}}  {what}" for name, (_, _, what) in COMPOSED.items()]
-    return HELP.format(recipes="\n".join(lines), composed="\n".join(composed))
+    return HELP.format(recipes="\n".join(lines).lstrip("\n"), composed="\n".join(composed))
+
+
+def _head(documented: Any) -> str:
+    """The first line of its documentation."""
+    return str((documented.__doc__ or "").splitlines()[0])
+
+
+def _listed(prefix: str) -> list[str]:
+    """Lines on the recipes whose names begin so: sizes, lengths and advice."""
+    lines = []
+    for name in (name for name in RECIPES if name.startswith(f"{prefix}-")):
+        run = RECIPES[name]()
+        size = f"{parameters(run) / 1e6:.2f} M parameters, {run.training.total_images:,} images by {run.training.batch}"
+        lines += [f"{name}: {size}", f"    {_head(RECIPES[name])}"]
+    return lines
 
 
 def find_experiment(name: str) -> Experiment:
+    """As `find_training`. Raises UserError for a chain."""
+    found = find_training(name)
+    if isinstance(found, Chain):
+        raise UserError(f"{name} is a chain of runs; this command takes one run")
+    return found
+
+
+def find_training(name: str) -> Experiment | Chain:
     """A recipe by name, or the `experiment` of a Python file (which is run: it is the user's own)."""
     if name in RECIPES:
         return RECIPES[name]()
+    if lines := _listed(name):
+        raise UserError(f"there is no recipe {name!r}, but a family of them:\n" + "\n".join(lines))
     if name.endswith(".py"):
         return _experiment_of_file(Path(name))
     known = (*COMPOSED, *RECIPES)
@@ -212,7 +279,7 @@ def find_experiment(name: str) -> Experiment:
     raise UserError(f"there is no recipe {name!r}; {hint}")
 
 
-def _experiment_of_file(path: Path) -> Experiment:
+def _experiment_of_file(path: Path) -> Experiment | Chain:
     """Run the user's file as a module of its own name, with its folder to import from, as Python itself would."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
@@ -230,6 +297,8 @@ def _experiment_of_file(path: Path) -> Experiment:
         raise UserError(f"{path}: {error}") from None
     experiment = getattr(module, "experiment", None)
     experiment = experiment() if callable(experiment) else experiment
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{path} must define `experiment`: an imagewright Experiment, or a function returning one")
+    if not isinstance(experiment, (Experiment, Chain)):
+        raise UserError(
+            f"{path} must define `experiment`: an imagewright Experiment or Chain, or a function returning one"
+        )
     return experiment

@@ -18,7 +18,7 @@ from imagewright.metrics import embed
 from imagewright.metrics.draws import frechet_of_model
 from imagewright.metrics.features import FeatureExtractor
 from imagewright.metrics.statistics import Moments
-from imagewright.models.files import ModelFile, save_model
+from imagewright.models.files import ModelFile, has_model, save_model
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.checkpoint import require_fit
@@ -77,7 +77,7 @@ class Scorer:
 
 def fresh(run: Path, out: Path) -> ModelFile:
     """The run's model. Raises UserError when there is a model at `out`."""
-    if (out / "model.json").exists():
+    if has_model(out):
         raise UserError(f"{out} already holds a model; choose another --out")
     return find_model(run)
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from torch import nn
 
@@ -17,7 +16,7 @@ from imagewright.cli.tune_common import Scorer, Scoring, Told, fresh, print_scor
 from imagewright.models.files import ModelFile
 from imagewright.samplers.generator import sampler_from_json, sampler_to_json, usual_sampler
 from imagewright.training.checkpoint import require_fit
-from imagewright.training.weights import combine, differences, flatten, stored, unflatten
+from imagewright.training.weights import Combinations, combine, stored
 from imagewright.tuning.lcsc import LCSC, Vector, choose_weights, search
 from imagewright.types import Sampler, UserError
 
@@ -53,15 +52,15 @@ def lcsc(
     file = fresh(run, out)
     chosen, images = _chosen(run, until, window, spacing)
     drawn_by = make_sampler(file, sampler, steps, set) or _own(file)
-    first, rows = differences(chosen)
-    require_fit(first, file.model.state_dict(), str(chosen[0]))
-    scorer, base = Scorer.of(str(run), file, told), flatten(first)
-    candidate = copy.deepcopy(file.model)
-    gigabytes = rows.numel() * rows.element_size() / 2**30
-    say(f"{len(chosen)} weights, kept after {images[0]} to {images[-1]} images ({gigabytes:.2g} GiB of differences)")
+    weights = Combinations(chosen)
+    require_fit(weights.first, file.model.state_dict(), str(chosen[0]))
+    scorer, candidate = Scorer.of(str(run), file, told), copy.deepcopy(file.model)
+    size = f"{weights.bytes / 2**30:.2g} GiB of differences"
+    where = "in memory" if weights.held else "too many: the files are read for each candidate"
+    say(f"{len(chosen)} weights, kept after {images[0]} to {images[-1]} images ({size}, {where})")
 
     def combined(alpha: Vector) -> nn.Module:
-        candidate.load_state_dict(unflatten(base + torch.from_numpy(alpha[1:]).float() @ rows, first))
+        candidate.load_state_dict(weights(alpha))
         return candidate
 
     with bar("candidates", evaluations, "candidates") as advance_to:

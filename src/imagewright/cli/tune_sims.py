@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from imagewright.cli.console import OUT, bar, say, table
+from imagewright.cli.console import OUT, bar, pace, say, table
 from imagewright.cli.sampling import Changes
 from imagewright.cli.scoring import extractor_for, reference_images, training_data
 from imagewright.cli.train import experiment_of, find_experiment
@@ -118,7 +118,7 @@ class Images:
                 folder,
                 device=self.device,
                 resume=True,
-                on_progress=lambda p: advance_to(p.images, f"loss {p.loss:.4f}  {p.rate:.0f} images/s"),
+                on_progress=lambda p: advance_to(p.images, pace(p.loss, p.rate)),
             )
         return str(folder)
 

@@ -11,11 +11,14 @@ import os
 import re
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from imagewright import limits
+from imagewright.data.packed import Places
 from imagewright.data.pixels import BadPicture
 from imagewright.files import open_regular
 from imagewright.types import UserError
@@ -92,7 +95,7 @@ def _open_folder(path: Path) -> Archive:
 
     walk(path, "", (os.path.realpath(path),))
 
-    return _sorted_out(path, names, folders, FileReader(path), bad)
+    return sorted_out(path, names, folders, FileReader(path), bad)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def _open_zip(path: Path) -> Archive:
     for name in reader.entries:
         folders |= {str(parent) for parent in PurePosixPath(name).parents}
     folders |= reader.folders
-    return _sorted_out(path, list(reader.entries), (f for f in folders if not any(map(_hidden, f.split("/")))), reader)
+    return sorted_out(path, list(reader.entries), (f for f in folders if not any(map(_hidden, f.split("/")))), reader)
 
 
 class ZipReader:
@@ -147,6 +150,18 @@ class ZipReader:
             else:
                 self.entries.setdefault(name, []).append(entry)
 
+    def places(self, names: Sequence[str]) -> Places | None:
+        """Where files lie; None where one is packed by a method that `Places` does not undo."""
+        entries = [self.entries[name][0] for name in names]
+        if any(entry.compress_type not in (0, 8) for entry in entries):
+            return None
+        numbers = np.array(
+            [(e.header_offset, e.compress_size, e.file_size, e.compress_type) for e in entries], np.int64
+        )
+        offsets, stored, sizes, methods = np.ascontiguousarray(numbers.reshape(-1, 4).T)
+        shards = np.zeros_like(offsets)
+        return Places((str(self._path),), shards, offsets, stored, sizes, methods.astype(np.uint8))
+
     def __reduce__(self) -> tuple[type[ZipReader], tuple[Path]]:
         return ZipReader, (self._path,)
 
@@ -166,7 +181,7 @@ class ZipReader:
             raise BadPicture(f"damaged in the zip: {error}") from None
 
 
-def _sorted_out(
+def sorted_out(
     path: Path,
     names: list[str],
     folders: Iterable[str],

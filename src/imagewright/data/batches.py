@@ -72,6 +72,10 @@ _FORMATS = (
 )
 
 
+_FIRST = 64
+"""Members of a tar among which a set of batches shows itself; one of pictures is not gone through."""
+
+
 @dataclass(frozen=True)
 class _Files:
     """The files of a folder, tar or zip by their last name, each opened when asked for; or one batch alone."""
@@ -183,7 +187,9 @@ def _tar(path: Path) -> dict[str, Callable[[], Any]]:
             raw.seek(0)
             left = max(limits.UNPACKED, limits.RATIO * size)
             with tarfile.open(fileobj=raw) as archive:
-                for member in archive:
+                for count, member in enumerate(archive):
+                    if count >= _FIRST and not found:
+                        return {}
                     left -= member.size
                     if left < 0:
                         raise UserError(f"{path} would unpack to over {limits.RATIO} times its size")

@@ -12,16 +12,13 @@ that was asked for fewer makes the last of its shards as long as the manifest ha
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, ClassVar, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -32,20 +29,14 @@ from torch import Tensor
 
 from imagewright import limits
 from imagewright.arrays import read_head, read_tensors
-from imagewright.files import parse_json, read_formatted, replacing, require_replaceable, write_json
+from imagewright.files import parse_json, read_formatted, replacing, write_json
+from imagewright.locks import alone
 from imagewright.noise import ImageNoise
 from imagewright.shapes import Within
-from imagewright.types import Condition, Coupling, DataSpec, UserError
-
-try:
-    import fcntl
-except ImportError:  # not on every system; without it two writers may make the same shard, which is only slower
-    fcntl = None  # type: ignore[assignment]
+from imagewright.types import Chance, Condition, Coupling, DataSpec, Example, UserError
 
 FORMAT = "imagewright-couplings/1"
 OPEN_SHARDS = 64
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-Lock = Literal["held", "busy", "none"]
 WHERE = ("model", "guide")
 """Entries of the origin that say where weights lay; which they are, their checksums say."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -223,6 +214,9 @@ class Couplings:
     when it is first read from.
     """
 
+    example: ClassVar[type[Example]] = Coupling
+    in_memory: ClassVar[bool] = False
+
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
@@ -247,7 +241,31 @@ class Couplings:
         """Shape and classes of the images."""
         return self.manifest.spec
 
-    def coupling(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Coupling:
+    @property
+    def source(self) -> str:
+        """Where the pairs lie."""
+        return str(self.folder)
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the pairs: how many, of which seed and which weights."""
+        return sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run's record says of the pairs that it was given."""
+        m = self.manifest
+        return {"pairs": m.n, "seed": m.seed, "weights_sha256": m.origin.get("weights_sha256")}
+
+    def batch(self, read: Coupling, rows: npt.NDArray[np.int64], chance: Chance) -> Coupling:
+        """The pairs."""
+        return read
+
+    def prepared(self, batch: Coupling) -> Coupling:
+        """The pairs."""
+        return batch
+
+    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Coupling:
         """Pairs by index, in that order: float32. Labels only where the model has classes."""
         indices = [int(i) for i in rows]
         if not all(0 <= i < len(self) for i in indices):
@@ -268,45 +286,3 @@ class Couplings:
             self._require_whole(shard, checksum=True)
             self._verified.add(shard)
         return safe_open(shard_path(self.folder, shard), framework="pt").__enter__()  # type: ignore[no-untyped-call]
-
-
-# --- writers that share a folder ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def alone(path: Path, *, wait: bool = False) -> Iterator[Lock]:
-    """Whether this process may do what the lock file `path` stands for; none = the system has no locks, and it may.
-
-    The lock goes with the process, however that ends.
-    """
-    if fcntl is None:
-        yield "none"
-        return
-    handle, lock = _locked(path, wait)
-    try:
-        yield lock
-    finally:
-        if lock == "held":
-            path.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _locked(path: Path, wait: bool) -> tuple[int, Lock]:
-    """An open lock file, and whether it is ours. Who held it before removed it: then it is none, and we ask again."""
-    while True:
-        require_replaceable(path)
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle, "held"
-        except BlockingIOError:
-            return handle, "busy"
-        except FileNotFoundError:
-            pass
-        except OSError as fault:
-            if fault.errno in NO_LOCKS:
-                return handle, "none"
-            os.close(handle)
-            raise
-        os.close(handle)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from imagewright.data.pixels import Pixels, with_channels
-from imagewright.types import DataSpec, UserError
+from imagewright.data.packed import Digests, Texts
+from imagewright.data.pixels import Pixels, from_uint8, with_channels
+from imagewright.types import Batch, Chance, Condition, DataSpec, Example, UserError
 
 Labels = npt.NDArray[np.int64]
 Split = Literal["train", "val", "test", "all"]
+T = TypeVar("T")
 Read = Callable[[npt.NDArray[np.int64]], Pixels]
 
 
@@ -34,20 +37,24 @@ class ImageSet:
     source:      where the pictures came from, in words.
     digests:     sha256 of each picture's pixels, from which `fingerprint` is made.
     made:        what was done to the source's pictures, in words; None = nothing.
+    xflip:       half of the pictures in batches are mirrored, at random.
     """
 
     spec: DataSpec
     pixels: Pixels | Read
     labels: Labels
-    names: tuple[str, ...]
+    names: Sequence[str]
     source: str
-    digests: tuple[bytes, ...]
-    captions: tuple[str, ...] | None = None
-    subgroups: tuple[str, ...] | None = None
-    splits: tuple[str, ...] | None = None
+    digests: Sequence[bytes]
+    captions: Sequence[str] | None = None
+    subgroups: Sequence[str] | None = None
+    splits: Sequence[str] | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     unread: tuple[str, ...] = ()
     made: str | None = None
+    xflip: bool = False
+
+    example: ClassVar[type[Example]] = Batch
 
     @property
     def preprocessing(self) -> str:
@@ -106,10 +113,31 @@ class ImageSet:
         if indices is None or isinstance(indices, slice):
             rows = np.arange(n)[indices or slice(None)]
         else:
-            rows = np.asarray(indices, dtype=np.int64)
+            given = np.asarray(indices)
+            rows = np.flatnonzero(given) if given.dtype == np.bool_ else given.astype(np.int64)
         if len(rows) and not (-n <= rows.min() and rows.max() < n):
             raise IndexError(f"pictures are 0 .. {n - 1}; asked for {rows.min()} .. {rows.max()}")
         return self.pixels[rows] if isinstance(self.pixels, np.ndarray) else self.pixels(rows % n)
+
+    def mirrored(self) -> ImageSet:
+        """The set whose batches mirror half of the pictures left to right."""
+        return replace(self, xflip=True)
+
+    def read(self, rows: npt.NDArray[np.int64]) -> Pixels:
+        """As `images`: what a loader asks for, in other threads or processes."""
+        return self.images(rows)
+
+    def batch(self, read: Pixels, rows: npt.NDArray[np.int64], chance: Chance) -> Batch:
+        """Pictures as they are stored, uint8 [n, H, W, C], and their classes, int64 [n], if the set has any."""
+        if self.xflip:
+            flips = chance() < 0.5
+            read[flips] = read[flips, :, ::-1]
+        label = torch.from_numpy(self.labels[rows]) if self.spec.num_classes else None
+        return Batch(torch.from_numpy(read), Condition(label=label))
+
+    def prepared(self, batch: Batch) -> Batch:
+        """Pictures as methods are given them, float32 [n, C, H, W] in [-1, 1]."""
+        return replace(batch, images=from_uint8(batch.images))
 
     @property
     def empty_classes(self) -> tuple[int, ...]:
@@ -127,19 +155,23 @@ class ImageSet:
         rows = np.asarray(indices, dtype=np.int64)
         parent = self.pixels
 
-        def pick(texts: tuple[str, ...] | None) -> tuple[str, ...] | None:
-            return None if texts is None else tuple(texts[i] for i in rows)
-
         return replace(
             self,
             pixels=parent[rows] if isinstance(parent, np.ndarray) else _Part(parent, rows),
             labels=self.labels[rows],
-            names=tuple(self.names[i] for i in rows),
-            digests=tuple(self.digests[i] for i in rows),
-            captions=pick(self.captions),
-            subgroups=pick(self.subgroups),
-            splits=pick(self.splits),
+            names=_picked(self.names, rows),
+            digests=_picked(self.digests, rows),
+            captions=None if self.captions is None else _picked(self.captions, rows),
+            subgroups=None if self.subgroups is None else _picked(self.subgroups, rows),
+            splits=None if self.splits is None else _picked(self.splits, rows),
         )
+
+
+def _picked(values: Sequence[T], rows: npt.NDArray[np.int64]) -> Sequence[T]:
+    """Those at `rows`; what is packed stays packed."""
+    if isinstance(values, (Texts, Digests)):
+        return cast(Sequence[T], values.pick(rows))
+    return tuple(values[i] for i in rows)
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,25 @@
 Contract: position = images seen so far; `batch(p, n)` gives images p .. p + n - 1 of one endless sequence.
 Ahead      pictures that are decoded on demand, and pairs, are read by a thread while the batch before is computed. What
            comes next is not guessed: the trainer says which batches this process will ask for (`Turns`).
-Moving     pictures go to the device as bytes, from pinned memory, and become float32, four times as many, there.
+Moving     batches go to the device as they were read, from pinned memory; pictures are bytes until they are there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from imagewright.data.couplings import Couplings
 from imagewright.data.image_set import ImageSet
-from imagewright.data.pixels import from_uint8
 from imagewright.data.workers import Workers
-from imagewright.types import Batch, Condition, Coupling, UserError
+from imagewright.types import Batch, Coupling, Example, Examples, UserError
 
 AHEAD = 2
 """Batches that are read before they are asked for."""
@@ -52,14 +51,6 @@ class Turns:
         return None if self.end is not None and following >= self.end else following + self.first
 
 
-class _Piece(NamedTuple):
-    """What a batch is made of: uint8 [n, H, W, C], rows of the set, and pairs."""
-
-    pixels: Tensor
-    rows: Rows
-    coupling: Coupling | None
-
-
 class Loader:
     """An endless shuffled sequence: epoch e is a permutation drawn from (seed, e) (PCG64, SeedSequence).
 
@@ -71,51 +62,48 @@ class Loader:
 
     def __init__(
         self,
-        image_set: ImageSet,
+        examples: Examples,
         batch_size: int,
         seed: int,
         xflip: bool = False,
-        couplings: Couplings | None = None,
+        couplings: Examples | None = None,
         workers: int = 0,
     ) -> None:
-        if len(image_set) == 0:
-            raise UserError(f"{image_set.source} has no pictures to train on")
+        if len(examples) == 0:
+            raise UserError(f"{examples.source} has no pictures to train on")
         if batch_size < 1:
             raise UserError(f"batch size is {batch_size}; it must be >= 1")
         if seed < 0:
             raise UserError(f"data seed is {seed}; it must be >= 0")
-        self.image_set = image_set
         self.batch_size = batch_size
-        self.seed = seed
-        self.xflip = xflip
-        self.couplings = couplings
-        self._epoch = lru_cache(maxsize=4)(self._draw_epoch)
-        self._coupling_order = lru_cache(maxsize=4)(self._draw_coupling_order)
-        decoded = not image_set.in_memory
-        self._read = Workers(image_set.images, workers) if workers and decoded else image_set.images
+        if xflip:
+            examples = cast(ImageSet, examples).mirrored()
+        self._main = _Sequence(examples, seed, (0, 1))
+        self._beside = None if couplings is None else _Sequence(couplings, seed, (2, 3))
+        decoded = not examples.in_memory
+        self._read = Workers(examples.read, workers) if workers and decoded else examples.read
         # One thread, which itself decodes on all cores: batches are finished in the order in which they are needed.
         self._pool = ThreadPoolExecutor(max_workers=1) if decoded or couplings is not None else None
-        self._ahead: dict[tuple[int, int], Future[_Piece]] = {}
+        self._ahead: dict[tuple[int, int], Future[Example]] = {}
         self.follow(Turns(stride=batch_size, first=0, count=1, size=batch_size))
 
     def follow(self, turns: Turns, device: torch.device | str = "cpu") -> None:
         """Read ahead by these turns, for that device. They change nothing but when pictures are decoded."""
         self._turns, self._device = turns, torch.device(device)
 
-    def batch(self, position: int, size: int | None = None) -> Batch:
-        """Images `position` .. `position + size - 1` of the sequence: float32 [size, C, H, W] in [-1, 1].
+    def batch(self, position: int, size: int | None = None) -> Any:
+        """Examples `position` .. `position + size - 1` of the sequence, on the device that `follow` was told of.
 
-        The label is int64 [size], or None if the set has no classes. May straddle epochs. All but the images, which
-        are on the device that `follow` was told of, is on the CPU.
+        Of pictures, a `Batch`: float32 [size, C, H, W] in [-1, 1]; the label is int64 [size], or None if the set has no
+        classes. May straddle epochs.
         """
         size = self.batch_size if size is None else size
         if position < 0 or size < 1:
             raise ValueError(f"position is {position} and size is {size}; they must be >= 0 and >= 1")
         piece = self._piece(position, size) if self._pool is None else self._next(self._pool, position, size)
-        label = torch.from_numpy(self.image_set.labels[piece.rows]) if self.image_set.spec.num_classes else None
-        return Batch(from_uint8(piece.pixels, self._device), Condition(label=label), piece.coupling)
+        return self._main.examples.prepared(piece.map(lambda t: t.to(self._device, non_blocking=True)))
 
-    def _next(self, pool: ThreadPoolExecutor, position: int, size: int) -> _Piece:
+    def _next(self, pool: ThreadPoolExecutor, position: int, size: int) -> Example:
         """A piece that was begun already, or is now; the next ones are begun, those no longer wanted forgotten."""
         wanted, at = [(position, size)], position
         for _ in range(AHEAD):
@@ -130,41 +118,34 @@ class Loader:
                 self._ahead[key] = pool.submit(self._piece, *key)
         return self._ahead.pop((position, size)).result()
 
-    def _piece(self, position: int, size: int) -> _Piece:
-        rows, flips = self._rows(position, size)
-        pixels = self._read(rows)
-        if flips is not None:
-            pixels[flips] = pixels[flips, :, ::-1]
-        tensor = torch.from_numpy(pixels)
-        if self._device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return _Piece(tensor, rows, self._coupling(position, size))
+    def _piece(self, position: int, size: int) -> Example:
+        """The batch on the CPU, in pinned memory where it will travel."""
+        batch = self._main.batch(position, size, self._read)
+        if self._beside is not None:
+            batch = replace(cast(Batch, batch), coupling=cast(Coupling, self._beside.batch(position, size)))
+        return batch.map(Tensor.pin_memory) if self._device.type == "cuda" else batch
 
-    def _coupling(self, position: int, size: int) -> Coupling | None:
-        if self.couplings is None:
-            return None
-        parts = _slices(position, size, len(self.couplings))
-        return self.couplings.coupling(np.concatenate([self._coupling_order(epoch)[part] for epoch, part in parts]))
 
-    def _draw_coupling_order(self, epoch: int) -> Rows:
-        assert self.couplings is not None
-        key = np.random.SeedSequence((self.seed, epoch, 2))
-        return np.random.Generator(np.random.PCG64(key)).permutation(len(self.couplings))
+class _Sequence:
+    """An endless shuffled sequence of a set's examples. streams: which random numbers decide order and chances."""
 
-    def _draw_epoch(self, epoch: int) -> tuple[Rows, npt.NDArray[np.bool_] | None]:
-        n = len(self.image_set)
-        order = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch, 0)))).permutation(n)
-        if not self.xflip:
-            return order, None
-        bits = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch, 1)))).random(n)
-        return order, bits < 0.5
+    def __init__(self, examples: Examples, seed: int, streams: tuple[int, int]) -> None:
+        self.examples, self.seed, self.streams = examples, seed, streams
+        self._order = lru_cache(maxsize=4)(lambda epoch: self._generator(epoch, 0).permutation(len(examples)))
+        self._chances = lru_cache(maxsize=4)(lambda epoch: self._generator(epoch, 1).random(len(examples)))
 
-    def _rows(self, position: int, size: int) -> tuple[Rows, npt.NDArray[np.bool_] | None]:
-        """Indices into the set and whether each is mirrored, both [size]; None: none is."""
-        parts = [(self._epoch(epoch), part) for epoch, part in _slices(position, size, len(self.image_set))]
-        rows = np.concatenate([order[part] for (order, _), part in parts])
-        flips = [flips[part] for (_, flips), part in parts if flips is not None]
-        return rows, np.concatenate(flips) if flips else None
+    def batch(self, position: int, size: int, read: Callable[[Rows], Any] | None = None) -> Example:
+        """Examples `position` .. `position + size - 1`, as read in place of the set's own reading."""
+        parts = _slices(position, size, len(self.examples))
+        rows = np.concatenate([self._order(epoch)[part] for epoch, part in parts])
+
+        def chance() -> npt.NDArray[np.float64]:
+            return np.concatenate([self._chances(epoch)[part] for epoch, part in parts])
+
+        return self.examples.batch((read or self.examples.read)(rows), rows, chance)
+
+    def _generator(self, epoch: int, which: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch, self.streams[which]))))
 
 
 def _slices(position: int, size: int, n: int) -> list[tuple[int, slice]]:

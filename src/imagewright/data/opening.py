@@ -22,10 +22,13 @@ from imagewright.data.batches import open_batches
 from imagewright.data.embedded import EMOJI64, open_digits
 from imagewright.data.fitting import Filter, Fit, Fitting
 from imagewright.data.image_set import ImageSet, Split, digest
+from imagewright.data.index import Entry
 from imagewright.data.npz import open_npz
 from imagewright.data.parquet import open_parquet
 from imagewright.data.pixels import BadPicture, Pixels, with_channels
 from imagewright.data.reading import Reader, chunk_size, decoded, in_parallel
+from imagewright.data.remote import is_url
+from imagewright.data.tar import open_tar
 from imagewright.types import DataSpec, UserError
 
 KEEP_DECODED = limits.KEPT
@@ -46,10 +49,10 @@ def open_images(
     labels: bool = True,
     on_progress: Progress | None = None,
 ) -> ImageSet:
-    """Open "digits", "emoji64", a folder or zip of pictures, or an npz of an array; every file is decoded and checked.
+    """Open "digits", "emoji64", a folder, zip or tars of pictures, or an npz of an array; every file is checked.
 
-    source:      a str that is one of the two names is the embedded set; any other str, and every Path, is a
-                 path.
+    source:      a str that is one of the two names is the embedded set; one with "://" is a URL of a tar (with *: of
+                 several), for fsspec; any other str, and every Path, is a path. A folder of *.tar is their set.
     resolution:  reduce by exact box means to this many pixels a side, which has to divide every picture's; None =
                  as it is.
     fit, filter: bring pictures of any shape and size to `resolution` (`fitting.fit_square`).
@@ -84,15 +87,23 @@ def open_images(
         return _choose(batches, split)
     if path.suffix.lower() == ".npz" and path.is_file():
         return _choose(open_npz(path, resolution=resolution, channels=channels, labels=labels), split)
-    hub = open_parquet(path, labels=labels)
-    archive, known = (open_archive(path), None) if hub is None else hub
+    fitting = Fitting(resolution, channels, fit, filter)
+    if is_url(source) and not str(source).endswith(".tar"):
+        raise UserError(f"{source}: a URL has to end in .tar; other containers are read from a disk")
+    place = source if is_url(source) else path
+    entry = Entry(place, fitting, skip_bad, labels)
+    kept = entry.recall()
+    if kept is not None:
+        return _choose(kept, split)
+    other = open_tar(place, labels=labels) or open_parquet(path, labels=labels)
+    archive = open_archive(path) if other is None else other[0]
     if not archive.pictures and not archive.bad:
         raise UserError(f"{path} holds no pictures (png, jpeg, webp, gif, bmp, tiff, ppm)")
-    known = known or annotate(archive, labels=labels)
+    known = annotate(archive, labels=labels) if other is None else other[1]
     bad: dict[str, str] = {}  # a file may fail in several ways; the first reason stands
     for file, reason in (*archive.bad, *known.bad):
         bad.setdefault(file, reason)
-    checked = _check(archive, bad, Fitting(resolution, channels, fit, filter), on_progress)
+    checked = _check(archive, bad, fitting, on_progress)
     size = _common_size(checked)
     if fit is None and resolution is not None and size % resolution:
         raise UserError(f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide")
@@ -105,6 +116,7 @@ def open_images(
     images = _assemble(archive, known, checked, resolution or size, bad)
     if source == "emoji64":
         images = replace(images, source="emoji64 (embedded; Noto emoji, Apache-2.0)")
+    entry.keep(images, archive, [n for n in checked.names if n not in bad])
     return _choose(images, split)
 
 
@@ -198,7 +210,14 @@ def _assemble(
     rows = [i for i, n in enumerate(checked.names) if n not in bad]
     names = tuple(checked.names[i] for i in rows)
     c = checked.fit.channels or max(checked.channels[i] for i in rows)
-    reading: Pixels | Reader = Reader(archive, names, checked.fit, c)
+    spec = DataSpec(
+        name=archive.path.resolve().stem,
+        resolution=resolution,
+        channels=c,
+        num_classes=known.num_classes,
+        class_names=known.class_names,
+    )
+    reading: Pixels | Reader = Reader(archive, names, checked.fit, spec)
     if checked.pixels is not None:
         reading = np.stack([with_channels(checked.pixels[i], c) for i in rows])
 
@@ -207,13 +226,7 @@ def _assemble(
         return tuple(of[n] for n in names) if all(n in of for n in names) else None
 
     return ImageSet(
-        spec=DataSpec(
-            name=archive.path.resolve().stem,
-            resolution=resolution,
-            channels=c,
-            num_classes=known.num_classes,
-            class_names=known.class_names,
-        ),
+        spec=spec,
         pixels=reading,
         labels=np.array([-1 if known.labels is None else known.labels[n] for n in names], dtype=np.int64),
         names=tuple(map(readable_name, names)),

@@ -18,11 +18,15 @@ from imagewright import limits
 from imagewright.data.archive import Archive
 from imagewright.data.fitting import Fitting
 from imagewright.data.pixels import BadPicture, Pixels, announced, decode, with_channels
-from imagewright.types import UserError
+from imagewright.types import DataSpec, UserError
 
 A = TypeVar("A")
 R = TypeVar("R")
+Contents = Callable[[int], bytes]
+"""The bytes of a picture's file, by its number."""
 _ROOM = limits.Room(limits.PIXELS)
+_TASK = 8
+"""Pictures that a thread takes at a time: for each alone, handing it over costs a third of a small one's decoding."""
 _threads = os.cpu_count() or 1
 
 
@@ -49,7 +53,11 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has none
 
 def decoded(archive: Archive, name: str, fit: Fitting) -> tuple[tuple[int, int], Pixels]:
     """(width, height) of a picture and its fitted pixels; all that are in work at a time are bounded (`limits`)."""
-    content = archive.read(name)
+    return decoded_bytes(archive.read(name), fit)
+
+
+def decoded_bytes(content: bytes, fit: Fitting) -> tuple[tuple[int, int], Pixels]:
+    """`decoded` of a file's bytes."""
     with _ROOM.take(announced(content)):
         whole = decode(content)
         return (whole.shape[1], whole.shape[0]), fit(whole)
@@ -70,6 +78,18 @@ def mapped(function: Callable[[A], R], items: Sequence[A]) -> list[R]:
     return [function(each) for each in items] if _threads == 1 else list(_pool().map(function, items))
 
 
+def mapped_rows(one: Callable[[int], Pixels], indices: npt.NDArray[np.int64], spec: DataSpec) -> Pixels:
+    """Pictures by number, uint8 [n, H, W, C], on the decoding threads."""
+    out = np.empty((len(indices), spec.resolution, spec.resolution, spec.channels), np.uint8)
+
+    def fill(part: range) -> None:
+        for place in part:
+            out[place] = one(int(indices[place]))
+
+    mapped(fill, [range(at, min(at + _TASK, len(indices))) for at in range(0, len(indices), _TASK)])
+    return out
+
+
 @dataclass(frozen=True)
 class Reader:
     """Decodes pictures of a set that does not fit in memory: rows [n] -> uint8 [n, H, W, C]."""
@@ -77,10 +97,10 @@ class Reader:
     archive: Archive
     names: tuple[str, ...]
     fit: Fitting
-    channels: int
+    spec: DataSpec
 
     def __call__(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        return np.stack(mapped(self._one, indices.tolist()))
+        return mapped_rows(self._one, indices, self.spec)
 
     def _one(self, index: int) -> Pixels:
         name = self.names[index]
@@ -88,4 +108,4 @@ class Reader:
             _, pixels = decoded(self.archive, name, self.fit)
         except BadPicture as finding:
             raise UserError(f"{self.archive.path}: {name} was usable when opened and no longer is: {finding}") from None
-        return with_channels(pixels, self.channels)
+        return with_channels(pixels, self.spec.channels)

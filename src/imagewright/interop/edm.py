@@ -4,6 +4,7 @@ edm      Karras et al. 2022 (arXiv 2206.00364): VP, VE, iDDPM and EDM preconditi
          or DhariwalUNet (ADM). Keys and argument names are those of the published code. SiD's and DDO's are these.
 edm2     Karras et al. 2024 (arXiv 2312.02696): EDM2UNet in EDM's wrapper, with its uncertainty.
 dmd2     Yin et al. 2024 (arXiv 2405.14867): an EDM network as one-step generator.
+ctm-cifar10   Kim et al. 2024 (arXiv 2310.02279): an EDM network that is told where to go, its CIFAR-10 program.
 vct      Silvestri et al. 2025 (arXiv 2502.18197): a bare network of either kind as consistency model, kernel "ve".
 """
 
@@ -31,6 +32,7 @@ from imagewright.models.description import configuration
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned, VEPrecond, VPPrecond, iDDPMPrecond
+from imagewright.models.trajectory import TrajectoryModel
 from imagewright.networks import DhariwalUNet, EDM2UNet, EDM2UNetConfig, SongUNet, UNet
 from imagewright.networks.layers import fir_kernel
 from imagewright.types import UserError
@@ -64,6 +66,12 @@ def from_dmd2(state: StateDict, config: Mapping[str, Any]) -> Preconditioned:
     """A generator of DMD2: EDM's keys; sigma_max is the level of its noise (conditioning_sigma)."""
     config = {"precond_class": "EDMPrecond", "sigma_min": 0.002, "sigma_max": 80.0, **config}
     return _from_edm(state, config, EDMPrecond, FewStepGenerator)
+
+
+def from_ctm_cifar10(state: StateDict, config: Mapping[str, Any]) -> Preconditioned:
+    """A trajectory model of CTM's CIFAR-10 program: EDM's keys, and "_s" where ours say "_to"."""
+    config = {"precond_class": "EDMPrecond", **config, "destination": True}
+    return _from_edm(state, config, EDMPrecond, TrajectoryModel)
 
 
 def _precond(config: Mapping[str, Any]) -> tuple[type[Preconditioned], str]:
@@ -109,7 +117,7 @@ def _network(network_class: type[UNet], config: Mapping[str, Any], in_channels: 
 
 def _edm_sources(prefix: str, model: nn.Module) -> dict[str, Source]:
     return {
-        key: Source(prefix + key.removeprefix("network.") if key.startswith("network.") else key)
+        key: Source(prefix + key.removeprefix("network.").replace("_to.", "_s.") if key.startswith("network.") else key)
         for key in model.state_dict()
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from imagewright.interop.edm import from_dmd2, from_edm, from_edm2, from_vct
+from imagewright.interop.edm import from_ctm_cifar10, from_dmd2, from_edm, from_edm2, from_vct
 from imagewright.interop.fitting import StateDict
 from imagewright.interop.openai import from_consistency_models, from_ctm, from_guided_diffusion
 from imagewright.models.preconditioning import Preconditioned
@@ -20,6 +20,7 @@ KINDS: dict[str, Callable[[StateDict, Mapping[str, Any]], Preconditioned]] = {
     "guided-diffusion": from_guided_diffusion,
     "consistency-models": from_consistency_models,
     "ctm": from_ctm,
+    "ctm-cifar10": from_ctm_cifar10,
 }
 """Every family of official checkpoints that can be read."""
 

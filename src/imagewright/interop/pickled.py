@@ -44,7 +44,10 @@ _EASY_DICTS = ("dnnlib.util EasyDict", "dnnlib EasyDict")
 _SET = ("builtins set", "__builtin__ set")
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _SCALAR = tuple(f"{module} scalar" for module in _NUMPY)
-_ARRAY = tuple(f"{module} _reconstruct" for module in _NUMPY)
+_ARRAY = (
+    *(f"{module} _reconstruct" for module in _NUMPY),
+    *(f"numpy.{core}.numeric _frombuffer" for core in ("core", "_core")),
+)
 _CONTAINERS = tuple(f"torch.nn.modules.container {name}" for name in ("ModuleDict", "ModuleList", "Sequential"))
 _MODULES = (*_CONTAINERS, "torch.nn.modules.linear Identity")
 _KNOWN = {_PERSISTENT, _STORAGE_FILE, "numpy dtype", "numpy ndarray"}.union(

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from imagewright.models.causal import CausalTokenModel
-from imagewright.types import Batch, Clock, DataSpec, Event, Noise, Parts, Trained, Update
+from imagewright.types import Batch, Clock, Codec, DataSpec, Event, Noise, Parts, Trained, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class Autoregressive:
 
     product: ClassVar[str] = "model"
 
-    def parts(self, *, network: nn.Module, codec: nn.Module, spec: DataSpec) -> Parts:
+    def parts(self, *, network: nn.Module, codec: Codec, spec: DataSpec) -> Parts:
         """network: causal, (tokens, time, cond) -> logits. codec: a `types.Codec`, kept as it is."""
-        return Parts(model=Trained(module=CausalTokenModel(network, codec.requires_grad_(False))))
+        return Parts(model=Trained(module=CausalTokenModel(network, codec)))
 
     def step(self, parts: Any, batch: Batch, noise: Noise, clock: Clock) -> Iterator[Event]:
         """One update of the model."""

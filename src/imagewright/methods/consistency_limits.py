@@ -33,8 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
-from imagewright.methods.pairs import check_range, column
+from imagewright.methods.pairs import check_range, column, finite_tangent
 from imagewright.models.consistency import ConsistencyModel, edm_teacher
+from imagewright.networks.tangents import derivative
 from imagewright.noise import StepNoise
 from imagewright.types import (
     Batch,
@@ -82,7 +83,7 @@ class _ContinuousTime:
         """The loss whose gradient moves f(x, t) alone, against its own tangent."""
         with noise.same_dropout(), torch.no_grad():
             _, g = tangent(student, x, t, velocity, cond)
-        _require_finite(g, t)
+        g = finite_tangent(g, t)
         start = student.start(x, t, cond).to(g.dtype)
         size = self.size(g)
         match self.metric:
@@ -138,8 +139,7 @@ class ContinuousTimeDistillation(_ContinuousTime):
             yield self._follow(student, x, t, velocity, batch.cond, noise)
             return
         _, g = tangent(student, x, t, velocity, batch.cond)
-        _require_finite(g, t)
-        yield Update("student", self.size(g), at=t)
+        yield Update("student", self.size(finite_tangent(g, t)), at=t)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,10 @@ class ContinuousTimeTraining(_ContinuousTime):
 def tangent(
     student: ConsistencyModel, x: Tensor, t: Tensor, velocity: Tensor, cond: Condition
 ) -> tuple[Tensor, Tensor]:
-    """f(x, t) and g = df/dt along dx/dt = velocity, each [N, C, H, W]; differentiable in the student's weights."""
+    """f(x, t) and g = df/dt along dx/dt = velocity, each [N, C, H, W].
+
+    Differentiable in the student's weights where gradients are enabled; where not, by the cheaper rules of `tangents`.
+    """
     # The network's own forward, not the module's call: a compiled one has no forward-mode derivative.
     network = student.network.forward
 
@@ -182,16 +185,7 @@ def tangent(
         return student.through(network, x, t, cond)
 
     with torch.autocast(x.device.type, enabled=False):
-        both: Any = torch.func.jvp(start, (x, t), (velocity, torch.ones_like(t)))
+        jvp = torch.func.jvp if torch.is_grad_enabled() else derivative
+        both: Any = jvp(start, (x, t), (velocity, torch.ones_like(t)))
     f, g = both
     return f, g
-
-
-def _require_finite(g: Tensor, t: Tensor) -> None:
-    """Raise UserError, with the noise level, when a tangent is not finite."""
-    bad = torch.nonzero(~torch.isfinite(g.detach()).flatten(1).all(1))[:, 0]
-    if len(bad):
-        raise UserError(
-            f"the tangent is not finite at {len(bad)} of {len(g)} images, the first at sigma {float(t[bad[0]]):.3g}; "
-            "lower the learning rate"
-        )

@@ -42,9 +42,10 @@ from torch import Tensor, nn
 
 from imagewright.checks import require_positive
 from imagewright.guidance import classifier_free
-from imagewright.methods.pairs import check_range, column
+from imagewright.methods.pairs import check_range, column, finite_tangent
 from imagewright.models.consistency import ContinuousConsistencyModel, edm_teacher
 from imagewright.models.preconditioning import NoiseLabel
+from imagewright.networks.tangents import derivative
 from imagewright.networks.time_weight import TimeWeight
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
@@ -97,13 +98,7 @@ class _Continuous:
         student = parts.student
         with noise.same_dropout(), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             g = tangent(student, x, t, velocity, cond, r)
-        if not bool(torch.isfinite(g).all()):
-            rows = torch.nonzero(~torch.isfinite(g.flatten(1)).all(1))[:, 0]
-            raise UserError(
-                f"the tangent is not finite at {len(rows)} of {len(g)} images, the first at sigma "
-                f"{float(student.sigma_data * t[rows[0]].tan()):.3g}; lower the learning rate"
-            )
-        g = self.stabilised(g)
+        g = self.stabilised(finite_tangent(g, student.sigma_data * t.tan()))
         output = trig_output(student, x, t, cond).to(g.dtype)
         error = (output - output.detach() - g).square().flatten(1).sum(1)
         v = parts.weighting(t)  # w - ln(sigma D), so that e^w / (sigma D) is e^v
@@ -204,9 +199,8 @@ def tangent(
 ) -> Tensor:
     """g of algorithm 1, before normalisation; at r = 1 it is cos(t) df/dt along the flow. [N, C, H, W]."""
     sd, cos, sin = model.sigma_data, column(t.cos()), column(t.sin())
-    both: Any = torch.func.jvp(
+    output, change = derivative(
         lambda x, t: trig_output(model, x, t, cond), (x, t), (cos * sin * velocity, t.cos() * t.sin())
     )
-    output, change = both
     g: Tensor = -(cos**2) * (sd * output - velocity) - r * (cos * sin * x + sd * change)
     return g

@@ -12,9 +12,10 @@ Labels     uniform for fresh noise; a coupling has its own. No real image is use
 Source     The paper; the authors' program for this method is not public. Where the paper is silent, that of its
            successor decides (tianweiy/DMD2, `main/edm/edm_guidance.py`), whose step and fake score are these.
 Departs    The perceptual distance is that of the shipped classifier's maps, where the data are those that it knows;
-           LPIPS (VGG) as published with `features="lpips"` (`metrics.perceptual`). A step that is not finite, where the
-           teacher is exactly right, is 0 (there NaN alone; infinity becomes the largest number). A teacher guided by
-           its own unconditional answers (text to image) is any wrapper that is again a denoiser, and is not built in.
+           LPIPS (VGG) with `features="lpips"`, "lpips-average" as in its successor's regression. A step that is not
+           finite, where the teacher is exactly right, is 0 (there NaN alone; infinity becomes the largest number). A
+           teacher guided by its own unconditional answers (text to image) is any wrapper that is again a denoiser, and
+           is not built in.
 Checked    the step is the derivative of the KL divergence; no step where the denoisers agree; the surrogate's gradient;
            invariance to a factor on both differences; resume bit for bit.
 """

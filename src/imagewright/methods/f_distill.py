@@ -187,7 +187,7 @@ class FDistill:
         if self.bins:
             ratio = ratio / ((means or RatioMeans(self.bins))(ratio, sigma, self.levels, self.ratio_decay) + SMALL)
         h = H[self.divergence](ratio)
-        total = everywhere(torch.stack([h.sum(), h.new_tensor(len(h))]))
+        total = everywhere(torch.stack([h.sum(), torch.full_like(h.sum(), len(h))]))
         return ratio, h / (total[0] / total[1] + SMALL)
 
     def _looked_at(self, maps: list[Tensor]) -> list[Tensor]:

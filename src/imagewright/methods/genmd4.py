@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from imagewright.methods.md4 import batch_times, bits_per_token, draw_mask, numbers
 from imagewright.models.masked_diffusion import LearnedMaskingModel
 from imagewright.noise import StepNoise
-from imagewright.types import Batch, Clock, Condition, DataSpec, Event, Parts, Trained, Update, UserError
+from imagewright.types import Batch, Clock, Codec, Condition, DataSpec, Event, Parts, Trained, Update, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,9 @@ class GenMD4:
         if not 0 < self.first < 1:
             raise UserError(f"method.first is {self.first}; it must lie in (0, 1)")
 
-    def parts(self, *, network: nn.Module, codec: nn.Module, spec: DataSpec) -> Parts:
+    def parts(self, *, network: nn.Module, codec: Codec, spec: DataSpec) -> Parts:
         """network: (tokens, time, cond) -> logits. codec: a `types.Codec`, kept as it is."""
-        model = LearnedMaskingModel(network, codec.requires_grad_(False), self.epsilon, self.first)
+        model = LearnedMaskingModel(network, codec, self.epsilon, self.first)
         return Parts(model=Trained(module=model))
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:

@@ -94,7 +94,7 @@ class ImprovedConsistencyTraining:
         """Indices int64 [N] into the falling grid of the upper ends of intervals; like: [N]."""
         if self.noise_levels is None:
             return noise.integers(len(grid) - 1, like)
-        share = interval_probabilities(grid, self.noise_levels).cumsum(0).to(like.device)
+        share = interval_probabilities(grid, self.noise_levels).cumsum(0).to(like.device, non_blocking=True)
         return torch.searchsorted(share, noise.uniform(wide(like)), right=True).clamp(max=len(grid) - 2)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.noise import StepNoise
 from imagewright.paths.mask_ratios import check_ratio, mask_ratio
-from imagewright.types import Batch, Clock, Condition, DataSpec, Event, Parts, Trained, Update, UserError
+from imagewright.types import Batch, Clock, Codec, Condition, DataSpec, Event, Parts, Trained, Update, UserError
 
 BETAS = (0.9, 0.96)
 
@@ -52,9 +52,9 @@ class MaskGIT:
         if not 0 <= self.label_dropout <= 1:
             raise UserError(f"method.label_dropout is {self.label_dropout}; it must lie in [0, 1]")
 
-    def parts(self, *, network: nn.Module, codec: nn.Module, spec: DataSpec) -> Parts:
+    def parts(self, *, network: nn.Module, codec: Codec, spec: DataSpec) -> Parts:
         """network: (tokens, time, cond) -> logits. codec: a `types.Codec`, kept as it is."""
-        model = MaskedTokenModel(network, codec.requires_grad_(False), self.label_dropout)
+        model = MaskedTokenModel(network, codec, self.label_dropout)
         return Parts(model=Trained(module=model, betas=BETAS))
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from imagewright.models.masked_diffusion import MaskedDiffusionModel
 from imagewright.noise import StepNoise
 from imagewright.paths.masking import MaskingSchedule
-from imagewright.types import Batch, Clock, DataSpec, Event, Parts, Trained, Update, UserError
+from imagewright.types import Batch, Clock, Codec, DataSpec, Event, Parts, Trained, Update, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,8 @@ class MD4:
         if self.steps is not None and self.steps < 1:
             raise UserError(f"method.steps is {self.steps}; it must be at least 1, or none for continuous time")
 
-    def parts(self, *, network: nn.Module, codec: nn.Module, spec: DataSpec) -> Parts:
+    def parts(self, *, network: nn.Module, codec: Codec, spec: DataSpec) -> Parts:
         """network: (tokens, time, cond) -> logits. codec: a `types.Codec`, kept as it is."""
-        codec = codec.requires_grad_(False)
         model = MaskedDiffusionModel(network, codec, self.schedule, self.power, self.epsilon)
         return Parts(model=Trained(module=model))
 

@@ -28,6 +28,23 @@ def heun_step(denoiser: Denoiser, x: Tensor, t: Tensor, t_next: Tensor, cond: Co
     return x + step * (slope + (euler - denoiser(euler, t_next, cond)) / column(t_next)) / 2
 
 
+def finite_tangent(g: Tensor, sigma: Tensor) -> Tensor:
+    """A tangent [N, C, H, W] as it is. Raises UserError, with the noise level [N], when it is not finite.
+
+    On a GPU, whose host would have to wait, such an image's tangent becomes NaN instead, and the trainer stops the run.
+    """
+    fine = torch.isfinite(g.detach()).flatten(1).all(1)
+    if g.device.type != "cpu":
+        return torch.where(column(fine), g, math.nan)
+    if not bool(fine.all()):
+        bad = sigma[~fine].tolist()
+        raise UserError(
+            f"the tangent is not finite at {len(bad)} of {len(g)} images, the first at sigma {bad[0]:.3g}; "
+            "lower the learning rate"
+        )
+    return g
+
+
 def consistency_parts(
     student: ConsistencyModel, features: Features | None, distance: Distance, **more: Frozen
 ) -> Parts:

@@ -67,7 +67,7 @@ from imagewright.methods.pairs import column
 from imagewright.models.judging import answer_and_maps, bottleneck, check_bottleneck
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
-from imagewright.types import Batch, Clock, Condition, DataSpec, Denoiser, Event, Noise, Parts, Update, UserError
+from imagewright.types import Batch, Clock, Condition, DataSpec, Denoiser, Event, Noise, Parts, Span, Update, UserError
 
 Divergence = Literal["rkl", "fkl", "jeffreys", "chi2", "js", "hellinger"]
 Normaliser = Literal["l1", "huber", "none", "integral"]
@@ -127,9 +127,9 @@ class UniInstruct:
     """Compare the denoisers in training mode, the same dropout mask in both, in place of eval mode."""
     augment: Augment = Augment(p=0.0)
     """Of the images on which they learn; p = 0: none."""
-    fake_only_images: int = 0
+    fake_only_images: Span = 0
     """Images until the generator begins to learn (100,000 in the paper's runs)."""
-    plain_images: int = 0
+    plain_images: Span = 0
     """Images until ratio and adversary enter its loss (200,000)."""
 
     def __post_init__(self) -> None:
@@ -232,7 +232,7 @@ class UniInstruct:
         noisy = images + column(sigma) * noise.normal(images)
         judged = self.judges and weighted
         with in_mode(self.same_masks, parts.fake_score, *([parts.teacher] if self.same_masks else [])):
-            with _gradients(self.sim > 0), _drawn_again(noisy):
+            with _gradients(self.sim > 0), noise.same_dropout() if self.same_masks else nullcontext():
                 real = parts.teacher(noisy, sigma, cond)
             if judged:
                 with _gradients(self.sim > 0 or self.gan_weight > 0):
@@ -352,11 +352,6 @@ def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, before, strict=True):
             module.train(mode)
-
-
-def _drawn_again(like: Tensor) -> AbstractContextManager[Any]:
-    """What the body's networks draw at random (dropout masks) is drawn again after it, on the device of `like`."""
-    return torch.random.fork_rng(devices=[like.device] if like.is_cuda else [])
 
 
 _DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(UniInstruct)}

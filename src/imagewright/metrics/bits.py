@@ -27,6 +27,7 @@ from torch import Tensor
 
 from imagewright.data import ImageSet, from_uint8
 from imagewright.metrics.likelihood import bits_per_dim, dequantised, log_likelihood
+from imagewright.models.kinds import KINDS
 from imagewright.noise import ImageNoise
 from imagewright.types import Condition, DataSpec, Denoiser, LikelihoodModel, UserError, kind_of
 from imagewright.version import versions
@@ -163,8 +164,8 @@ class Scorer:
 def scorer(model: Any) -> Scorer:
     """How a model's likelihood is computed. Raises UserError, in one sentence, for one that has none."""
     name, kind = type(model).__name__, kind_of(model)
-    if kind == "codec":
-        raise UserError(f"a {name} turns images into tokens and back; it gives images no probability")
+    if KINDS[kind].answers:
+        raise UserError(f"a {name} {KINDS[kind].what}; it gives images no probability")
     if kind == "token_model":
         if not isinstance(model, LikelihoodModel):
             raise UserError(

@@ -42,6 +42,8 @@ LEAST: Mapping[str, tuple[int, int]] = {
 }
 """Images and real images that a metric needs: two for a covariance, more than k for a k-th neighbour."""
 USUAL_FID_COUNT = 50_000
+PRDC_MOST = 50_000
+"""Of either set: time is quadratic, and these measures are published for no more."""
 CHUNK = 256
 
 
@@ -138,6 +140,7 @@ def evaluate(
             *left_out,
             *([note] if (note := getattr(extractor, "note", "")) else []),
             *_notes(seen.count, extractor, wanted),
+            *_prdc_note(settings, seen.count, total),
             *_floor_note(sticks, reference, _label("fd", extractor)),
         ),
         versions=versions(),
@@ -229,10 +232,20 @@ def _scores(
         scores |= {name: score.value, f"{name}_std": score.std}
         settings["is"] = {"splits": score.splits, "seed": SHUFFLE_SEED}
     if "prdc" in wanted and isinstance(reference, Reference):
-        found = asdict(neighbourhood(reference.features, features))
+        some = _at_most(reference.features, PRDC_MOST), _at_most(features, PRDC_MOST)
+        found = asdict(neighbourhood(*some))
         settings["prdc"] = {name: found.pop(name) for name in ("k_precision_recall", "k_density_coverage")}
+        settings["prdc"] |= {"real": len(some[0]), "generated": len(some[1]), "seed": SEED}
         scores |= found
     return scores, settings
+
+
+def _at_most(features: Features, count: int) -> Features:
+    """All features, or so many of them, drawn from a fixed seed, in order."""
+    if len(features) <= count:
+        return features
+    rows = np.random.default_rng(SEED).choice(len(features), count, replace=False)
+    return features[np.sort(rows)]
 
 
 def _distance(metric: str, settings: Mapping[str, Any]) -> Distance:
@@ -285,6 +298,16 @@ def _floor_note(sticks: Mapping[str, Yardstick], reference: Reference | Moments,
     return (
         f"real against real is {stick.floor_images} images against {stick.floor_images}; at {stick.num_images} against "
         f"{total} images as good as real would have a {label} of about {at_count(stick, total):.2g}",
+    )
+
+
+def _prdc_note(settings: Mapping[str, Any], count: int, real: int) -> tuple[str, ...]:
+    told = settings.get("prdc", {"real": real, "generated": count})
+    if (told["real"], told["generated"]) == (real, count):
+        return ()
+    return (
+        f"precision, recall, density and coverage are of {told['generated']} of the {count} images and {told['real']} "
+        f"of the {real} real ones, drawn at random: their time grows with the product",
     )
 
 

@@ -176,6 +176,7 @@ class ClassifierFeatures:
         self.channels = config.channels
         self.sha256 = file_sha256(path)
         self._config, self._device, self._batch_size = config, torch.device(device), batch_size
+        self.made_on = f"{self._device} {batch_size}"
         planned = unbuilt(lambda: Classifier(config), asdict(config), len(state)).state_dict()
         wrong = [
             k for k in {**planned, **state} if k not in planned or k not in state or planned[k].shape != state[k].shape

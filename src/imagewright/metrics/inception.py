@@ -284,6 +284,7 @@ class InceptionFeatures:
         self.official = self.sha256 == WEIGHTS_SHA256
         self.name = "inception-2015-12-05" if self.official else f"inception-{self.sha256[:8]}"
         self._device, self._dtype, self._batch_size = torch.device(device), dtype, batch_size
+        self.made_on = f"{self._device} {dtype} {batch_size}"
         self.network = load_network(path).to(self._device, dtype)
 
     def __call__(self, images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -3,8 +3,8 @@
 Source   Zhang et al. 2018 (LPIPS, arXiv 1801.03924), version 0.1 with VGG-16, from the optional package `lpips`. Our
          classifiers stand in where nothing may be downloaded; a distance in their features (fd_digits, fd_emoji) is
          then measured by the network that was trained against, which flatters it.
-Departs  LPIPS pools by maxima, as published. The programs of CTM, of consistency models on ImageNet-64 and of DMD2's
-         regression put average pooling in its place (piq, `replace_pooling`).
+Pooling  "lpips" pools by maxima, as published; "lpips-average" by means, as the programs of CTM, of consistency models
+         on ImageNet-64 and of DMD2's regression do (piq's LPIPS with `replace_pooling`), with the same learned weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from imagewright.types import DataSpec, UserError
 
 CLASSIFIERS: Mapping[str, str] = {"digits": "digits", "emoji64": "emoji"}
 """Shipped classifiers by the data set that they were trained on."""
-CHOICES = (*CLASSIFIERS.values(), "lpips")
+INSTALLED = ("lpips", "lpips-average")
+"""Those that have to be installed."""
+CHOICES = (*CLASSIFIERS.values(), *INSTALLED)
 VGG_FILE = "vgg16-397923af.pth"
 """The backbone's weights, by torchvision's name for them."""
 LPIPS_SIDE = 224
@@ -77,8 +79,8 @@ def perceptual_network(name: str | None, spec: DataSpec) -> nn.Module | None:
     Nothing is downloaded. Raises UserError for another name, a classifier that cannot take the images, and LPIPS
     without its package or its weights.
     """
-    if name == "lpips":
-        return _lpips()
+    if name in INSTALLED:
+        return _lpips(name)
     chosen = CLASSIFIERS.get(spec.name) if name is None else name
     if chosen is None:
         return None
@@ -103,20 +105,32 @@ def _vgg_file() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
 
 
-def _lpips() -> LPIPS:
+def _lpips(name: str) -> LPIPS:
     try:
         import lpips
     except ImportError as error:
         raise UserError(
-            f"features is 'lpips', which needs a package: pip install lpips torchvision ({error})"
+            f"features is {name!r}, which needs a package: pip install lpips torchvision ({error})"
         ) from None
     weights = _vgg_file()
     if not weights.is_file():
         raise UserError(
-            f"features is 'lpips', which needs the file {weights}; fetch it once with: "
+            f"features is {name!r}, which needs the file {weights}; fetch it once with: "
             "python -c \"import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')\""
         )
-    return LPIPS(lpips.LPIPS(net="vgg", verbose=False))
+    network = lpips.LPIPS(net="vgg", verbose=False)
+    if name == "lpips-average":
+        _average_pooling(network)
+    return LPIPS(network)
+
+
+def _average_pooling(module: nn.Module) -> None:
+    """Put means in the place of all maxima."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.MaxPool2d):
+            setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
+        else:
+            _average_pooling(child)
 
 
 def _enlarged(images: Tensor) -> Tensor:

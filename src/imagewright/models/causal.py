@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.models.tokens import TokenNetworkModel, check_tokens, negative_log
-from imagewright.types import UNCONDITIONAL, Condition, Noise, UserError
+from imagewright.types import UNCONDITIONAL, Codec, Condition, Noise, UserError
 
 
 class CausalTokenModel(TokenNetworkModel):
@@ -22,7 +22,7 @@ class CausalTokenModel(TokenNetworkModel):
     usual_sampler: ClassVar[str] = "raster"
     likelihood: Literal["exact", "bound"] = "exact"
 
-    def __init__(self, network: nn.Module, codec: nn.Module) -> None:
+    def __init__(self, network: nn.Module, codec: Codec) -> None:
         super().__init__(network, codec)
         if not getattr(getattr(network, "config", None), "causal", True):
             raise UserError("network.causal is False; an autoregressive model needs a network that sees no later token")

@@ -1,4 +1,8 @@
-"""A model on disk: `model.safetensors` (numbers) and `model.json` (what they mean). No code inside, none executed."""
+"""A model on disk: `model.safetensors`, numbers and in their header what they mean. No code inside, none executed.
+
+That one file is the model, so that it is there whole or not at all, whatever stops a writer. `model.json` beside it is
+a copy of the description for people and their scripts; it is read only where the weights carry none.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from torch import Tensor, nn
 
 from imagewright import limits
 from imagewright.arrays import Head, read_head, read_tensors
-from imagewright.files import read_formatted, replacing
+from imagewright.files import of_format, parse_json, read_formatted, replacing
 from imagewright.models.description import blueprint, build, describe
 from imagewright.shapes import Within
 from imagewright.types import DataSpec, ModelKind, UserError, kind_of
@@ -41,7 +45,7 @@ class SpecRecord(TypedDict):
 
 
 class ModelRecord(TypedDict):
-    """What model.json holds."""
+    """What says of a model what it is."""
 
     format: str
     kind: ModelKind
@@ -69,7 +73,7 @@ class ModelFile:
 
 
 def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
-    """Write model.safetensors and model.json into a folder; neither is touched before both are written aside.
+    """Write model.safetensors, then model.json, into a folder; neither is touched before both are written aside.
 
     half: store the floating-point parameters as float16 (they are loaded back as float32). Buffers, such as the
     frequencies of a noise embedding, keep their precision: they are few, and an error in them shifts every output.
@@ -91,34 +95,32 @@ def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
     }
     with replacing(folder / "model.json") as header_aside, replacing(folder / "model.safetensors") as weights_aside:
         header_aside.write_text(json.dumps(header, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        # The header travels inside the weights too: a safetensors file on its own still says what it is.
         save_file(state, weights_aside, metadata={"imagewright": json.dumps(header)})
 
 
 def load_model(folder: Path) -> ModelFile:
     """Read a model in eval mode, float32, on the CPU.
 
-    What model.json describes is held against the header of the weights before it is built: it costs no more than they.
-    Raises UserError naming the file when one is missing, damaged, of an unknown format, or does not match the other.
+    What is described is held against the names and shapes of the weights before it is built: it costs no more than
+    they. Raises UserError naming the file when it is missing, damaged, of an unknown format, or not as described.
     """
-    header_path, weights_path = folder / "model.json", folder / "model.safetensors"
-    header = read_model_record(header_path)
-    head = read_head(weights_path)
+    weights_path = folder / "model.safetensors"
+    header, where, head = _described(folder)
     try:
         fault = _misfit(blueprint(header["model"], len(head.tensors)), head)
         spec = spec_of(header["data"])
     except (TypeError, UserError) as error:
-        raise UserError(f"{header_path} is damaged: {error}") from None
+        raise UserError(f"{where} is damaged: {error}") from None
     if fault is not None:
-        raise UserError(f"{weights_path} does not fit model.json: {fault}")
+        raise UserError(f"{weights_path} does not fit its description: {fault}")
     state = read_tensors(weights_path)
     if weights_hash(state) != header["weights_sha256"]:
-        raise UserError(f"{weights_path} does not hold the weights that model.json describes")
+        raise UserError(f"{weights_path} does not hold the weights that its description is of")
     model = build(header["model"])
     model.load_state_dict(state)  # which copies into float32
     fault = _unlike(model, header["kind"], spec)
     if fault is not None:
-        raise UserError(f"{header_path} is damaged: {fault}")
+        raise UserError(f"{where} is damaged: {fault}")
     return ModelFile(
         model=model.eval(),
         spec=spec,
@@ -128,9 +130,25 @@ def load_model(folder: Path) -> ModelFile:
     )
 
 
-def read_model_record(path: Path) -> ModelRecord:
-    """What a model.json says. Raises UserError when it is missing, damaged or of another format."""
-    return read_formatted(path, FORMAT, ModelRecord)
+def has_model(folder: Path) -> bool:
+    """Whether there is a model in a folder, or what claims to be one."""
+    return any((folder / name).exists() for name in ("model.safetensors", "model.json"))
+
+
+def read_model_record(folder: Path) -> ModelRecord:
+    """What the model in a folder says that it is. Raises UserError where it is missing or damaged."""
+    return _described(folder)[0]
+
+
+def _described(folder: Path) -> tuple[ModelRecord, str, Head]:
+    """The description, the name of where it stands, and the header of the weights."""
+    weights_path, copy = folder / "model.safetensors", folder / "model.json"
+    head = read_head(weights_path)
+    text = head.texts.get("imagewright")
+    if text is None:
+        return read_formatted(copy, FORMAT, ModelRecord), str(copy), head
+    where = f"{weights_path}: its description"
+    return of_format(parse_json(text, where), where, FORMAT, ModelRecord), where, head
 
 
 def spec_of(record: SpecRecord) -> DataSpec:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from imagewright.models.tokens import TokenNetworkModel
-from imagewright.types import UserError
+from imagewright.types import Codec, UserError
 
 
 class MaskedTokenModel(TokenNetworkModel):
@@ -19,7 +19,7 @@ class MaskedTokenModel(TokenNetworkModel):
     order: ClassVar[Literal["masked", "causal"]] = "masked"
     settings: ClassVar[tuple[str, ...]] = ("label_dropout",)
 
-    def __init__(self, network: nn.Module, codec: nn.Module, label_dropout: float = 0.0) -> None:
+    def __init__(self, network: nn.Module, codec: Codec, label_dropout: float = 0.0) -> None:
         super().__init__(network, codec)
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout is {label_dropout}; it must lie in [0, 1]")

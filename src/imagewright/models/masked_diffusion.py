@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from imagewright.models.tokens import TokenNetworkModel, check_tokens, negative_log
 from imagewright.paths.masking import MaskingSchedule
-from imagewright.types import UNCONDITIONAL, Condition, Noise, UserError
+from imagewright.types import UNCONDITIONAL, Codec, Condition, Noise, UserError
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MaskedDiffusionModel(TokenNetworkModel):
     likelihood: Literal["exact", "bound"] = "bound"
 
     def __init__(
-        self, network: nn.Module, codec: nn.Module, schedule: str = "linear", power: float = 1.0, epsilon: float = 1e-4
+        self, network: nn.Module, codec: Codec, schedule: str = "linear", power: float = 1.0, epsilon: float = 1e-4
     ) -> None:
         super().__init__(network, codec)
         self.path = MaskingSchedule(name=schedule, power=power, epsilon=epsilon)
@@ -128,7 +128,7 @@ class LearnedMaskingModel(MaskedDiffusionModel):
 
     settings: ClassVar[tuple[str, ...]] = ("epsilon", "first")
 
-    def __init__(self, network: nn.Module, codec: nn.Module, epsilon: float = 1e-4, first: float = 1e-3) -> None:
+    def __init__(self, network: nn.Module, codec: Codec, epsilon: float = 1e-4, first: float = 1e-3) -> None:
         super().__init__(network, codec, epsilon=epsilon)
         if not 0 < first < 1:
             raise UserError(f"first is {first}; it must lie in (0, 1)")

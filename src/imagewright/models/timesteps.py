@@ -57,8 +57,8 @@ class TimestepPrecond(Preconditioned):
                 raise UserError(f"{name} is {beta}; it must be below 1")
         self.schedule, self.steps, self.prediction = schedule, steps, prediction
         self.beta_start, self.beta_end = float(beta_start), float(beta_end)
-        levels = noise_levels(schedule, steps, self.beta_start, self.beta_end)
-        self.register_buffer("levels", levels.float(), persistent=False)
+        levels = noise_levels(schedule, steps, self.beta_start, self.beta_end).float()
+        self.register_buffer("levels", levels, persistent=False)
         self.sigma_min, self.sigma_max = float(levels[0]), float(levels[-1])
 
     def round_sigma(self, sigma: Tensor) -> Tensor:

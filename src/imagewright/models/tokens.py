@@ -18,6 +18,8 @@ class PixelCodec(nn.Module):
     values: evenly spaced levels that a token tells apart, 2 to 256; below 256 the codec is not lossless.
     """
 
+    kind: ClassVar[ModelKind] = "codec"
+
     def __init__(self, resolution: int, channels: int, values: int = 256) -> None:
         super().__init__()
         if resolution < 1 or channels < 1:
@@ -66,10 +68,10 @@ class TokenNetworkModel(nn.Module):
     label_dropout: float = 0.0
     """Share of training images whose class was hidden; only above 0 may sampling be guided away from no class."""
 
-    def __init__(self, network: nn.Module, codec: nn.Module) -> None:
+    def __init__(self, network: nn.Module, codec: Codec) -> None:
         super().__init__()
         self.network = network
-        self.codec: Codec = cast(Codec, codec)
+        self.codec = codec
         ours = (self.codec.length, self.codec.values)
         config = getattr(network, "config", None)
         theirs = tuple(getattr(config, name, known) for name, known in zip(("length", "values"), ours, strict=True))
@@ -104,6 +106,8 @@ def check_tokens(tokens: Tensor, codec: Codec, *, unknown: bool = False) -> None
     """Raise UserError unless tokens are [N, length] of the codec's values (and of `values`, if unknown ones may be)."""
     if tokens.ndim != 2 or tokens.shape[1] != codec.length:
         raise UserError(f"tokens are {list(tokens.shape)}; the codec's are [N, {codec.length}]")
+    if tokens.device.type != "cpu":
+        return  # its host would have to wait; what is there was made by a codec, or checked before it was moved
     wrong = (tokens < 0) | (tokens >= codec.values + unknown)
     if bool(wrong.any()):
         also = f", and {codec.values} for unknown" if unknown else ""

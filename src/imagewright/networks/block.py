@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from imagewright.networks.layers import DownConv, Init, Resample, UpConv, conv, group_norm, has_tangent, linear
+from imagewright.networks.layers import DownConv, Init, Resample, UpConv, conv, group_norm, linear
+from imagewright.networks.tangents import attention, scaled
 from imagewright.noise import dropout
 from imagewright.types import UserError
 
@@ -115,7 +115,7 @@ class UNetBlock(nn.Module):
         if style.adaptive_scale:
             scale, shift = params.chunk(2, dim=1)
             scale, shift = (_unit(scale), _unit(shift)) if style.double_norm else (scale + 1, shift)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale))
+            h = F.silu(scaled(self.norm1(h), scale, shift))
         else:
             h = F.silu(self.norm1(h + params))
         h = self.conv1(dropout(h, style.dropout, self.training))
@@ -143,21 +143,11 @@ class UNetBlock(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         """Self-attention over all pixels of [N, C, H, W]; q, k, v alternate along the channels of a head."""
-        q, k, v = rearrange(self.qkv(self.norm2(x)), "n (h c s) y x -> s n h (y x) c", h=self.num_heads, s=3)
+        split = rearrange(self.qkv(self.norm2(x)), "n (h c s) y x -> s n h (y x) c", h=self.num_heads, s=3)
+        q, k, v = split.contiguous().unbind()  # the fused kernels want a place's numbers side by side
         attended = rearrange(attention(q, k, v), "n h (y x) c -> n (h c) y x", y=x.shape[2])
         projected: Tensor = self.proj(attended)
         return projected
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v on [N, heads, T, C].
-
-    PyTorch's fused kernels have no forward-mode derivative, so a Jacobian-vector product takes the plain one.
-    """
-    if not has_tangent(q):
-        return F.scaled_dot_product_attention(q, k, v)
-    with sdpa_kernel(SDPBackend.MATH):
-        return F.scaled_dot_product_attention(q, k, v)
 
 
 def _unit(vector: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from imagewright.networks.tangents import Conv2d, GroupNorm
 from imagewright.types import Condition, UserError
 
 # --- initialisation -----------------------------------------------------------------------------------------
@@ -70,21 +70,9 @@ def linear(in_features: int, out_features: int, init: Init, *, bias: bool = True
 
 def conv(in_channels: int, out_channels: int, kernel: int, init: Init, *, bias: bool = True) -> nn.Conv2d:
     """A convolution that keeps the resolution (odd kernel), with drawn parameters."""
-    layer = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
+    layer = Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
     init.fill(layer)
     return layer
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation that also has a forward-mode derivative where channels lie last in memory."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.contiguous() if has_tangent(input) else input)
-
-
-def has_tangent(x: Tensor) -> bool:
-    """Whether a Jacobian-vector product is being computed through x."""
-    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def group_norm(channels: int, *, eps: float, groups: int | None = None) -> nn.GroupNorm:
@@ -139,7 +127,7 @@ class Resample(nn.Module):
         return F.conv_transpose2d(x, kernel * 4, stride=2, padding=self.padding, groups=channels)
 
 
-class UpConv(nn.Conv2d):
+class UpConv(Conv2d):
     """Doubles the resolution, then convolves."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init, taps: Sequence[float]) -> None:
@@ -155,7 +143,7 @@ class UpConv(nn.Conv2d):
         return super().forward(self.resample(x))
 
 
-class DownConv(nn.Conv2d):
+class DownConv(Conv2d):
     """Halves the resolution, then convolves."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init, taps: Sequence[float]) -> None:
@@ -167,7 +155,7 @@ class DownConv(nn.Conv2d):
         return super().forward(self.resample(x))
 
 
-class ConvDown(nn.Conv2d):
+class ConvDown(Conv2d):
     """Convolves, padded for both operations, then halves the resolution (residual pyramid of NCSN++)."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init, taps: Sequence[float]) -> None:
@@ -227,11 +215,17 @@ def one_hot(label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 def class_index(cond: Condition, classes: int, n: int, device: torch.device) -> Tensor:
     """The row of a table of classes + 1 rows for each of n images, int64 [N]; the last row stands for no class.
 
-    A network without classes looks at no label. Raises UserError for a label that is no class, nor -1.
+    A network without classes looks at no label. Raises UserError for a label that is no class, nor -1: on the CPU only,
+    as a host would have to wait for labels elsewhere (whoever put them there has checked them), and not when compiled.
     """
     if cond.label is None or not classes:
         return torch.full((n,), classes, dtype=torch.int64, device=device)
-    wrong = (cond.label < -1) | (cond.label >= classes)
-    if bool(wrong.any()):
-        raise UserError(f"label {int(cond.label[wrong][0])} is no class; they are 0 to {classes - 1}, or -1 = none")
+    if cond.label.device.type == "cpu" and not torch.compiler.is_compiling():
+        _require_classes(cond.label, classes)
     return torch.where(cond.label < 0, classes, cond.label)
+
+
+def _require_classes(label: Tensor, classes: int) -> None:
+    wrong = (label < -1) | (label >= classes)
+    if bool(wrong.any()):
+        raise UserError(f"label {int(label[wrong][0])} is no class; they are 0 to {classes - 1}, or -1 = none")

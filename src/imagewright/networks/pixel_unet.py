@@ -30,9 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagewright.networks.block import attention
 from imagewright.networks.config import Network, NetworkConfig, require
-from imagewright.networks.layers import GroupNorm, Init, PositionalEmbedding, class_index, conv, group_norm, linear
+from imagewright.networks.layers import Init, PositionalEmbedding, class_index, conv, group_norm, linear
+from imagewright.networks.tangents import GroupNorm, attention
 from imagewright.noise import dropout
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
@@ -207,7 +207,8 @@ class PixelAttention(nn.Module):
         self.qkv, self.out = conv(channels, 3 * channels, 1, USUAL), conv(channels, channels, 1, USUAL)
 
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=3)
+        places = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).contiguous()  # numbers of a place side by side
+        q, k, v = places[:, None].chunk(3, dim=3)
         mixed = attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
         added: Tensor = x + self.out(mixed)
         return added

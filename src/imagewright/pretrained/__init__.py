@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from imagewright.models.files import ModelFile, load_model
+from imagewright.models.files import ModelFile, has_model, load_model
 from imagewright.samplers.generator import ImageGenerator, generator_from
 from imagewright.types import Sampler, UserError
 
@@ -15,7 +15,7 @@ _FOLDER = Path(__file__).parent
 
 def shipped() -> list[str]:
     """Names of the models in the package."""
-    return sorted(p.parent.name for p in _FOLDER.glob("*/model.json"))
+    return sorted(p.parent.name for p in _FOLDER.glob("*/model.safetensors"))
 
 
 def find_model(name: str | Path) -> ModelFile:
@@ -23,10 +23,12 @@ def find_model(name: str | Path) -> ModelFile:
     if str(name) in shipped():
         return load_model(_FOLDER / str(name))
     folder = Path(name)
-    if not (folder / "model.json").exists():
-        raise UserError(
-            f"{name} is neither a folder with a model.json nor a shipped model ({', '.join(shipped()) or 'none'})"
-        )
+    if (folder / "chain.json").exists():  # of a chain, what its last stage made
+        made = [path for path in sorted(folder.glob("[0-9]*-*")) if has_model(path)]
+        folder = made[-1] if made else folder
+    if not has_model(folder):
+        there = ", ".join(shipped()) or "none"
+        raise UserError(f"{name} is neither a folder with a model.safetensors nor a shipped model ({there})")
     return load_model(folder)
 
 

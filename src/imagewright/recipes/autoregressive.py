@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from imagewright.methods.autoregressive import Autoregressive
@@ -63,3 +64,10 @@ def emoji64_32() -> Experiment:
         data=DataConfig(source="emoji64", resolution=32),
         training=replace(base.training, micro_batch=8),
     )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "causal-digits": digits,
+    "causal-emoji64-16": emoji64_16,
+    "causal-emoji64-32": emoji64_32,
+}

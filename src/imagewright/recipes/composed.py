@@ -151,9 +151,8 @@ def distill(teacher: str, run: Experiment, by: str = "consistency") -> Experimen
     student = replace(
         run,
         network=None,
-        teacher=teacher,
+        given={"teacher": teacher},
         start=None,
-        features=None,
         data=replace(run.data, couplings=None),
         sampler=MultistepConsistency(),
         training=_schedule(training),

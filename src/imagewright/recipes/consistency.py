@@ -5,6 +5,7 @@ Also the paper's variants in continuous time and its baseline, progressive disti
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from imagewright.methods.consistency import ConsistencyDistillation, ConsistencyTraining
@@ -30,7 +31,7 @@ def cd_digits() -> Experiment:
         data=DataConfig(source="digits"),
         # A larger c than is usual: at 0.03 the one-step distance was twice as high.
         method=ConsistencyDistillation(grid_points=12, distance=Distance(kind="pseudo_huber", huber_c=0.3)),
-        teacher="runs/edm-digits",
+        given={"teacher": "runs/edm-digits"},
         sampler=MultistepConsistency(),
         training=TrainingConfig(
             total_images=28_000,
@@ -50,7 +51,7 @@ def cd_emoji64_32() -> Experiment:
     return Experiment(
         data=DataConfig(source="emoji64", resolution=32),
         method=ConsistencyDistillation(grid_points=18, distance=Distance(kind="pseudo_huber", huber_c=0.3)),
-        teacher="emoji64-32",
+        given={"teacher": "emoji64-32"},
         sampler=MultistepConsistency(),
         training=TrainingConfig(
             total_images=100_000,
@@ -60,6 +61,28 @@ def cd_emoji64_32() -> Experiment:
             log_images=3_200,
             snapshot_images=16_000,
             checkpoint_images=16_000,
+        ),
+    )
+
+
+def cd_emoji64_64() -> Experiment:
+    """One-step emoji at 64x64 from the run `runs/edm-emoji64-64`: minutes on a data-centre GPU."""
+    run = cd_emoji64_32()
+    return replace(
+        run,
+        data=DataConfig(source="emoji64", resolution=64),
+        given={"teacher": "runs/edm-emoji64-64"},
+        training=replace(
+            run.training,
+            total_images=400_000,
+            batch=128,
+            channels_last=True,
+            precision="bf16",
+            optimizer=replace(run.training.optimizer, lr_decay_images=100_000, lr_cooldown_images=160_000),
+            ema=EmaConfig(halflife_images=20_000, rampup_ratio=0.1),
+            log_images=12_800,
+            snapshot_images=64_000,
+            checkpoint_images=64_000,
         ),
     )
 
@@ -74,8 +97,7 @@ def ct_digits() -> Experiment:
         # steps needs a coarser grid and a faster target than the paper's.
         method=ConsistencyTraining(s1=20, mu0=0.2, distance=Distance(kind="pseudo_huber", huber_c=0.03)),
         network=replace(teacher.network, dropout=0.0),
-        teacher=None,
-    )
+    ).giving(teacher=None)
 
 
 def _published(source: str, batch: int, steps: int, lr: float, ema_decay: float) -> Experiment:
@@ -109,10 +131,15 @@ def _published_imagenet64(steps: int, lr: float) -> Experiment:
     return replace(run, training=replace(run.training, precision="fp16", micro_batch=64))
 
 
-def _comparing(run: Experiment, method: ConsistencyDistillation | ConsistencyTraining) -> Experiment:
-    """With LPIPS, as for the published figures, where it is installed; elsewhere with l2, another published run."""
+def _comparing(
+    run: Experiment, method: ConsistencyDistillation | ConsistencyTraining, features: str = "lpips"
+) -> Experiment:
+    """With LPIPS, as for the published figures, where it is installed; elsewhere with l2, another published run.
+
+    features: the program for ImageNet pools by means ("lpips-average"), that for CIFAR-10 by maxima.
+    """
     if lpips_installed():
-        return replace(run, method=replace(method, distance=Distance(kind="perceptual")), features="lpips")
+        return replace(run, method=replace(method, distance=Distance(kind="perceptual"))).giving(features=features)
     return replace(run, method=method)
 
 
@@ -133,7 +160,7 @@ def cd_cifar10_teacher() -> Experiment:
 
 def cd_cifar10() -> Experiment:
     """CIFAR-10 distillation as published: LPIPS where it is installed, else l2."""
-    run = replace(_published_cifar10(), teacher="runs/cd-cifar10-teacher")
+    run = _published_cifar10().giving(teacher="runs/cd-cifar10-teacher")
     return _comparing(run, ConsistencyDistillation(grid_points=18, target_decay=0.0))
 
 
@@ -141,10 +168,9 @@ def cd_imagenet64() -> Experiment:
     """ImageNet-64 distillation as published: LPIPS where it is installed, else l2; samples in two steps."""
     run = replace(
         _published_imagenet64(600_000, 8e-6),
-        teacher="runs/edm-imagenet64",
         sampler=MultistepConsistency(sigmas=(_grid_level(40, 22),)),
-    )
-    return _comparing(run, ConsistencyDistillation(grid_points=40, target_decay=0.95))
+    ).giving(teacher="runs/edm-imagenet64")
+    return _comparing(run, ConsistencyDistillation(grid_points=40, target_decay=0.95), "lpips-average")
 
 
 def ct_cifar10() -> Experiment:
@@ -164,7 +190,7 @@ def ct_imagenet64() -> Experiment:
         network=replace(edm.imagenet64().network, dropout=0.0),
         sampler=MultistepConsistency(sigmas=(_grid_level(201, 106),)),
     )
-    return _comparing(run, ConsistencyTraining(s0=2, s1=200, mu0=0.95))
+    return _comparing(run, ConsistencyTraining(s0=2, s1=200, mu0=0.95), "lpips-average")
 
 
 def _grid_level(points: int, index: int) -> float:
@@ -183,9 +209,8 @@ def ctcd_cifar10() -> Experiment:
     return replace(
         run,
         method=ContinuousTimeDistillation(metric="norm", dropout=0.3),
-        features=None,
         training=replace(run.training, optimizer=replace(run.training.optimizer, lr=1e-3)),
-    )
+    ).giving(features=None)
 
 
 def ctcd_cifar10_stop_gradient() -> Experiment:
@@ -204,11 +229,10 @@ def ctct_cifar10() -> Experiment:
     return replace(
         run,
         method=ContinuousTimeTraining(),
-        features=None,
         network=replace(run.network, dropout=0.3),
         start="runs/cd-cifar10-teacher",
         training=replace(run.training, optimizer=replace(run.training.optimizer, lr=5e-6, eps=EPS_OF_PULL)),
-    )
+    ).giving(features=None)
 
 
 def pd_digits() -> Experiment:
@@ -233,7 +257,6 @@ def pd_cifar10() -> Experiment:
     return replace(
         run,
         method=ProgressiveDistillation(start_steps=4096, anneal=True),
-        features=None,
         sampler=steps_sampler(1),
         training=replace(
             run.training,
@@ -241,4 +264,23 @@ def pd_cifar10() -> Experiment:
             optimizer=OptimizerConfig(lr=5e-5, clip_norm=1.0),
             ema=EmaConfig(halflife_images=0, rampup_ratio=None),  # none: the raw weights are the product
         ),
-    )
+    ).giving(features=None)
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "cd-digits": cd_digits,
+    "cd-emoji64-32": cd_emoji64_32,
+    "cd-emoji64-64": cd_emoji64_64,
+    "cd-cifar10-teacher": cd_cifar10_teacher,
+    "cd-cifar10": cd_cifar10,
+    "cd-imagenet64": cd_imagenet64,
+    "ct-digits": ct_digits,
+    "ct-cifar10": ct_cifar10,
+    "ct-imagenet64": ct_imagenet64,
+    "ctcd-digits": ctcd_digits,
+    "ctcd-cifar10": ctcd_cifar10,
+    "ctcd-cifar10-stop-gradient": ctcd_cifar10_stop_gradient,
+    "ctct-cifar10": ctct_cifar10,
+    "pd-digits": pd_digits,
+    "pd-cifar10": pd_cifar10,
+}

@@ -13,6 +13,7 @@ Departs    l2 for LPIPS where it is not installed, and its own maxima where the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory
@@ -23,6 +24,7 @@ from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Jumps
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.given import named
 
 DISCRIMINATOR_LR = 2e-3
 
@@ -89,8 +91,7 @@ def _published(
     return Experiment(
         data=DataConfig(source=source, xflip=True),
         method=replace(method, distance=Distance(kind="perceptual")) if compares else method,
-        features="lpips" if compares else None,
-        teacher=teacher,
+        given=named(features="lpips-average" if compares else None, teacher=teacher),
         sampler=Jumps(),
         training=_paced(TrainingConfig(
             total_images=50_000 * batch,
@@ -133,3 +134,13 @@ def _paced(training: TrainingConfig) -> TrainingConfig:
         snapshot_images=5_000 * batch,
         checkpoint_images=1_000 * batch,
     )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "ctm-digits": ctm_digits,
+    "ctm-emoji64-32": ctm_emoji64_32,
+    "ctm-cifar10": ctm_cifar10,
+    "ctm-cifar10-gan": ctm_cifar10_gan,
+    "ctm-imagenet64": ctm_imagenet64,
+    "ctm-imagenet64-gan": ctm_imagenet64_gan,
+}

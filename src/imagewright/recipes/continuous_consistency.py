@@ -12,6 +12,7 @@ Departs    Denoisers are TrigFlow's, as in the paper; FastGen starts from EDM's.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -52,9 +53,8 @@ def sct_digits() -> Experiment:
         run,
         method=ContinuousConsistencyTraining(warmup=0.2, noise_label="log"),
         network=edm.digits().network,
-        teacher=None,
         start="runs/edm-digits",
-    )
+    ).giving(teacher=None)
 
 
 def scd_emoji64_32() -> Experiment:
@@ -171,4 +171,20 @@ def _student(
     teacher: str | None = None,
     start: str | None = None,
 ) -> Experiment:
-    return replace(run, method=method, teacher=teacher, start=start, sampler=MultistepConsistency(), training=training)
+    return replace(run, method=method, start=start, sampler=MultistepConsistency(), training=training).giving(
+        teacher=teacher
+    )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "trigflow-digits": trigflow_digits,
+    "trigflow-cifar10": trigflow_cifar10,
+    "trigflow-imagenet64": trigflow_imagenet64,
+    "scd-digits": scd_digits,
+    "scd-emoji64-32": scd_emoji64_32,
+    "scd-cifar10": scd_cifar10,
+    "scd-imagenet64": scd_imagenet64,
+    "sct-digits": sct_digits,
+    "sct-cifar10": sct_cifar10,
+    "sct-imagenet64": sct_imagenet64,
+}

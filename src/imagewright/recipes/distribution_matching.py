@@ -7,6 +7,7 @@ and weights installed.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from imagewright.recipes.published import halflife_images
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.given import named
 
 NO_GAN = DMD2(generator_gan=0.0, fake_gan=0.0)
 FOUR_STEPS: tuple[float, ...] = tuple(KarrasLevels().at(torch.tensor([749, 499, 249])).tolist())
@@ -43,7 +45,7 @@ def dmd2_digits() -> Experiment:
     return Experiment(
         data=DataConfig(source="digits"),
         method=NO_GAN,
-        teacher="runs/edm-digits",
+        given={"teacher": "runs/edm-digits"},
         sampler=MultistepConsistency(),
         training=TrainingConfig(
             total_images=500 * 64,
@@ -87,7 +89,7 @@ def dmd2_emoji64_32() -> Experiment:
     return Experiment(
         data=DataConfig(source="emoji64", resolution=32),
         method=NO_GAN,
-        teacher="emoji64-32",
+        given={"teacher": "emoji64-32"},
         sampler=MultistepConsistency(),
         training=TrainingConfig(
             total_images=100_000,
@@ -121,7 +123,9 @@ def dmd_cifar10() -> Experiment:
     """CIFAR-10, class-conditional, as published: LPIPS, 100,000 couplings, 300,000 steps of 392."""
     run = _published("cifar10-32x32.zip", "runs/edm-cifar10", 392, 300_000, 5e-5)
     data = replace(run.data, couplings="couplings/cifar10")
-    return replace(run, data=data, method=DMD(), features="lpips", training=replace(run.training, micro_batch=56))
+    return replace(run, data=data, method=DMD(), training=replace(run.training, micro_batch=56)).giving(
+        features="lpips-average"
+    )
 
 
 def dmd_imagenet64() -> Experiment:
@@ -129,7 +133,7 @@ def dmd_imagenet64() -> Experiment:
     run = _published("imagenet-64x64.zip", "runs/edm-imagenet64", 336, 350_000, 2e-6)
     data = replace(run.data, couplings="couplings/imagenet64")
     training = replace(run.training, micro_batch=48, precision="bf16")
-    return replace(run, data=data, method=DMD(), features="lpips", training=training)
+    return replace(run, data=data, method=DMD(), training=training).giving(features="lpips-average")
 
 
 def dmd2_imagenet64() -> Experiment:
@@ -175,7 +179,7 @@ def _published(source: str, teacher: str, batch: int, steps: int, lr: float) -> 
     return Experiment(
         data=DataConfig(source=source),
         method=NO_GAN,
-        teacher=teacher,
+        given=named(teacher=teacher),
         sampler=MultistepConsistency(),
         training=TrainingConfig(
             total_images=batch * steps,
@@ -191,3 +195,22 @@ def _published(source: str, teacher: str, batch: int, steps: int, lr: float) -> 
 
 def _adamw(lr: float, **schedule: Any) -> OptimizerConfig:
     return OptimizerConfig(kind="adamw", lr=lr, weight_decay=0.01, clip_norm=10.0, **schedule)
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "dmd-digits": dmd_digits,
+    "dmd-emoji64-32": dmd_emoji64_32,
+    "dmd-cifar10": dmd_cifar10,
+    "dmd-imagenet64": dmd_imagenet64,
+    "dmd2-digits": dmd2_digits,
+    "dmd2-digits-gan": dmd2_digits_gan,
+    "dmd2-digits-4-steps": dmd2_digits_4_steps,
+    "dmd2-emoji64-32": dmd2_emoji64_32,
+    "dmd2-emoji64-32-gan": dmd2_emoji64_32_gan,
+    "dmd2-imagenet64": dmd2_imagenet64,
+    "dmd2-imagenet64-gan": dmd2_imagenet64_gan,
+    "f-distill-digits": f_distill_digits,
+    "f-distill-emoji64-32": f_distill_emoji64_32,
+    "f-distill-cifar10": f_distill_cifar10,
+    "f-distill-imagenet64": f_distill_imagenet64,
+}

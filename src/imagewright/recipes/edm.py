@@ -4,6 +4,7 @@ program's README, which lists the options of every published model.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +56,28 @@ def emoji64_16() -> Experiment:
 def emoji64_32() -> Experiment:
     """Emoji at 32x32, class-conditional, 3.9 M parameters: the recipe of the shipped model (hours on two cores)."""
     return _emoji(32, total_images=332_000)
+
+
+def emoji64_64() -> Experiment:
+    """Emoji at 64x64, class-conditional, 7.1 M parameters: minutes on a data-centre GPU."""
+    run = _emoji(64, total_images=1_000_000)
+    return replace(
+        run,
+        network=replace(run.network, model_channels=32, attn_resolutions=(16, 8), dropout=0.1),
+        training=replace(
+            run.training,
+            batch=128,
+            micro_batch=None,
+            precision="bf16",
+            optimizer=replace(
+                run.training.optimizer, lr_ramp_images=20_000, lr_decay_images=200_000, lr_cooldown_images=300_000
+            ),
+            ema=EmaConfig(halflife_images=30_000, rampup_ratio=0.05),
+            log_images=12_800,
+            snapshot_images=128_000,
+            checkpoint_images=64_000,
+        ),
+    )
 
 
 def _emoji(resolution: int, total_images: int) -> Experiment:
@@ -160,3 +183,16 @@ def imagenet64() -> Experiment:
             checkpoint_images=10_000_000,
         ),
     )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "edm-digits": digits,
+    "edm-emoji64-16": emoji64_16,
+    "edm-emoji64-32": emoji64_32,
+    "edm-emoji64-64": emoji64_64,
+    "edm-cifar10": cifar10,
+    "edm-cifar10-ncsnpp": cifar10_ncsnpp,
+    "edm-cifar10-uncond": cifar10_uncond,
+    "edm-cifar10-uncond-ncsnpp": cifar10_uncond_ncsnpp,
+    "edm-imagenet64": imagenet64,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
@@ -40,11 +41,10 @@ def cifar10() -> Experiment:
     return replace(
         run,
         method=ImprovedConsistencyTraining(),
-        features=None,
         network=replace(run.network, dropout=0.3, fourier_scale=0.02),
         sampler=MultistepConsistency(sigmas=(0.821,)),
         training=_published(run.training, batch=1024, steps=400_000, ema_decay=0.99993),
-    )
+    ).giving(features=None)
 
 
 def imagenet64() -> Experiment:
@@ -53,11 +53,10 @@ def imagenet64() -> Experiment:
     return replace(
         run,
         method=ImprovedConsistencyTraining(),
-        features=None,
         network=replace(run.network, dropout=0.2),
         sampler=MultistepConsistency(sigmas=(1.526,)),
         training=_published(run.training, batch=4096, steps=800_000, ema_decay=0.99997),
-    )
+    ).giving(features=None)
 
 
 def deep_cifar10() -> Experiment:
@@ -86,3 +85,12 @@ def _published(training: TrainingConfig, batch: int, steps: int, ema_decay: floa
         snapshot_images=10_000 * batch,
         checkpoint_images=10_000 * batch,
     )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "ict-digits": digits,
+    "ict-cifar10": cifar10,
+    "ict-imagenet64": imagenet64,
+    "ict-deep-cifar10": deep_cifar10,
+    "ict-deep-imagenet64": deep_imagenet64,
+}

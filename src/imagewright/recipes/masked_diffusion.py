@@ -6,13 +6,14 @@ down to 0; averages of 0.9999 an update; 2,000,000 updates; linear schedule, con
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from imagewright.methods.genmd4 import GenMD4
 from imagewright.methods.md4 import MD4
 from imagewright.networks import PixelUNetConfig, TokenTransformerConfig
+from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Ancestral
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -55,7 +56,6 @@ def md4_codebook_digits() -> Experiment:
     run = md4_digits()
     return replace(
         run,
-        tokenizer="runs/vq-digits",
         network=TokenTransformerConfig(**TOKENS, width=96, depth=4, heads=4, post_norm=False),
         sampler=Ancestral(num_steps=16),
         training=replace(
@@ -65,7 +65,7 @@ def md4_codebook_digits() -> Experiment:
             optimizer=replace(run.training.optimizer, lr=1e-3, lr_ramp_images=6_400, lr_cooldown_images=60_000),
             ema=EmaConfig(halflife_images=4_000, rampup_ratio=0.1),
         ),
-    )
+    ).giving(tokenizer="runs/vq-digits")
 
 
 def md4_emoji64_32() -> Experiment:
@@ -103,7 +103,7 @@ def md4_cifar10() -> Experiment:
                 kind="adamw", lr=2e-4, lr_ramp_images=100 * batch, lr_cooldown_images=total - 100 * batch,
                 lr_cooldown_shape="cosine", betas=(0.9, 0.99), weight_decay=0.01,
             ),
-            ema=EmaConfig(halflife_images=batch * math.log(0.5) / math.log(0.9999), rampup_ratio=None),
+            ema=EmaConfig(halflife_images=halflife_images(batch, 0.9999), rampup_ratio=None),
             log_images=100 * batch,
             snapshot_images=10_000 * batch,
             checkpoint_images=10_000 * batch,
@@ -127,7 +127,7 @@ def md4_imagenet64() -> Experiment:
             optimizer=replace(
                 run.training.optimizer, lr_ramp_images=100 * batch, lr_cooldown_images=total - 100 * batch
             ),
-            ema=replace(run.training.ema, halflife_images=2 * run.training.ema.halflife_images),
+            ema=replace(run.training.ema, halflife_images=halflife_images(batch, 0.9999)),
             log_images=100 * batch,
             snapshot_images=10_000 * batch,
             checkpoint_images=10_000 * batch,
@@ -145,3 +145,14 @@ def md4_imagenet64_classes() -> Experiment:
         network=replace(run.network, num_blocks=8, transformer_depth=20),
         sampler=Ancestral(num_steps=256, grid="uniform"),
     )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "md4-digits": md4_digits,
+    "md4-codebook-digits": md4_codebook_digits,
+    "md4-emoji64-32": md4_emoji64_32,
+    "md4-cifar10": md4_cifar10,
+    "md4-imagenet64": md4_imagenet64,
+    "md4-imagenet64-classes": md4_imagenet64_classes,
+    "genmd4-digits": genmd4_digits,
+}

@@ -8,13 +8,14 @@ tokens stand for 4 x 4 pixels each.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from imagewright.methods.maskgit import MaskGIT
 from imagewright.methods.vq_tokenizer import VQTokenizerTraining
 from imagewright.networks import TokenTransformerConfig, VQAutoencoderConfig
+from imagewright.recipes.published import halflife_images
 from imagewright.samplers import MaskedDecoding
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -52,7 +53,7 @@ def maskgit_digits() -> Experiment:
         data=DataConfig(source="digits"),
         # Labels are hidden now and then so that sampling can be guided (--set guidance=2).
         method=MaskGIT(label_dropout=0.1),
-        tokenizer="runs/vq-digits",
+        given={"tokenizer": "runs/vq-digits"},
         network=TokenTransformerConfig(**TOKENS, width=96, depth=4, heads=4, post_norm=False),
         sampler=MaskedDecoding(num_steps=8, temperature=2.0),
         training=TrainingConfig(
@@ -97,7 +98,6 @@ def maskgit_emoji64_32() -> Experiment:
     return replace(
         run,
         data=DataConfig(source="emoji64", resolution=32),
-        tokenizer="runs/vq-emoji64-32",
         sampler=MaskedDecoding(num_steps=8),
         training=replace(
             run.training,
@@ -108,7 +108,7 @@ def maskgit_emoji64_32() -> Experiment:
             snapshot_images=16_000,
             checkpoint_images=8_000,
         ),
-    )
+    ).giving(tokenizer="runs/vq-emoji64-32")
 
 
 def vq_imagenet256() -> Experiment:
@@ -123,7 +123,7 @@ def vq_imagenet256() -> Experiment:
             total_images=1_000_000 * batch,
             batch=batch,
             optimizer=OptimizerConfig(lr=1e-4, betas=(0.0, 0.99)),
-            ema=EmaConfig(halflife_images=batch * math.log(0.5) / math.log(0.999), rampup_ratio=None),
+            ema=EmaConfig(halflife_images=halflife_images(batch, 0.999), rampup_ratio=None),
             log_images=100 * batch,
             snapshot_images=10_000 * batch,
             checkpoint_images=10_000 * batch,
@@ -137,14 +137,14 @@ def maskgit_imagenet256() -> Experiment:
     return Experiment(
         data=DataConfig(source="imagenet-256x256.zip"),
         method=MaskGIT(),
-        tokenizer="runs/vq-imagenet256",
+        given={"tokenizer": "runs/vq-imagenet256"},
         network=TokenTransformerConfig(**TOKENS),
         sampler=MaskedDecoding(num_steps=8),
         training=TrainingConfig(
             total_images=2_000_000 * batch,
             batch=batch,
             optimizer=OptimizerConfig(kind="adamw", lr=1e-4, lr_ramp_images=5_000 * batch, weight_decay=0.045),
-            ema=EmaConfig(halflife_images=batch * math.log(0.5) / math.log(0.999), rampup_ratio=None),
+            ema=EmaConfig(halflife_images=halflife_images(batch, 0.999), rampup_ratio=None),
             log_images=100 * batch,
             snapshot_images=10_000 * batch,
             checkpoint_images=10_000 * batch,
@@ -167,4 +167,16 @@ def vq_imagenet64() -> Experiment:
 def maskgit_imagenet64() -> Experiment:
     """ImageNet-64 from the tokens of the run `runs/vq-imagenet64`, with the published transformer."""
     run = maskgit_imagenet256()
-    return replace(run, data=replace(run.data, source="imagenet-64x64.zip"), tokenizer="runs/vq-imagenet64")
+    return replace(run, data=replace(run.data, source="imagenet-64x64.zip")).giving(tokenizer="runs/vq-imagenet64")
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "vq-digits": vq_digits,
+    "vq-emoji64-32": vq_emoji64_32,
+    "vq-imagenet64": vq_imagenet64,
+    "vq-imagenet256": vq_imagenet256,
+    "maskgit-digits": maskgit_digits,
+    "maskgit-emoji64-32": maskgit_emoji64_32,
+    "maskgit-imagenet64": maskgit_imagenet64,
+    "maskgit-imagenet256": maskgit_imagenet256,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,13 +35,12 @@ def mct_digits() -> Experiment:
         mcd_digits(),
         method=MultistepConsistencyTraining(segments=4),
         network=replace(teacher.network, dropout=0.0),
-        teacher=None,
-    )
+    ).giving(teacher=None)
 
 
 def mcd_imagenet64() -> Experiment:
     """ImageNet-64 distillation to eight evaluations."""
-    return _published(MultistepConsistencyDistillation(segments=8), teacher="runs/edm-imagenet64")
+    return _published(MultistepConsistencyDistillation(segments=8)).giving(teacher="runs/edm-imagenet64")
 
 
 def mct_imagenet64() -> Experiment:
@@ -83,3 +83,12 @@ def _published(method: Any, **start: Any) -> Experiment:
         ),
         **start,
     )
+
+
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
+    "mcd-digits": mcd_digits,
+    "mcd-emoji64-32": mcd_emoji64_32,
+    "mcd-imagenet64": mcd_imagenet64,
+    "mct-digits": mct_digits,
+    "mct-imagenet64": mct_imagenet64,
+}

@@ -29,7 +29,7 @@ def digits(name: str) -> Experiment:
     return Experiment(
         data=DataConfig(source="digits"),
         method=replace(method, fake_only_images=1_000, plain_images=2_000) if phased else method,
-        teacher="runs/edm-digits",
+        given={"teacher": "runs/edm-digits"},
         sampler=MultistepConsistency(),
         training=TrainingConfig(
             total_images=10_000,
@@ -53,7 +53,6 @@ def emoji64_32(name: str) -> Experiment:
         run,
         data=DataConfig(source="emoji64", resolution=32),
         method=replace(method, fake_only_images=2_000, plain_images=4_000) if phased else method,
-        teacher="emoji64-32",
         training=replace(
             run.training,
             total_images=40_000,
@@ -65,7 +64,7 @@ def emoji64_32(name: str) -> Experiment:
             snapshot_images=8_000,
             checkpoint_images=8_000,
         ),
-    )
+    ).giving(teacher="emoji64-32")
 
 
 def cifar10(name: str) -> Experiment:
@@ -73,7 +72,7 @@ def cifar10(name: str) -> Experiment:
     return Experiment(
         data=DataConfig(source="cifar10-32x32.zip"),
         method=replace(NAMED[name], augment=Augment(p=0.12)),
-        teacher="runs/edm-cifar10",
+        given={"teacher": "runs/edm-cifar10"},
         sampler=MultistepConsistency(),
         training=TrainingConfig(
             total_images=800_000_000 if name == "sid" else 300_000_000,
@@ -94,9 +93,8 @@ def cifar10_without_classes(name: str) -> Experiment:
     return replace(
         run,
         data=replace(run.data, labels=False),
-        teacher="runs/edm-cifar10-uncond",
         training=replace(run.training, total_images=200_000_000, batch=128, micro_batch=None),
-    )
+    ).giving(teacher="runs/edm-cifar10-uncond")
 
 
 def imagenet64(name: str) -> Experiment:
@@ -106,7 +104,6 @@ def imagenet64(name: str) -> Experiment:
         run,
         data=DataConfig(source="imagenet-64x64.zip"),
         method=NAMED[name],
-        teacher="runs/edm-imagenet64",
         training=replace(
             run.training,
             total_images=1_000_000_000 if name == "sid" else 300_000_000,
@@ -116,7 +113,7 @@ def imagenet64(name: str) -> Experiment:
             optimizer=_adam(4e-6, 3 * 64 * 64, eps=1e-6),
             ema=EmaConfig(halflife_images=2_000_000, rampup_ratio=0.05),
         ),
-    )
+    ).giving(teacher="runs/edm-imagenet64")
 
 
 def _adam(lr: float, numbers: int, *, eps: float = 1e-8, lr_cooldown_images: int = 0) -> OptimizerConfig:

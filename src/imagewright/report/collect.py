@@ -21,7 +21,7 @@ from imagewright.data.pixels import BadPicture, decode
 from imagewright.files import read_bytes
 from imagewright.metrics import FeatureExtractor, digits_features, emoji_features, nearest
 from imagewright.metrics.records import read_scores
-from imagewright.models.files import read_model_record
+from imagewright.models.files import has_model, read_model_record
 from imagewright.pretrained import load
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.distributed import pick_device
@@ -192,8 +192,8 @@ def collect_run(
     on_progress: called with (images drawn, images to draw).
     Raises UserError when the folder holds no run, or a file in it is damaged.
     """
-    if not (folder / "experiment.json").exists() and not (folder / "model.json").exists():
-        raise UserError(f"{folder} holds neither experiment.json nor model.json; give a run folder")
+    if not (folder / "experiment.json").exists() and not has_model(folder):
+        raise UserError(f"{folder} holds neither experiment.json nor a model; give a run folder")
     missing: dict[str, Missing] = {}
     pieces: dict[str, Any] = _read(folder, missing)
     if pieces["model"].get("kind") == "codec":
@@ -214,9 +214,9 @@ def collect_run(
 
 def _read(folder: Path, missing: dict[str, Missing]) -> dict[str, Any]:
     """Files of the run; notes what there is not."""
-    files = {name: folder / name for name in ("experiment.json", "model.json", "log.jsonl", "metrics.json")}
+    files = {name: folder / name for name in ("experiment.json", "log.jsonl", "metrics.json")}
     experiment: Mapping[str, Any] = read_record(folder) if files["experiment.json"].exists() else {}
-    model: Mapping[str, Any] = read_model_record(files["model.json"]) if files["model.json"].exists() else {}
+    model: Mapping[str, Any] = read_model_record(folder) if has_model(folder) else {}
     log = _one_line_per_step(read_log(files["log.jsonl"])) if files["log.jsonl"].exists() else ()
     snapshots = _snapshots(folder / "samples")
     go_on = ("train", "--resume", str(folder))

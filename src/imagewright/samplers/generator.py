@@ -15,6 +15,7 @@ from imagewright.checks import require_whole, whole_numbers
 from imagewright.data import to_uint8
 from imagewright.guidance import evaluations
 from imagewright.models.files import ModelFile
+from imagewright.models.kinds import KINDS
 from imagewright.models.tokens import check_device
 from imagewright.noise import ImageNoise
 from imagewright.samplers import SAMPLERS
@@ -32,10 +33,10 @@ USUAL: dict[ModelKind, str] = {
 
 
 def usual_sampler(model: object) -> Sampler:
-    """The sampler, with its usual settings, for a model that was saved without one. Raises UserError for a codec."""
+    """The sampler, with its usual settings, for a model saved without one. UserError for what draws nothing."""
     kind = kind_of(model)
     if kind not in USUAL:
-        raise UserError(f"a {type(model).__name__} draws no images; it turns images into tokens and back")
+        raise UserError(f"a {type(model).__name__} draws no images; it {KINDS[kind].what}")
     sampler: Sampler = SAMPLERS[getattr(model, "usual_sampler", USUAL[kind])]()
     return sampler
 

@@ -1,14 +1,19 @@
-"""How a run trains: sizes, rates, averages, precision. Everything is in images, so batch size moves no schedule."""
+"""How a run trains: sizes, rates, averages, precision.
+
+Everything that lasts is counted in images, so that the batch size moves no schedule; a number below 1 is a share of the
+run (`Span`), so that its length moves none either.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from imagewright.checks import require_non_negative, require_positive
 from imagewright.training.trackers import check_trackers
-from imagewright.types import UserError
+from imagewright.types import Span, UserError
 
 Cooldown = Literal["linear", "cosine"]
 OptimizerKind = Literal["adam", "adamw", "radam"]
@@ -19,7 +24,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class EmaConfig:
     """Averages of the weights, updated after every optimiser step."""
 
-    halflife_images: float = 500_000
+    halflife_images: Span = 500_000
     """Images until a weight's share in the average has halved (EDM: 0.5 M on CIFAR-10, 50 M on ImageNet-64)."""
     rampup_ratio: float | None = 0.05
     """The half-life is at most this share of the images seen so far; None = no ramp-up."""
@@ -43,11 +48,11 @@ class OptimizerConfig:
 
     kind: OptimizerKind = "adam"
     lr: float = 1e-3
-    lr_ramp_images: int = 0
+    lr_ramp_images: Span = 0
     """Images over which the learning rate rises linearly from zero."""
-    lr_decay_images: int | None = None
+    lr_decay_images: Span | None = None
     """EDM2's inverse-square-root decay, starting after this many images; None = constant."""
-    lr_cooldown_images: int = 0
+    lr_cooldown_images: Span = 0
     """Last images of the run over which the rate falls to zero."""
     lr_cooldown_shape: Cooldown = "linear"
     """How it falls: in a straight line, or as half a cosine."""
@@ -69,8 +74,8 @@ class OptimizerConfig:
         for name in ("lr_ramp_images", "lr_cooldown_images"):
             if getattr(self, name) < 0:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be >= 0")
-        if self.lr_decay_images is not None and self.lr_decay_images < 1:
-            raise UserError(f"optimizer.lr_decay_images is {self.lr_decay_images}; it must be at least 1, or none")
+        if self.lr_decay_images is not None and not self.lr_decay_images > 0:
+            raise UserError(f"optimizer.lr_decay_images is {self.lr_decay_images}; it must be above 0, or none")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas is {self.betas}; both must lie in [0, 1)")
         for name in ("eps", "weight_decay"):
@@ -78,7 +83,7 @@ class OptimizerConfig:
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive, or none")
 
-    def lr_at(self, images: int, total_images: int) -> float:
+    def lr_at(self, images: float, total_images: int) -> float:
         """Learning rate after `images` of a run's `total_images` images.
 
         The trainer asks with the batch at hand counted, so every ramp and cool-down is one batch ahead of programs that
@@ -113,24 +118,27 @@ class TrainingConfig:
     channels_last: bool = False
     compile: bool = False
     """Compile the trained networks with torch.compile."""
-    log_images: int = 2_000
+    log_images: Span = 2_000
     """Images between two lines of the log."""
-    snapshot_images: int = 50_000
+    snapshot_images: Span = 50_000
     """Images between two sample grids."""
-    checkpoint_images: int = 50_000
+    checkpoint_images: Span = 50_000
     """Images between two checkpoints of the full state."""
     keep_checkpoints: int = 2
-    weights_images: int | None = None
+    weights_images: Span | None = None
     """Images between two kept sets of the product's weights, raw and each ema.power_std; None = keep none."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Where numbers and snapshots also go: tensorboard, wandb, mlflow, trackio; below the run's folder, nowhere else
     unless the environment says so. log.jsonl and samples/ are always written."""
 
     def __post_init__(self) -> None:
-        for name in ("total_images", "batch", "log_images", "snapshot_images", "checkpoint_images", "keep_checkpoints"):
+        for name in ("total_images", "batch", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.weights_images is not None and self.weights_images < 1:
+        for name in ("log_images", "snapshot_images", "checkpoint_images"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1, or a share below it")
+        if self.weights_images is not None and not self.weights_images > 0:
             raise UserError(f"training.weights_images is {self.weights_images}; it must be at least 1, or none")
         check_trackers(self.trackers)
         if self.precision not in get_args(Precision):
@@ -139,3 +147,27 @@ class TrainingConfig:
             raise UserError(f"training.seed is {self.seed}; it must be >= 0")
         if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
             raise UserError(f"training.micro_batch is {self.micro_batch}; it must divide training.batch ({self.batch})")
+
+    def in_images(self) -> TrainingConfig:
+        """The same with every share of the run as a number of images."""
+        return in_images(self, self.total_images)
+
+
+Settings = TypeVar("Settings")
+
+
+def images_of(span: Span, total_images: int) -> Span:
+    """A span in images; a share is rounded, to at least one."""
+    return max(round(span * total_images), 1) if 0 < span < 1 else span
+
+
+def in_images(settings: Settings, total_images: int) -> Settings:
+    """A dataclass, and those in it, with every share of the run (of fields named `..._images`) in images."""
+    changed: dict[str, Any] = {}
+    for each in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, each.name)
+        if each.name.endswith("_images") and isinstance(value, float):
+            changed[each.name] = images_of(value, total_images)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            changed[each.name] = in_images(value, total_images)
+    return dataclasses.replace(settings, **changed)  # type: ignore[type-var]

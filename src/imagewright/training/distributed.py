@@ -34,7 +34,8 @@ class Processes:
         """Sum tensors over all processes, in place. (Losses are divided by the global count beforehand.)"""
         if self.world > 1 and gradients:
             flat = torch.cat([g.flatten() for g in gradients])
-            dist.all_reduce(flat)
+            with _told_as_lost():
+                dist.all_reduce(flat)
             for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
@@ -42,17 +43,29 @@ class Processes:
         """Sum of a tensor over all processes."""
         if self.world > 1:
             value = value.clone()
-            dist.all_reduce(value)
+            with _told_as_lost():
+                dist.all_reduce(value)
         return value
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is set in any process."""
-        return bool(self.total(torch.tensor(float(flag), device=device)) > 0)
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process. Hosts speak to each other here; no device is waited for."""
+        return flag if self.world == 1 else bool(self.total(torch.tensor(float(flag))) > 0)
 
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.world > 1:
-            dist.barrier()
+            with _told_as_lost():
+                dist.barrier()
+
+
+@contextmanager
+def _told_as_lost() -> Iterator[None]:
+    """Turn what is said where processes no longer reach each other into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[:1] or ["no reason is given"]
+        raise UserError(f"the processes that train together have lost each other: {reason[0]}") from None
 
 
 @contextmanager
@@ -62,7 +75,8 @@ def processes() -> Iterator[Processes]:
         yield Processes()
         return
     # Both where there are GPUs: `--device cpu` has to work there too.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    with _told_as_lost():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
@@ -71,14 +85,32 @@ def processes() -> Iterator[Processes]:
 
 def _world_size() -> int:
     """WORLD_SIZE, empty or absent = 1. Raises UserError for no number, or without what torchrun sets beside it."""
-    text = os.environ.get("WORLD_SIZE", "").strip() or "1"
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise UserError(f"WORLD_SIZE is {text!r} in the environment; it must be a whole number >= 1, or not be set")
+    world = _whole("WORLD_SIZE", 1, 1, 1 << 20)
     absent = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if int(text) > 1 and absent:
+    if world > 1 and absent:
         raise UserError(
-            f"WORLD_SIZE is {text} in the environment without {', '.join(absent)}: start several processes with "
+            f"WORLD_SIZE is {world} in the environment without {', '.join(absent)}: start several processes with "
             "torchrun --nproc-per-node N -m imagewright ..., or unset WORLD_SIZE"
+        )
+    if world > 1:
+        _whole("RANK", 0, 0, world - 1)
+        local_rank()
+        _whole("MASTER_PORT", 0, 0, 65535)
+    return world
+
+
+def local_rank() -> int:
+    """This process's number on its machine, by LOCAL_RANK; 0 without. Raises UserError for no number."""
+    return _whole("LOCAL_RANK", 0, 0, 1 << 20)
+
+
+def _whole(name: str, usual: int, least: int, most: int) -> int:
+    """A whole number in the environment, `usual` where there is none."""
+    text = os.environ.get(name, "").strip() or str(usual)
+    if not (text.isascii() and text.isdigit()) or len(text) > 9 or not least <= int(text) <= most:
+        allowed = f">= {least}" if most == 1 << 20 else f"from {least} to {most}"
+        raise UserError(
+            f"{name} is {text[:40]!r} in the environment; it must be a whole number {allowed}, or not be set"
         )
     return int(text)
 
@@ -99,7 +131,7 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         raise UserError(f"--device is {name!r}; allowed: auto, cpu, cuda, cuda:N, mps") from None
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", local_rank())
     exact_float32()
     missing = {"cuda": (device.index or 0) >= gpus, "mps": not apple, "cpu": False}
     if missing.get(device.type, True):

@@ -6,6 +6,7 @@ Sources   half-life and ramp-up: Karras et al. 2022 (2206.00364), appendix F; po
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -70,12 +71,16 @@ class Ema:
     @torch.no_grad()
     def update(self, module: nn.Module, images: int, batch: int) -> None:
         """Move towards the network's present weights; buffers that are not floating point are copied."""
-        decay = self.profile.decay(images, batch)
-        source = module.state_dict()
-        floats = [k for k, v in self.state.items() if v.is_floating_point()]
-        torch._foreach_lerp_([self.state[k] for k in floats], [source[k] for k in floats], 1 - decay)
-        for name in self.state.keys() - set(floats):
-            self.state[name].copy_(source[name])
+        follow(self.state, module.state_dict(), 1 - self.profile.decay(images, batch))
+
+
+@torch.no_grad()
+def follow(state: Mapping[str, Tensor], source: Mapping[str, Tensor], share: float) -> None:
+    """Move tensors towards those of the same name, by a share of the way; what is no float is copied."""
+    floats = [name for name, value in state.items() if value.is_floating_point()]
+    torch._foreach_lerp_([state[name] for name in floats], [source[name] for name in floats], share)
+    for name in state.keys() - set(floats):
+        state[name].copy_(source[name])
 
 
 def averages(module: nn.Module, config: EmaConfig) -> list[Ema]:

@@ -3,7 +3,7 @@
 `assemble` turns an `Experiment` into objects; `run_experiment` trains it in a run directory:
 
     experiment.json                     resolved configuration, command, versions, seed
-    model.safetensors, model.json       the product's averaged weights, self-describing
+    model.safetensors, model.json       the product's averaged weights, self-describing; a copy of the description
     checkpoints/                        full training state
     log.jsonl, events.out.tfevents.*    numbers over time (the second, and others, by `training.trackers`)
     samples/                            a grid per snapshot, from fixed seeds
@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,22 +28,30 @@ from imagewright.checks import require_whole
 from imagewright.data import ImageSet, Loader, open_images
 from imagewright.data.couplings import Couplings
 from imagewright.files import try_output, write_json
-from imagewright.metrics.perceptual import perceptual_network
-from imagewright.models.files import ModelFile, save_model, weights_hash
-from imagewright.models.tokens import PixelCodec, check_device
+from imagewright.models.files import ModelFile, save_model
+from imagewright.models.tokens import check_device
 from imagewright.networks import NETWORKS
 from imagewright.noise import derive_seed
-from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
 from imagewright.training.checkpoint import checkpoints, load_checkpoint
-from imagewright.training.config import TrainingConfig
+from imagewright.training.config import TrainingConfig, in_images
 from imagewright.training.distributed import Processes
+from imagewright.training.given import Given, Sources, check_examples, gather, named, sizes_of
+from imagewright.training.locking import require_there, sole_trainer
 from imagewright.training.log import Log
 from imagewright.training.reconstructions import codec_record, save_reconstructions
-from imagewright.training.record import Inputs, check_inputs, claim, experiment_record, identity, located
-from imagewright.training.snapshots import save_grid
+from imagewright.training.record import (
+    Inputs,
+    check_inputs,
+    claim,
+    experiment_record,
+    how_computed,
+    identity,
+    located,
+)
+from imagewright.training.snapshots import save_grid, snapshot_path
 from imagewright.training.trainer import Progress, Trainer
-from imagewright.types import Average, Codec, DataSpec, Parts, Trained, UserError, kind_of
+from imagewright.types import Average, DataSpec, Examples, Parts, Trained, UserError, kind_of
 from imagewright.version import __version__
 
 
@@ -86,19 +94,18 @@ class DataConfig:
 class Experiment:
     """One run. The fields typed Any hold dataclasses: a method, a network's configuration, a sampler."""
 
-    data: DataConfig
+    data: Any
+    """Where the examples come from: a dataclass with `open(on_progress)`, which gives a data set (`types.Examples`)."""
     method: Any
     """What is trained and how: a dataclass of `imagewright.methods`."""
     network: Any = None
     """Configuration of the network; resolution, channels and classes are taken from the data, the
     length of augmentation labels from a method that augments."""
-    teacher: str | None = None
-    """Run folder, model folder or shipped model that the method learns from."""
-    tokenizer: str | None = None
-    """Run or model folder of the tokenizer whose tokens the method learns; None = the images' own 8-bit values."""
-    features: str | None = None
-    """What a perceptual distance compares by: "digits" or "emoji" (shipped classifiers), or "lpips" (VGG, where that
-    package and its weights are installed); None = the classifier of the data set, where there is one."""
+    given: Given = field(default_factory=dict)
+    """Where the things lie that the method asks for (`training.given`), by their names: "teacher", a run folder, model
+    folder or shipped model; "tokenizer", whose tokens it learns (without one, the images' own 8-bit values);
+    "features", what a perceptual distance compares by: "digits" or "emoji" (shipped classifiers), or "lpips" (VGG,
+    where that package and its weights are installed), without one the data set's own classifier; and others."""
     start: str | None = None
     """Run or model whose weights the trained product starts from: fine-tuning; None = those that the method sets.
     Other trained parts start from those of the same name in the run's last checkpoint, where it has them."""
@@ -106,52 +113,29 @@ class Experiment:
     """Sampler of the snapshots, saved with the model as its default; None = the kind's own."""
     training: TrainingConfig
 
+    def giving(self, **given: str | tuple[str, ...] | None) -> Experiment:
+        """The same run with other things given; None = without it."""
+        return dataclasses.replace(self, given=named(**{**self.given, **given}))
+
+    def in_images(self) -> Experiment:
+        """The same with every share of the run, of its training and of its method, as a number of images."""
+        total = self.training.total_images
+        method = in_images(self.method, total) if dataclasses.is_dataclass(self.method) else self.method
+        return dataclasses.replace(self, training=self.training.in_images(), method=method)
+
 
 @dataclass(frozen=True)
 class Assembled:
     """An experiment's objects."""
 
-    images: ImageSet
+    images: Any
+    """The data set (`types.Examples`)."""
     parts: Parts
     couplings: Couplings | None = None
     inputs: Inputs = field(default_factory=dict)
     """What identifies each thing that the run was given."""
     network: Any = None
     """Configuration of the network that was built, with what the data and the method decide; None = it has none."""
-
-
-class Sources:
-    """Where what an experiment names is found; a dry run has another, with stand-ins for what is not there.
-
-    inputs: notes what identifies each model that was asked for.
-    """
-
-    def __init__(self) -> None:
-        self.inputs: Inputs = {}
-
-    def given(self, role: str, name: str) -> ModelFile:
-        """The model that an experiment names for a role, whose weights are noted."""
-        file = self.model(name)
-        state = file.model.state_dict()
-        if not any(tensor.is_meta for tensor in state.values()):
-            self.inputs[role] = {"weights_sha256": weights_hash(state)}
-        return file
-
-    def images(self, data: DataConfig, on_progress: Callable[[int, int], None] | None) -> ImageSet:
-        """The images."""
-        return data.open(on_progress)
-
-    def model(self, name: str) -> ModelFile:
-        """A teacher, a tokenizer, or the model to start from."""
-        return find_model(name)
-
-    def couplings(self, name: str) -> Couplings | None:
-        """The pairs."""
-        return Couplings(name)
-
-    def features(self, name: str | None, spec: DataSpec) -> nn.Module | None:
-        """What a perceptual distance compares by."""
-        return perceptual_network(name, spec)
 
 
 def assemble(
@@ -163,29 +147,18 @@ def assemble(
     """Open the data, build the networks, load the teacher. Raises UserError where they do not fit together."""
     sources = sources or Sources()
     images = sources.images(experiment.data, on_progress)
-    spec = images.spec
-    wanted = inspect.signature(experiment.method.parts).parameters
-    given: dict[str, Any] = {"spec": spec}
-    if "teacher" in wanted:
-        given["teacher"] = _teacher(experiment.teacher, spec, sources)
-    elif experiment.teacher is not None:
-        raise UserError(f"method {type(experiment.method).__name__} learns from no teacher; teacher has no effect")
-    pairs = experiment.data.couplings
+    spec, method = images.spec, experiment.method
+    check_examples(method, images)
+    wanted = inspect.signature(method.parts).parameters
+    given = {"spec": spec, **gather(method, experiment.given, spec, sources)}
+    pairs = getattr(experiment.data, "couplings", None)
     if "couplings" in wanted:
         given["couplings"] = pairs is not None
     elif pairs is not None:
-        raise UserError(f"method {type(experiment.method).__name__} learns from no pairs; data.couplings has no effect")
-    if "codec" in wanted:
-        given["codec"] = _codec(experiment.tokenizer, spec, sources)
-    elif experiment.tokenizer is not None:
-        raise UserError(f"method {type(experiment.method).__name__} learns no tokens; tokenizer has no effect")
-    if "features" in wanted:
-        given["features"] = sources.features(experiment.features, spec)
-    elif experiment.features is not None:
-        raise UserError(f"method {type(experiment.method).__name__} compares no features; features has no effect")
+        raise UserError(f"method {type(method).__name__} learns from no pairs; data.couplings has no effect")
     config = None
     if "network" in wanted:
-        config = _network_config(experiment, spec, cast("Codec | None", given.get("codec")))
+        config = _network_config(experiment, spec, sizes_of(given))
         given["network"] = _network(config, experiment.training.seed)
     missing = [n for n, p in wanted.items() if n not in given and p.default is inspect.Parameter.empty]
     if missing:
@@ -198,14 +171,13 @@ def assemble(
     store = None if pairs is None else sources.couplings(pairs)
     if store is not None:
         _check_pairs(store, spec)
-        _check_pairs_teacher(store, experiment.teacher, sources.inputs.get("teacher"))
-        m = store.manifest
-        sources.inputs["couplings"] = {"pairs": m.n, "seed": m.seed, "weights_sha256": m.origin.get("weights_sha256")}
+        _check_pairs_teacher(store, experiment.given.get("teacher"), sources.inputs.get("teacher"))
+        sources.inputs["couplings"] = store.identity
     inputs: Inputs = {"data": _identity(images), **sources.inputs}
     return Assembled(images, parts, store, inputs, config)
 
 
-def _identity(images: ImageSet) -> dict[str, Any]:
+def _identity(images: Examples) -> dict[str, Any]:
     """What identifies images: how many, of what shape and classes, and the fingerprint of all of it."""
     spec = images.spec
     shape = f"{spec.resolution}x{spec.resolution}x{spec.channels}"
@@ -220,7 +192,7 @@ def _check_pairs(store: Couplings, spec: DataSpec) -> None:
         )
 
 
-def _check_pairs_teacher(store: Couplings, teacher: str | None, known: Mapping[str, Any] | None) -> None:
+def _check_pairs_teacher(store: Couplings, teacher: Any, known: Mapping[str, Any] | None) -> None:
     """Pairs are the run's teacher's own: weights are compared, wherever they lie. A stand-in's (None) are not known."""
     origin = store.manifest.origin
     if known is not None and origin.get("weights_sha256") != known["weights_sha256"]:
@@ -270,7 +242,7 @@ def _start_others(name: str, parts: Parts, product: str) -> None:
         module.load_state_dict({**wanted, **weights})
 
 
-def _network_config(experiment: Experiment, spec: DataSpec, codec: Codec | None) -> Any:
+def _network_config(experiment: Experiment, spec: DataSpec, sizes: Mapping[str, Any]) -> Any:
     """The network's configuration, of which as much as it has a field for comes from the data."""
     if experiment.network is None:
         raise UserError(f"method {type(experiment.method).__name__} needs a network; give one with `network`")
@@ -282,8 +254,7 @@ def _network_config(experiment: Experiment, spec: DataSpec, codec: Codec | None)
     }
     if hasattr(experiment.method, "augment_dim"):
         known["augment_dim"] = experiment.method.augment_dim
-    if codec is not None:
-        known |= {"values": codec.values, "length": codec.length, "channels": getattr(codec, "channels", 1)}
+    known |= sizes
     fields = {f.name for f in dataclasses.fields(experiment.network)}
     return dataclasses.replace(experiment.network, **{k: v for k, v in known.items() if k in fields})
 
@@ -292,36 +263,6 @@ def _network(config: Any, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 0))
         return NETWORKS[type(config).__name__.removesuffix("Config")](config)
-
-
-def _codec(name: str | None, spec: DataSpec, sources: Sources) -> nn.Module:
-    if name is None:
-        return PixelCodec(spec.resolution, spec.channels)
-    file = sources.given("tokenizer", name)
-    if kind_of(file.model) != "codec":
-        raise UserError(
-            f"tokenizer {name} is a {kind_of(file.model).replace('_', ' ')}, which turns no images into tokens; "
-            "train one with `imagewright train vq-digits` or the like"
-        )
-    if (file.spec.resolution, file.spec.channels) != (spec.resolution, spec.channels):
-        raise UserError(
-            f"tokenizer {name} takes images of resolution and channels "
-            f"{(file.spec.resolution, file.spec.channels)}; the data have {(spec.resolution, spec.channels)}"
-        )
-    return file.model
-
-
-def _teacher(name: str | None, spec: DataSpec, sources: Sources) -> nn.Module:
-    if name is None:
-        raise UserError("this method learns from a teacher; give one with --teacher RUN")
-    file = sources.given("teacher", name)
-    ours = (spec.resolution, spec.channels, spec.num_classes)
-    theirs = (file.spec.resolution, file.spec.channels, file.spec.num_classes)
-    if ours != theirs:
-        raise UserError(
-            f"teacher {name} makes images of resolution, channels and classes {theirs}; the data have {ours}"
-        )
-    return file.model
 
 
 def run_experiment(
@@ -338,28 +279,49 @@ def run_experiment(
     """Train, and leave a run directory that explains itself. Returns the folder.
 
     resume: go on from the newest checkpoint in the folder (from the start if there is none yet).
-    Raises UserError when the folder holds another run, or the experiment's parts do not fit.
+    Raises UserError when the folder holds another run, is in use, or the experiment's parts do not fit.
     """
     processes = processes or Processes()
-    experiment = located(experiment, folder)
+    try_output(folder)
+    with sole_trainer(folder, processes):
+        return _run(experiment, folder, device, resume, command, processes, on_progress, on_open)
+
+
+def _run(
+    experiment: Experiment,
+    folder: Path,
+    device: torch.device | str,
+    resume: bool,
+    command: list[str] | None,
+    processes: Processes,
+    on_progress: Callable[[Progress], None],
+    on_open: Callable[[int, int], None] | None,
+) -> Path:
+    experiment = located(experiment, folder).in_images()
     before = claim(folder, experiment, resume)
     processes.wait()  # or a slow process would find the record of this very run in the folder
-    try_output(folder)
     assembled = assemble(experiment, on_open)
     check_inputs(folder, before, assembled.inputs, experiment)
     check_device(assembled.parts.roles[experiment.method.product].module, device)
     if processes.is_first:
-        record = experiment_record(experiment, command, folder, assembled.inputs, before)
+        computed = how_computed(processes.world, device, experiment.training.precision)
+        record = experiment_record(experiment, command, folder, assembled.inputs, before, computed)
         write_json(folder / "experiment.json", record)
     loader = Loader(
         assembled.images,
         experiment.training.batch,
         experiment.training.seed,
-        experiment.data.xflip,
+        getattr(experiment.data, "xflip", False),
         assembled.couplings,
-        experiment.data.workers,
+        getattr(experiment.data, "workers", 0),
     )
     log = Log(folder if processes.is_first else None, experiment.training.trackers)
+
+    def noted(progress: Progress) -> None:
+        if processes.is_first:
+            require_there(folder)
+        on_progress(progress)
+
     trainer = Trainer(
         experiment.method,
         assembled.parts,
@@ -372,11 +334,12 @@ def run_experiment(
         run=identity(experiment, assembled.inputs),
         on_snapshot=lambda images: snapshot(True),
         on_stop=lambda images: snapshot(False),
-        on_progress=on_progress,
+        on_progress=noted,
     )
 
     def snapshot(picture: bool) -> None:
         if processes.is_first:
+            require_there(folder)
             export(experiment, trainer, assembled.images, folder, torch.device(device), picture=picture)
             log.picture(folder / "samples" / f"{trainer.images:012d}.png", trainer.images)
 
@@ -405,12 +368,13 @@ def export(
         "method": type(experiment.method).__name__,
         "images_seen": trainer.images,
         "weights": "average" if trainer.learners[experiment.method.product].averages else "raw",
-        "teacher": experiment.teacher,
-        "tokenizer": experiment.tokenizer,
+        "teacher": None,
+        "tokenizer": None,
+        **experiment.given,
         "seed": experiment.training.seed,
         "imagewright": __version__,
     }
-    snapshot = folder / "samples" / f"{trainer.images:012d}.png"
+    snapshot = snapshot_path(folder, trainer.images)
     if kind_of(model) == "codec":
         origin |= codec_record(model, images, device)
         save_model(folder, ModelFile(model=model, spec=spec, origin=origin))

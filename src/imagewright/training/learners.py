@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypedDict
 
 import torch
@@ -45,32 +44,50 @@ class Learner:
         """Forget the optimiser's moments and its count of steps."""
         self.optimizer.state.clear()
 
-    def step(self, images: int, processes: Processes, factor: float = 1.0) -> dict[str, float]:
-        """One optimiser step at `images` images seen (this batch counted). Returns numbers to log, all finite.
+    @property
+    def can_halt(self) -> bool:
+        """Whether `step` minds a flag on the device; where not, whoever calls it has to look at the gradient first."""
+        return bool(self.optimizer.defaults.get("fused"))
 
-        factor: on the learning rate of this step.
+    def gradient(self, processes: Processes) -> Tensor:
+        """Sum the gradients over all processes, undo the loss scale, and clip. Returns their norm before, []."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        processes.average_(gradients)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm(gradients)
+        limit = self.config.optimizer.clip_norm
+        if limit is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
+        return norm
 
-        Raises FloatingPointError, before the weights move, when a gradient is not finite (fp16: skips the step).
+    def step(self, images: int, factor: float = 1.0, halted: Tensor | None = None) -> float:
+        """One optimiser step, after `gradient`, at `images` images seen (this batch counted). Returns its rate.
+
+        factor: on the learning rate of this step. halted: where it is 1 no weight moves. With a loss scale the steps
+        whose gradients overflow are left out.
         """
-        batch = self.config.batch
-        processes.average_([p.grad for p in self.parameters if p.grad is not None])
         rate = factor * self.lr_scale * self.config.optimizer.lr_at(images, self.config.total_images)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.scaler.unscale_(self.optimizer)
-        limit = self.config.optimizer.clip_norm
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit))
-        numbers = {"lr": rate}
-        if self.scaler.is_enabled():  # it leaves out the steps whose scaled gradients overflow; the log counts them
-            numbers["overflow"] = float(not math.isfinite(norm))
-        elif not math.isfinite(norm):
-            raise FloatingPointError("gradient")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():
+            self._scaled_step(halted)
+        else:
+            if halted is not None:
+                self.optimizer.found_inf = halted  # type: ignore[attr-defined]  # the fused kernels' own word for it
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for average in self.averages:
-            average.update(self.module, images, batch)
-        return numbers | ({"grad_norm": norm} if math.isfinite(norm) else {})
+            average.update(self.module, images, self.config.batch)
+        return rate
+
+    def _scaled_step(self, halted: Tensor | None) -> None:
+        if halted is not None:
+            # The scaler keeps its findings to itself, but multiplies a fused step's gradients by nothing and skips it
+            # where it found an overflow; of a run that has to halt it is told one.
+            for found in self.scaler._per_optimizer_states[id(self.optimizer)]["found_inf_per_device"].values():
+                found.copy_(torch.maximum(found, halted.to(found.device)))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def state(self) -> State:
         """Everything that a resumed run needs, as nested tensors and numbers."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from imagewright.data import ImageSet, Loader
-from imagewright.training.experiment import DataConfig, Experiment, Sources, assemble
+from imagewright.training.experiment import DataConfig, Experiment, assemble
+from imagewright.training.given import Sources
 from imagewright.training.trainer import Trainer
 
 LONGEST = 20

@@ -30,10 +30,16 @@ class Profile(NamedTuple):
 
 def inner_product(a: Profile, b: Profile) -> float:
     """int p_a p_b d tau, up to a constant common to all pairs: EDM2's eq. 139, written to avoid overflow."""
-    ga, gb = gamma_of_std(a.std), gamma_of_std(b.std)
-    ratio = a.images / b.images
-    power = ratio**gb if a.images < b.images else ratio**-ga
-    return float((ga + 1) * (gb + 1) * power / ((ga + gb + 1) * max(a.images, b.images)))
+    return float(_inner_products([a], [b])[0, 0])
+
+
+def _inner_products(a: Sequence[Profile], b: Sequence[Profile]) -> Array:
+    """`inner_product` of all pairs, [len(a), len(b)]: the exponents are roots, found once for each width."""
+    gamma = {std: gamma_of_std(std) for std in {p.std for p in (*a, *b)}}
+    ga, gb = np.array([gamma[p.std] for p in a])[:, None], np.array([gamma[p.std] for p in b])
+    ta, tb = np.array([float(p.images) for p in a])[:, None], np.array([float(p.images) for p in b])
+    power = np.minimum(ta / tb, tb / ta) ** np.where(ta < tb, gb, ga)
+    return np.asarray((ga + 1) * (gb + 1) * power / ((ga + gb + 1) * np.maximum(ta, tb)))
 
 
 def solve(available: Sequence[Profile], wanted: Profile) -> Array:
@@ -48,8 +54,8 @@ def solve(available: Sequence[Profile], wanted: Profile) -> Array:
             f"{min((p.images for p in available), default=float('nan')):g}"
         )
     chosen = [available[i] for i in usable]
-    gram = np.array([[inner_product(a, b) for b in chosen] for a in chosen])
-    right = np.array([inner_product(a, wanted) for a in chosen])
+    gram = _inner_products(chosen, chosen)
+    right = _inner_products(chosen, [wanted])[:, 0]
     scale = np.sqrt(np.diag(gram))
     found, *_ = np.linalg.lstsq(gram / np.outer(scale, scale), right / scale, rcond=1e-14)
     coefficients = np.zeros(len(available))

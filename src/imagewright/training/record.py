@@ -7,6 +7,7 @@ fingerprint, so that it may move, and may not change.
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import importlib
 import json
@@ -22,22 +23,19 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
+import torch
+
 from imagewright.files import read_formatted
 from imagewright.pretrained import shipped
 from imagewright.shapes import brief, misfit
+from imagewright.training.given import NOT_PLACES
 from imagewright.types import UserError
 from imagewright.version import versions
 
 FORMAT = "imagewright-experiment/1"
 EMBEDDED = ("digits", "emoji64")
-INPUTS: Mapping[str, str] = {
-    "data": "data.source",
-    "couplings": "data.couplings",
-    "teacher": "teacher",
-    "tokenizer": "tokenizer",
-    "start": "start",
-}
-"""What a run is given, and the field that says where it is."""
+PLACES: Mapping[str, str] = {"data": "data.source", "couplings": "data.couplings", "start": "start"}
+"""What every run may be given beside what its method asks for, and the field that says where it is."""
 FREE = (
     "training.total_images",
     "training.keep_checkpoints",
@@ -61,22 +59,45 @@ class RunRecord(TypedDict):
     command: NotRequired[list[str] | None]
     experiment: dict[str, Any]
     inputs: NotRequired[dict[str, dict[str, Any]]]
+    computed: NotRequired[list[dict[str, Any]]]
     versions: NotRequired[dict[str, str]]
+
+
+def places(experiment: Any) -> dict[str, str]:
+    """Of each thing that a run is given, the path of the value that says where it lies; also of its JSON."""
+    found = dict(PLACES)
+    for name, where in (get_field(experiment, "given") or {}).items():
+        if name not in NOT_PLACES:
+            several = {f"{name}.{i}": f"given.{name}.{i}" for i in range(len(where))}
+            found |= {name: f"given.{name}"} if isinstance(where, str) else several
+    return found
 
 
 def read_record(folder: Path) -> RunRecord:
     """The record of a run. Raises UserError when it is missing or damaged."""
-    return read_formatted(folder / "experiment.json", FORMAT, RunRecord)
+    record: RunRecord = read_formatted(folder / "experiment.json", FORMAT, RunRecord)
+    return {**record, "experiment": _as_of_today(record["experiment"])}
+
+
+def _as_of_today(experiment: dict[str, Any]) -> dict[str, Any]:
+    """An experiment's JSON as it is written now: earlier ones had a field for each thing that a method asks for."""
+    if "given" in experiment or experiment.get("class") != "Experiment":
+        return experiment
+    earlier = ("teacher", "tokenizer", "features")
+    given = {name: experiment[name] for name in earlier if experiment.get(name) is not None}
+    return {**{k: v for k, v in experiment.items() if k not in earlier}, "given": given}
 
 
 def identity(experiment: Any, inputs: Inputs) -> str:
     """What a run is: its settings and what it was given, not where that lies nor how long it lasts; hexadecimal."""
     settings = to_json(experiment)
-    for path in (*FREE, *INPUTS.values()):
+    for path in (*FREE, *places(settings).values()):
         *parents, last = path.split(".")
         inner = get_field(settings, ".".join(parents)) if parents else settings
         if isinstance(inner, dict):
             inner.pop(last, None)
+        elif isinstance(inner, list):
+            inner[int(last)] = None
     known = {name: {k: v for k, v in of.items() if k not in ("where", "places")} for name, of in inputs.items()}
     return sha256(json.dumps([settings, known], sort_keys=True, default=str).encode()).hexdigest()
 
@@ -88,6 +109,8 @@ def to_json(value: Any) -> Any:
         return {"class": type(value).__name__, **pairs}
     if isinstance(value, (list, tuple)):
         return [to_json(v) for v in value]
+    if isinstance(value, dict):
+        return {name: to_json(v) for name, v in value.items()}
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
@@ -108,6 +131,8 @@ class _Unknown(Exception):  # noqa: N818 - a finding, told by `experiment_from_j
 
 
 def _from_json(value: Any, annotation: Any) -> Any:
+    if isinstance(value, dict) and typing.get_origin(annotation) is collections.abc.Mapping:
+        return {name: _from_json(v, Any) for name, v in value.items()}
     if isinstance(value, dict):
         name = value.get("class")
         cls = classes().get(name) if isinstance(name, str) else None
@@ -168,7 +193,7 @@ def located(experiment: Any, folder: Path) -> Any:
     at the same way from the run's folder. What is nowhere stays as it is written.
     """
     record: Mapping[str, Any] = read_record(folder) if (folder / "experiment.json").exists() else {}
-    for name, field in INPUTS.items():
+    for name, field in places(experiment).items():
         value = get_field(experiment, field)
         if value is None or value in EMBEDDED or value in shipped():
             continue
@@ -184,38 +209,59 @@ def located(experiment: Any, folder: Path) -> Any:
 def get_field(value: Any, path: str) -> Any:
     """The value at a dotted path, of dataclasses or of their JSON; None where there is none."""
     for name in path.split("."):
-        value = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+        if isinstance(value, (list, tuple)):
+            value = value[int(name)] if name.isdecimal() and int(name) < len(value) else None
+        else:
+            value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
     return value
 
 
 def set_field(value: Any, path: str, new: Any) -> Any:
-    """A copy of nested dataclasses with the value at a dotted path replaced."""
+    """A copy of nested dataclasses, mappings and tuples with the value at a dotted path replaced."""
     name, _, rest = path.partition(".")
-    inner = set_field(getattr(value, name), rest, new) if rest else new
+    inner = set_field(get_field(value, name), rest, new) if rest else new
+    if isinstance(value, Mapping):
+        return {**value, name: inner}
+    if isinstance(value, tuple):
+        return tuple(inner if i == int(name) else each for i, each in enumerate(value))
     return dataclasses.replace(value, **{name: inner})
 
 
 def experiment_record(
-    experiment: Any, command: Sequence[str] | None, folder: Path, inputs: Inputs, before: Inputs
+    experiment: Any,
+    command: Sequence[str] | None,
+    folder: Path,
+    inputs: Inputs,
+    before: Inputs,
+    computed: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What experiment.json holds. command: arguments of `imagewright train`. folder: the run's.
 
-    inputs, before: what identifies what the run is given, now and in the record that it goes on from.
+    inputs, before: what identifies what the run is given, now and in the record that it goes on from. computed: how it
+    computes from now on; other ways of earlier starts stand before it.
     """
     given: Inputs = {}
     for name, identity in inputs.items():
-        path = get_field(experiment, INPUTS[name])
+        path = get_field(experiment, places(experiment)[name])
         given[name] = dict(identity)
         if path is not None and os.path.isabs(path):
             given[name]["where"] = os.path.relpath(path, folder.resolve())
             given[name]["places"] = list(dict.fromkeys([path, *before.get(name, {}).get("places", ())]))
+    earlier = read_record(folder).get("computed", []) if (folder / "experiment.json").exists() else []
     return {
         "format": FORMAT,
         "command": None if command is None else list(command),
         "experiment": to_json(experiment),
         "inputs": given,
+        "computed": [*(each for each in earlier if each != computed), dict(computed)],
         "versions": versions(),
     }
+
+
+def how_computed(world: int, device: Any, precision: str) -> dict[str, Any]:
+    """What the last bits of a run depend on besides its settings: another of these may round otherwise."""
+    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    return {"processes": world, "threads": threads, "device": str(device), "precision": precision, "matmul": matmul}
 
 
 def claim(folder: Path, experiment: Any, resume: bool) -> Inputs:
@@ -230,7 +276,7 @@ def claim(folder: Path, experiment: Any, resume: bool) -> Inputs:
         raise UserError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
     before = read_record(folder)
     changed = _differences(before["experiment"], to_json(experiment))
-    moved = [f for f in INPUTS.values() if get_field(before["experiment"], f) and get_field(experiment, f)]
+    moved = [f for f in places(experiment).values() if get_field(before["experiment"], f) and get_field(experiment, f)]
     changed = [name for name in changed if name not in (*FREE, *moved)]
     if changed:
         raise UserError(f"{folder} holds a run with another {', '.join(changed)}; resume it with its own settings")
@@ -244,7 +290,7 @@ def check_inputs(folder: Path, before: Inputs, now: Inputs, experiment: Any) -> 
         changed = [k for k, v in known.items() if name in now and now[name].get(k) != v]
         if changed:
             what = "; ".join(f"{k} was {_short(known[k])} and is {_short(now[name].get(k))}" for k in changed)
-            source = get_field(experiment, INPUTS[name])
+            source = get_field(experiment, places(experiment)[name])
             raise UserError(f"{folder} was trained with other {name} than {source} now holds: {what}")
 
 
@@ -257,6 +303,8 @@ def _differences(a: Any, b: Any, path: str = "") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         keys = [*a, *(k for k in b if k not in a)]
         return [d for k in keys for d in _differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(x, y, f"{path}.{i}")]
     return [] if a == b else [path]
 
 
@@ -295,8 +343,16 @@ def repeat_command(record: Mapping[str, Any]) -> list[str] | None:
     if not command:
         return None
     more = [command[0]]
-    for field in INPUTS.values():
-        value = get_field(record.get("experiment", {}), field)
-        if value is not None and os.path.isabs(value):
-            more += [f"--{field}", value]
+    settings = record.get("experiment", {})
+    for field in PLACES.values():
+        if _elsewhere(get_field(settings, field)):
+            more += [f"--{field}", get_field(settings, field)]
+    for name, where in (settings.get("given") or {}).items():
+        values = [where] if isinstance(where, str) else list(where)
+        if any(map(_elsewhere, values)):
+            more += [f"--{name}", *values]
     return ["train", *merged(command, more)]
+
+
+def _elsewhere(value: Any) -> bool:
+    return isinstance(value, str) and os.path.isabs(value)

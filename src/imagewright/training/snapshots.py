@@ -32,16 +32,16 @@ def grid(images: Images, columns: int, gap: int = 1) -> Images:
     return sheet
 
 
-def save_image(path: Path, image: Images, scale: int = 1, origin: str | None = None) -> None:
+def save_image(path: Path, image: Images, scale: int = 1, origin: str | None = None, *, flush: bool = True) -> None:
     """Write one uint8 [H, W, C] picture as PNG, atomically; `scale` enlarges every pixel to a square of that size.
 
-    origin: where the picture comes from, kept in the file; `image_origin` reads it.
+    origin: where the picture comes from, kept in the file; `image_origin` reads it. flush: as in `replacing`.
     """
     enlarged = image.repeat(scale, 0).repeat(scale, 1)
     told = PngInfo()
     if origin is not None:
         told.add_text(ORIGIN, origin)
-    with replacing(path) as aside:
+    with replacing(path, flush=flush) as aside:
         picture = Image.fromarray(enlarged[:, :, 0] if enlarged.shape[2] == 1 else enlarged)
         picture.save(aside, format="PNG", pnginfo=told)
 
@@ -69,6 +69,11 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Images:
     if pixels.shape != shape:
         raise UserError(f"{path} is {pixels.shape}, not {shape}; choose another --out, or move it away")
     return pixels
+
+
+def snapshot_path(run: Path, images: int) -> Path:
+    """Where a run's snapshot after so many images lies."""
+    return run / "samples" / f"{images:012d}.png"
 
 
 def class_grid_labels(num_classes: int, columns: int) -> npt.NDArray[np.int64] | None:

@@ -17,7 +17,9 @@ import torch
 
 from imagewright.data import Loader
 from imagewright.data.loader import Turns
+from imagewright.errors import ENDINGS
 from imagewright.noise import BatchNoise
+from imagewright.precision import wide
 from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
     State,
@@ -30,16 +32,15 @@ from imagewright.training.checkpoint import (
 )
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
-from imagewright.training.ema import Power
+from imagewright.training.ema import Power, follow
 from imagewright.training.learners import Learner
 from imagewright.training.log import Log
+from imagewright.training.snapshots import snapshot_path
+from imagewright.training.watch import NotFinite, Seen, Watch
 from imagewright.training.weights import store
 from imagewright.types import (
     Average,
-    Batch,
     Clock,
-    Condition,
-    Coupling,
     Event,
     Follow,
     Frozen,
@@ -50,13 +51,6 @@ from imagewright.types import (
     Update,
     UserError,
 )
-
-ENDINGS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-    if hasattr(signal, name)
-)
-"""What a user, a scheduler, a limit or a lost terminal sends to announce the end."""
 
 
 class Interrupted(Exception):  # noqa: N818, not an error: the user asked for it
@@ -109,6 +103,7 @@ class Trainer:
         on_stop: Callable[[int], None] = lambda images: None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
+        config = config.in_images()
         self.method, self.parts, self.loader, self.config, self.folder = method, parts, loader, config, folder
         self.device = torch.device(device)
         self.processes = processes or Processes()
@@ -124,9 +119,10 @@ class Trainer:
         mine = self._micro_batches()
         whole, start = config.batch, mine.start * self.micro
         turns = Turns(stride=whole, first=start, count=len(mine), size=self.micro, end=config.total_images)
-        loader.follow(turns, self.device)
+        if hasattr(loader, "follow"):  # who makes its batches up need not know what comes
+            loader.follow(turns, self.device)
         self.step_index, self.images = 0, 0
-        self._loss = math.nan
+        self.watch = Watch(self.device)
         self.learners = self._prepare()
 
     # --- set-up -------------------------------------------------------------------------------------------------------
@@ -183,8 +179,10 @@ class Trainer:
         self.step_index, self.images = state["step"], state["images"]
 
     def save(self) -> Path:
-        """Write a checkpoint (first process only) and remove old ones."""
+        """Write a checkpoint (first process only) and remove old ones. Raises UserError for a run that is no good."""
+        self._look()
         path = checkpoint_path(self.folder, self.images)
+        self.log.write(self.step_index, self.images, {})  # what a run that goes on from here would not know
         if self.processes.is_first:
             save_checkpoint(path, self.state(), self.run)
             prune(self.folder, self.config.keep_checkpoints)
@@ -203,8 +201,18 @@ class Trainer:
         self.log.truncate(self.step_index)  # without a checkpoint too: the first attempt may have left lines
         return bool(found)
 
+    def _leave(self, again: bool = False) -> None:
+        """Write what is due at this moment besides the checkpoint; again: a snapshot only where there is none."""
+        there = again and snapshot_path(self.folder.parent, self.images).exists()
+        if self._passed(self.config.snapshot_images) and not there:
+            self._look()
+            self.on_snapshot(self.images)
+        if self.config.weights_images is not None and self._passed(self.config.weights_images):
+            self._keep_weights()
+
     def _keep_weights(self) -> None:
         """Store the product's weights and power averages beside the checkpoints (first process only)."""
+        self._look()
         if self.processes.is_first:
             learner = self.learners[self.method.product]
             store(self.folder.parent, "raw", self.images, learner.module.state_dict())
@@ -222,35 +230,38 @@ class Trainer:
     def train(self) -> None:
         """Train until `total_images`, with checkpoints and snapshots on the way.
 
+        The checkpoint is the last that is written of a moment, so that a run which goes on from it lacks nothing. Only
+        a signal is answered by a checkpoint first, as more time may not be given; then the rest is made on resuming.
         Raises Interrupted after a signal (state and model saved), UserError when a loss stops being finite.
         """
         started, first_images = time.monotonic(), self.images
         with _interrupts() as interrupted:
+            if self.images:
+                self._leave(again=True)
             while self.images < self.config.total_images:
                 loss = self.train_step()
+                logs = self._passed(self.config.log_images)
+                if logs:
+                    self._look()
                 rate = (self.images - first_images) / (time.monotonic() - started)
                 self.on_progress(Progress(self.images, self.config.total_images, rate, loss))
-                if self._passed(self.config.log_images):
+                if logs:
                     self.log.write(self.step_index, self.images, {"images_per_second": rate})
-                if self.processes.any(bool(interrupted), self.device) and self.images < self.config.total_images:
+                if self.processes.any(bool(interrupted)) and self.images < self.config.total_images:
                     saved = self.save()
                     self.on_stop(self.images)
                     raise Interrupted(saved, interrupted[0] if interrupted else signal.SIGTERM)
+                self._leave()
                 if self._passed(self.config.checkpoint_images):
                     self.save()
-                if self._passed(self.config.snapshot_images):
-                    self.on_snapshot(self.images)
-                if self.config.weights_images is not None and self._passed(self.config.weights_images):
-                    self._keep_weights()
-        self.log.write(self.step_index, self.images, {})
         self.save()
 
-    def _passed(self, interval: int) -> bool:
+    def _passed(self, interval: float) -> bool:
         """Whether the last step crossed a multiple of `interval` images."""
         return self.images // interval > (self.images - self.config.batch) // interval
 
     def train_step(self) -> float:
-        """One step of the method on one batch. Returns the mean loss of the product's newest update."""
+        """One step of the method on one batch. Returns the mean loss of the product's newest update that is known."""
         clock = Clock(self.step_index, self.images, self.config.total_images)
         mine = self._micro_batches()
         noises = [self._noise(j, clock) for j in mine]
@@ -278,7 +289,7 @@ class Trainer:
             phase += 1
         self.step_index += 1
         self.images += self.config.batch
-        return self._loss
+        return self.watch.losses.get(self.method.product, math.nan)
 
     def _micro_batches(self) -> range:
         share = self.config.batch // self.micro // self.processes.world
@@ -292,20 +303,14 @@ class Trainer:
         """The method's step on one micro-batch, whose images are asked for when it begins and not before."""
         yield from self.method.step(self.parts, self._batch(j, clock), noise, clock)
 
-    def _batch(self, j: int, clock: Clock) -> Batch:
-        batch = self.loader.batch(clock.images + j * self.micro, self.micro)
-        coupling = batch.coupling and Coupling(
-            self._here(batch.coupling.latents), self._here(batch.coupling.images), self._cond(batch.coupling.cond)
-        )
-        return Batch(self._here(batch.images), self._cond(batch.cond), coupling)
+    def _batch(self, j: int, clock: Clock) -> Any:
+        return self.loader.batch(clock.images + j * self.micro, self.micro).map(self._here)
 
-    def _here(self, images: torch.Tensor) -> torch.Tensor:
-        """On the run's device, in its memory format."""
-        images = images.to(self.device, non_blocking=True)
-        return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
-
-    def _cond(self, cond: Condition) -> Condition:
-        return cond.map(lambda t: t.to(self.device))
+    def _here(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the run's device, and images in its memory format."""
+        tensor = tensor.to(self.device, non_blocking=True)
+        images = tensor.ndim == 4 and tensor.is_floating_point() and self.config.channels_last
+        return tensor.contiguous(memory_format=torch.channels_last) if images else tensor
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":
@@ -319,34 +324,40 @@ class Trainer:
 
     def _step(self, updates: Sequence[Update]) -> None:
         part = updates[0].part
+        learner = self.learners[part]
         total = sum((u.loss.detach().sum() for u in updates), torch.zeros((), device=self.device))
-        loss = float(self.processes.total(total)) / self.config.batch
-        if not math.isfinite(loss):
-            raise self._not_finite(part, f"loss {loss}")
-        try:
-            numbers = self.learners[part].step(self.images + self.config.batch, self.processes, updates[0].rate)
-        except FloatingPointError:
-            raise self._not_finite(part, "gradient") from None
-        self.log.add(part, updates, loss, numbers)
-        if part == self.method.product:
-            self._loss = loss
+        loss = wide(self.processes.total(total)) / self.config.batch
+        norm = learner.gradient(self.processes)
+        scaled = learner.scaler.is_enabled()
+        seen = Seen(part, self.step_index, self.images, loss, norm, scaled)
+        with self._told():
+            halted = self.watch.note(seen, patient=learner.can_halt)
+        numbers = {"grad_norm": norm, "overflow": 1 - torch.isfinite(norm).float()} if scaled else {"grad_norm": norm}
+        rate = learner.step(self.images + self.config.batch, updates[0].rate, halted)
+        self.log.add(part, updates, loss, {"lr": rate, **numbers})
 
-    def _not_finite(self, part: str, what: str) -> UserError:
-        found = checkpoints(self.folder)
-        last = found[-1] if found else "none yet"
-        return UserError(
-            f"training stopped at step {self.step_index} ({self.images} images): the {what} of part {part!r} is not "
-            f"finite; last good checkpoint: {last}"
-        )
+    def _look(self) -> None:
+        """Wait for the device, and stop the run if anything was not finite since the last time."""
+        with self._told():
+            self.watch.look()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What was found not to be finite, as a sentence."""
+        try:
+            yield
+        except NotFinite as found:
+            good = checkpoints(self.folder)
+            last, seen = good[-1] if good else "none yet", found.seen
+            raise UserError(
+                f"training stopped at step {seen.step} ({seen.images} images): the {found.what} of part {seen.part!r} "
+                f"is not finite; last good checkpoint: {last}"
+            ) from None
 
     @torch.no_grad()
     def _follow(self, event: Follow) -> None:
         target, source = (self.parts.roles[n].module.state_dict() for n in (event.part, event.of))
-        for name, value in target.items():
-            if value.is_floating_point():
-                value.lerp_(source[name], 1 - event.decay)
-            else:
-                value.copy_(source[name])
+        follow(target, source, 1 - event.decay)
 
 
 def _kind(event: Event | None) -> tuple[str, ...]:

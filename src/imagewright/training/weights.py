@@ -7,11 +7,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -22,6 +25,8 @@ from imagewright.files import replacing
 from imagewright.types import UserError
 
 FOLDER = "weights"
+IN_MEMORY = 8 << 30
+"""Bytes of differences that a search holds."""
 _NAME = re.compile(r"(?P<kind>[a-z0-9.]+)-(?P<images>\d{12})\.safetensors")
 
 
@@ -53,7 +58,8 @@ def stored(run: Path, kind: str | None = None) -> list[Stored]:
 
 
 def combine(paths: Sequence[Path], coefficients: Sequence[float]) -> dict[str, Tensor]:
-    """sum_i coefficients_i weights_i, read one file at a time: two sets of weights in memory, however many files.
+    """sum_i coefficients_i weights_i, read one file at a time: two sets of weights in memory, however many files
+    (one of them in float64).
 
     Written as the first plus multiples of differences, so equal weights combine to themselves whatever coefficients
     of sum 1, and a single 1 gives its file bit for bit. Arithmetic is float64, the answer float32; integer buffers are
@@ -74,8 +80,10 @@ def combine(paths: Sequence[Path], coefficients: Sequence[float]) -> dict[str, T
                 for name, value in total.items():
                     value.add_(file.get_tensor(name).double() - first[name], alpha=coefficient)
     require_finite(paths[-1], total)
-    last = read_tensors(paths[-1])
-    return {k: total[k].to(v.dtype) if k in total else v for k, v in last.items()}
+    for name in list(total):  # one tensor's place after the other
+        first[name] = total.pop(name).to(first[name].dtype)
+    with safe_open(paths[-1], framework="pt") as file:
+        return {k: v if v.is_floating_point() else file.get_tensor(k) for k, v in first.items()}
 
 
 def differences(paths: Sequence[Path], dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], Tensor]:
@@ -92,6 +100,34 @@ def differences(paths: Sequence[Path], dtype: torch.dtype = torch.float32) -> tu
     for row, path in zip(rows, paths[1:], strict=True):
         row.copy_(flatten(read_tensors(path)) - base)
     return first, rows
+
+
+class Combinations:
+    """sum_i alpha_i weights_i for many alpha of sum 1, oldest weights first: for a search.
+
+    Where all differences fit in `most` bytes they are held (K - 1 times the model); else each combination reads the
+    files anew, one at a time, and memory does not grow with their number. Raises UserError when there are no files.
+    """
+
+    def __init__(self, paths: Sequence[Path], most: int = IN_MEMORY) -> None:
+        if not paths:
+            raise UserError("there are no stored weights; train with --training.weights-images")
+        self._paths = list(paths)
+        sizes = [math.prod(shape) for dtype, shape in read_head(paths[0]).tensors.values() if dtype.is_floating_point]
+        self.bytes = 4 * sum(sizes) * (len(paths) - 1)
+        self.held = self.bytes <= most
+        if self.held:
+            self.first, self._rows = differences(paths)
+            self._base = flatten(self.first)
+        else:
+            _require_alike(paths)
+            self.first = read_tensors(paths[0])
+
+    def __call__(self, alpha: npt.NDArray[np.float64]) -> dict[str, Tensor]:
+        """Weights of the combination."""
+        if not self.held:
+            return combine(self._paths, alpha.tolist())
+        return unflatten(self._base + torch.from_numpy(alpha[1:]).float() @ self._rows, self.first)
 
 
 def _require_alike(paths: Sequence[Path]) -> None:

@@ -21,7 +21,8 @@ Departs    the operators' rates and sizes, the shares of the crossover beyond [0
            are drawn once, as its noise is. Averages of the first population start at the window's first weights. The
            paper's budget is some 2000 candidates; defaults are for one processor. Offered beside it: random affine
            combinations as a control with the same number of evaluations and no search, and non-negative coefficients.
-Memory     all differences as one float32 matrix, K - 1 times the model; files are read one at a time.
+Memory     all differences as one float32 matrix, K - 1 times the model, up to 8 GiB; beyond that the files are read
+           for each candidate, one at a time (`training.weights.Combinations`).
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from matplotlib.ticker import NullLocator
 
 from imagewright.bench.claims.claim import REPORTED_SEEDS, TUNING_SEEDS
 from imagewright.bench.claims.origin import code_hash
-from imagewright.bench.claims.runner import FORMAT, rows_of
-from imagewright.files import read_json, replacing
+from imagewright.bench.claims.runner import read_claim, rows_of
+from imagewright.files import replacing
 
 COLOURS = ("#3b82f6", "#e07b00", "#12a07a", "#c2478d", "#8b6cf0", "#8a8f98")
 MARKERS = "osD^vP"
@@ -37,8 +37,8 @@ Curves = dict[str, list[dict[str, Any]]]
 def read_records(folder: Path, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The records that a folder holds, by key; other files, and records of an earlier format, are passed over."""
     paths = {key: folder / f"{key}.json" for key in keys}
-    records = {key: read_json(path) for key, path in paths.items() if path.exists()}
-    return {key: record for key, record in records.items() if record.get("format") == FORMAT}
+    records = {key: read_claim(path) for key, path in paths.items() if path.exists()}
+    return {key: record for key, record in records.items() if record is not None}
 
 
 def write_ledger(folder: Path, page: Path, keys: Sequence[str]) -> list[str]:

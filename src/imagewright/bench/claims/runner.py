@@ -2,7 +2,8 @@
 
 The record (one JSON file a claim) holds rows, effects and intervals of the checks, the verdict, the command, and of
 every seed its seconds, machine, versions, commit and the hash of the claim's code. A run that was interrupted goes on
-with the seeds that are missing; a record is written only when a seed was measured, and never mixes two codes.
+with the seeds that are missing; a record is written only when a seed was measured, and never mixes two codes. No seed
+is lost: several runs may add to one record at once, and a fresh record takes an earlier one's place when it is whole.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -22,10 +23,89 @@ from imagewright.bench.claims.claim import REPORTED_SEEDS, TUNING_SEEDS, Budget,
 from imagewright.bench.claims.origin import code_hash, commit
 from imagewright.bench.claims.verdict import interval, judge, together
 from imagewright.files import read_json, write_json
+from imagewright.locks import changing
+from imagewright.shapes import misfit
 from imagewright.types import UserError
 from imagewright.version import versions
 
 FORMAT = "imagewright-claim/2"
+
+
+class _Row(TypedDict):
+    name: str
+    score: float
+    cost: float
+    curve: str | None
+    more: dict[str, float]
+
+
+class _Machine(TypedDict):
+    processors: int | None
+    threads: int
+
+
+class _Versions(TypedDict):
+    imagewright: str
+    torch: str
+    platform: str
+
+
+class _Seed(TypedDict):
+    rows: list[_Row]
+    cpu_seconds: float
+    machine: _Machine
+    versions: _Versions
+    commit: str | None
+    code: str | None
+
+
+class _Summary(TypedDict):
+    name: str
+    curve: str | None
+    mean: float
+    std: float | None
+    cost: float
+    more: dict[str, float]
+
+
+class _Check(TypedDict):
+    says: str
+    scale: str
+    margin: float
+    effects: dict[str, float]
+    mean: float
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+class ClaimRecord(TypedDict):
+    """What a record holds, as far as it is read."""
+
+    key: str
+    paper: str
+    headline: str
+    miniature: str
+    measure: str
+    better: str
+    cost: str
+    command: str
+    seeds: dict[str, _Seed]
+    summary: list[_Summary]
+    checks: list[_Check]
+    verdict: str
+
+
+def read_claim(path: Path) -> dict[str, Any] | None:
+    """A record; None for JSON of another format. Raises UserError where it is damaged."""
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        return None
+    fault = misfit(record, ClaimRecord)
+    if fault is None and not (record["seeds"] and all(s.isascii() and s.isdigit() for s in record["seeds"])):
+        fault = "its seeds must be numbers, at least one"
+    if fault is not None:
+        raise UserError(f"{path} is damaged: {fault}")
+    return record
 
 
 def run_claim(
@@ -40,18 +120,24 @@ def run_claim(
     """Measure the seeds that `out` does not hold yet; returns the record of all seeds that it then holds.
 
     out: JSON file, written after every seed that was measured, with the full budget on reported seeds only; tuning
-    seeds are measured and forgotten. fresh: forget what the file holds. Raises UserError when it holds another claim
-    or rows of other code, and on seeds of both ranges or none.
+    seeds are measured and forgotten. fresh: forget what the file holds, once all seeds are measured; till then they are
+    kept beside it, and the same call goes on. Raises UserError when the file holds another claim or rows of other code,
+    and on seeds of both ranges or none.
     """
     keep = check_seeds(seeds) and budget == "full" and out is not None
-    found = _earlier(out, claim) if out is not None and keep and not fresh else {}
+    place = out.with_name(f"{out.stem}.fresh.json") if out is not None and fresh else out
+    found = _earlier(place, claim, fresh) if place is not None and keep else {}
     for done, seed in enumerate(seeds):
         on_seed(done, len(seeds))
         if str(seed) in found:
             continue
         found[str(seed)] = _measure(claim, seed, budget)
-        if out is not None and keep:
-            write_json(out, _record(claim, found))
+        if place is not None and keep:
+            with changing(place):
+                found |= _earlier(place, claim, fresh) | {str(seed): found[str(seed)]}
+                write_json(place, _record(claim, found))
+    if out is not None and place is not None and keep and fresh:
+        place.replace(out)
     on_seed(len(seeds), len(seeds))
     return _record(claim, found)
 
@@ -149,13 +235,16 @@ def _summary(seeds: Sequence[Rows]) -> list[dict[str, Any]]:
     return summary
 
 
-def _earlier(out: Path, claim: Claim) -> dict[str, Any]:
+def _earlier(out: Path, claim: Claim, fresh: bool) -> dict[str, Any]:
+    """The seeds that a record holds. fresh: none where they are of other code by now."""
     if not out.exists():
         return {}
-    record = read_json(out)
-    if record.get("format") != FORMAT or record.get("key") != claim.key:
+    record = read_claim(out)
+    if record is None or record["key"] != claim.key:
         raise UserError(f"{out} is not a record of claim {claim.key!r}; choose another --out")
     seeds: dict[str, Any] = record["seeds"]
     if any(entry["code"] != code_hash(claim.key) for entry in seeds.values()):
+        if fresh:
+            return {}
         raise UserError(f"{out} was measured by other code of claim {claim.key!r}; --fresh measures it anew")
     return seeds

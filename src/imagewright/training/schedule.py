@@ -1,4 +1,8 @@
-"""A run shorter than its recipe's keeps the recipe's shape: what the recipe counts in images shrinks with the run."""
+"""How a run's phases lie in its length: shares of it, what shrinks with a shorter run, and what there is, in words.
+
+A length below 1 is a share of the run (`config.Span`) and moves with it by itself. What a recipe has in images, as
+papers do, shrinks when a run is made shorter than its recipe.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from imagewright.training.experiment import Experiment
 from imagewright.training.record import get_field, set_field
 from imagewright.types import UserError
 
+INTERVALS = ("log_images", "snapshot_images", "checkpoint_images", "weights_images")
 RATE = ("lr_ramp_images", "lr_decay_images", "lr_cooldown_images")
 
 
@@ -27,7 +32,7 @@ def shortened(recipe: Experiment, run: Experiment, given: Collection[str] = ()) 
     if share < 1:
         for field in _counted_in_images(run):
             value, before = get_field(run, field), get_field(recipe, field)
-            if not value or value != before or field in given:
+            if not value or value != before or field in given or value < 1:
                 continue
             new = type(value)(max(round(value * share), 1))
             run = set_field(run, field, new)
@@ -47,9 +52,16 @@ def as_begun(run: Experiment, record: Mapping[str, Any], given: Collection[str] 
     return run
 
 
+def phases(run: Experiment) -> dict[str, float]:
+    """What lasts how many images: the fields that count in images, by their dotted names; those that are 0 left out."""
+    fields = [*_counted_in_images(run), *(f"training.{name}" for name in INTERVALS)]
+    run = run.in_images()
+    return {field: value for field in fields if (value := get_field(run, field))}
+
+
 def rate_fault(training: TrainingConfig) -> str | None:
     """A sentence where the learning rate never reaches its height: ramp and cool-down exceed the run."""
-    rate = training.optimizer
+    rate = training.in_images().optimizer
     if rate.lr_ramp_images + rate.lr_cooldown_images <= training.total_images:
         return None
     return (

@@ -1,0 +1,59 @@
+"""Part d: what one update of a product costs at ImageNet-64 size, with all that it takes of other networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from imagewright.bench.gpu.scale import MadeUp, Scale
+from imagewright.bench.gpu.timing import Deadline, Numbers, forget, out_of_memory, peak_bytes, timed
+from imagewright.bench.gpu.training import tf32
+from imagewright.bench.updates import Updates
+
+COUNT = 3
+"""Updates that are timed of each: a few say enough where one takes a second."""
+
+
+def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, deadline: Deadline, folder: Path) -> None:
+    """Recipes in their own precision, at the largest batch that fits of the scale's, its half, and so on.
+
+    float32 is exact, as on the command line; and of sCD, whose tangent is float32, rounded to TF32 too.
+    """
+    sources = MadeUp(scale)
+    for name, batch in scale.updates.items():
+        with tf32(False):
+            own[name] = _largest(name, batch, sources, scale, device, deadline)
+        if name.startswith("scd") and not scale.toy:
+            with tf32(True):
+                own[f"{name}, tf32"] = _largest(name, batch, sources, scale, device, deadline)
+
+
+def _largest(name: str, batch: int, sources: MadeUp, scale: Scale, device: torch.device, deadline: Deadline) -> Numbers:
+    found: Numbers = {}
+    while True:
+        deadline.check()
+        forget(device)
+        try:
+            return found | _measured(name, batch, sources, scale, device)
+        except RuntimeError as error:
+            if not out_of_memory(error) or batch <= 2:
+                return found | {"error": str(error)[:500]}
+            found.setdefault("too_large", []).append(batch)
+        batch //= 2
+
+
+def _measured(name: str, batch: int, sources: MadeUp, scale: Scale, device: torch.device) -> Numbers:
+    experiment = scale.experiment(name)
+    with torch.device(device):
+        updates = Updates(experiment, device, batch, sources)
+    found = timed(updates, device, 0, min(COUNT, scale.timed))
+    return found | {
+        "batch": batch,
+        "images_per_second": batch / found["seconds"],
+        "precision": experiment.training.precision,
+        "updates": dict(updates.updates),
+        "learning": updates.learning,
+        "frozen": updates.frozen,
+        "peak_bytes": peak_bytes(device),
+    }

@@ -1,0 +1,101 @@
+"""The kinds of model: what each offers, what it has to agree with the data in, and what the commands do with it.
+
+A command that has nothing to do for a kind says so in one sentence. docs/architecture.md has this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from imagewright.types import (
+    Autoencoder,
+    Codec,
+    DataSpec,
+    Denoiser,
+    Encoder,
+    FlowMap,
+    ModelKind,
+    TokenModel,
+)
+
+Command = Literal["sample", "evaluate", "edit", "couple", "report", "export"]
+Agreement = Literal["classes", "images"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of model.
+
+    protocol: what it offers. agrees: whether it is of the data's resolution, channels and classes, or of resolution and
+    channels alone. does: what each command makes of it. what: it in words, where it is not what a command wants.
+    answers: whether it is only ever asked by what learns beside it.
+    """
+
+    protocol: type
+    agrees: Agreement
+    does: Mapping[Command, str]
+    what: str
+    answers: bool = False
+
+    def agreement(self, spec: DataSpec) -> tuple[int, ...]:
+        """What has to be equal of a model's and the data's specification."""
+        return (spec.resolution, spec.channels, spec.num_classes)[: 3 if self.agrees == "classes" else 2]
+
+
+_IMAGES: Mapping[Command, str] = {
+    "sample": "images",
+    "evaluate": "distances of images",
+    "report": "images, scores",
+    "export": "weights",
+}
+
+_OTHERS: Mapping[Command, str] = {"report": "reconstructions", "export": "weights"}
+
+KINDS: Mapping[ModelKind, Kind] = {
+    "denoiser": Kind(
+        protocol=Denoiser,
+        agrees="classes",
+        does={**_IMAGES, "evaluate": "distances of images, bits", "couple": "pairs"},
+        what="makes images of noise in many steps",
+    ),
+    "flow_map": Kind(
+        protocol=FlowMap,
+        agrees="classes",
+        does={**_IMAGES, "edit": "images", "couple": "pairs"},
+        what="makes images of noise in few steps",
+    ),
+    "token_model": Kind(
+        protocol=TokenModel,
+        agrees="classes",
+        does={**_IMAGES, "evaluate": "distances of images, bits", "edit": "images, where tokens come in any order"},
+        what="draws images token by token",
+    ),
+    "codec": Kind(
+        protocol=Codec,
+        agrees="images",
+        does=_OTHERS,
+        what="turns images into tokens and back",
+        answers=True,
+    ),
+    "autoencoder": Kind(
+        protocol=Autoencoder,
+        agrees="images",
+        does=_OTHERS,
+        what="turns images into latents and back",
+        answers=True,
+    ),
+    "encoder": Kind(
+        protocol=Encoder,
+        agrees="images",
+        does={"export": "weights"},
+        what="turns images into features",
+        answers=True,
+    ),
+}
+
+
+def words(kind: ModelKind) -> str:
+    """The name of a kind in sentences."""
+    return kind.replace("_", " ")

@@ -1,0 +1,237 @@
+"""What a method is given: it asks by names and types of its `parts`' parameters, and the run says where things lie.
+
+    def parts(self, *, network: nn.Module, teacher: Denoiser, judges: Sequence[Encoder], prior: TokenModel | None)
+
+A parameter whose type is a protocol of models (`Denoiser`, `FlowMap`, `TokenModel`, `Codec`, `Autoencoder`, `Encoder`,
+or several of them with `|`) is a model: found, checked for its kind and fit, and recorded. `Sequence[...]` asks for
+several, `... | None` for one that may be left out. A type of the method's own with a classmethod `open(name)` and an
+`identity` (what the record says of it) is opened. What the run names and nobody asked for is refused.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from imagewright.data.couplings import Couplings
+from imagewright.methods.distances import Features
+from imagewright.metrics.perceptual import perceptual_network
+from imagewright.models.files import ModelFile, weights_hash
+from imagewright.models.kinds import KINDS, words
+from imagewright.models.tokens import PixelCodec
+from imagewright.pretrained import find_model
+from imagewright.types import Batch, Codec, DataSpec, Example, Examples, ModelKind, UserError, kind_of
+
+Given = Mapping[str, str | tuple[str, ...]]
+"""Where a run's inputs lie, by the names under which the method asks for them."""
+NAMES: Mapping[Any, str] = {Codec: "tokenizer"}
+"""Types that are asked for by another name than the parameter's."""
+PROTOCOLS: Mapping[Any, ModelKind] = {kind.protocol: name for name, kind in KINDS.items()}
+NOT_PLACES = ("features",)
+"""Names whose values are no paths."""
+LEARNS: Mapping[str, str] = {
+    "teacher": "learns from no teacher",
+    "tokenizer": "learns no tokens",
+    "features": "compares no features",
+}
+
+
+def named(**given: str | tuple[str, ...] | None) -> Given:
+    """What a run is given, without what is None."""
+    return {name: where for name, where in given.items() if where is not None}
+
+
+@runtime_checkable
+class Openable(Protocol):
+    """Something of a method's own that a run names."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run's record says of it, so that a resumed run is given the same; JSON values."""
+        ...
+
+    @classmethod
+    def open(cls, name: str) -> Openable:
+        """What lies there. Raises UserError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One input that a method asks for.
+
+    name: under which the run names it. kinds: of model that it may be, () for what is no model. type: what it is.
+    """
+
+    parameter: str
+    name: str
+    type: Any
+    kinds: tuple[ModelKind, ...]
+    several: bool
+    optional: bool
+
+
+def requests(method: Any) -> dict[str, Request]:
+    """What a method asks the run to name, by the parameters of its `parts`; that made by the run itself is left out."""
+    hints = typing.get_type_hints(method.parts)
+    asked = (_request(name, hints.get(name), p) for name, p in inspect.signature(method.parts).parameters.items())
+    return {request.parameter: request for request in asked if request is not None}
+
+
+def _request(parameter: str, annotation: Any, signature: inspect.Parameter) -> Request | None:
+    members = [m for m in _members(annotation) if m is not type(None)]
+    optional = len(members) < len(_members(annotation)) or signature.default is not inspect.Parameter.empty
+    several = len(members) == 1 and typing.get_origin(members[0]) in (collections.abc.Sequence, tuple, list)
+    if several:
+        members = list(_members(typing.get_args(members[0])[0]))
+    kinds = tuple(PROTOCOLS[m] for m in members if m in PROTOCOLS)
+    kind = members[0] if len(members) == 1 else None
+    named = bool(kinds) or _is_features(annotation) or (isinstance(kind, type) and hasattr(kind, "open"))
+    if not named or kind is Couplings:
+        return None
+    of = annotation if kind is None else kind
+    return Request(parameter, NAMES.get(kind, parameter), of, kinds, several, optional)
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _is_features(annotation: Any) -> bool:
+    return annotation in (Features, Features | None)
+
+
+class Sources:
+    """Where what an experiment names is found; a dry run has another, with stand-ins for what is not there.
+
+    inputs: notes what identifies each thing that was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, dict[str, Any]] = {}
+
+    def given(self, role: str, name: str) -> ModelFile:
+        """The model that an experiment names for a role, whose weights are noted."""
+        file = self.model(name)
+        state = file.model.state_dict()
+        if not any(tensor.is_meta for tensor in state.values()):
+            self.inputs[role] = {"weights_sha256": weights_hash(state)}
+        return file
+
+    def opened(self, role: str, kind: type[Openable], name: str) -> Openable:
+        """A thing of a method's own, whose identity is noted."""
+        found = kind.open(name)
+        self.inputs[role] = found.identity
+        return found
+
+    def images(self, data: Any, on_progress: Any) -> Any:
+        """The data set of a configuration."""
+        return data.open(on_progress)
+
+    def model(self, name: str) -> ModelFile:
+        """A model that the run names."""
+        return find_model(name)
+
+    def couplings(self, name: str) -> Couplings | None:
+        """The pairs."""
+        return Couplings(name)
+
+    def features(self, name: str | None, spec: DataSpec) -> nn.Module | None:
+        """What a perceptual distance compares by."""
+        return perceptual_network(name, spec)
+
+
+def gather(method: Any, given: Given, spec: DataSpec, sources: Sources) -> dict[str, Any]:
+    """What a method's `parts` asks of the run, by parameter. Raises UserError for what is missing, unfit or unasked."""
+    asked = requests(method)
+    names = {request.name for request in asked.values()}
+    for name in given:
+        if name not in names:
+            why = LEARNS.get(name, f"asks for no {name}")
+            raise UserError(f"method {type(method).__name__} {why}; {name} has no effect")
+    found = {p: _found(r, given.get(r.name), spec, sources, type(method).__name__) for p, r in asked.items()}
+    return {parameter: value for parameter, value in found.items() if value is not _LEFT_OUT}
+
+
+_LEFT_OUT = object()
+
+
+def _found(request: Request, where: Any, spec: DataSpec, sources: Sources, method: str) -> Any:
+    if _is_features(request.type):
+        return sources.features(where, spec)
+    if request.several:
+        if not where and not request.optional:
+            raise UserError(f"this method learns from {request.name}; give them with --{request.name} RUN RUN ...")
+        names = (where,) if isinstance(where, str) else tuple(where or ())
+        return [_one(request, f"{request.name}.{i}", name, spec, sources) for i, name in enumerate(names)]
+    if where is None and "codec" in request.kinds:
+        return PixelCodec(spec.resolution, spec.channels)
+    if where is None and request.optional:
+        return _LEFT_OUT
+    if where is None:
+        what = "learns from" if request.kinds else "needs"
+        raise UserError(f"this method {what} a {request.name}; give one with --{request.name} RUN")
+    if not isinstance(where, str):
+        raise UserError(f"{request.name} is {', '.join(where)}; this method takes one")
+    return _one(request, request.name, where, spec, sources)
+
+
+def _one(request: Request, role: str, name: str, spec: DataSpec, sources: Sources) -> Any:
+    if not request.kinds:
+        return sources.opened(role, request.type, name)
+    file = sources.given(role, name)
+    kind = kind_of(file.model)
+    if kind not in request.kinds:
+        wanted = " or a ".join(words(k) for k in request.kinds)
+        hint = "; train one with `imagewright train vq-digits` or the like" if "codec" in request.kinds else ""
+        raise UserError(
+            f"{request.name} {name} is a {words(kind)}, which {KINDS[kind].what}; this method takes a {wanted}{hint}"
+        )
+    ours, theirs = KINDS[kind].agreement(spec), KINDS[kind].agreement(file.spec)
+    if ours != theirs:
+        what = "resolution, channels and classes" if len(ours) == 3 else "resolution and channels"
+        does = "takes" if KINDS[kind].answers else "makes"
+        raise UserError(f"{request.name} {name} {does} images of {what} {theirs}; the data have {ours}")
+    # Students begin as copies of their teachers, which their methods freeze; what only answers is frozen here.
+    return file.model.eval().requires_grad_(False) if KINDS[kind].answers else file.model
+
+
+def sizes_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network's configuration takes from the things that a method is given: sizes of tokens or of latents."""
+    sizes: dict[str, Any] = {}
+    for thing in found.values():
+        kind = kind_of(thing) if isinstance(thing, nn.Module) else None
+        if kind == "codec":
+            sizes |= {"values": thing.values, "length": thing.length, "channels": getattr(thing, "channels", 1)}
+        elif kind == "autoencoder":
+            channels, side, _ = thing.latent
+            sizes |= {"img_resolution": side, "in_channels": channels, "out_channels": channels}
+    return sizes
+
+
+def check_examples(method: Any, data: Examples) -> None:
+    """Raise UserError where a method's step learns from another kind of example than a data set yields."""
+    wanted = typing.get_type_hints(method.step).get("batch", Batch)
+    if isinstance(wanted, type) and issubclass(wanted, Example) and not issubclass(data.example, wanted):
+        raise UserError(
+            f"method {type(method).__name__} learns from {_spelled(wanted)}; {data.source} holds "
+            f"{_spelled(data.example)}"
+        )
+
+
+def _spelled(example: type[Example]) -> str:
+    """What a kind of example is, in words: the head of its documentation."""
+    head = (example.__doc__ or example.__name__).strip().split(".")[0].split(":")[0].split("\n")[0]
+    return head[:1].lower() + head[1:]
+
+
+__all__ = ["Given", "Openable", "Request", "Sources", "check_examples", "gather", "named", "requests", "sizes_of"]

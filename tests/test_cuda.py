@@ -1,0 +1,209 @@
+"""What only a GPU can show: `python -m pytest tests/test_cuda.py`; elsewhere all of it is skipped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from imagewright import noise as noise_module
+from imagewright.data import Loader
+from imagewright.models.consistency import ConsistencyModel
+from imagewright.networks import DhariwalUNet, DhariwalUNetConfig, SongUNetConfig
+from imagewright.noise import BatchNoise
+from imagewright.precision import exact_float32
+from imagewright.pretrained import find_model, load
+from imagewright.recipes import RECIPES
+from imagewright.samplers import Heun, MultistepConsistency
+from imagewright.samplers.generator import ImageGenerator
+from imagewright.samplers.replay import Replay, replayed
+from imagewright.training.experiment import Experiment, assemble, run_experiment
+from imagewright.training.log import Log
+from imagewright.training.trainer import Trainer
+from imagewright.types import Condition, DataSpec, UserError
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = torch.device("cuda")
+NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=16, channel_mult=(1, 2),
+                         num_blocks=1, attn_resolutions=(4,), dropout=0.1)  # fmt: skip
+FAMILIES = (
+    "edm-digits", "cd-digits", "ct-digits", "pd-digits", "ict-digits", "mcd-digits", "ctm-digits", "trigflow-digits",
+    "scd-digits", "sct-digits", "ctcd-digits", "dmd2-digits", "dmd2-digits-gan", "f-distill-digits", "sid-digits",
+    "causal-digits", "md4-digits", "maskgit-digits", "vq-digits",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def exact() -> None:
+    exact_float32()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cuda") / "teacher"
+    return run_experiment(short("edm-digits"), folder, device=CUDA)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_experiment(short("vq-digits"), tmp_path_factory.mktemp("cuda") / "vq", device=CUDA)
+
+
+def short(name: str, **training: Any) -> Experiment:
+    run = RECIPES[name]()
+    network = NETWORK if isinstance(run.network, SongUNetConfig) else run.network
+    changes = {"batch": 16, "micro_batch": None, "total_images": 32, "log_images": 16} | training
+    return replace(run, network=network, training=replace(run.training, **changes))
+
+
+def trainer(experiment: Experiment, folder: Path, device: torch.device = CUDA) -> Trainer:
+    made, training = assemble(experiment), experiment.training
+    loader = Loader(made.images, training.batch, training.seed)
+    folder.mkdir(exist_ok=True, parents=True)
+    log = Log(folder)
+    return Trainer(experiment.method, made.parts, loader, training, folder / "checkpoints", log=log, device=device)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_training_and_resuming(precision: Any, tmp_path: Path) -> None:
+    """Two halves end with the bits of one whole, as deterministic kernels are asked for."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        whole = run_experiment(short("edm-digits", precision=precision, total_images=64), tmp_path / "w", device=CUDA)
+        half = short("edm-digits", precision=precision, total_images=64, checkpoint_images=32)
+        first = trainer(half, tmp_path / "h")
+        for _ in range(2):
+            first.train_step()
+        first.save()
+        second = trainer(half, tmp_path / "h")
+        assert second.resume()
+        second.train()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    ended = find_model(whole).model.state_dict()
+    for name, value in second.product_state().items():
+        torch.testing.assert_close(value.cpu(), ended[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_step_of_every_family(name: str, teacher: Path, tokenizer: Path, tmp_path: Path) -> None:
+    experiment = short(name, total_images=8192)
+    given = {"teacher": teacher, "start": teacher, "tokenizer": tokenizer}
+    experiment = replace(experiment, **{k: str(v) for k, v in given.items() if getattr(experiment, k)})
+    t = trainer(experiment, tmp_path)
+    for _ in range(2):
+        t.train_step()
+    t.watch.look()
+    assert all(np.isfinite(loss) for loss in t.watch.losses.values())
+
+
+@pytest.mark.parametrize("name", ["edm-digits", "scd-digits", "dmd2-digits", "cd-digits"])
+def test_no_step_waits_for_the_device(name: str, teacher: Path, tmp_path: Path) -> None:
+    """Between two lines of the log; RAdam, which cannot be told to stand still on the device, is looked at."""
+    optimizer = replace(RECIPES[name]().training.optimizer, kind="adam")
+    experiment = short(name, precision="bf16", optimizer=optimizer)
+    experiment = replace(experiment, teacher=str(teacher) if experiment.teacher else None)
+    t = trainer(experiment, tmp_path)
+    for _ in range(3):
+        t.train_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            t.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_bad_number_stops_the_run_and_moves_nothing(tmp_path: Path) -> None:
+    t = trainer(short("edm-digits", total_images=160, log_images=64), tmp_path)
+    t.train_step()
+    before = {k: v.clone() for k, v in t.learners["denoiser"].module.state_dict().items()}
+    honest, calls = type(t)._backward, []
+
+    def spoiled(self: Trainer, update: Any) -> None:
+        calls.append(None)
+        honest(self, replace(update, loss=update.loss * float("nan")) if len(calls) == 1 else update)
+
+    t._backward = spoiled.__get__(t)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"step 1 \(16 images\): the gradient of part 'denoiser' is not finite"):
+        t.train()
+    after = t.learners["denoiser"].module.state_dict()
+    assert t.step_index == 4 and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_noise_is_the_cpu_s() -> None:
+    """Up to the rounding of logarithm and cosine; dropout's fused kernel to the last bit."""
+    there, here = (BatchNoise(3, 5, range(4, 8), 16, device) for device in (CUDA, torch.device("cpu")))
+    like = torch.empty(4, 3, 8, 8)
+    torch.testing.assert_close(there.normal(like.to(CUDA)).cpu(), here.normal(like), rtol=1e-5, atol=1e-6)
+    assert torch.equal(there.uniform(like.to(CUDA)).cpu(), here.uniform(like))
+    assert torch.equal(there.kept(like.to(CUDA), 0.3).cpu(), here.kept(like, 0.3))
+    assert noise_module._compiled(noise_module._keeps, CUDA) is not noise_module._keeps, "the fused kernel is not used"
+
+
+def test_samples_are_the_cpu_s() -> None:
+    images = [
+        load("emoji64-32", Heun(num_steps=4), device).generate(4, labels=1).astype(int) for device in ("cpu", CUDA)
+    ]
+    assert np.abs(images[0] - images[1]).mean() < 0.5
+
+
+def one_step(channels: int = 32) -> tuple[ImageGenerator, ConsistencyModel]:
+    config = DhariwalUNetConfig(img_resolution=16, in_channels=3, out_channels=3, label_dim=4, model_channels=channels,
+                                channel_mult=(1, 2), num_blocks=1, attn_resolutions=(8,))  # fmt: skip
+    model = ConsistencyModel(DhariwalUNet(config))
+    torch.nn.init.normal_(model.network.out_conv.weight)
+    spec = DataSpec(name="x", resolution=16, channels=3, num_classes=4)
+    return ImageGenerator(model, spec, MultistepConsistency(sigmas=(1.0,)), CUDA), model
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    made: list[Any] = []
+    from imagewright.samplers import replay
+
+    class Counted(replay._Recorded):
+        def __init__(self, *args: Any) -> None:
+            made.append(None)
+            super().__init__(*args)
+
+    monkeypatch.setattr(replay, "_Recorded", Counted)
+    return made
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_replayed_calls_are_the_plain_ones(half: bool, recorded: list[Any]) -> None:
+    generator, model = one_step()
+    with torch.autocast("cuda", torch.bfloat16, enabled=half):
+        plain = generator.generate(12, labels=[0, 1, 2, -1] * 3, batch_size=4)
+        with replayed(model):
+            assert isinstance(model.network.forward, Replay)
+            again = generator.generate(12, labels=[0, 1, 2, -1] * 3, batch_size=4)
+    assert np.array_equal(plain, again) and len(recorded) == 1
+    assert not isinstance(model.network.forward, Replay)
+
+
+def test_a_compiled_step_is_the_plain_one_up_to_rounding(tmp_path: Path) -> None:
+    ends = []
+    for compiled in (False, True):
+        run = short("edm-digits", compile=compiled, total_images=32)
+        t = trainer(replace(run, network=replace(NETWORK, dropout=0.0)), tmp_path / str(compiled))
+        t.train()
+        ends.append(t.watch.losses["denoiser"])
+    assert ends[0] == pytest.approx(ends[1], rel=1e-3)
+
+
+def test_labels_on_the_device_are_not_looked_at(tmp_path: Path) -> None:
+    generator, model = one_step()
+    x, cond = torch.randn(2, 3, 16, 16, device=CUDA), Condition(label=torch.tensor([0, -1], device=CUDA))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(x, torch.ones(2, device=CUDA), torch.zeros(2, device=CUDA), cond)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert generator.nfe == 2

@@ -1,0 +1,58 @@
+"""What the examples ask for exists; they are run by hand, as they take minutes to hours."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from imagewright.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def side_by_side() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("side_by_side", ROOT / "examples" / "side_by_side.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["side_by_side"] = module  # where its dataclasses look for their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_row_has_a_recipe_and_a_folder(side_by_side: ModuleType) -> None:
+    for setting in side_by_side.SETTINGS.values():
+        folders = {side_by_side._folder_name(row) for row in setting.rows}
+        assert len(folders) == len({row.name for row in setting.rows}) == len(setting.rows)
+        for row in setting.rows:
+            assert side_by_side.recipe_of(row, setting) in RECIPES, row.name
+
+
+def test_a_setting_is_cut_short_in_a_folder_of_its_own(side_by_side: ModuleType) -> None:
+    whole = side_by_side.SETTINGS["emoji64-32"]
+    words = ["emoji64-32", "1", "2", "--images", "320", "--scored", "473", "--steps", "6", "--rows", "SiD", "CD"]
+    folder, setting, seeds = side_by_side.chosen(words)
+    assert (folder, seeds) == (Path("runs/emoji64-32-320"), [1, 2])
+    assert (setting.images, setting.scored, setting.teacher_steps) == (320, 473, (6, (1,)))
+    assert [row.name for row in setting.rows] == ["SiD", "CD"]
+    assert side_by_side.chosen(["emoji64-32"]) == (Path("runs/emoji64-32"), whole, [0])
+    assert side_by_side._product_images(setting.rows[0], setting) == 320 * 6 // 13
+
+
+@pytest.mark.parametrize("words", [["emoji"], ["emoji64-32", "--rows", "SiDA"], ["emoji64-32", "x"]])
+def test_what_it_does_not_know_is_refused(side_by_side: ModuleType, words: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        side_by_side.chosen(words)
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["matching-digits", "matching-emoji64-32"])
+def test_every_row_of_a_record_stands_in_the_documentation(name: str) -> None:
+    record = json.loads((ROOT / "docs" / f"{name}.json").read_text())
+    page = (ROOT / "docs" / "distribution_matching.md").read_text()
+    assert all(f"| {row}" in page for row in record["students"])
