@@ -57,7 +57,9 @@ def _graph(model: nn.Module, spec: DataSpec) -> tuple[nn.Module, dict[str, Tenso
     elif isinstance(model, Preconditioned) and not isinstance(model, MultistepConsistencyModel):
         wrapped = _Denoiser(model)
     else:
-        raise UserError(f"a {type(model).__name__} is no denoiser and no one-step generator; it has no graph of one call")
+        raise UserError(
+            f"a {type(model).__name__} is no denoiser and no one-step generator; it has no graph of one call"
+        )
     shape = (2, spec.channels, spec.resolution, spec.resolution)
     generator = torch.Generator().manual_seed(0)
     picture = torch.randn(shape, generator=generator)
