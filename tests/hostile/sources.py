@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from pickling import dumped, network
+from PIL import Image
 from safetensors.torch import save_file
 
 from imagewright.data.couplings import Manifest, claim_folder, write_shard
@@ -25,6 +26,7 @@ from imagewright.samplers import SAMPLERS
 from imagewright.training.experiment import run_experiment
 from imagewright.types import DataSpec
 
+os.environ["IMAGEWRIGHT_CACHE"] = ""  # nothing is kept outside the folder that is watched
 CONFIG = SongUNetConfig(
     img_resolution=8,
     in_channels=1,

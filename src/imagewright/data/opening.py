@@ -81,23 +81,23 @@ def open_images(
     path = EMOJI64 if source == "emoji64" else Path(source)
     if path.suffix.lower() == ".npz" and path.is_file():
         return _choose(open_npz(path, resolution=resolution, channels=channels, labels=labels), split)
-    fit = Fit(resolution, channels, crop)
+    fitting = Fit(resolution, channels, crop)
     if is_url(source) and not str(source).endswith(".tar"):
         raise UserError(f"{source}: a URL has to end in .tar; other containers are read from a disk")
     place = source if is_url(source) else path
-    entry = Entry(place, fit, skip_bad, labels)
+    entry = Entry(place, fitting, skip_bad, labels)
     kept = entry.recall()
     if kept is not None:
         return _choose(kept, split)
-    tars = open_tar(place, labels=labels)
-    archive = open_archive(path) if tars is None else tars[0]
+    found = open_tar(place, labels=labels)
+    archive, known = (open_archive(path), None) if found is None else found
     if not archive.pictures and not archive.bad:
         raise UserError(f"{path} holds no pictures (png, jpeg, webp, gif, bmp, tiff, ppm)")
-    known = annotate(archive, labels=labels) if tars is None else tars[1]
+    known = known or annotate(archive, labels=labels)
     bad: dict[str, str] = {}  # a file may fail in several ways; the first reason stands
     for file, reason in (*archive.bad, *known.bad):
         bad.setdefault(file, reason)
-    checked = _check(archive, bad, fit, on_progress)
+    checked = _check(archive, bad, fitting, on_progress)
     size = _common_size(checked)
     if crop is None and resolution is not None and size % resolution:
         raise UserError(f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide")

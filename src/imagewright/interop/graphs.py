@@ -57,7 +57,9 @@ def _graph(model: nn.Module, spec: DataSpec) -> tuple[nn.Module, dict[str, Tenso
     elif isinstance(model, Preconditioned) and not isinstance(model, MultistepConsistencyModel):
         wrapped = _Denoiser(model)
     else:
-        raise UserError(f"a {type(model).__name__} is no denoiser and no one-step generator; it has no graph of one call")
+        raise UserError(
+            f"a {type(model).__name__} is no denoiser and no one-step generator; it has no graph of one call"
+        )
     shape = (2, spec.channels, spec.resolution, spec.resolution)
     generator = torch.Generator().manual_seed(0)
     picture = torch.randn(shape, generator=generator)
@@ -79,9 +81,8 @@ def _exported(model: nn.Module, spec: DataSpec) -> tuple[torch.export.ExportedPr
 def write_program(path: Path, model: nn.Module, spec: DataSpec) -> None:
     """Write a `.pt2` that `torch.export.load` reads. Raises UserError for a model that has no such graph."""
     program, _, _ = _exported(model, spec)
-    with replacing(path) as aside:
-        with aside.open("wb") as file:
-            torch.export.save(program, file)
+    with replacing(path) as aside, aside.open("wb") as file:
+        torch.export.save(program, file)
 
 
 def write_onnx(path: Path, model: nn.Module, spec: DataSpec) -> float:
