@@ -20,7 +20,7 @@ from imagewright.pretrained import find_model, load
 from imagewright.recipes import RECIPES
 from imagewright.samplers import Heun, MultistepConsistency
 from imagewright.samplers.generator import ImageGenerator
-from imagewright.samplers.replay import Replay, replayed
+from imagewright.samplers.replay import Replay, Replays
 from imagewright.training.experiment import Experiment, assemble, run_experiment
 from imagewright.training.log import Log
 from imagewright.training.trainer import Trainer
@@ -180,7 +180,7 @@ def test_replayed_calls_are_the_plain_ones(half: bool, recorded: list[Any]) -> N
     generator, model = one_step()
     with torch.autocast("cuda", torch.bfloat16, enabled=half):
         plain = generator.generate(12, labels=[0, 1, 2, -1] * 3, batch_size=4)
-        with replayed(model):
+        with Replays(model):
             assert isinstance(model.network.forward, Replay)
             again = generator.generate(12, labels=[0, 1, 2, -1] * 3, batch_size=4)
     assert np.array_equal(plain, again) and len(recorded) == 1

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def widest(device: torch.device | str) -> torch.dtype:
@@ -19,6 +24,13 @@ def exact_float32() -> None:
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def casts(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Within it networks on the device compute in that format (autocast); their weights stay as they are."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def wide(tensor: Tensor) -> Tensor:

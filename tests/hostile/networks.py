@@ -120,7 +120,7 @@ def hostile() -> Evil:
         good, two = typed(), typed(2)
     steps = b"\x80\x02" + b"]0" * 400_000 + b"."
     inner = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
-    programs = {
+    return {
         "system": pickle.dumps({"ema": Call(os.system, "touch OWNED")}),
         "eval": pickle.dumps({"ema": Call(eval, "__import__('os').system('touch OWNED')")}, 2),
         "exec": pickle.dumps({"a": [Call(exec, "open('OWNED','w')")]}, 4),
@@ -206,7 +206,6 @@ def hostile() -> Evil:
         "doubled": b"\x80\x02)" + b"q\x00h\x00\x86" * 60 + b".",
         "key": b"\x80\x02}" + b")q\x00h\x00\x86" * 3 + b"K\x01s.",
     }  # fmt: skip
-    return programs
 
 
 def _zipped(content: bytes) -> bytes:

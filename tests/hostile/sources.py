@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from imagewright.samplers import SAMPLERS
 from imagewright.training.experiment import run_experiment
 from imagewright.types import DataSpec
 
+os.environ["IMAGEWRIGHT_CACHE"] = ""  # nothing is kept outside the folder that is watched
 CONFIG = SongUNetConfig(
     img_resolution=8,
     in_channels=1,

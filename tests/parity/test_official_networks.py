@@ -168,7 +168,7 @@ def test_training_writes_unit_weights_back():
         ("guided_new", {"attention_resolutions": "x"}, "attention_resolutions 'x'"),
         ("guided_new", {"conv_resample": False}, "conv_resample False; read is True"),
         ("guided_new", {"num_channels": 40}, "model_channels|groups"),
-        ("guided_new", {"num_channels": "32"}, "model_channels"),
+        ("guided_new", {"num_channels": "32"}, "num_channels is '32'; it must be a whole number"),
         ("guided_new", {"training_mode": "edm"}, "'training_mode', unknown to guided-diffusion"),
         ("consistency", {"training_mode": "gan"}, "training_mode 'gan', which is unknown"),
         ("consistency", {"learn_sigma": True}, "out.2.weight"),

@@ -166,7 +166,7 @@ def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
     count = sum(p.numel() for p in role.module.parameters())
     memory = bytes_per_parameter(role, experiment) * count / 2**20
     line = f"{type(role).__name__.lower()}, {count / 1e6:.2f} M parameters, {memory:.0f} MiB of state"
-    cost = footprint(getattr(role.module, "network", None), spec)
+    cost = footprint(getattr(role.module, "network", None), spec, experiment.training.precision)
     if cost is not None:
         line += f"; an image {cost.flops / 1e9:.3g} GFLOP"
         line += f", {cost.activation_bytes / 2**20:.3g} MiB kept for backward" if isinstance(role, Trained) else ""
@@ -174,8 +174,9 @@ def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
 
 
 def bytes_per_parameter(role: Any, experiment: Experiment) -> int:
-    """Weights, and for what learns: gradient, two Adam moments and the averages."""
+    """Weights, their copy in half precision, and for what learns: gradient, two Adam moments and the averages."""
+    half = 2 if experiment.training.precision != "fp32" else 0
     if not isinstance(role, Trained):
-        return 4
+        return 4 + half
     averages = 1 + len(experiment.training.ema.power_std) if role.ema else 0
-    return 4 * (4 + averages)
+    return 4 * (4 + averages) + half

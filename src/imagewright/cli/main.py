@@ -31,6 +31,7 @@ COMMANDS = {
     "data": ("imagewright.cli.data", "inspect or convert image sets"),
     "import": ("imagewright.cli.import_", "turn official weights into a model folder, once"),
     "export": ("imagewright.cli.export", "copy a run's model into a folder of two files"),
+    "push": ("imagewright.cli.push", "upload a model to a hub of model repositories"),
     "bench": ("imagewright.cli.bench", "measure speed ratios, and the papers' claims in miniature"),
     "completion": ("imagewright.cli.completion", "print a completion script for bash or zsh"),
 }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import tyro
 
+from imagewright.cli.command import plainly
 from imagewright.cli.composing import COMPOSED, Run, usual_folder
 from imagewright.cli.console import bar, pace, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run, parameters
@@ -187,14 +188,15 @@ def _usual_folder(name: str) -> Path:
 
 def parse(args: Sequence[str], default: Run) -> Run:
     """Options of a recipe, whose name or file stands first, as a run. default: what they change."""
-    run = tyro.cli(
-        type(default),
-        default=replace(default, experiment=with_options(default.experiment)),
-        args=args[1:],
-        prog=f"imagewright train {args[0]}",
-        config=(tyro.conf.AvoidSubcommands,),
-        registry=NONE,
-    )
+    with plainly(args):
+        run = tyro.cli(
+            type(default),
+            default=replace(default, experiment=with_options(default.experiment)),
+            args=args[1:],
+            prog=f"imagewright train {args[0]}",
+            config=(tyro.conf.AvoidSubcommands,),
+            registry=NONE,
+        )
     return replace(run, experiment=without_options(run.experiment))
 
 

@@ -196,9 +196,26 @@ def to_uint8(images: Tensor) -> Pixels:
 
     Inverse of `from_uint8` on its range. Raises UserError when there is a NaN (a model that diverged).
     """
-    bad = int(images.isnan().flatten(1).any(1).sum())
-    if bad:
-        raise UserError(f"{bad} of {len(images)} images contain NaN; the model has diverged")
+    return uint8_later(images)()
+
+
+def uint8_later(images: Tensor) -> Callable[[], Pixels]:
+    """`to_uint8`, begun where the images are; what is returned waits for it, after the caller has begun other work."""
+    bad = images.isnan().flatten(1).any(1).sum()
     scaled = ((images.detach().float() + 1) * 127.5).clamp(0, 255)
-    out: Pixels = (scaled + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return out
+    pixels = (scaled + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    done = None
+    if images.device.type == "cuda":
+        bad, pixels = bad.to("cpu", non_blocking=True), pixels.to("cpu", non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+
+    def finish() -> Pixels:
+        if done is not None:
+            done.synchronize()
+        if int(bad):
+            raise UserError(f"{int(bad)} of {len(images)} images contain NaN; the model has diverged")
+        out: Pixels = pixels.cpu().numpy()
+        return out
+
+    return finish

@@ -15,7 +15,7 @@ from imagewright.types import UserError
 
 def write_card(folder: Path, scores: Path | None = None) -> None:
     """Write README.md beside a model. scores: a metrics.json; only those of these very weights are shown."""
-    record = read_model_record(folder / "model.json")
+    record = read_model_record(folder)
     data, model = record["data"], record["model"]
     network = model.get("network", {})
     inside = f" around a `{network['class']}`" if isinstance(network, dict) and "class" in network else ""

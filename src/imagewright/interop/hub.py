@@ -25,7 +25,7 @@ def push(folder: Path, name: str, *, private: bool = False, hub: Any = None) -> 
     Raises UserError for a folder without a model, another name, and where the hub refuses.
     """
     _require_name(name, revision=False)
-    read_model_record(folder / "model.json")
+    read_model_record(folder)
     api = _library() if hub is None else hub
     with_message = {"repo_id": name, "repo_type": "model"}
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,8 @@ class GroupNorm(nn.GroupNorm):
         if input.dtype not in (torch.bfloat16, torch.float16):
             return super().forward(input)
         weight, bias = (None if p is None else p.to(input.dtype) for p in (self.weight, self.bias))
-        with torch.autocast(input.device.type, enabled=False):
+        casts = not input.is_meta and torch.is_autocast_enabled(input.device.type)
+        with torch.autocast(input.device.type, enabled=False) if casts else nullcontext():
             return F.group_norm(input, self.num_groups, weight, bias, self.eps)
 
     def _with_tangent(self, input: Tensor) -> Tensor:

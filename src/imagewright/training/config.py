@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 from imagewright.checks import require_non_negative, require_positive
+from imagewright.precision import Precision
 from imagewright.training.trackers import check_trackers
 from imagewright.types import Span, UserError
 
 Cooldown = Literal["linear", "cosine"]
 OptimizerKind = Literal["adam", "adamw", "radam"]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)

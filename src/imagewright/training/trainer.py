@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from imagewright.data import Loader
 from imagewright.data.loader import Turns
 from imagewright.errors import ENDINGS
 from imagewright.noise import BatchNoise
-from imagewright.precision import wide
+from imagewright.precision import casts, wide
 from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
     State,
@@ -271,7 +271,7 @@ class Trainer:
             events: list[Event | None] = []
             for noise, generator in zip(noises, steps, strict=True):
                 with noise.for_networks(phase):
-                    with self._precision():
+                    with casts(self.config.precision, self.device):
                         event = next(generator, None)
                     if isinstance(event, Update):
                         self._backward(event)
@@ -311,12 +311,6 @@ class Trainer:
         tensor = tensor.to(self.device, non_blocking=True)
         images = tensor.ndim == 4 and tensor.is_floating_point() and self.config.channels_last
         return tensor.contiguous(memory_format=torch.channels_last) if images else tensor
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
-        return torch.autocast(self.device.type, dtype=dtype)
 
     def _backward(self, update: Update) -> None:
         # Dividing the sum by the whole batch makes accumulation, and more processes, add up to one mean.

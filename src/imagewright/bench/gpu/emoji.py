@@ -220,7 +220,9 @@ def _score(
     images = np.concatenate(list(draw_for_score(generator, count, reference, batch_size=256)))
     seconds = time.monotonic() - started
     metrics = ("fd",) if scale.toy else ("fd", "prdc")
-    report = evaluate(images, reference, emoji_features(), metrics=metrics, seed=0, yardsticks=yardsticks)
+    report = evaluate(
+        images, reference, emoji_features(generator.device), metrics=metrics, seed=0, yardsticks=yardsticks
+    )
     sticks = {
         f"{name}, {kind}": getattr(s, kind) for name, s in report.yardsticks.items() for kind in ("floor", "gaussian")
     }

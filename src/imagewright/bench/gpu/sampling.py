@@ -23,7 +23,7 @@ from imagewright.networks.config import UNetConfig
 from imagewright.recipes import RECIPES
 from imagewright.samplers import Heun, MultistepConsistency
 from imagewright.samplers.generator import ImageGenerator
-from imagewright.samplers.replay import replayed
+from imagewright.samplers.replay import Replays
 from imagewright.types import Condition, DataSpec, Sampler
 
 BATCHES = 4
@@ -64,7 +64,7 @@ def _compared(
     """Seconds for a batch of either side, and how many times as fast as the bare calls ours is."""
     model = (ConsistencyModel if calls == 1 else EDMPrecond)(network, 0.002, 80.0, 0.5)
     sampler: Sampler = MultistepConsistency() if calls == 1 else Heun(num_steps=(calls + 1) // 2)
-    generator = ImageGenerator(model, spec, sampler, device)
+    generator = ImageGenerator(model, spec, sampler, device, graphs=False)
     labels = [i % spec.num_classes for i in range(BATCHES * batch)]
     x = torch.randn(batch, *spec.shape, device=device).contiguous(memory_format=torch.channels_last)
     level = torch.zeros(batch, device=device)
@@ -78,7 +78,7 @@ def _compared(
     def ours() -> None:
         generator.generate(number * batch, labels=labels[: number * batch], batch_size=batch)
 
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16), replayed(model) if graphs else nullcontext():
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16), Replays(model) if graphs else nullcontext():
         found = {name: _each(action, device, count, number) for name, action in (("ours", ours), ("bare", bare))}
     found["images_per_second"] = batch / found["ours"]["seconds"]
     found["ratio"] = found["bare"]["seconds"] / found["ours"]["seconds"]
