@@ -19,7 +19,7 @@ from imagewright.data import Loader
 from imagewright.data.loader import Turns
 from imagewright.errors import ENDINGS
 from imagewright.noise import BatchNoise
-from imagewright.precision import casts, wide
+from imagewright.precision import casts, tf32, wide
 from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
     State,
@@ -235,7 +235,7 @@ class Trainer:
         Raises Interrupted after a signal (state and model saved), UserError when a loss stops being finite.
         """
         started, first_images = time.monotonic(), self.images
-        with _interrupts() as interrupted:
+        with _interrupts() as interrupted, tf32(self.config.tf32):
             if self.images:
                 self._leave(again=True)
             while self.images < self.config.total_images:

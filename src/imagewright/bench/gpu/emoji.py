@@ -30,6 +30,7 @@ from imagewright.metrics.features import emoji_features
 from imagewright.metrics.memorisation import nearest
 from imagewright.metrics.reference import Reference, embed
 from imagewright.models.files import save_model
+from imagewright.precision import tf32
 from imagewright.pretrained import find_model, load
 from imagewright.recipes import RECIPES
 from imagewright.samplers import Heun, MultistepConsistency
@@ -123,7 +124,7 @@ def _at_scale(experiment: Experiment, parts: Numbers, scale: Scale) -> Experimen
         network = shrunk(experiment.network)
         return replace(experiment, network=network, training=training, data=data, sampler=sampler)
     last = bool(parts.get("b", {}).get("channels_last", True))
-    training = replace(experiment.training, precision="bf16", channels_last=last)
+    training = replace(experiment.training, precision="bf16", tf32=True, channels_last=last)
     return replace(experiment, training=training)
 
 
@@ -175,15 +176,14 @@ def _of_length(experiment: Experiment, total: int) -> Experiment:
 
 @contextmanager
 def _fast(device: torch.device) -> Iterator[None]:
-    """float32 products of a GPU on its tensor cores; convolutions by the fastest kernel found."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
-    if device.type == "cuda":
-        matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = True
+    """Sampling on the tensor cores; convolutions by the fastest kernel found."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, device.type == "cuda"
     try:
-        yield
+        with tf32(True):
+            yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+        cudnn.benchmark = before
 
 
 # --- what came of it --------------------------------------------------------------------------------------------------

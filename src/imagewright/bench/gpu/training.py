@@ -24,6 +24,7 @@ from imagewright.bench.gpu.scale import MadeUp, Scale
 from imagewright.bench.gpu.timing import Deadline, Numbers, forget, out_of_memory, peak_bytes, timed
 from imagewright.data import Loader
 from imagewright.methods.edm import loss_weight
+from imagewright.precision import tf32
 from imagewright.training.experiment import Assembled, Experiment, assemble
 from imagewright.training.footprint import footprint
 from imagewright.training.log import Log
@@ -83,18 +84,6 @@ def _halving(
             if not out_of_memory(error) or batch == 1:
                 raise
         batch //= 2
-
-
-@contextlib.contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """float32 products on the tensor cores, or not."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def built(experiment: Experiment, sources: MadeUp, device: torch.device) -> Assembled:

@@ -8,8 +8,8 @@ import torch
 
 from imagewright.bench.gpu.scale import MadeUp, Scale
 from imagewright.bench.gpu.timing import Deadline, Numbers, forget, out_of_memory, peak_bytes, timed
-from imagewright.bench.gpu.training import tf32
 from imagewright.bench.updates import Updates
+from imagewright.precision import tf32
 
 COUNT = 3
 """Updates that are timed of each: a few say enough where one takes a second."""
