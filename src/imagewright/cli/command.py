@@ -34,15 +34,17 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("until", "window", "spacing"), (1, MANY)),
     "max_layers": (0, MANY),
     "rounds": (3, MANY),
+    "nfe": (0, MANY),
     # which
     **dict.fromkeys(("seed", "seeds", "first"), (0, 2**63 - 1)),
     "index": (0, MANY),
     "label": (-1, MANY),
     # sizes and strengths
-    "resolution": (1, MANY),
+    **dict.fromkeys(("resolution", "size", "workers"), (1, MANY)),
     "channels": (1, 3),
     "factor": (2, MANY),
     "order": (1, 2),
+    "holdout": (math.ulp(0), 1),
     **dict.fromkeys(("factors", "omega"), (-math.inf, math.inf)),
     **dict.fromkeys(("sigma", "levels", "std", "pollution", "at_most"), (math.ulp(0), math.inf)),
 }

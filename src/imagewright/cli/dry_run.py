@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from imagewright.cli.console import say
+from imagewright.cli.console import duration, say
 from imagewright.data import ImageSet
 from imagewright.data.couplings import Couplings
 from imagewright.metrics.perceptual import INSTALLED, perceptual_network
@@ -145,7 +145,7 @@ def _time(parts: Parts, experiment: Experiment, spec: DataSpec) -> str:
     speed = operations_per_second(device)
     seconds = operations * experiment.training.total_images / speed
     return (
-        f"time: at least {_duration(seconds)} on {device} ({speed / 1e9:.0f} GFLOP/s in convolutions), if every "
+        f"time: at least {duration(seconds)} on {device} ({speed / 1e9:.0f} GFLOP/s in convolutions), if every "
         "network is asked once an image; methods that ask more often, and small networks, take longer"
     )
 
@@ -160,13 +160,6 @@ def operations_per_second(device: torch.device, seconds: float = 0.3) -> float:
             float(layer(x)[0, 0, 0, 0])  # waits for the device
             count += 1
     return count * 2 * 9 * 64 * 64 * 32 * 32 * len(x) / (time.perf_counter() - started)
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.0f} {unit}"
-    return f"{max(seconds, 1):.0f} seconds"
 
 
 def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:

@@ -26,6 +26,7 @@ from imagewright.types import UserError
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib"}
     | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".heic", ".heif", ".hif", ".avif"}  # pictures, though refused: a telephone's must not be left out in silence
 )
 SAMPLES = "samples.json"
 BESIDE = frozenset({"grid.png", "trajectory.png"})
@@ -60,6 +61,15 @@ def open_archive(path: Path) -> Archive:
         return _open_zip(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def few_folders(path: Path, most: int = 8) -> list[Path]:
+    """The folders in a folder, where they are few: a set's container, not its classes, which would all be listed."""
+    try:
+        found = sorted(Path(entry.path) for entry in os.scandir(path) if entry.is_dir() and not _hidden(entry.name))
+    except OSError:
+        return []
+    return found if len(found) <= most else []
 
 
 def _open_folder(path: Path) -> Archive:
@@ -178,7 +188,8 @@ def sorted_out(
     read: Callable[[str], bytes],
     bad: Iterable[tuple[str, str]] = (),
 ) -> Archive:
-    beside = BESIDE if SAMPLES in names else frozenset()
+    homes = [n.removesuffix(SAMPLES) for n in names if PurePosixPath(n).name == SAMPLES]
+    beside = frozenset(home + name for home in homes for name in BESIDE)
     pictures = sorted(n for n in names if _is_picture(n) and n not in beside)
     return Archive(
         path=path,
