@@ -50,11 +50,14 @@ class Condition(Example):
     label:   int64 [N], class index, -1 = unconditional.
     augment: float32 [N, A], parameters of the training augmentation; None (= zeros) when sampling.
     destination: float32 [N], noise label of the level to which a flow map shall go; set by the map, not by its caller.
+    share: float32 [N] in [0, 1], of real images in the mixture of real and generated ones that is asked about, for
+    networks that are told it (`networks.mixture`); None = one half.
     """
 
     label: Tensor | None = None
     augment: Tensor | None = None
     destination: Tensor | None = None
+    share: Tensor | None = None
 
 
 UNCONDITIONAL = Condition()

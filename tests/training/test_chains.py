@@ -38,8 +38,9 @@ SIDE = 16
 
 def named_by(experiment: Experiment) -> list[str]:
     """What a recipe needs that another makes, and that is not shipped."""
-    named = (experiment.given.get("teacher"), experiment.given.get("tokenizer"), experiment.start)
-    return [n for n in named if n is not None and n not in shipped()]
+    roles = ("teacher", "tokenizer", "warmup")
+    named = (*(experiment.given.get(role) for role in roles), experiment.start)
+    return [n for n in named if isinstance(n, str) and n not in shipped()]
 
 
 CHAINED = [name for name, recipe in RECIPES.items() if named_by(recipe())]

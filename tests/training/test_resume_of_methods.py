@@ -20,9 +20,11 @@ from imagewright.methods.continuous_consistency import (
 from imagewright.methods.distances import Distance
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
+from imagewright.methods.em_distillation import EMDistillation
 from imagewright.methods.f_distill import FDistill
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
 from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation
+from imagewright.methods.score_of_mixture import ScoreOfMixtureDistillation, ScoreOfMixtureTraining
 from imagewright.methods.uni_instruct import UniInstruct
 from imagewright.models.segments import segment_stops
 from imagewright.networks import SongUNetConfig
@@ -47,7 +49,10 @@ METHODS = {
     ),
     "dmd": (DMD(regression=Distance(kind="l2")), MultistepConsistency()),
     "dmd2": (DMD2(fake_updates=2, sigmas=(2.0,)), MultistepConsistency(sigmas=(2.0,), clip=False)),
+    "emd": (EMDistillation(steps=2, gamma_z=1e-3), MultistepConsistency()),
     "f-distill": (FDistill(every=2, ratio_decay=0.5, judged="all"), MultistepConsistency()),
+    "smt": (ScoreOfMixtureTraining(score_updates=2), MultistepConsistency()),
+    "smd": (ScoreOfMixtureDistillation(score_updates=2), MultistepConsistency()),
     "scd": (ContinuousConsistencyDistillation(warmup=0.5), MultistepConsistency()),
     "sct": (ContinuousConsistencyTraining(warmup=0.5), MultistepConsistency()),
 }
