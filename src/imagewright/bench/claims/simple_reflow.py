@@ -19,7 +19,8 @@ BEFORE = SimpleReflow(weight="time", times=UShaped(), metric=PLAIN)
 WEIGHT = SimpleReflow(weight="loss", times=UShaped(), metric=PLAIN)
 UNIFORM = SimpleReflow(weight="loss", times=UniformTime(), metric=PLAIN)
 TIMES = SimpleReflow(weight="loss", metric=PLAIN)
-LR: dict[str, float] = {"before": 4e-3, "weight": 4e-3, "uniform": 4e-3, "times": 4e-3}
+LR = 1.6e-2
+"""The control's best of 0.001, 0.004 and 0.016 on tuning seed 20; it is all arms'."""
 HEUN = Straight(num_steps=5)
 RULE = Straight(num_steps=5, r=0.4)
 GRID = Straight(num_steps=5, r=0.4, grid="sigmoid")
@@ -39,17 +40,17 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
         more = {DISTANCE: contest.distance(flow, sampler)}
         return Row(name=name, score=contest.error(flow, sampler), cost=sampler.nfe, more=more)
 
-    def flow(method: SimpleReflow, rate: str, pairs: Coupling | None = None) -> object:
-        return contest.flow(method, updates, LR[rate], pairs=pairs)
+    def flow(method: SimpleReflow, pairs: Coupling | None = None) -> object:
+        return contest.flow(method, updates, LR, pairs=pairs)
 
-    times = flow(TIMES, "times")
+    times = flow(TIMES)
     return [
         Row(name="the teacher's own points", score=0.0, cost=59, more={DISTANCE: contest.own_distance}),
-        row("1 / t, both ends", flow(BEFORE, "before")),
-        row("+ one over its own loss", flow(WEIGHT, "weight")),
-        row("uniform times instead", flow(UNIFORM, "uniform")),
+        row("1 / t, both ends", flow(BEFORE)),
+        row("+ one over its own loss", flow(WEIGHT)),
+        row("uniform times instead", flow(UNIFORM)),
         row("+ times as 10^t", times),
-        row("+ real pairs", flow(TIMES, "times", with_real(contest))),
+        row("+ real pairs", flow(TIMES, with_real(contest))),
         row("+ r = 0.4", times, RULE),
         row("+ sigmoid grid", times, GRID),
     ]
@@ -69,7 +70,8 @@ CLAIM = Claim(
     miniature="8 modes in the plane, 20,000 pairs drawn with a denoiser that was trained for 1,000 updates, whose flow "
     "the student begins as; 1,200 updates of 256 pairs, nine calls. Before: weight 1 / t, times towards both ends, "
     "Heun on the uniform grid. Then, each against the one before: weight one over the point's own loss; times as 10^t; "
-    "a fifth of the pairs real; r = 0.4 for Heun's 1; the sigmoid grid. Each arm's rate was searched on a tuning seed. "
+    "a fifth of the pairs real; r = 0.4 for Heun's 1; the sigmoid grid. "
+    "All arms have the rate that was the control's best on a tuning seed. "
     "Judged on 4,000 held-out noises by the squared distance to the teacher's own point; real pairs, which make the "
     "flow another than the teacher's, by the energy distance to the modes. Two of the seven cannot be shown here: "
     "points have no high frequencies, and the network no dropout.",
