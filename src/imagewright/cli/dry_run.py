@@ -72,6 +72,8 @@ class StandIns(Sources):
         """The model, or the product of the recipe of that name, untrained."""
         recipe = Path(name).name
         stage = self.stages.get(name.removeprefix(OF_STAGE)) if name.startswith(OF_STAGE) else None
+        if stage is not None and not isinstance(stage, Experiment):
+            raise UserError(f"{name} is made by {type(stage).__name__}, which a dry run does not do")
         if stage is not None:
             made = assemble(stage, sources=self)
             return ModelFile(model=made.parts.roles[stage.method.product].module, spec=made.images.spec)

@@ -113,6 +113,14 @@ class Experiment:
     """Sampler of the snapshots, saved with the model as its default; None = the kind's own."""
     training: TrainingConfig
 
+    def __post_init__(self) -> None:
+        for name, members in (("data", ("open",)), ("method", ("parts", "step", "product"))):
+            if not all(hasattr(getattr(self, name), member) for member in members):
+                raise UserError(f"{name} is {type(getattr(self, name)).__name__}, which is no {name} to train")
+        if self.sampler is not None and not hasattr(self.sampler, "model_kind"):
+            raise UserError(f"sampler is {type(self.sampler).__name__}, which is none")
+        object.__setattr__(self, "given", named(**self.given))
+
     def giving(self, **given: str | tuple[str, ...] | None) -> Experiment:
         """The same run with other things given; None = without it."""
         return dataclasses.replace(self, given=named(**{**self.given, **given}))
@@ -255,6 +263,8 @@ def _network_config(experiment: Experiment, spec: DataSpec, sizes: Mapping[str, 
     if hasattr(experiment.method, "augment_dim"):
         known["augment_dim"] = experiment.method.augment_dim
     known |= sizes
+    if _name_of(experiment.network) not in NETWORKS:
+        raise UserError(f"network is {type(experiment.network).__name__}, which configures none")
     fields = {f.name for f in dataclasses.fields(experiment.network)}
     return dataclasses.replace(experiment.network, **{k: v for k, v in known.items() if k in fields})
 
@@ -262,7 +272,11 @@ def _network_config(experiment: Experiment, spec: DataSpec, sizes: Mapping[str, 
 def _network(config: Any, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 0))
-        return NETWORKS[type(config).__name__.removesuffix("Config")](config)
+        return NETWORKS[_name_of(config)](config)
+
+
+def _name_of(config: Any) -> str:
+    return type(config).__name__.removesuffix("Config")
 
 
 def run_experiment(
@@ -365,12 +379,12 @@ def export(
     model.load_state_dict(trainer.product_state())
     spec = dataclasses.replace(images.spec, empty_classes=images.empty_classes)
     origin: dict[str, Any] = {
-        "method": type(experiment.method).__name__,
-        "images_seen": trainer.images,
-        "weights": "average" if trainer.learners[experiment.method.product].averages else "raw",
         "teacher": None,
         "tokenizer": None,
         **experiment.given,
+        "method": type(experiment.method).__name__,
+        "images_seen": trainer.images,
+        "weights": "average" if trainer.learners[experiment.method.product].averages else "raw",
         "seed": experiment.training.seed,
         "imagewright": __version__,
     }
