@@ -17,6 +17,7 @@ import pytest
 
 from imagewright import cache
 from imagewright.data import ImageSet, Loader, index, reading, write_edm_zip
+from imagewright.data.fitting import Fitting
 from imagewright.data.opening import open_images
 from imagewright.data.packed import Digests, Places, Texts
 from imagewright.types import UserError
@@ -187,7 +188,7 @@ def test_a_process_that_comes_meanwhile_waits_and_decodes_nothing(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     other = subprocess.Popen([sys.executable, "-c", program, str(path)], **pipes)
     assert other.stdout.readline() == "ready\n"
-    entry = index.Entry(path, reading.Fit(None, None, None), False, True)
+    entry = index.Entry(path, Fitting(None, None), False, True)
     assert entry.recall() is None  # from here on the other one waits
     other.stdin.write("go\n")
     other.stdin.flush()
@@ -211,7 +212,7 @@ def test_opening_costs_neither_time_nor_memory_for_each_picture(tmp_path, monkey
     )
     names, digests = Texts.of([f"{i:08d}.png" for i in range(n)]), Digests(np.zeros((n, 32), np.uint8))
     images = replace(some(), labels=zeros, names=names, digests=digests)
-    index.Entry(path, reading.Fit(None, None, None), False, True).keep(images, archive, names)
+    index.Entry(path, Fitting(None, None), False, True).keep(images, archive, names)
     tracemalloc.start()
     start = time.perf_counter()
     found = open_images(path)

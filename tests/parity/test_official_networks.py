@@ -106,6 +106,12 @@ def test_each_kind_is_the_model_that_it_is_sampled_as():
     assert guided(x, sigma).shape == x.shape  # the variances are left out
 
 
+@pytest.mark.parametrize("name", [n for n, e in NETWORKS.items() if e["kind"] != "edm2"])
+def test_openai_is_whichever_it_is(name):
+    model = from_official(official_state(name), kind="openai", config=NETWORKS[name]["config"])
+    assert type(model) is type(read(name))
+
+
 def test_steps_have_the_published_noise_levels():
     for name, alpha_bar in REFERENCE["alpha_bar"].items():
         schedule, steps = name.split("-")

@@ -20,6 +20,7 @@ from torch import nn
 from imagewright.cli.console import duration, say
 from imagewright.data import ImageSet
 from imagewright.data.couplings import Couplings
+from imagewright.data.negatives import Negatives
 from imagewright.metrics.perceptual import INSTALLED, perceptual_network
 from imagewright.models.files import ModelFile
 from imagewright.recipes import RECIPES
@@ -27,7 +28,7 @@ from imagewright.training.chain import OF_STAGE
 from imagewright.training.distributed import pick_device
 from imagewright.training.experiment import DataConfig, Experiment, assemble
 from imagewright.training.footprint import footprint
-from imagewright.training.given import Sources
+from imagewright.training.given import Openable, Sources
 from imagewright.training.record import to_json
 from imagewright.training.schedule import phases
 from imagewright.types import Average, DataSpec, Parts, Trained, UserError
@@ -91,6 +92,13 @@ class StandIns(Sources):
         if Path(name).exists():
             return super().couplings(name)
         self.missing.append(f"couplings {name}")
+        return None
+
+    def opened(self, role: str, kind: type[Openable], name: str) -> Any:
+        """The thing of a method's own, or None."""
+        if Path(name).exists() or not issubclass(kind, Negatives):
+            return super().opened(role, kind, name)
+        self.missing.append(f"{role} {name}")
         return None
 
     def features(self, name: str | None, spec: DataSpec) -> nn.Module | None:

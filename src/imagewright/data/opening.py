@@ -95,11 +95,11 @@ def open_images(
     kept = entry.recall()
     if kept is not None:
         return _choose(kept, split)
-    other = open_tar(place, labels=labels) or open_parquet(path, labels=labels)
-    archive = open_archive(path) if other is None else other[0]
+    found = open_tar(place, labels=labels) or open_parquet(path, labels=labels)
+    archive, known = (open_archive(path), None) if found is None else found
     if not archive.pictures and not archive.bad:
         raise UserError(f"{path} holds no pictures (png, jpeg, webp, gif, bmp, tiff, ppm)")
-    known = annotate(archive, labels=labels) if other is None else other[1]
+    known = known or annotate(archive, labels=labels)
     bad: dict[str, str] = {}  # a file may fail in several ways; the first reason stands
     for file, reason in (*archive.bad, *known.bad):
         bad.setdefault(file, reason)

@@ -125,6 +125,14 @@ def from_ctm(state: StateDict, config: Mapping[str, Any]) -> Preconditioned:
     return _karras(TrajectoryModel, state, config, destination=True)
 
 
+def from_openai(state: StateDict, config: Mapping[str, Any]) -> Preconditioned:
+    """Whichever of the three it is: by a second time, by flags of guided-diffusion, or by a variance that comes out."""
+    if "time_embed_s.0.weight" in state:
+        return from_ctm(state, config)
+    guided = _GUIDED & {*config} or config.get("learn_sigma")
+    return (from_guided_diffusion if guided else from_consistency_models)(state, config)
+
+
 def _karras(
     ours: type[EDMPrecond], state: StateDict, config: Mapping[str, Any], *, destination: bool = False
 ) -> Preconditioned:

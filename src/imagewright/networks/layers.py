@@ -75,7 +75,7 @@ def conv(in_channels: int, out_channels: int, kernel: int, init: Init, *, bias: 
     return layer
 
 
-def group_norm(channels: int, *, eps: float, groups: int | None = None) -> nn.GroupNorm:
+def group_norm(channels: int, *, eps: float, groups: int | None = None) -> GroupNorm:
     """Group normalisation with `groups` groups, or, where they are None, at most 32 of at least 4 channels.
 
     Where that number does not divide the channels, the largest smaller number that does is taken. Raises UserError for

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from imagewright import fused
+
 
 def has_tangent(x: Tensor) -> bool:
     """Whether a Jacobian-vector product is being computed through x."""
@@ -67,12 +69,21 @@ class GroupNorm(nn.GroupNorm):
             return self._with_tangent(input)
         if has_tangent(input):
             input = input.contiguous()  # PyTorch's derivative knows no other format
+        if fused.activates(input):
+            return fused.activated(input, self.num_groups, self.weight, self.bias, self.eps, silu=False)
         if input.dtype not in (torch.bfloat16, torch.float16):
             return super().forward(input)
         weight, bias = (None if p is None else p.to(input.dtype) for p in (self.weight, self.bias))
         casts = not input.is_meta and torch.is_autocast_enabled(input.device.type)
         with torch.autocast(input.device.type, enabled=False) if casts else nullcontext():
             return F.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+    def activated(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """SiLU of the normalised x, or of that times scale plus shift [N, C, 1, 1]; in one where one is there."""
+        if fused.activates(x):
+            return fused.activated(x, self.num_groups, self.weight, self.bias, self.eps, scale, shift, silu=True)
+        h = self(x)
+        return F.silu(h if scale is None or shift is None else scaled(h, scale, shift))
 
     def _with_tangent(self, input: Tensor) -> Tensor:
         x, dx = _parts(input)

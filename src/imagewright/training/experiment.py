@@ -165,7 +165,7 @@ def assemble(
     elif pairs is not None:
         raise UserError(f"method {type(method).__name__} learns from no pairs; data.couplings has no effect")
     config = None
-    if "network" in wanted:
+    if "network" in wanted and (experiment.network is not None or wanted["network"].default is inspect.Parameter.empty):
         config = _network_config(experiment, spec, sizes_of(given))
         given["network"] = _network(config, experiment.training.seed)
     missing = [n for n, p in wanted.items() if n not in given and p.default is inspect.Parameter.empty]

@@ -32,7 +32,7 @@ from imagewright.training.checkpoint import (
 )
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
-from imagewright.training.ema import Power, follow
+from imagewright.training.ema import Following, Power
 from imagewright.training.learners import Learner
 from imagewright.training.log import Log
 from imagewright.training.snapshots import snapshot_path
@@ -123,6 +123,7 @@ class Trainer:
             loader.follow(turns, self.device)
         self.step_index, self.images = 0, 0
         self.watch = Watch(self.device)
+        self._following: dict[tuple[str, str], Following] = {}
         self.learners = self._prepare()
 
     # --- set-up -------------------------------------------------------------------------------------------------------
@@ -348,10 +349,11 @@ class Trainer:
                 f"is not finite; last good checkpoint: {last}"
             ) from None
 
-    @torch.no_grad()
     def _follow(self, event: Follow) -> None:
-        target, source = (self.parts.roles[n].module.state_dict() for n in (event.part, event.of))
-        follow(target, source, 1 - event.decay)
+        pair = (event.part, event.of)
+        if pair not in self._following:
+            self._following[pair] = Following(*(self.parts.roles[n].module.state_dict() for n in pair))
+        self._following[pair].move(1 - event.decay)
 
 
 def _kind(event: Event | None) -> tuple[str, ...]:

@@ -21,6 +21,9 @@ KEYS: tuple[str, ...] = (
     "dmd",
     "dmd2",
     "uni_instruct",
+    "em_distillation",
+    "score_of_mixture",
+    "ddo",
     "maskgit",
     "md4",
 )

@@ -1,4 +1,4 @@
-"""Score-of-mixture training: many shares of real points against the two ends, from scratch, in the plane (2502.09609)."""
+"""Score-of-mixture training: all shares of real points against the two ends, in the plane (2502.09609)."""
 
 from __future__ import annotations
 

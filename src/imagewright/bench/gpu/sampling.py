@@ -26,7 +26,7 @@ from imagewright.samplers.generator import ImageGenerator
 from imagewright.samplers.replay import Replays
 from imagewright.types import Condition, DataSpec, Sampler
 
-BATCHES = 4
+BATCHES = 8
 """Of which one measurement consists."""
 
 
@@ -35,10 +35,10 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
     spec = DataSpec(name="speed", resolution=scale.side, channels=3, num_classes=scale.classes)
     emoji = RECIPES["edm-emoji64-32"]().network
     large = DhariwalUNetConfig(img_resolution=scale.side, in_channels=3, out_channels=3)
-    for name, config, batch in (
-        ("small, 1", emoji, 1),
-        (f"small, {scale.sampled}", emoji, scale.sampled),
+    for name, config, batch in (  # the large one first: it is the one that says most
         (f"ADM, {scale.sampled}", large, scale.sampled),
+        (f"small, {scale.sampled}", emoji, scale.sampled),
+        ("small, 1", emoji, 1),
     ):
         network = _network(config, spec, scale, device)
         own[name] = {"parameters": sum(p.numel() for p in network.parameters()), "batch": batch}
@@ -46,7 +46,7 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
             for graphs in (False, True):
                 deadline.check()
                 key = f"{calls} calls" + (", graphs" if graphs else "")
-                count = min(3, scale.timed) if calls > 1 else scale.timed
+                count = min(2 if calls > 1 else 5, scale.timed)
                 own[name][key] = _compared(network, spec, batch, calls, graphs, device, count)
         forget(device)
 

@@ -1,0 +1,103 @@
+"""A stage in which a model draws what it will be told from real images in the next: the negatives of self-play."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from imagewright.checks import require_whole
+from imagewright.data.negatives import NegativesManifest, begin, whole, write_shard
+from imagewright.models.files import ModelFile, weights_hash
+from imagewright.pretrained import find_model
+from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_to_json
+from imagewright.training.chain import OF_STAGE
+from imagewright.types import kind_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawNegatives:
+    """Draw from a model by its own sampler, unguided, into the stage's folder; `--given` names it, or a stage.
+
+    Images are kept before rounding, tokens as they were drawn. Goes on with the first shard that is missing. Raises
+    UserError where the folder holds what another model, sampler or seed drew.
+    """
+
+    given: Mapping[str, str] = field(default_factory=dict)
+    """Where the model lies: {"model": "runs/edm-digits"}, or "stage:round1"."""
+    n: int = 10_000
+    """How many examples."""
+    seed: int = 0
+    shard: int = 1024
+    """Examples in a file."""
+    batch_size: int = 64
+    """Examples per network call."""
+
+    def __post_init__(self) -> None:
+        for name in ("n", "shard", "batch_size"):
+            require_whole(name, getattr(self, name), 1)
+        require_whole("seed", self.seed, 0)
+
+    def __call__(self, folder: Path, stages: Mapping[str, Path], device: Any) -> None:
+        """As `training.chain.Work`."""
+        name = self.given["model"]
+        where = stages[name.removeprefix(OF_STAGE)] if name.startswith(OF_STAGE) else name
+        file = find_model(where)
+        tokens = kind_of(file.model) == "token_model"
+        generator = generator_from(with_tokens_shown(file) if tokens else file, device=device)
+        codec: Any = getattr(file.model, "codec", None)
+        manifest = NegativesManifest(
+            n=self.n,
+            seed=self.seed,
+            shard=self.shard,
+            what="tokens" if tokens else "images",
+            shape=(codec.length,) if tokens else file.spec.shape,
+            classes=file.spec.num_classes,
+            origin={
+                "weights_sha256": weights_hash(file.model.state_dict()),
+                "sampler": sampler_to_json(generator.sampler),
+                "batch": self.batch_size,
+            },
+        )
+        begin(folder, manifest)
+        for index in range(manifest.shards):
+            if not whole(folder, manifest, index):
+                write_shard(folder, manifest, index, *self.drawn(generator, manifest.rows(index)))
+
+    def drawn(self, generator: ImageGenerator, rows: range) -> tuple[Tensor, Tensor]:
+        """Examples of some rows, and their classes, -1 for none; example i depends on (seed, i) alone."""
+        labels = generator.labels(len(rows), self.seed, rows.start)
+        known = np.full(len(rows), -1) if labels is None else labels
+        parts = []
+        for start in range(0, len(rows), self.batch_size):
+            some = list(rows[start : start + self.batch_size])
+            wanted = None if labels is None else labels[start : start + self.batch_size]
+            parts.append(generator.drawn(some, labels=wanted, seed=self.seed).cpu())
+        return torch.cat(parts), torch.as_tensor(known)
+
+
+class ShownTokens(nn.Module):
+    """A codec whose pictures are its tokens: a sampler then returns what it drew, whatever decoding would lose."""
+
+    lossless = True
+
+    def __init__(self, codec: Any) -> None:
+        super().__init__()
+        self.values, self.length = codec.values, codec.length
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """The tokens."""
+        return tokens
+
+
+def with_tokens_shown(file: ModelFile) -> ModelFile:
+    """The model's file with such a codec; all else is shared."""
+    changed = copy.copy(file.model)
+    changed._modules = {**file.model._modules, "codec": ShownTokens(file.model.codec)}
+    return ModelFile(model=changed, spec=file.spec, sampler=file.sampler)
