@@ -28,6 +28,7 @@ from imagewright.training.experiment import DataConfig, Experiment, assemble, ru
 from imagewright.training.given import Sources
 from imagewright.training.record import experiment_from_json, read_record, to_json
 from imagewright.types import (
+    Batch,
     Chance,
     Clock,
     Condition,
@@ -41,6 +42,7 @@ from imagewright.types import (
     Trained,
     Update,
     UserError,
+    kind_of,
 )
 
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
@@ -240,6 +242,52 @@ def test_a_method_learns_from_another_kind_of_example(tmp_path: Path) -> None:
         assemble(replace(run, data=BASE.data))
     with pytest.raises(UserError, match="learns from labelled pictures; made-up captions holds pictures with"):
         assemble(replace(run, method=EDM()))
+
+
+# --- other kinds of product -----------------------------------------------------------------------------------
+
+
+class Doubler(nn.Module):
+    """Latents that are the images, times a number that is learnt."""
+
+    latent = (1, 8, 8)
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.factor = kind, nn.Parameter(torch.tensor(2.0))
+
+    def encode(self, images: Tensor, noise: object = None) -> Tensor:
+        return self.factor * images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubling:
+    """Learns to give back what it is shown."""
+
+    product: ClassVar[str] = "doubler"
+    kind: str = "autoencoder"
+
+    def parts(self) -> Parts:
+        return Parts(doubler=Trained(module=Doubler(self.kind)))
+
+    def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
+        back = parts.doubler.decode(parts.doubler.encode(batch.images))
+        yield Update("doubler", (back - batch.images).square().flatten(1).mean(1))
+
+
+@pytest.mark.parametrize(("kind", "pictures"), [("autoencoder", 1), ("encoder", 0)])
+def test_what_only_answers_is_exported(
+    kind: str, pictures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[ModelFile] = []
+    monkeypatch.setattr("imagewright.training.experiment.save_model", lambda folder, file: saved.append(file))
+    run = Experiment(data=BASE.data, method=Doubling(kind=kind), training=replace(TRAINING, total_images=16))
+    run_experiment(run, tmp_path)
+    assert kind_of(saved[-1].model) == kind
+    assert len(list((tmp_path / "samples").glob("*.png"))) == pictures
 
 
 # --- stages ---------------------------------------------------------------------------------------------------

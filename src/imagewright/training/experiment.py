@@ -29,6 +29,7 @@ from imagewright.data import ImageSet, Loader, open_images
 from imagewright.data.couplings import Couplings
 from imagewright.files import try_output, write_json
 from imagewright.models.files import ModelFile, save_model
+from imagewright.models.kinds import KINDS
 from imagewright.models.tokens import check_device
 from imagewright.networks import NETWORKS
 from imagewright.noise import derive_seed
@@ -374,7 +375,7 @@ def export(
     *,
     picture: bool = True,
 ) -> None:
-    """Write the product's averaged weights as a model, and a snapshot: samples, or what a tokenizer gives back."""
+    """Write the product's averaged weights as a model, and a snapshot: samples, or what is given back of pictures."""
     model = copy.deepcopy(trainer.learners[experiment.method.product].module)
     model.load_state_dict(trainer.product_state())
     spec = dataclasses.replace(images.spec, empty_classes=images.empty_classes)
@@ -389,10 +390,11 @@ def export(
         "imagewright": __version__,
     }
     snapshot = snapshot_path(folder, trainer.images)
-    if kind_of(model) == "codec":
-        origin |= codec_record(model, images, device)
+    kind = kind_of(model)
+    if KINDS[kind].answers:
+        origin |= codec_record(model, images, device) if kind == "codec" else {}
         save_model(folder, ModelFile(model=model, spec=spec, origin=origin))
-        if picture:
+        if picture and kind != "encoder":
             save_reconstructions(snapshot, model, images, device)
         return
     generator = ImageGenerator(model, spec, experiment.sampler, device)
