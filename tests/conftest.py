@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from imagewright.cli.main import main
 from imagewright.training.experiment import Experiment, run_experiment
 from imagewright.training.trainer import Progress
 
@@ -75,5 +76,20 @@ def resumed_run(tmp_path: Path) -> Callable[[Experiment], Path]:
         for file in ("model.safetensors", f"checkpoints/state-{total:012d}.safetensors", f"samples/{total:012d}.png"):
             assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "died" / file).read_bytes(), file
         return tmp_path / "whole"
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail as a user's mistake; returns what it says, on one line."""
+
+    def run(*words: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        assert stop.value.code == 2
+        told = capsys.readouterr().err
+        assert "Traceback" not in told
+        return " ".join(told.split())
 
     return run

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from imagewright import fused
 from imagewright import noise as noise_module
 from imagewright.data import Loader
 from imagewright.models.consistency import ConsistencyModel
@@ -20,7 +21,7 @@ from imagewright.pretrained import find_model, load
 from imagewright.recipes import RECIPES
 from imagewright.samplers import Heun, MultistepConsistency
 from imagewright.samplers.generator import ImageGenerator
-from imagewright.samplers.replay import Replay, replayed
+from imagewright.samplers.replay import Replay, Replays
 from imagewright.training.experiment import Experiment, assemble, run_experiment
 from imagewright.training.log import Log
 from imagewright.training.trainer import Trainer
@@ -92,8 +93,9 @@ def test_training_and_resuming(precision: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_of_every_family(name: str, teacher: Path, tokenizer: Path, tmp_path: Path) -> None:
     experiment = short(name, total_images=8192)
-    given = {"teacher": teacher, "start": teacher, "tokenizer": tokenizer}
-    experiment = replace(experiment, **{k: str(v) for k, v in given.items() if getattr(experiment, k)})
+    given = {"teacher": str(teacher), "tokenizer": str(tokenizer)}
+    experiment = replace(experiment, start=str(teacher) if experiment.start else None)
+    experiment = experiment.giving(**{k: v for k, v in given.items() if k in experiment.given})
     t = trainer(experiment, tmp_path)
     for _ in range(2):
         t.train_step()
@@ -106,7 +108,7 @@ def test_no_step_waits_for_the_device(name: str, teacher: Path, tmp_path: Path) 
     """Between two lines of the log; RAdam, which cannot be told to stand still on the device, is looked at."""
     optimizer = replace(RECIPES[name]().training.optimizer, kind="adam")
     experiment = short(name, precision="bf16", optimizer=optimizer)
-    experiment = replace(experiment, teacher=str(teacher) if experiment.teacher else None)
+    experiment = experiment.giving(**{k: str(teacher) for k in experiment.given if k == "teacher"})
     t = trainer(experiment, tmp_path)
     for _ in range(3):
         t.train_step()
@@ -136,13 +138,34 @@ def test_a_bad_number_stops_the_run_and_moves_nothing(tmp_path: Path) -> None:
 
 
 def test_noise_is_the_cpu_s() -> None:
-    """Up to the rounding of logarithm and cosine; dropout's fused kernel to the last bit."""
+    """Up to the rounding of logarithm and cosine; dropout's kernel to the last bit."""
     there, here = (BatchNoise(3, 5, range(4, 8), 16, device) for device in (CUDA, torch.device("cpu")))
     like = torch.empty(4, 3, 8, 8)
     torch.testing.assert_close(there.normal(like.to(CUDA)).cpu(), here.normal(like), rtol=1e-5, atol=1e-6)
     assert torch.equal(there.uniform(like.to(CUDA)).cpu(), here.uniform(like))
     assert torch.equal(there.kept(like.to(CUDA), 0.3).cpu(), here.kept(like, 0.3))
-    assert noise_module._compiled(noise_module._keeps, CUDA) is not noise_module._keeps, "the fused kernel is not used"
+    assert noise_module._drops_the_same(CUDA), "dropout's kernel is not used"
+
+
+@pytest.mark.parametrize("shape", [(3, 192, 64, 64), (2, 48, 5, 7), (2, 768, 8, 8)])
+@pytest.mark.parametrize("told", [False, True])
+def test_the_kernels_of_group_norm_are_pytorch_s_operations(shape: tuple[int, ...], told: bool) -> None:
+    """Values and gradients in bf16 against float32; what they answer lies channels last."""
+    torch.manual_seed(0)
+    channels = shape[1]
+    x = (torch.randn(shape, device=CUDA) + 0.5).bfloat16().contiguous(memory_format=torch.channels_last)
+    assert fused.activates(x)
+    learned = [torch.randn(channels, device=CUDA) for _ in range(2)]
+    scale, shift = torch.randn(2, shape[0], channels, 1, 1, device=CUDA).bfloat16() if told else (None, None)
+    dy, answers = torch.randn(shape, device=CUDA).bfloat16(), []
+    for function, dtype in ((fused.activated, torch.bfloat16), (fused.plain, torch.float32)):
+        given = [x.to(dtype), *learned, *(t.to(dtype) for t in (scale, shift) if t is not None)]
+        given = [t.detach().requires_grad_() for t in given]
+        y = function(given[0], 12, given[1], given[2], 1e-5, *given[3:], silu=True)
+        answers.append((y, *torch.autograd.grad(y, given, dy.to(dtype))))
+    assert answers[0][0].is_contiguous(memory_format=torch.channels_last)
+    for a, b in zip(*answers, strict=True):
+        assert torch.linalg.vector_norm(a.float() - b.float()) < 0.01 * torch.linalg.vector_norm(b.float())
 
 
 def test_samples_are_the_cpu_s() -> None:
@@ -180,7 +203,7 @@ def test_replayed_calls_are_the_plain_ones(half: bool, recorded: list[Any]) -> N
     generator, model = one_step()
     with torch.autocast("cuda", torch.bfloat16, enabled=half):
         plain = generator.generate(12, labels=[0, 1, 2, -1] * 3, batch_size=4)
-        with replayed(model):
+        with Replays(model):
             assert isinstance(model.network.forward, Replay)
             again = generator.generate(12, labels=[0, 1, 2, -1] * 3, batch_size=4)
     assert np.array_equal(plain, again) and len(recorded) == 1

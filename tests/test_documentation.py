@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 import imagewright
 from imagewright.bench.claims import KEYS
@@ -12,6 +16,8 @@ from imagewright.bench.claims.origin import code_hash
 from imagewright.bench.claims.verdict import LEAST_SEEDS
 from imagewright.cli.main import main
 from imagewright.files import read_json
+from imagewright.metrics.frechet import frechet_distance
+from imagewright.metrics.statistics import Moments
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -38,6 +44,41 @@ def test_the_worked_chain_trains(tmp_path: Path) -> None:
     small = [f"--{stage}.training.total-images=64" for stage in ("teacher", "student")]
     main([*words, *small, "--teacher.network.model-channels", "8", "--out", str(tmp_path / "run")])
     assert imagewright.load(tmp_path / "run").generate(1).shape == (1, 8, 8, 1)
+
+
+def test_the_page_on_ones_own_pictures_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command of the page in its order, on smaller pictures and for fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("imagewright.cli.composing.images_per_second", lambda *_: 10.0)
+    page = (DOCS / "own_pictures.md").read_text()
+    commands = re.findall(r"^    (imagewright|python) (.+)$", page, re.MULTILINE)
+    assert [words.split()[0] for _, words in commands] == [
+        *("examples/make_photos.py", "data", "train", "distill", "sample", "data"),
+        *("evaluate", "evaluate", "compare", "report", "export"),
+    ]
+    cpu = "--device cpu --training.batch 16"
+    shorter = {
+        "train": f"--training.total-images 16 --network.model-channels 8 --sampler.num-steps 1 {cpu}",
+        "distill": f"--training.total-images 16 {cpu}",
+        "evaluate": "--n 8 --no-yardsticks --metrics fd kid --seeds 1 2 --device cpu --steps",
+    }
+    for program, words in commands:
+        told = words.replace("--resolution 32", "--resolution 8").replace("--steps 300", "--steps 2")
+        if program == "python":
+            script = runpy.run_path(str(DOCS.parent / "examples/make_photos.py"))
+            script["main"](Path("photos"), 16)
+        elif told.startswith("report"):
+            continue  # it draws hundreds; tests/report makes pages
+        else:
+            main([*told.split(), *shorter.get(told.split()[0], "").removesuffix(" --steps").split()])
+    assert imagewright.load("model").generate(1).shape == (1, 8, 8, 3)
+    assert len(list(Path("samples").glob("0*.png"))) == 16
+
+
+def test_the_worked_example_of_measuring() -> None:
+    real, generated = (Moments(mean=np.array([m]), cov=np.array([[v]])) for m, v in ((0, 1.0), (0.5, 4.0)))
+    assert frechet_distance(real, generated) == pytest.approx(1.25)
+    assert "= 1.25." in (DOCS / "measuring.md").read_text()
 
 
 def test_the_readme_has_the_ledgers_verdicts() -> None:

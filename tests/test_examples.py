@@ -56,3 +56,28 @@ def test_every_row_of_a_record_stands_in_the_documentation(name: str) -> None:
     record = json.loads((ROOT / "docs" / f"{name}.json").read_text())
     page = (ROOT / "docs" / "distribution_matching.md").read_text()
     assert all(f"| {row}" in page for row in record["students"])
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_short_soak_loses_nothing_and_keeps_memory_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 steps of the 200,000."""
+    monkeypatch.setattr("imagewright.data.opening.KEEP_DECODED", 0)
+    memory, same = loaded("soak").soak(tmp_path, 40, 1)
+    assert same and len(memory) >= 30
+    assert max(memory[-8:]) - max(memory[:16]) < 8
+
+
+def test_growth_measures_what_it_says(tmp_path: Path) -> None:
+    growth = loaded("growth")
+    for name, (make, _) in growth.TABLES.items():
+        make(16 if name in ("pixels", "width") else 64 if name != "weights" else 2, tmp_path / name)()
+    rows = [{"size": n, "seconds": 3.0 * n**2, "megabytes": 7.0} for n in (1, 2, 4)]
+    assert growth.exponent(rows, "seconds") == pytest.approx(2)
+    assert growth.exponent(rows, "megabytes") == pytest.approx(0)

@@ -15,7 +15,20 @@ ROOT = Path(imagewright.__file__).parent
 LAYERS = (
     ("errors",),
     ("types", "version"),
-    ("limits", "shapes", "noise", "files", "locks", "arrays", "pickles", "checks", "precision", "cache"),
+    (
+        "limits",
+        "shapes",
+        "kernels",
+        "fused",
+        "noise",
+        "files",
+        "locks",
+        "arrays",
+        "pickles",
+        "checks",
+        "precision",
+        "cache",
+    ),
     ("paths", "networks", "data", "oracles"),
     ("models",),
     ("samplers", "guidance", "metrics"),
@@ -87,8 +100,8 @@ def test_no_circles() -> None:
         pytest.fail(f"circle: {' -> '.join(error.args[1])}")
 
 
-def test_networks_know_only_the_types_and_the_source_of_their_dropout() -> None:
-    assert {there for here, there in edges() if here == "networks"} == {"types", "noise"}
+def test_networks_know_only_the_types_their_dropout_s_source_and_kernels() -> None:
+    assert {there for here, there in edges() if here == "networks"} == {"types", "noise", "fused"}
 
 
 def is_script(path: Path) -> bool:

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -116,9 +116,15 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     Raises UserError naming the file where it is no such npz, or an array would be much larger than the file that holds
     it (`limits.UNPACKED`).
     """
+    with open_regular(path) as file:
+        return read_npz_file(path, file, names)
+
+
+def read_npz_file(path: Path, file: BinaryIO, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """`read_npz` of an open file. path: for complaints."""
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            size = file.seek(0, 2)
+        size = file.seek(0, 2)
+        with zipfile.ZipFile(file) as archive:
             there = {entry.filename: entry for entry in archive.infolist()}
             found = {}
             for name in names:

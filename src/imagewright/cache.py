@@ -31,7 +31,8 @@ def cache_folder() -> Path | None:
     try:
         usual = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(named) if named else Path(usual) / "imagewright"
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         return None
     return folder if os.access(folder, os.W_OK) else None
@@ -61,7 +62,9 @@ def keep(path: Path | None, tensors: Mapping[str, torch.Tensor], texts: Mapping[
         return
     try:
         with replacing(path, flush=False) as aside:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, metadata=dict(texts))
+            save_file(
+                {name: tensor.clone() for name, tensor in tensors.items()}, aside, metadata=dict(texts)
+            )  # some are views
         for other in path.parent.glob("*.safetensors"):
             if other.stat().st_mtime < time.time() - MOST_DAYS * 86400:
                 other.unlink(missing_ok=True)

@@ -9,14 +9,15 @@ micro-batch or the process in which it is computed; a resumed run needs no saved
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from imagewright import fused
 
 
 def derive_seed(*key: int) -> int:
@@ -126,7 +127,10 @@ class BatchNoise(StepNoise):
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), shape, dtype and device of `like` [N, ...] (or [k N, ...])."""
-        return self._uniform(like, "method")
+        word = self._words(like, math.prod(like.shape[1:]))
+        digits = 53 if like.dtype == torch.float64 else 24
+        wide = torch.promote_types(like.dtype, torch.float32)
+        return _below_one((_shifted(word, 64 - digits).to(wide) * 2.0**-digits).reshape(like.shape).to(like))
 
     def integers(self, high: int, like: Tensor) -> Tensor:
         """Uniform int64 in 0 .. high - 1 (high < 2^31), shape and device of `like` [N, ...]."""
@@ -167,16 +171,18 @@ class BatchNoise(StepNoise):
             yield
         self._draws["networks"] = before
 
-    def _uniform(self, like: Tensor, purpose: str) -> Tensor:
-        word = self._words(like, math.prod(like.shape[1:]), purpose)
-        digits = 53 if like.dtype == torch.float64 else 24
-        wide = torch.promote_types(like.dtype, torch.float32)
-        return _below_one((_shifted(word, 64 - digits).to(wide) * 2.0**-digits).reshape(like.shape).to(like))
-
     def kept(self, like: Tensor, p: float) -> Tensor:
-        """Where dropout of a network lets through, with probability 1 - p; bool, shape and device of `like`."""
-        starts = self._starts(like, "networks")
-        return _fused(_keeps, like.device)(starts, math.prod(like.shape[1:]), p).view(like.shape)
+        """Where dropout of a network lets through, with probability 1 - p; bool, shape and device of `like`.
+
+        A word decides on four numbers, by 16 bits each (p to within 2^-17): dropout's masks are most of what is drawn.
+        """
+        count = math.prod(like.shape[1:])
+        sixteen = self._words(like, (count + 3) // 4, "networks").view(torch.int16)
+        return (sixteen >= round(p * 2**16) - 2**15)[:, :count].view_as(like)
+
+    def dropped(self, h: Tensor, p: float) -> Tensor:
+        """h with dropout by `kept`, in one kernel (`fused.drops`)."""
+        return fused.dropped(h, p, self._key_of(h, "networks"), self._places)
 
     def _words(self, like: Tensor, count: int, purpose: str = "method") -> Tensor:
         """Random 64-bit words, int64 [rows of like, count]."""
@@ -184,12 +190,16 @@ class BatchNoise(StepNoise):
 
     def _starts(self, like: Tensor, purpose: str) -> Tensor:
         """Where the words of a new draw begin for each row of like, int64 [rows]."""
-        self._check(like)
-        self._draws[purpose] += 1
-        key = derive_seed(*self._key, self._draws[purpose], _PURPOSES[purpose])
+        key = self._key_of(like, purpose)
         row = torch.arange(len(like), device=like.device)
         block, within = row // len(self._places), row % len(self._places)
         return _mixed(_mixed((within + self._places.start) * _GOLDEN + key) + block * _GOLDEN)
+
+    def _key_of(self, like: Tensor, purpose: str) -> int:
+        """Of a new draw."""
+        self._check(like)
+        self._draws[purpose] += 1
+        return derive_seed(*self._key, self._draws[purpose], _PURPOSES[purpose])
 
     def _check(self, like: Tensor) -> None:
         if like.ndim == 0 or len(like) % len(self._places):
@@ -205,52 +215,19 @@ _networks: list[BatchNoise | None] = [None]
 
 def _shifted(word: Tensor, by: int) -> Tensor:
     """A logical shift to the right of int64."""
-    return (word >> by) & ((1 << (64 - by)) - 1)
+    return (word >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _mixed(word: Tensor) -> Tensor:
     """SplitMix64's finaliser, int64 that wraps around."""
-    word = (word ^ _shifted(word, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    word = (word ^ _shifted(word, 27)) * (0x94D049BB133111EB - 2**64)
-    return word ^ _shifted(word, 31)
+    for by, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ _shifted(word, by)).mul_(factor - 2**64)
+    return word.bitwise_xor_(_shifted(word, 31))
 
 
 def _hashed(starts: Tensor, count: int) -> Tensor:
     """The first words from each start, int64 [rows, count]."""
     return _mixed(starts[:, None] + torch.arange(1, count + 1, device=starts.device) * _GOLDEN)
-
-
-def _keeps(starts: Tensor, count: int, p: float) -> Tensor:
-    """Where a uniform number of 24 digits is at least p, bool [rows, count]."""
-    return _shifted(_hashed(starts, count), 40).float() * 2.0**-24 >= p
-
-
-def _fused(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """The function as one kernel on a GPU, where its twenty, each over memory, take a third of a training step.
-
-    Whole numbers come out the same either way. Within a Jacobian-vector product, which nothing compiles, it is itself.
-    """
-    if device.type != "cuda" or torch._C._functorch.peek_interpreter_stack() is not None:
-        return function
-    return _compiled(function, device)
-
-
-@lru_cache
-def _compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """The function compiled; itself where nothing here compiles, or not to the same numbers."""
-    compiled: Callable[..., Tensor] = torch.compile(function, dynamic=True)
-
-    def called(*args: Any) -> Tensor:
-        # For each state of gradients and autocast it would be compiled anew.
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return compiled(*args)
-
-    starts = _mixed(torch.arange(64, device=device))
-    try:
-        same = torch.equal(called(starts, 100, 0.3), function(starts, 100, 0.3))
-    except Exception:  # whatever a compiler that is not there, or not whole, raises
-        same = False
-    return called if same else function
 
 
 def dropout(h: Tensor, p: float, training: bool) -> Tensor:
@@ -260,7 +237,23 @@ def dropout(h: Tensor, p: float, training: bool) -> Tensor:
     """
     if p == 0 or not training:
         return h
+    source = _networks[0]
+    if source is not None and fused.drops(h) and _drops_the_same(h.device):
+        return source.dropped(h, p)
     return torch.where(kept(h, p), h / (1 - p), torch.zeros((), dtype=h.dtype, device=h.device))
+
+
+@lru_cache
+def _drops_the_same(device: torch.device) -> bool:
+    """Whether the kernel lets through what `BatchNoise.kept` does, in both memory formats: tried once."""
+    h, ours, its = torch.ones(6, 5, 3, 3, device=device), *(BatchNoise(2**40, 7, range(3, 6), 8, device) for _ in "ab")
+    try:
+        return all(
+            torch.equal(its.dropped(h.contiguous(memory_format=format), 0.3) != 0, ours.kept(h, 0.3))
+            for format in (torch.contiguous_format, torch.channels_last)
+        )
+    except Exception:  # whatever a compiler that is not whole raises
+        return False
 
 
 def kept(like: Tensor, p: float) -> Tensor:

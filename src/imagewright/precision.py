@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def widest(device: torch.device | str) -> torch.dtype:
@@ -19,6 +25,25 @@ def exact_float32() -> None:
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Within it NVIDIA's GPUs may round the inputs of 32-bit products to TF32, or may not."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def casts(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Within it networks on the device compute in that format (autocast); their weights stay as they are."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def _fields(shape: Any) -> dict[str, tuple[Any, bool]]:
     found = {}
     for key, hint in typing.get_type_hints(shape, include_extras=True).items():
         free = typing.get_origin(hint) is NotRequired
-        found[key] = (typing.get_args(hint)[0] if free else hint, not free)
+        found[key] = (typing.get_args(hint)[0] if free else hint, shape.__total__ and not free)
     return found
 
 

@@ -214,6 +214,32 @@ def test_a_file_in_the_way(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_link_to_a_folder_is_followed_and_one_to_a_file_is_not(tmp_path: Path, refused: Callable[..., str]) -> None:
+    """So that runs may lie on another disk; what a link to a file leads to is never replaced."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk", target_is_directory=True)
+    main(["export", "emoji64-32", "--out", str(tmp_path / "out" / "model")])
+    assert imagewright.load(tmp_path / "disk" / "model").spec.resolution == 32
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "out.zip").symlink_to(tmp_path / "mine")
+    (tmp_path / "nowhere.zip").symlink_to(tmp_path / "gone")
+    for name in ("out.zip", "nowhere.zip"):
+        assert "is a link, which is never replaced" in refused("data", "convert", "digits", tmp_path / name)
+    assert (tmp_path / "mine").read_text() == "mine" and not (tmp_path / "gone").exists()
+
+
+def test_what_the_parser_says_of_an_argument_is_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["sample", "emoji64-32", "--n", "\x1b[31mred"],
+        ["train", "edm-digits", "--training.batch", "\r\ufeff"],
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        said = capsys.readouterr()
+        assert not {c for c in said.out + said.err if not c.isprintable()} - {"\n"}
+        assert "\\x1b[31mred" in said.err or "\\r\\ufeff" in said.err
+
+
 def test_a_folder_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(UserError, match=r"x cannot be written: Is a directory"):

@@ -54,7 +54,7 @@ def needed(function: Callable[..., None]) -> list[str]:
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is inspect.Parameter.empty:
             hint = typing.get_type_hints(function, include_extras=True)[name]
-            words = {"task": "denoise", "std": "0.1"}.get(name, "nowhere")
+            words = {"task": "denoise", "std": "0.1", "size": "8", "preset": "edm"}.get(name, "nowhere")
             found += [words] if "Positional" in str(hint) else [f"--{name.replace('_', '-')}", words]
     return found
 

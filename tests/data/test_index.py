@@ -6,7 +6,10 @@ import os
 import pickle
 import subprocess
 import sys
+import time
+import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,9 @@ import pytest
 
 from imagewright import cache
 from imagewright.data import ImageSet, Loader, index, reading, write_edm_zip
+from imagewright.data.fitting import Fitting
 from imagewright.data.opening import open_images
-from imagewright.data.packed import Digests, Texts
+from imagewright.data.packed import Digests, Places, Texts
 from imagewright.types import UserError
 
 N = 12
@@ -184,7 +188,7 @@ def test_a_process_that_comes_meanwhile_waits_and_decodes_nothing(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     other = subprocess.Popen([sys.executable, "-c", program, str(path)], **pipes)
     assert other.stdout.readline() == "ready\n"
-    entry = index.Entry(path, reading.Fit(None, None, None), False, True)
+    entry = index.Entry(path, Fitting(None, None), False, True)
     assert entry.recall() is None  # from here on the other one waits
     other.stdin.write("go\n")
     other.stdin.flush()
@@ -194,6 +198,28 @@ def test_a_process_that_comes_meanwhile_waits_and_decodes_nothing(tmp_path):
     entry.keep(images, archive, archive.pictures)
     del entry
     assert other.communicate()[0].strip() == images.fingerprint and other.returncode == 0
+
+
+def test_opening_costs_neither_time_nor_memory_for_each_picture(tmp_path, monkeypatch):
+    """200,000 pictures that are not there: what their index says is mapped, not read."""
+    monkeypatch.setattr(index.limits, "KEPT", 0)
+    path, n = write_edm_zip(some(), tmp_path / "set.zip"), 200_000
+    archive, zeros = index.open_archive(path), np.zeros(n, np.int64)
+    monkeypatch.setattr(
+        type(archive.read),
+        "places",
+        lambda *_: Places((str(path),), zeros, zeros, zeros, zeros, zeros.astype(np.uint8)),
+    )
+    names, digests = Texts.of([f"{i:08d}.png" for i in range(n)]), Digests(np.zeros((n, 32), np.uint8))
+    images = replace(some(), labels=zeros, names=names, digests=digests)
+    index.Entry(path, Fitting(None, None), False, True).keep(images, archive, names)
+    tracemalloc.start()
+    start = time.perf_counter()
+    found = open_images(path)
+    seconds, most = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == n and found.names[n - 1] == "00199999.png" and not found.in_memory
+    assert most < 1e6 and seconds < 1
 
 
 def test_readers_go_to_other_processes(tmp_path):

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
@@ -64,6 +65,7 @@ def cases() -> Iterator[Case]:
     yield from _runs()
     yield from _couplings()
     yield from _torch_files()
+    yield from _official_files()
     # `data info` leaves out what it cannot use, and says so.
     yield from (replace(case, harmless=True) for group in (_pictures, _labels, _archives) for case in group())
     yield from _arrays()
@@ -87,6 +89,8 @@ SAMPLE = command("sample", "model", "--n", "1", "--out", "out")
 RESUME = command("train", "--resume", "run", "--training.total-images", "16")
 INFO = command("data", "info", "pictures")
 IMPORT = command("import", "weights.pt", "--config", "config.json", "--out", "out")
+PICKLED = command("import", "network.pkl", "--out", "out")
+PIPELINE = command("import", "pipeline", "--out", "out")
 TUNED = command("sample", "model", "--n", "1", "--sampler", "tuned.json", "--out", "out")
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
@@ -99,6 +103,8 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "labels": ("pictures/dataset.json", lambda f: open_images(f / "pictures")),
     "tuned": ("tuned.json", TUNED),
     "official": ("config.json", IMPORT),
+    "unet": ("pipeline/unet/config.json", PIPELINE),
+    "scheduler": ("pipeline/scheduler/scheduler_config.json", PIPELINE),
 }
 """Of each kind of JSON: where it lies, and what reads it."""
 
@@ -209,6 +215,7 @@ FILES = {
     "checkpoint": ("run/checkpoints/state-000000000016.safetensors", RESUME),
     "shard": ("pairs/shard-000000.safetensors", lambda f: Couplings(f / "pairs").read([0])),
     "torch": ("weights.pt", IMPORT),
+    "pickled": ("network.pkl", PICKLED),
     "moments": ("moments.npz", lambda f: load_moments(f / "moments.npz")),
     "picture": ("pictures/0.png", INFO),
     "array": ("set.npz", command("data", "info", "set.npz")),
@@ -541,6 +548,19 @@ def _torch_files() -> Iterator[Case]:
     )
     for key, value in {"model_channels": 1 << 20, "num_blocks": 1 << 20, "label_dim": 60_000}.items():
         yield Case(f"torch-config-{key}", edited("config.json", **{key: value}), IMPORT)
+
+
+def _official_files() -> Iterator[Case]:
+    """Pickles of networks, Lightning checkpoints, and what a diffusers folder may say of itself."""
+    for name, content in networks.hostile().items():
+        yield Case(f"network-{name}", partial(_write, "network.pkl", content), PICKLED)
+    for name, change in networks.CHANGES.items():
+        yield Case(f"network-whole-{name}", partial(_rewrite, "network.pkl", change), PICKLED)
+    lightning = command("import", "a.ckpt", "--out", "out")
+    for name, program in networks.LIGHTNING.items():
+        yield Case(f"lightning-{name}", partial(_write, "a.ckpt", _pt(program)), lightning)
+    for name, (path, lies) in networks.DIFFUSERS.items():
+        yield Case(f"diffusers-{name}", edited(f"pipeline/{path}", **lies), PIPELINE)
 
 
 def _torch_nan(folder: Path) -> None:

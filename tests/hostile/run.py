@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["IMAGEWRIGHT_CACHE"] = ""  # what is kept for another time would be a file outside the folder
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch

@@ -5,23 +5,28 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
+from pickling import dumped, network
 from PIL import Image
 from safetensors.torch import save_file
 
 from imagewright.data.couplings import Manifest, claim_folder, write_shard
+from imagewright.interop.diffusers_out import write_diffusers
 from imagewright.metrics.statistics import moments_of, save_moments
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.preconditioning import EDMPrecond
-from imagewright.networks import SongUNet, SongUNetConfig
+from imagewright.models.timesteps import TimestepPrecond
+from imagewright.networks import ADMUNet, ADMUNetConfig, SongUNet, SongUNetConfig
 from imagewright.recipes import RECIPES
 from imagewright.samplers import SAMPLERS
 from imagewright.training.experiment import run_experiment
 from imagewright.types import DataSpec
 
+os.environ["IMAGEWRIGHT_CACHE"] = ""  # nothing is kept outside the folder that is watched
 CONFIG = SongUNetConfig(
     img_resolution=8,
     in_channels=1,
@@ -56,6 +61,9 @@ def make_sources(folder: Path) -> None:
     torch.save(weights, folder / "weights.pt")
     torch.save(weights, folder / "legacy.pt", _use_new_zipfile_serialization=False)
     (folder / "config.json").write_text(json.dumps(OFFICIAL))
+    arguments = {k: v for k, v in OFFICIAL.items() if k != "precond_class"}
+    (folder / "network.pkl").write_bytes(dumped({"ema": network("EDMPrecond", weights, arguments)}))
+    _make_diffusers(folder / "pipeline")
     _make_run(folder / "run")
     _make_pairs(folder / "pairs")
     save_moments(folder / "moments.npz", moments_of(np.random.default_rng(0).normal(size=(32, 4))))
@@ -69,6 +77,14 @@ def make_sources(folder: Path) -> None:
         (folder / f"pictures/{i}.png").write_bytes(png(8, 8, i))
     labels = {"labels": [[f"{i}.png", i] for i in range(3)], "classes": ["a", "b", "c"]}
     (folder / "pictures/dataset.json").write_text(json.dumps(labels))
+
+
+def _make_diffusers(folder: Path) -> None:
+    config = ADMUNetConfig(
+        img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1,
+        attn_resolutions=(), channels_per_head=None, groups=4, resampling="conv", adaptive_scale=False,
+    )  # fmt: skip
+    write_diffusers(folder, TimestepPrecond(ADMUNet(config)))
 
 
 def _make_run(folder: Path) -> None:

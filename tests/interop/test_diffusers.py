@@ -133,7 +133,7 @@ def test_a_consistency_pipeline_of_ours_draws_the_same_picture(tmp_path):
 
 
 def test_the_weights_come_back_as_they_went(tmp_path):
-    network, path = folder(tmp_path, CM, DDIMScheduler())
+    network, path = folder(tmp_path, CM, CMStochasticIterativeScheduler())
     write_diffusers(tmp_path / "ours", read_official(path).model)
     again = UNet2DModel.from_pretrained(tmp_path / "ours/unet").state_dict()
     for name, tensor in network.state_dict().items():
@@ -159,6 +159,9 @@ def test_old_names_of_attention_and_torch_files_are_read(tmp_path):
 
 
 def test_what_has_no_equal_is_refused(tmp_path):
+    _, classes = folder(tmp_path / "classes", CM, DDPMScheduler())
+    with pytest.raises(UserError, match="its DDIMPipeline has no classes"):
+        write_diffusers(tmp_path / "x", read_official(classes).model)
     song = SongUNet(
         SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,))
     )

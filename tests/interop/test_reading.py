@@ -37,7 +37,7 @@ def beside(name: str, folder: Path = HERE):
     return module
 
 
-pickling = beside("pickling")
+pickling = beside("pickling", HERE.parent / "hostile")
 official = beside("test_official_networks", HERE.parent / "parity")
 edm = beside("test_edm_networks", HERE.parent / "parity")
 

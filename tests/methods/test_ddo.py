@@ -280,6 +280,13 @@ def test_rounds_are_one_command(teacher: Path, monkeypatch: pytest.MonkeyPatch, 
     assert [shard_path(Path("runs/play/1-draw1"), i).read_bytes() for i in range(3)] == kept
 
 
+def test_resuming_a_round_changes_no_bit(teacher: Path, tmp_path: Path, resumed_run: Any) -> None:
+    DrawNegatives(given={"model": str(teacher)}, n=12)(tmp_path / "drawn", {}, "cpu")
+    run = RECIPES["ddo-digits"]().giving(reference=str(teacher), negatives=str(tmp_path / "drawn"))
+    sizes = SMALL | {"total_images": 48, "snapshot_images": 48, "micro_batch": 8}
+    resumed_run(replace(run, sampler=replace(run.sampler, num_steps=2), training=replace(run.training, **sizes)))
+
+
 def test_self_play_goes_from_round_to_round() -> None:
     stages = {stage.name: stage.work for stage in self_play("ddo-digits", rounds=2, n=7).stages}
     assert list(stages) == ["draw1", "round1", "draw2", "round2"]

@@ -220,3 +220,29 @@ def test_sigma_data_has_a_range(value: float) -> None:
 def test_noise_range_has_an_order() -> None:
     with pytest.raises(UserError, match=r"sigma_min is 2.0 and sigma_max is 1.0"):
         EDM(sigma_min=2.0, sigma_max=1.0).parts(network=Recorder(), spec=SPEC)
+
+
+def test_the_uncertainty_weighs_the_loss_and_is_learned() -> None:
+    """EDM2's loss, equation 21, and what it teaches."""
+    from imagewright.networks import EDM2UNet, EDM2UNetConfig
+
+    config = EDM2UNetConfig(
+        img_resolution=4, in_channels=1, out_channels=1, model_channels=4, channel_mult=(1,), channel_mult_emb=1,
+        num_blocks=1, attn_resolutions=(), channels_per_head=4,
+    )  # fmt: skip
+    method = EDM(uncertainty=True)
+    parts = method.parts(network=EDM2UNet(config), spec=SPEC)
+    denoiser = parts.roles["denoiser"].module.eval()
+
+    def update(method: EDM) -> Update:
+        (event,) = method.step(parts, Batch(images=torch.ones(8, 1, 4, 4)), StepNoise(0, 0, 0), CLOCK)
+        assert isinstance(event, Update) and event.at is not None
+        return event
+
+    weighed, plain = update(method), update(EDM())
+    u = denoiser.log_variance(plain.at)
+    torch.testing.assert_close(weighed.loss, plain.loss / u.exp() + u)
+    weighed.loss.sum().backward()
+    assert denoiser.logvar_linear.weight.grad.abs().sum() > 0
+    with pytest.raises(UserError, match=r"method\.uncertainty is True; it has no effect with preconditioning 'vp'"):
+        EDM(preconditioning="vp", uncertainty=True)

@@ -386,7 +386,7 @@ def test_diff_instruct_s_published_run() -> None:
     run = FAMILY["diff-instruct-cifar10"]()
     t = run.training
     assert run.method == replace(NAMED["diff_instruct"], augment=Augment(p=0.12))
-    assert (run.data.labels, run.teacher, run.data.xflip) == (False, "runs/edm-cifar10-uncond", False)
+    assert (run.data.labels, run.given["teacher"], run.data.xflip) == (False, "runs/edm-cifar10-uncond", False)
     assert (t.batch, t.total_images, t.optimizer.lr, t.optimizer.betas) == (128, 200_000_000, 1e-5, (0.0, 0.999))
     assert t.optimizer.eps == pytest.approx(1e-8 / 3072)
     assert (t.ema.halflife_images, t.ema.rampup_ratio, t.precision) == (500_000, 0.05, "fp32")

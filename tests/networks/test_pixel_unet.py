@@ -122,7 +122,10 @@ def test_every_block_drops_out_before_its_second_convolution(
 ) -> None:
     block = network(replace(config, dropout=0.3)).up[0].train()
     seen: list[float] = []
-    monkeypatch.setattr(nn.functional, "dropout", lambda x, p, training: seen.append(p) or x * 0)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(
+        "imagewright.networks.pixel_unet.dropout",
+        lambda x, p, training: seen.append(p) or x * 0,  # type: ignore[func-returns-value]
+    )
     x = torch.randn(2, 16, 4, 4)
     bias, skip = block.conv1.bias, block.skip(x)
     torch.testing.assert_close(block(x, torch.randn(2, 8)), skip + bias[:, None, None])

@@ -8,6 +8,7 @@ import torch
 
 from imagewright.models.description import build, describe
 from imagewright.networks import TokenTransformer, TokenTransformerConfig
+from imagewright.noise import dropout
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 NORMS = pytest.mark.parametrize("post_norm", [True, False])
@@ -159,9 +160,10 @@ def test_dropout_acts_in_training_alone():
 
 def test_dropout_is_on_the_embedding_every_branch_and_the_attentions_weights(monkeypatch):
     elsewhere, within = [], []
-    plain, attention = torch.nn.functional.dropout, torch.nn.functional.scaled_dot_product_attention
+    attention = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
-        torch.nn.functional, "dropout", lambda x, p, training: elsewhere.append((p, training)) or plain(x, p, training)
+        "imagewright.networks.token_transformer.dropout",
+        lambda x, p, training: elsewhere.append((p, training)) or dropout(x, p, training),
     )
     monkeypatch.setattr(
         torch.nn.functional,

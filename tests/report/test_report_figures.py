@@ -14,6 +14,8 @@ from imagewright.report.figures import (
     loss_curves,
     loss_figure,
     quality_curves,
+    rate_curves,
+    rate_figure,
     sampler_words,
     trajectory_picture,
     trajectory_sheets,
@@ -98,6 +100,14 @@ def test_loss_curves_by_part_and_noise_level() -> None:
     assert [c.label for c in curves["a"]] == ["all noise levels", "σ < 0.1", "0.1 ≤ σ < 0.5", "σ ≥ 2"]
     assert curves["a"][0] == Curve(label="all noise levels", x=(8,), y=(2.0,))
     assert loss_figure("b", curves["b"], "p").startswith("<svg ")  # a negative loss has no logarithm
+
+
+def test_rates_are_drawn_for_every_part() -> None:
+    log = [{"images": 8, "a/lr": 0.5, "b/lr": 1.0}, {"images": 16, "a/lr": 1.0, "a/loss": 2.0}]
+    curves = rate_curves(log)
+    assert curves == [Curve(label="a", x=(8, 16), y=(0.5, 1.0)), Curve(label="b", x=(8,), y=(1.0,))]
+    assert rate_figure(curves, "p").startswith("<svg ")
+    assert rate_curves([{"images": 8, "a/loss": 1.0}]) == []
 
 
 def test_quality_curves_join_steps_of_one_sampler() -> None:

@@ -13,6 +13,7 @@ from imagewright.models.files import ModelFile
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.oracles import GaussianMixture
+from imagewright.pretrained import find_model
 from imagewright.samplers import SAMPLERS, Ablation, Euler, Heun, MultistepConsistency
 from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_from_json, sampler_to_json
 from imagewright.types import UNCONDITIONAL, DataSpec, UserError
@@ -220,3 +221,15 @@ def test_samplers_survive_json(sampler):
 def test_unknown_samplers_and_settings_are_refused(value, sentence):
     with pytest.raises(UserError, match=sentence):
         sampler_from_json(value)
+
+
+def test_precision_is_that_of_the_network_s_calls_and_named_when_it_is_none() -> None:
+    """bf16 images are near the float32 ones, and others."""
+    file = find_model("emoji64-32")
+    exact, rounded = (
+        ImageGenerator(file.model, file.spec, Heun(num_steps=3), precision=precision).drawn([0, 1], labels=[1, 2])
+        for precision in ("fp32", "bf16")
+    )
+    assert 0 < float((exact - rounded).abs().mean() / exact.std()) < 0.1
+    with pytest.raises(UserError, match="precision is 'fp8'; allowed: fp32, bf16, fp16"):
+        ImageGenerator(file.model, file.spec, precision="fp8")  # type: ignore[arg-type]

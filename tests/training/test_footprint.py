@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from imagewright.networks import SongUNet, SongUNetConfig
+from imagewright.precision import Precision
 from imagewright.training.footprint import footprint
 from imagewright.types import DataSpec
 
@@ -18,7 +22,7 @@ SPEC = DataSpec(name="toy", resolution=8, channels=3)
 
 def test_operations_are_those_of_a_real_call() -> None:
     network, counter = SongUNet(CONFIG), FlopCounterMode(display=False)
-    with counter:
+    with counter, sdpa_kernel(SDPBackend.MATH):  # of the CPU's fused one torch counts nothing
         network(torch.zeros(1, 3, 8, 8), torch.zeros(1))
     assert footprint(network, SPEC).flops == counter.get_total_flops() > 1e6
     assert next(network.parameters()).device.type == "cpu"
@@ -35,3 +39,26 @@ def test_activations_grow_with_the_pixels() -> None:
 def test_a_told_network_is_measured_too() -> None:
     plain = SongUNet(CONFIG)
     assert footprint(plain.told_destination(), SPEC).flops > footprint(plain, SPEC).flops
+
+
+def kept_by_a_real_call(network: SongUNet, precision: Precision) -> int:
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    network = network.to({"fp32": torch.float32, "bf16": torch.bfloat16}[precision]).train()
+    x = torch.zeros(1, 3, 8, 8, dtype=next(network.parameters()).dtype)
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(x, torch.zeros(1))
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    return sum(memory.nbytes() for pointer, memory in kept.items() if pointer not in own)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_is_that_of_a_real_call(precision: Precision) -> None:
+    """Attention over all 64 pixels, whose matrix no fused kernel keeps."""
+    config = replace(CONFIG, attn_resolutions=(8, 4), dropout=0.0)
+    found = footprint(SongUNet(config), SPEC, precision).activation_bytes
+    assert found == pytest.approx(kept_by_a_real_call(SongUNet(config), precision), rel=0.03)

@@ -69,10 +69,9 @@ def tiny(name: str, teacher: Path) -> Experiment:
     changes: dict[str, Any] = {"training": dataclasses.replace(run.training, batch=8, micro_batch=None, total_images=8)}
     if isinstance(run.network, SongUNetConfig):
         changes["network"] = NETWORK
-    for field in ("teacher", "start"):
-        if getattr(run, field):
-            changes[field] = str(teacher)
-    return dataclasses.replace(run, **changes)
+    if run.start:
+        changes["start"] = str(teacher)
+    return dataclasses.replace(run, **changes).giving(**{k: str(teacher) for k in run.given if k == "teacher"})
 
 
 def test_the_helper_by_device() -> None:

@@ -236,10 +236,12 @@ def test_stages_are_one_command_and_go_on_where_they_stopped(
     main(["train", "two.py", "--device", "cpu"])
     said = capsys.readouterr().out
     assert "stage 1 of 2: teacher" in said and "stage 2 of 2: student" in said
-    main(["train", "two.py", "--device", "cpu", "--out", "again", "--student.training.total-images", "16"])
-    assert weights(Path("again/1-teacher")) == weights(Path("runs/two/1-teacher"))
-    main(["train", "two.py", "--device", "cpu", "--out", "again", "--resume"])
-    assert weights(Path("again/2-student")) == weights(Path("runs/two/2-student"))
+    made = weights(Path("runs/two/2-student"))
+    (newest,) = Path("runs/two/2-student/checkpoints").glob("*32.safetensors")  # as if it had died at 16 images
+    newest.unlink()
+    Path("runs/two/2-student/model.safetensors").unlink()
+    main(["train", "--resume", "runs/two", "--device", "cpu"])
+    assert weights(Path("runs/two/2-student")) == made
     main(["sample", "runs/two", "--out", "pictures", "--n", "2", "--device", "cpu"])
     assert len(list(Path("pictures").glob("0*.png"))) == 2
     with pytest.raises(SystemExit):
@@ -264,6 +266,20 @@ def test_stages_must_come_in_order() -> None:
         Chain(Stage("first", run), Stage("later", BASE))
     with pytest.raises(UserError, match="Python identifiers, each once"):
         Chain(Stage("a b", BASE))
+
+
+def test_the_data_are_the_teachers_unless_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig(source="emoji64", resolution=8, labels=False)
+    run_experiment(replace(BASE, data=data, network=NETWORK, training=replace(TRAINING, total_images=16)), Path("odd"))
+    main(["train", "cd-digits", "--teacher", "odd", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "as the teacher's: data.source emoji64; data.resolution 8; data.labels False" in said
+    with pytest.raises(SystemExit):
+        main(["train", "cd-digits", "--teacher", "odd", "--data.source", "digits", "--data.labels", "--dry-run"])
+    assert "teacher odd makes images of" in capsys.readouterr().err
 
 
 # --- records --------------------------------------------------------------------------------------------------

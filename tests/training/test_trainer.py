@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,28 @@ def test_accumulation_is_the_whole_batch(tmp_path: Path, micro: int) -> None:
     whole.train(), parts.train()
     assert parts.parts.critic.w.item() == pytest.approx(whole.parts.critic.w.item(), rel=1e-5)
     assert steps_of(parts, "critic") == 8
+
+
+def test_a_micro_batch_is_read_when_it_begins_and_every_picture_once(tmp_path: Path) -> None:
+    digits, read = open_images("digits"), []
+
+    def counted(rows: np.ndarray) -> np.ndarray:
+        read.extend(rows.tolist())
+        return digits.images(rows)
+
+    loader, asked, begun = Loader(replace(digits, pixels=counted), 8, 0), [], []
+    give = loader.batch
+    loader.batch = lambda *of: asked.append(of) or give(*of)  # type: ignore[method-assign]
+
+    class Noting(Toy):
+        def step(self, parts: Any, batch: Batch, noise: Any, clock: Clock) -> Iterator[Event]:
+            begun.append(len(asked))
+            yield from super().step(parts, batch, noise, clock)
+
+    parts = Parts(generator=Trained(module=Weight()), critic=Trained(module=Weight(), ema=False))
+    Trainer(Noting(), parts, loader, replace(CONFIG, micro_batch=2), tmp_path).train()
+    assert begun == list(range(1, 17))  # the first of four was computed when the second was asked for
+    assert len(read) == 32 and asked == [(2 * i, 2) for i in range(16)]
 
 
 def test_micro_batches_must_yield_alike(tmp_path: Path) -> None:

@@ -6,21 +6,29 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from imagewright.methods.continuous_consistency import tangent, trig_output
+from imagewright.data import ImageSet, Loader
+from imagewright.methods.continuous_consistency import ContinuousConsistencyDistillation, tangent, trig_output
+from imagewright.methods.edm import EDM
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
+from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.samplers import MultistepConsistency
 from imagewright.samplers.generator import ImageGenerator
-from imagewright.types import UNCONDITIONAL, Condition, DataSpec
+from imagewright.training.config import TrainingConfig
+from imagewright.training.trainer import Trainer
+from imagewright.types import UNCONDITIONAL, Condition, DataSpec, Method, Parts
 
 BATCH = 64
 RESOLUTION = 32
 WIDTHS = (32, 64, 128)
 """Channels per level of both networks."""
+SPEC = DataSpec(name="speed", resolution=RESOLUTION, channels=3)
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,10 @@ def measure_sampling(device: torch.device, rounds: int) -> Ratio:
 
 
 def measure_training(device: torch.device, rounds: int) -> list[Ratio]:
-    """Forward, backward and Adam on SongUNet against diffusers' UNet2DModel of the same widths, attention at 8."""
-    ours = _training_step(_network(0).to(device), device, lambda net, x, t: net(x, t, UNCONDITIONAL))
+    """A step of the trainer with EDM on SongUNet, its loader, noise and average included, against forward, backward and
+    Adam on diffusers' UNet2DModel of the same widths, attention at 8.
+    """
+    ours = _trained(EDM(), EDM().parts(network=_network(0), spec=SPEC), device)
     try:
         from diffusers import UNet2DModel
     except ImportError:
@@ -78,27 +88,50 @@ def measure_training(device: torch.device, rounds: int) -> list[Ratio]:
         down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
     ).to(device)
-    theirs = _training_step(peer, device, lambda net, x, t: net(x, t).sample)
+    theirs = _bare_step(peer, device, lambda net, x, t: net(x, t).sample)
     mine, other, ratios = alternate(ours, theirs, device, rounds)
     return [Ratio("training step", mine, "diffusers.UNet2DModel", other, *ratios)]
 
 
+def measure_loop(device: torch.device, rounds: int) -> Ratio:
+    """The same step of the trainer against a bare loop over the same network: what the loop itself costs."""
+    ours = _trained(EDM(), EDM().parts(network=_network(0), spec=SPEC), device)
+    bare = _bare_step(EDMPrecond(_network(0)).to(device), device, lambda net, x, t: net(x, t + 0.1))
+    mine, theirs, ratios = alternate(ours, bare, device, rounds)
+    return Ratio("training step", mine, "a bare loop over the same network", theirs, *ratios)
+
+
 def measure_tangent(device: torch.device, rounds: int) -> Ratio:
-    """The tangent of `methods.continuous_consistency` (one Jacobian-vector product) against a forward and backward."""
+    """The tangent of `methods.continuous_consistency` (one Jacobian-vector product) against a forward pass.
+
+    details: what a step of sCD with it costs, in steps of EDM on the same network.
+    """
     model = ContinuousConsistencyModel(_network(0)).to(device)
     x, velocity = (torch.randn(BATCH, 3, RESOLUTION, RESOLUTION, device=device) for _ in range(2))
     t = torch.linspace(0.1, 1.5, BATCH, device=device)
-    parameters = list(model.parameters())
 
+    @torch.no_grad()
     def plain() -> None:
-        torch.autograd.grad(trig_output(model, x, t, UNCONDITIONAL).square().mean(), parameters)
+        trig_output(model, x, t, UNCONDITIONAL)
 
     @torch.no_grad()
     def with_tangent() -> None:
         tangent(model, x, t, velocity, UNCONDITIONAL, 1.0)
 
     ours, theirs, ratios = alternate(with_tangent, plain, device, rounds)
-    return Ratio("sCM's tangent", ours, "forward and backward", theirs, *ratios)
+    scd = ContinuousConsistencyDistillation()
+    distilled = _trained(scd, scd.parts(teacher=EDMPrecond(_network(0)), spec=SPEC), device)
+    learnt = _trained(EDM(), EDM().parts(network=_network(0), spec=SPEC), device)
+    _, _, (steps, _, _) = alternate(distilled, learnt, device, max(rounds // 3, 1))
+    details = {"forward passes": 1 / ratios[0], "steps of EDM that a step of sCD costs": 1 / steps}
+    return Ratio("sCM's tangent", ours, "a forward pass", theirs, *ratios, details=details)
+
+
+def _trained(method: Method, parts: Parts, device: torch.device) -> Callable[[], object]:
+    """A step of the trainer, on made-up pictures."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * BATCH, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
+    training = TrainingConfig(total_images=1_000 * BATCH, batch=BATCH)
+    return Trainer(method, parts, Loader(ImageSet.of(pixels), BATCH, 0), training, Path(), device=device).train_step
 
 
 def _network(classes: int) -> SongUNet:
@@ -117,7 +150,7 @@ def _network(classes: int) -> SongUNet:
     )
 
 
-def _training_step(
+def _bare_step(
     network: torch.nn.Module, device: torch.device, call: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> Callable[[], None]:
     optimizer = torch.optim.Adam(network.parameters())

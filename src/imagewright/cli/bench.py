@@ -16,7 +16,7 @@ from imagewright.bench.claims.runner import check_seeds, run_claim
 from imagewright.bench.claims.verdict import LEAST_SEEDS
 from imagewright.bench.decoding import measure_cache, measure_masked_decoding
 from imagewright.bench.orders import draw_orders, measure_orders
-from imagewright.bench.speed import measure_sampling, measure_tangent, measure_training
+from imagewright.bench.speed import measure_loop, measure_sampling, measure_tangent, measure_training
 from imagewright.bench.updates import measure_updates
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say, table
@@ -42,8 +42,9 @@ orders  error of every deterministic sampler against network calls, on a mixture
 
 
 def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> None:
-    """One-step sampling against the bare network, a training step against diffusers' UNet2DModel, sCM's tangent, and
-    the decoding of tokens: raster order with and without a cache, and eight masked passes against raster order.
+    """One-step sampling against the bare network, a training step against diffusers' UNet2DModel and a bare loop, sCM's
+    tangent against a forward pass, and the decoding of tokens: raster order with and without a cache, and eight masked
+    passes against raster order.
 
     Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown.
 
@@ -56,6 +57,7 @@ def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> Non
     results = [
         measure_sampling(target, rounds),
         *measure_training(target, rounds),
+        measure_loop(target, rounds),
         measure_tangent(target, rounds),
         measure_cache(target, rounds),
         measure_masked_decoding(target, rounds),

@@ -10,17 +10,19 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import io
 import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import tyro
 
 from imagewright.checks import require_number, require_whole
-from imagewright.cli.console import say
+from imagewright.cli.console import ERR, OUT, say, shown
 from imagewright.files import try_output
 from imagewright.types import UserError
 
@@ -32,15 +34,17 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("until", "window", "spacing"), (1, MANY)),
     "max_layers": (0, MANY),
     "rounds": (3, MANY),
+    "nfe": (0, MANY),
     # which
     **dict.fromkeys(("seed", "seeds", "first"), (0, 2**63 - 1)),
     "index": (0, MANY),
     "label": (-1, MANY),
     # sizes and strengths
-    "resolution": (1, MANY),
+    **dict.fromkeys(("resolution", "size", "workers"), (1, MANY)),
     "channels": (1, 3),
     "factor": (2, MANY),
     "order": (1, 2),
+    "holdout": (math.ulp(0), 1),
     **dict.fromkeys(("factors", "omega"), (-math.inf, math.inf)),
     **dict.fromkeys(("sigma", "levels", "std", "pollution", "at_most"), (math.ulp(0), math.inf)),
 }
@@ -58,13 +62,40 @@ def run(function: Callable[..., Any], args: Sequence[str], prog: str, epilog: st
     """
     _invoked[:] = [*prog.split(), *args]
     description = inspect.cleandoc(function.__doc__ or "").split("Args:")[0].rstrip()
-    return tyro.cli(
-        checked(function),
-        args=args,
-        prog=prog,
-        description=f"{description}\n\n{epilog}".rstrip(),
-        config=(tyro.conf.DisallowNone,),
-    )
+    with plainly(args):
+        call = tyro.cli(
+            _deferred(checked(function)),
+            args=args,
+            prog=prog,
+            description=f"{description}\n\n{epilog}".rstrip(),
+            config=(tyro.conf.DisallowNone,),
+        )
+    return call()
+
+
+@contextmanager
+def plainly(args: Sequence[str]) -> Iterator[None]:
+    """What the parser says of arguments that a terminal would obey is shown as all texts are, without colours."""
+    if all(word.isprintable() for word in args):
+        yield
+        return
+    said, complained = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(complained):
+            yield
+    finally:
+        for text, console in ((said.getvalue(), OUT), (complained.getvalue(), ERR)):
+            console.print(shown(text, console), markup=False, end="")
+
+
+def _deferred(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function's call, to be made once the arguments are parsed."""
+
+    @functools.wraps(function)
+    def defer(*args: Any, **kwargs: Any) -> Any:
+        return functools.partial(function, *args, **kwargs)
+
+    return defer
 
 
 def invoked() -> list[str]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from imagewright.cli import train
 from imagewright.cli.command import options
+from imagewright.cli.composing import COMPOSED, Run
 from imagewright.cli.console import say
 from imagewright.cli.known import TABLE
 from imagewright.cli.main import COMMANDS
@@ -90,6 +90,9 @@ def _found() -> Iterator[tuple[tuple[str, ...], Words]]:
         if name == "train":
             yield from _recipes()
             continue
+        if name == "distill":
+            yield (f"{name} *",), {**dict.fromkeys(shipped(), ()), **_composed("distill")}
+            continue
         if name == "completion":
             yield (f"{name} *",), dict.fromkeys(SHELLS, ())
             continue
@@ -106,10 +109,16 @@ def _recipes() -> Iterator[tuple[tuple[str, ...], Words]]:
     alike: dict[tuple[str, ...], list[str]] = {}
     for name, recipe in RECIPES.items():
         alike.setdefault(tuple(_classes(recipe())), []).append(name)
+    yield from (((f"train {name}",), _composed(name)) for name in COMPOSED)
     for names in alike.values():
-        known = options(train.Run, train.Run(experiment=with_options(RECIPES[names[0]]())))
+        known = options(Run, Run(experiment=with_options(RECIPES[names[0]]())))
         yield tuple(f"train {name}" for name in names), known
-    yield ("train *",), dict.fromkeys((*RECIPES, "--resume", "--help"), ())
+    yield ("train *",), dict.fromkeys((*COMPOSED, *RECIPES, "--resume", "--help"), ())
+
+
+def _composed(name: str) -> Words:
+    kind, like = COMPOSED[name][0], {"auto": "edm-digits", "distill": "cd-digits"}[name]
+    return options(kind, kind(experiment=with_options(RECIPES[like]())))
 
 
 def _classes(value: Any) -> Iterator[str]:

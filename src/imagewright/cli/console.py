@@ -141,6 +141,14 @@ def _lines(description: str, total: int, unit: str) -> Callable[..., None]:
     return advance_to
 
 
+def duration(seconds: float) -> str:
+    """A time in the largest unit of which there are two."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{max(seconds, 1):.0f} seconds"
+
+
 class Terminated(BaseException):
     """A signal that announces the end arrived; `number` says which."""
 

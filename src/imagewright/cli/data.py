@@ -1,7 +1,9 @@
-"""`imagewright data info|convert`"""
+"""`imagewright data info|convert|downsample|encoder`"""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -10,22 +12,30 @@ import tyro
 
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say, table
-from imagewright.data import Info, convert, info
-from imagewright.data.pixels import Filter
+from imagewright.data import Info, convert, info, open_images
+from imagewright.data.downsampling import Format, Job, Preset, downsample
+from imagewright.data.fitting import Filter, Fit
+from imagewright.metrics.train_encoder import train_encoder
 from imagewright.types import UserError
 
 T = TypeVar("T")
 HELP = """imagewright data info SOURCE        what a set holds, and whether every file is usable
 imagewright data convert SOURCE OUT.zip   one EDM-format zip of PNGs from any set
+imagewright data downsample IMAGENET OUT  ImageNet made small as a paper's was, by several processes
+imagewright data encoder SOURCE OUT       train what `evaluate --features OUT` compares these images by
 
 SOURCE is digits, emoji64, an EDM-format zip, a folder (with dataset.json, or one sub-folder
-per class, also below train, val and test, or flat), or an npz of an array of images.
+per class, also below train, val and test, or flat), an npz of an array of images, CIFAR's or
+downsampled ImageNet's batches (a folder, tar or zip of them), or parquet files of the hub.
 
 examples:
   imagewright data info emoji64
   imagewright data info photos/ --skip-bad
   imagewright data convert pictures/ pictures-32.zip --resolution 32
-  imagewright data convert photos/ photos-64.zip --resolution 64 --crop lanczos
+  imagewright data convert photos/ photos-64.zip --resolution 64 --fit crop --holdout 0.1
+  imagewright data convert cifar-10-python.tar.gz cifar10-32x32.zip
+  imagewright data encoder photos-64.zip photos.safetensors
+  imagewright data downsample imagenet/ small/ --size 64 --preset edm --workers 8
 """
 
 
@@ -54,7 +64,9 @@ def convert_command(
     out: Annotated[Path, tyro.conf.Positional],
     resolution: int | None = None,
     channels: int | None = None,
-    crop: Filter | None = None,
+    fit: Fit | None = None,
+    filter: Filter = "lanczos",
+    holdout: float | None = None,
     skip_bad: bool = False,
 ) -> None:
     """Write any image set as one EDM-format zip (stored PNGs and dataset.json).
@@ -62,20 +74,101 @@ def convert_command(
     Args:
         source: digits, emoji64, a zip, a folder, or an npz of an array.
         out: the .zip to write.
-        resolution: reduce to this size; it must divide the size of every picture, or else give --crop.
-        crop: take the square in the middle of pictures of any shape, and reduce it by this filter: box (area means),
-            bicubic or lanczos.
+        resolution: bring to this size; without --fit it must divide the size of every picture.
+        fit: of pictures of any shape and size: crop takes the square in the middle, pad puts the whole on a white
+            square, squash gives each side a factor of its own.
+        filter: of --fit: lanczos, box (area means) or bicubic.
+        holdout: share of the pictures that become the test split, by hash of the picture, such as 0.1.
         channels: 1 or 3; default 3 if any picture has colour.
         skip_bad: leave out unusable files; otherwise they are an error that names the first ten.
     """
+    if fit is None and filter != "lanczos":
+        raise UserError("--filter goes with --fit crop, pad or squash")
     written = _with_bar(
         "converting",
         lambda show: convert(
-            source, out, resolution=resolution, channels=channels, crop=crop, skip_bad=skip_bad, on_progress=show
+            source,
+            out,
+            resolution=resolution,
+            channels=channels,
+            fit=fit,
+            filter=filter,
+            holdout=holdout,
+            skip_bad=skip_bad,
+            on_progress=show,
         ),
     )
     say(f"{len(written)} images written to {out}, {written.preprocessing}; {len(written.skipped)} left out")
+    if written.splits is not None:
+        say("splits: " + ", ".join(f"{name} {count}" for name, count in sorted(Counter(written.splits).items())))
     _say_unread(written.unread)
+
+
+def downsample_command(
+    source: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    size: int,
+    preset: Preset,
+    filter: str = "box",
+    format: Format = "npz",
+    workers: int = os.cpu_count() or 1,
+    val_labels: Path | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+) -> None:
+    """Make ImageNet, or any folder of classes, small as a paper's data set was; the same command goes on.
+
+    Args:
+        source: folder with train and val folders, of a folder for each class.
+        out: folder for the result: batches (chrabaszcz), or train.zip and val.zip (edm, adm).
+        size: pixels a side.
+        preset: chrabaszcz (squashed, box), edm (central square, lanczos), adm (halved, bicubic, central square).
+            van-den-oord's program was never published.
+        filter: of chrabaszcz: box as published, lanczos, nearest, bilinear, bicubic or hamming.
+        format: of chrabaszcz: npz, or pickle for the official readers.
+        workers: processes; the result does not depend on it.
+        val_labels: classes of a val folder without class folders: the development kit's ground truth.
+        seed: of chrabaszcz's shuffle.
+        skip_bad: leave out unusable files; otherwise they are an error that names the first ten.
+    """
+    job = Job(source=source, size=size, preset=preset, filter=filter, format=format, seed=seed, val_labels=val_labels)
+    made = _with_bar(
+        "downsampling",
+        lambda show: downsample(job, out, workers=workers, skip_bad=skip_bad, on_progress=show),
+    )
+    counts = ", ".join(f"{split} {count}" for split, count in made.counts.items())
+    say(f"{counts} images, {size}x{size}, preset {preset}; {len(made.skipped)} left out")
+    for name, reason in made.skipped[:10]:
+        say(f"left out: {name}: {reason}")
+    for file in made.files:
+        say(f"written to {file}")
+
+
+def encoder_command(
+    source: Annotated[str, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    resolution: int | None = None,
+    steps: int = 2000,
+    seed: int = 0,
+    skip_bad: bool = False,
+) -> None:
+    """Train a small encoder of these images, in whose features `imagewright evaluate --features FILE` compares.
+
+    It learns the set's classes; where there are none, to tell each picture from every other, however it is moved.
+
+    Args:
+        source: the training images, as of every command.
+        out: the NAME.safetensors to write; scores are then called fd_NAME.
+        resolution: look at the images reduced to this size.
+        steps: of training, of 64 images each.
+        seed: of training.
+        skip_bad: leave out unusable files.
+    """
+    images = open_images(source, resolution=resolution, skip_bad=skip_bad)
+    record = train_encoder(images, out, steps=steps, seed=seed)
+    (share,) = record["accuracy"]["train"].values()
+    what = "of its classes" if images.spec.num_classes > 1 else "from all others"
+    say(f"written to {out}; of its {record['images']['train']} training images it tells {share:.0%} {what}")
 
 
 def _with_bar(what: str, work: Callable[[Callable[[int, int], None]], T]) -> T:
@@ -109,9 +202,14 @@ def _say_unread(names: Sequence[str]) -> None:
         say(f"no pictures, not read: {', '.join(names[:10])}{more}")
 
 
-COMMANDS: Mapping[str, Callable[..., None]] = {"info": info_command, "convert": convert_command}
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "info": info_command,
+    "convert": convert_command,
+    "downsample": downsample_command,
+    "encoder": encoder_command,
+}
 
 
 def main(args: Sequence[str]) -> None:
-    """Dispatch to info or convert."""
+    """Dispatch."""
     dispatch(COMMANDS, args, "imagewright data", HELP)

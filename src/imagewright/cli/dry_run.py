@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from imagewright.cli.console import say
+from imagewright.cli.console import duration, say
 from imagewright.data import ImageSet
 from imagewright.data.couplings import Couplings
 from imagewright.data.negatives import Negatives
@@ -153,7 +153,7 @@ def _time(parts: Parts, experiment: Experiment, spec: DataSpec) -> str:
     speed = operations_per_second(device)
     seconds = operations * experiment.training.total_images / speed
     return (
-        f"time: at least {_duration(seconds)} on {device} ({speed / 1e9:.0f} GFLOP/s in convolutions), if every "
+        f"time: at least {duration(seconds)} on {device} ({speed / 1e9:.0f} GFLOP/s in convolutions), if every "
         "network is asked once an image; methods that ask more often, and small networks, take longer"
     )
 
@@ -170,18 +170,11 @@ def operations_per_second(device: torch.device, seconds: float = 0.3) -> float:
     return count * 2 * 9 * 64 * 64 * 32 * 32 * len(x) / (time.perf_counter() - started)
 
 
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.0f} {unit}"
-    return f"{max(seconds, 1):.0f} seconds"
-
-
 def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
     count = sum(p.numel() for p in role.module.parameters())
     memory = bytes_per_parameter(role, experiment) * count / 2**20
     line = f"{type(role).__name__.lower()}, {count / 1e6:.2f} M parameters, {memory:.0f} MiB of state"
-    cost = footprint(getattr(role.module, "network", None), spec)
+    cost = footprint(getattr(role.module, "network", None), spec, experiment.training.precision)
     if cost is not None:
         line += f"; an image {cost.flops / 1e9:.3g} GFLOP"
         line += f", {cost.activation_bytes / 2**20:.3g} MiB kept for backward" if isinstance(role, Trained) else ""
@@ -189,8 +182,9 @@ def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
 
 
 def bytes_per_parameter(role: Any, experiment: Experiment) -> int:
-    """Weights, and for what learns: gradient, two Adam moments and the averages."""
+    """Weights, their copy in half precision, and for what learns: gradient, two Adam moments and the averages."""
+    half = 2 if experiment.training.precision != "fp32" else 0
     if not isinstance(role, Trained):
-        return 4
+        return 4 + half
     averages = 1 + len(experiment.training.ema.power_std) if role.ema else 0
-    return 4 * (4 + averages)
+    return 4 * (4 + averages) + half

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from imagewright.data import ImageSet, open_images
 from imagewright.files import try_output
 from imagewright.metrics.bits import BitsSettings
 from imagewright.metrics.draws import ClassLaw, class_shares, draw_for_score
-from imagewright.metrics.evaluate import METRICS, Report, evaluate, feasible
+from imagewright.metrics.evaluate import METRICS, OPTIONAL, Report, evaluate, feasible
 from imagewright.metrics.features import FeatureExtractor, in_batches
 from imagewright.metrics.reference import Reference, embed
 from imagewright.models.files import ModelFile, has_model
@@ -38,7 +39,9 @@ EPILOG = """examples:
   imagewright evaluate emoji64-32 --n 1000 --metrics fd prdc
   imagewright evaluate runs/causal-digits --metrics bpd    # bits per dimension of the held-out images
   imagewright evaluate emoji64-32 --metrics bpd --ode-steps 32 --probes 4
+  imagewright evaluate runs/edm-digits --seeds 1 2 3 4 5   # mean and spread
   imagewright evaluate my-images.zip --data emoji64
+  imagewright evaluate runs/auto-photos-64 --features photos.safetensors --metrics fd kid fd_inf
   imagewright evaluate MODEL --data imagenet-64x64.zip --inception pt_inception-2015-12-05-6726825d.pth --n 50000
 """
 
@@ -49,12 +52,14 @@ def evaluate_command(
     split: str | None = None,
     n: int | None = None,
     seed: int = SEED,
+    seeds: tuple[int, ...] = (),
     metrics: tuple[str, ...] = METRICS,
     classes: ClassLaw = "reference",
     sampler: str | None = None,
     steps: tuple[int, ...] = (),
     set: tuple[str, ...] = (),  # the option's name
     changes: Annotated[Changes, tyro.conf.arg(name="")] = Changes(),  # noqa: B008, frozen
+    features: str | None = None,
     inception: str | None = None,
     likelihood: Annotated[BitsSettings, tyro.conf.arg(name="")] = BitsSettings(),  # noqa: B008, frozen
     yardsticks: bool = True,
@@ -74,22 +79,28 @@ def evaluate_command(
         n: images to draw; default as many as there are real ones (50,000 at most). Of a set of images, and for bpd of
             the real ones: how many to score, evenly chosen; default all.
         seed: of the images drawn.
-        metrics: of fd, kid, is, prdc; and bpd, the bits per dimension of the real images, by the model's exact
-            likelihood, its bound, or its probability flow.
+        seeds: several of them: as many images of each are measured, and their mean and spread shown.
+        metrics: of fd, kid, is, prdc; fd_inf, the distance carried on to infinitely many images; and bpd, the bits per
+            dimension of the real images, by the model's exact likelihood, its bound, or its probability flow.
         classes: which are drawn, of a model that is told them: each as often as the real images have it (reference),
             or all alike (uniform).
         sampler: as for `imagewright sample`.
         steps: one measurement for each number of sampler steps.
         set: further sampler settings, name=value.
-        inception: the public Inception weight file (path or URL), for FID; default our classifier of the data set.
+        features: what is compared: digits or emoji (shipped classifiers), an encoder's file (`imagewright data
+            encoder`), or a folder of DINOv2 or CLIP; default the set's own classifier, else that of emoji.
+        inception: the public Inception weight file (path, folder or URL), for FID.
         yardsticks: measure them too.
         out: where the result goes; default metrics.json in the run folder. Earlier entries are kept.
         batch_size: images per call of the network, or of the feature extractor where images are given.
         device: auto, cpu, cuda, mps.
     """
-    unknown = [m for m in metrics if m not in (*METRICS, "bpd")]
+    known = (*METRICS, *OPTIONAL, "bpd")
+    unknown = [m for m in metrics if m not in known]
     if unknown:
-        raise UserError(f"metrics has no {unknown[0]!r}; there are {', '.join((*METRICS, 'bpd'))}")
+        raise UserError(f"metrics has no {unknown[0]!r}; there are {', '.join(known)}")
+    if seeds and (seed != SEED or len(dict.fromkeys(seeds)) < len(seeds)):
+        raise UserError("give --seed or --seeds, and each of these once")
     is_model = target in shipped() or has_model(Path(target))
     if "bpd" not in metrics and likelihood != BitsSettings():
         raise UserError("--passes, --ode-steps and --probes go with --metrics bpd")
@@ -98,11 +109,12 @@ def evaluate_command(
             raise UserError(f"{target} is no model; bpd is how probable a model finds real images")
         drawing: dict[str, Any] = {
             "seed": seed != SEED,
+            "seeds": seeds,
             "classes": classes != "reference",
             "changes": changes.record(),
         }
         _refuse_unused(f"{target}, which is a set of images", **drawing, sampler=sampler, steps=steps, set=set)
-        extractor = None if data is None else extractor_for(data, inception, pick_device(device))
+        extractor = None if data is None else extractor_for(data, inception, pick_device(device), features)
         _evaluate_images(target, data, split or "all", n, metrics, extractor, yardsticks, out, batch_size)
         return
     file = find_model(target)
@@ -112,30 +124,34 @@ def evaluate_command(
     if "bpd" in metrics:
         metrics = tuple(m for m in metrics if m != "bpd")
         if not metrics:
-            unused = {"sampler": sampler, "steps": steps, "set": set, "inception": inception}
-            _refuse_unused("bpd, which draws no images", **unused, classes=classes != "reference")
+            unused = {"sampler": sampler, "steps": steps, "set": set, "inception": inception, "features": features}
+            _refuse_unused("bpd, which draws no images", **unused, seeds=seeds, classes=classes != "reference")
         entry = evaluate_bits(target, file, data, split or "test", n, seed, likelihood, changes, batch_size, device)
         show_bits(entry)
         _keep("likelihoods", [_of(file, entry)], path)
         if not metrics:
             return
     reference = reference_images(data or training_data(target, file.spec), file.spec, split or "all")
-    extractor = extractor_for(reference.spec.name if data is None else data, inception, pick_device(device))
+    named = reference.spec.name if data is None else data
+    extractor = extractor_for(named, inception, pick_device(device), features)
     embedded = embed(reference, extractor)
     count = n or min(len(reference), 50_000)
     metrics = _feasible(metrics, count, len(reference))
-    entries = []
+    entries: list[dict[str, Any]] = []
     for number in steps or (None,):
         generator = make_generator(file, sampler, number, set, device, changes)
-        with bar(f"evaluating {target} at {generator.nfe} calls", count) as advance_to:
-            drawn = draw_for_score(generator, count, embedded, classes=classes, seed=seed, batch_size=batch_size)
-            clock = _Stopwatch(drawn)
-            report = evaluate(
-                clock, embedded, extractor, metrics=metrics, seed=seed, yardsticks=yardsticks, on_progress=advance_to
-            )
         way = sampler_to_json(generator.sampler) | changes.record()
         told = _classes(file.spec, embedded, classes)
-        entries.append(_entry(target, way, generator.nfe, clock.seconds, report) | {"classes": told})
+        for each in seeds or (seed,):
+            of_seed = f", seed {each}" if seeds else ""
+            with bar(f"evaluating {target} at {generator.nfe} calls{of_seed}", count) as advance_to:
+                drawn = draw_for_score(generator, count, embedded, classes=classes, seed=each, batch_size=batch_size)
+                clock = _Stopwatch(drawn)
+                sticks = yardsticks and each == (seeds or (seed,))[0]  # they do not depend on the seed
+                report = evaluate(
+                    clock, embedded, extractor, metrics=metrics, seed=each, yardsticks=sticks, on_progress=advance_to
+                )
+            entries.append(_entry(target, way, generator.nfe, clock.seconds, report) | {"classes": told})
     _say_if_uniform(entries[0]["classes"], classes)
     _table(entries)
     _keep("reports", [_of(file, entry) for entry in entries], path)
@@ -242,14 +258,29 @@ def _keep(kind: str, entries: list[dict[str, Any]], path: Path | None) -> None:
 def _table(entries: list[dict[str, Any]]) -> None:
     names = [s for s in entries[0]["report"]["scores"] if not s.endswith(("_std", "_stderr"))]
     rows = table("", "calls", *names)
-    for entry in entries:
-        scores = entry["report"]["scores"]
-        rows.add_row(entry["target"], str(entry["nfe"]), *(f"{scores[s]:.4g}" for s in names))
-    for kind, row in _yardstick_rows(entries[-1]["report"]["yardsticks"]).items():
+    several = len({entry["report"]["seed"] for entry in entries}) > 1
+    for nfe, group in groupby(entries, key=lambda entry: entry["nfe"]):
+        measured = list(group)
+        for entry in measured:
+            scores, told = entry["report"]["scores"], f", seed {entry['report']['seed']}" if several else ""
+            rows.add_row(entry["target"] + told, str(nfe), *(f"{scores[s]:.4g}" for s in names))
+        if several:
+            spread = seed_spread([entry["report"]["scores"] for entry in measured], names)
+            rows.add_row(f"mean and spread of {len(measured)} seeds", str(nfe), *spread)
+    sticks: dict[str, Any] = next(
+        (e["report"]["yardsticks"] for e in reversed(entries) if e["report"]["yardsticks"]), {}
+    )
+    for kind, row in _yardstick_rows(sticks).items():
         rows.add_row(kind, "", *(row.get(s, "") for s in names), style="dim")
     OUT.print(rows)
-    for note in entries[-1]["report"]["notes"]:
+    for note in dict.fromkeys(note for entry in entries for note in entry["report"]["notes"]):
         say(f"note: {note}")
+
+
+def seed_spread(scores: list[dict[str, float]], names: Sequence[str]) -> list[str]:
+    """Mean and standard deviation (divisor n - 1) of each score over seeds, in words."""
+    columns = [[each[name] for each in scores] for name in names]
+    return [f"{np.mean(column):.4g} ± {np.std(column, ddof=1):.2g}" for column in columns]
 
 
 def _yardstick_rows(yardsticks: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:

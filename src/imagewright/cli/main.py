@@ -17,6 +17,7 @@ from imagewright.version import __version__
 
 COMMANDS = {
     "train": ("imagewright.cli.train", "train a model by a recipe or a Python file"),
+    "distill": ("imagewright.cli.distill", "train a one-step generator from a trained denoiser"),
     "sample": ("imagewright.cli.sample", "draw images from a trained or shipped model"),
     "couple": (
         "imagewright.cli.couple",
@@ -24,11 +25,13 @@ COMMANDS = {
     ),
     "edit": ("imagewright.cli.edit", "fill in, colour, enlarge, redraw or denoise pictures with a trained model"),
     "evaluate": ("imagewright.cli.evaluate", "measure a model, or a folder of images, against real images"),
+    "compare": ("imagewright.cli.compare", "two runs' scores side by side, where they may be compared"),
     "tune": ("imagewright.cli.tune", "search over a trained model: skips, averages, solvers, time steps, SIMS"),
     "report": ("imagewright.cli.report", "write one HTML page about one or more runs"),
     "data": ("imagewright.cli.data", "inspect or convert image sets"),
     "import": ("imagewright.cli.import_", "turn official weights into a model folder, once"),
     "export": ("imagewright.cli.export", "copy a run's model into a folder of two files"),
+    "push": ("imagewright.cli.push", "upload a model to a hub of model repositories"),
     "bench": ("imagewright.cli.bench", "measure speed ratios, and the papers' claims in miniature"),
     "completion": ("imagewright.cli.completion", "print a completion script for bash or zsh"),
 }

@@ -54,7 +54,7 @@ def sample(
     batch_size: int = 64,
     device: str = "auto",
 ) -> None:
-    """Draw images. Image i of a seed is the same whatever the batch size, the device count or an interruption.
+    """Draw images. Image i of a seed has the same noise whatever the batch size, the device count or an interruption.
 
     Writes 000000.png ... and grid.png (of the first 400) into --out; the same command again goes on where it was
     interrupted.

@@ -14,6 +14,7 @@ from torch import nn
 from imagewright.files import read_json
 from imagewright.guidance import Guided, LayerSkipped, SkipScale, SkipTuned, classifier_free
 from imagewright.models.files import ModelFile, weights_hash
+from imagewright.precision import Precision
 from imagewright.pretrained import find_model
 from imagewright.samplers import PRESETS, SAMPLERS
 from imagewright.samplers.generator import (
@@ -86,9 +87,16 @@ class Changes:
     """Noise levels between which to guide, low first; default all."""
     skip_scale: float | None = None
     """Skip-Tuning: factor on the U-Net's lowest skip connection, rising to 1 at the top."""
+    precision: Precision | None = None
+    """Number format of the networks' calls when drawing (fp32, bf16, fp16); default fp32."""
 
-    def apply(self, file: ModelFile) -> nn.Module:
-        """The changed model. Raises UserError for options that do not fit together or do not fit the model."""
+    def apply(self, file: ModelFile, *, draws: bool = False) -> nn.Module:
+        """The changed model. draws: whether its images are drawn by an `ImageGenerator`, who minds the precision.
+
+        Raises UserError for options that do not fit together or do not fit the model.
+        """
+        if self.precision is not None and not draws:
+            raise UserError(f"--precision is {self.precision}; it has no effect here, where no images are drawn by it")
         model = file.model
         if self.skip_scale is not None:
             model = SkipTuned(model, SkipScale(bottom=self.skip_scale))
@@ -172,8 +180,9 @@ def make_generator(
         skips = read_tuned(Path(name)).get("skips")
         if skips:
             file = replace(file, model=LayerSkipped(file.model, {float(level): ids for level, ids in skips}))
-    changed = replace(file, model=changes.apply(file)) if changes else file
-    return generator_from(changed, sampler, pick_device(device))
+    changed = replace(file, model=changes.apply(file, draws=True)) if changes else file
+    precision = changes.precision if changes else None
+    return generator_from(changed, sampler, pick_device(device), precision=precision or "fp32")
 
 
 def _parse(text: str) -> Any:

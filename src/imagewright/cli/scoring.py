@@ -7,12 +7,10 @@ from pathlib import Path
 import torch
 
 from imagewright.data import ImageSet, open_images
-from imagewright.metrics.features import FeatureExtractor, digits_features, emoji_features
-from imagewright.metrics.inception import InceptionFeatures
+from imagewright.metrics.extractors import OF_DATA, find_extractor
+from imagewright.metrics.features import FeatureExtractor
 from imagewright.training.record import get_field, read_record
 from imagewright.types import DataSpec, UserError
-
-EXTRACTORS = {"digits": digits_features, "emoji64": emoji_features}
 
 
 def training_data(model: str, spec: DataSpec) -> str:
@@ -22,7 +20,7 @@ def training_data(model: str, spec: DataSpec) -> str:
         if not isinstance(source, str):
             raise UserError(f"{model}/experiment.json does not say which images the run was trained on")
         return source
-    if spec.name in EXTRACTORS:
+    if spec.name in OF_DATA:
         return spec.name
     raise UserError(f"{model} does not say which images it was trained on; name them with --data")
 
@@ -33,12 +31,8 @@ def reference_images(source: str, spec: DataSpec, split: str, *, own_colours: bo
     return open_images(source, resolution=spec.resolution, channels=channels, split=split)  # type: ignore[arg-type]
 
 
-def extractor_for(data: str, inception: str | None, device: torch.device) -> FeatureExtractor:
-    """Our classifier of an embedded set, or the Inception network. Raises UserError for other data without it."""
-    if inception is not None:
-        return InceptionFeatures(inception, device=device)
-    if data not in EXTRACTORS:
-        raise UserError(
-            f"there is no feature extractor of our own for {data}; give the Inception weights with --inception"
-        )
-    return EXTRACTORS[data](device)
+def extractor_for(
+    data: str, inception: str | None, device: torch.device, features: str | None = None
+) -> FeatureExtractor:
+    """What a set is compared by: what was asked for, else the set's own classifier, else the default (`extractors`)."""
+    return find_extractor(features, data, inception, device)

@@ -8,13 +8,15 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import tyro
 
+from imagewright.cli.command import plainly
+from imagewright.cli.composing import COMPOSED, Run, usual_folder
 from imagewright.cli.console import bar, pace, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run, parameters
 from imagewright.cli.train_chain import ChainRun, parse_chain, resumed_chain, run_chain
@@ -35,10 +37,14 @@ imagewright Experiment, a Chain of them, or a function that returns one. Every
 field of it can be set: `imagewright train RECIPE --help` lists them with their
 defaults; `imagewright train edm` lists all that begin so, with their sizes.
 
+made to measure:
+{composed}
+
 recipes:
 {recipes}
 
 examples:
+  imagewright train auto --data.source photos-64.zip   # any images: `imagewright data convert`
   imagewright train edm-digits --out runs/edm-digits
   imagewright train edm-digits --training.batch 64 --training.optimizer.lr 1e-3
   imagewright train cd-digits --teacher runs/edm-digits
@@ -46,21 +52,6 @@ examples:
   imagewright train --resume runs/edm-digits           # go on after Ctrl-C or a crash
   torchrun --nproc-per-node 8 -m imagewright train edm-cifar10 --data.source cifar10.zip
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Train."""
-
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    out: Path | None = None
-    """Folder of the run; default runs/RECIPE."""
-    resume: bool = False
-    """Go on from the folder's newest checkpoint (from the start if there is none)."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    dry_run: bool = False
-    """Print the resolved run, its networks' sizes and costs, and stop; neither data nor teacher need be there."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -76,11 +67,14 @@ def main(args: Sequence[str]) -> None:
     if args[0] == "--resume":
         name, run, command = _resumed(args[1:])
     else:
-        name, recipe, command = args[0], find_training(args[0]), args
+        name, command = args[0], args
+        recipe = None if args[0] in COMPOSED else find_training(args[0])
         if isinstance(recipe, Chain):
             _train_chain(name, *parse_chain(args, recipe, ChainRun()), command)
             return
-        run = _in_proportion(parse(args, Run(experiment=recipe)), recipe, args)
+        with told_errors():
+            default = _composed(args) if recipe is None else Run(experiment=recipe)
+        run = _in_proportion(parse(args, default), default.experiment, args)
     folder = run.out or _usual_folder(name)
     if run.dry_run:
         with told_errors():
@@ -90,6 +84,17 @@ def main(args: Sequence[str]) -> None:
         _train(name, run.experiment, folder, pick_device(run.device), group, run.resume, _recorded(command))
         if group.is_first:
             say(f"done: {folder}  (imagewright sample {folder}; imagewright evaluate {folder})")
+
+
+def _composed(args: Sequence[str]) -> Run:
+    """A run made to measure, which stays what it was where it goes on."""
+    kind, compose, _ = COMPOSED[args[0]]
+    if "--help" in args or "-h" in args:
+        return kind(experiment=RECIPES["edm-digits" if args[0] == "auto" else "cd-digits"]())
+    folder = usual_folder(args)
+    if "--resume" in args and (folder / "experiment.json").exists():
+        return kind(experiment=experiment_of(folder), out=folder)
+    return compose(args, parse)
 
 
 def _train_chain(name: str, chain: Chain, run: ChainRun, command: list[str] | None) -> None:
@@ -147,6 +152,7 @@ def _in_proportion(run: Run, recipe: Experiment, args: Sequence[str]) -> Run:
     path = (run.out or _usual_folder(args[0])) / "experiment.json"
     if run.resume and path.exists():
         return replace(run, experiment=as_begun(run.experiment, read_record(path.parent)["experiment"], given))
+    run = replace(run, experiment=_as_the_teachers(run.experiment, given))
     experiment, changes = shortened(recipe, run.experiment, given)
     if changes:
         share = f"{run.experiment.training.total_images:,} of the recipe's {recipe.training.total_images:,} images"
@@ -154,6 +160,21 @@ def _in_proportion(run: Run, recipe: Experiment, args: Sequence[str]) -> Run:
     if fault := rate_fault(experiment.training):
         say(f"note: {fault}")
     return replace(run, experiment=experiment)
+
+
+def _as_the_teachers(run: Experiment, given: Sequence[str]) -> Experiment:
+    """The run on the data of a teacher that the command names, in all that the command does not say itself."""
+    teacher = run.given.get("teacher")
+    if "teacher" not in given or not isinstance(teacher, str) or not (Path(teacher) / "experiment.json").exists():
+        return run
+    known = experiment_of(Path(teacher)).data
+    shared = ("source", "resolution", "labels", "xflip")
+    theirs = {name: getattr(known, name) for name in shared if hasattr(known, name) and f"data.{name}" not in given}
+    changed = {name: value for name, value in theirs.items() if getattr(run.data, name, value) != value}
+    if not changed:
+        return run
+    say(f"as the teacher's: {'; '.join(f'data.{name} {value}' for name, value in changed.items())}")
+    return replace(run, data=replace(run.data, **changed))
 
 
 def _say_stopped(stopped: Interrupted, folder: Path) -> None:
@@ -167,14 +188,15 @@ def _usual_folder(name: str) -> Path:
 
 def parse(args: Sequence[str], default: Run) -> Run:
     """Options of a recipe, whose name or file stands first, as a run. default: what they change."""
-    run = tyro.cli(
-        Run,
-        default=replace(default, experiment=with_options(default.experiment)),
-        args=args[1:],
-        prog=f"imagewright train {args[0]}",
-        config=(tyro.conf.AvoidSubcommands,),
-        registry=NONE,
-    )
+    with plainly(args):
+        run = tyro.cli(
+            type(default),
+            default=replace(default, experiment=with_options(default.experiment)),
+            args=args[1:],
+            prog=f"imagewright train {args[0]}",
+            config=(tyro.conf.AvoidSubcommands,),
+            registry=NONE,
+        )
     return replace(run, experiment=without_options(run.experiment))
 
 
@@ -218,7 +240,8 @@ def help_text() -> str:
     for family in FAMILIES.values():
         lines.append(f"\n{_head(family)}")
         lines += [f"  {name:<{width}}  {_head(recipe)}" for name, recipe in family.FAMILY.items()]
-    return HELP.format(recipes="\n".join(lines).lstrip("\n"))
+    composed = [f"  {name:<{width}}  {what}" for name, (_, _, what) in COMPOSED.items()]
+    return HELP.format(recipes="\n".join(lines).lstrip("\n"), composed="\n".join(composed))
 
 
 def _head(documented: Any) -> str:
@@ -252,8 +275,9 @@ def find_training(name: str) -> Experiment | Chain:
         raise UserError(f"there is no recipe {name!r}, but a family of them:\n" + "\n".join(lines))
     if name.endswith(".py"):
         return _experiment_of_file(Path(name))
-    near = difflib.get_close_matches(name, RECIPES, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(RECIPES)}"
+    known = (*COMPOSED, *RECIPES)
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
     raise UserError(f"there is no recipe {name!r}; {hint}")
 
 

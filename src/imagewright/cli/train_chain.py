@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from imagewright.cli.command import plainly
 from imagewright.cli.console import say
 from imagewright.cli.train_options import NONE, with_options, without_options
 from imagewright.training.chain import Chain, Stage, read_chain
@@ -40,14 +41,15 @@ def parse_chain(args: Sequence[str], chain: Chain, default: ChainRun) -> tuple[C
     told = make_dataclass("ChainOptions", options, bases=(ChainRun,), frozen=True, kw_only=True)
     told.__doc__ = ChainRun.__doc__
     values = {name: getattr(default, name) for name in ("out", "resume", "device", "dry_run")}
-    parsed: Any = tyro.cli(
-        told,
-        default=told(**values),
-        args=list(args[1:]),
-        prog=f"imagewright train {args[0]}",
-        config=(tyro.conf.AvoidSubcommands,),
-        registry=NONE,
-    )
+    with plainly(args):
+        parsed: Any = tyro.cli(
+            told,
+            default=told(**values),
+            args=list(args[1:]),
+            prog=f"imagewright train {args[0]}",
+            config=(tyro.conf.AvoidSubcommands,),
+            registry=NONE,
+        )
     changed = (_changed(stage, getattr(parsed, stage.name)) for stage in chain.stages)
     return Chain(*changed), ChainRun(**{name: getattr(parsed, name) for name in values})
 

@@ -21,7 +21,7 @@ from imagewright.types import UserError
 
 LARGEST_LABEL = limits.CLASSES - 1
 _TEXTS = ("name", "subgroup", "split")
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folders at the top that are no classes, in any case of letters."""
 
 
@@ -111,7 +111,7 @@ def _from_folders(archive: Archive, labels: bool) -> Annotations:
 
 def _splits(tops: set[tuple[str, ...]], archive: Archive) -> dict[str, str]:
     """Splits by the folders' names, where all folders at the top are splits; {} where they are classes, or none."""
-    found = {top[0]: _SPLITS[top[0].lower()] for top in tops if top and top[0].lower() in _SPLITS}
+    found = {top[0]: SPLITS[top[0].lower()] for top in tops if top and top[0].lower() in SPLITS}
     if len(set(found.values())) < 2:
         return {}
     others = sorted(top[0] if top else "pictures" for top in tops if not top or top[0] not in found)

@@ -26,6 +26,7 @@ from imagewright.types import UserError
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib"}
     | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".heic", ".heif", ".hif", ".avif"}  # pictures, though refused: a telephone's must not be left out in silence
 )
 SAMPLES = "samples.json"
 BESIDE = frozenset({"grid.png", "trajectory.png"})
@@ -62,6 +63,15 @@ def open_archive(path: Path) -> Archive:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+def few_folders(path: Path, most: int = 8) -> list[Path]:
+    """The folders in a folder, where they are few: a set's container, not its classes, which would all be listed."""
+    try:
+        found = sorted(Path(entry.path) for entry in os.scandir(path) if entry.is_dir() and not _hidden(entry.name))
+    except OSError:
+        return []
+    return found if len(found) <= most else []
+
+
 def _open_folder(path: Path) -> Archive:
     names: list[str] = []
     folders: list[str] = []
@@ -85,7 +95,7 @@ def _open_folder(path: Path) -> Archive:
 
     walk(path, "", (os.path.realpath(path),))
 
-    return _sorted_out(path, names, folders, FileReader(path), bad)
+    return sorted_out(path, names, folders, FileReader(path), bad)
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ def _open_zip(path: Path) -> Archive:
     for name in reader.entries:
         folders |= {str(parent) for parent in PurePosixPath(name).parents}
     folders |= reader.folders
-    return _sorted_out(path, list(reader.entries), (f for f in folders if not any(map(_hidden, f.split("/")))), reader)
+    return sorted_out(path, list(reader.entries), (f for f in folders if not any(map(_hidden, f.split("/")))), reader)
 
 
 class ZipReader:
@@ -149,7 +159,8 @@ class ZipReader:
             [(e.header_offset, e.compress_size, e.file_size, e.compress_type) for e in entries], np.int64
         )
         offsets, stored, sizes, methods = np.ascontiguousarray(numbers.reshape(-1, 4).T)
-        return Places(self._path, offsets, stored, sizes, methods.astype(np.uint8))
+        shards = np.zeros_like(offsets)
+        return Places((str(self._path),), shards, offsets, stored, sizes, methods.astype(np.uint8))
 
     def __reduce__(self) -> tuple[type[ZipReader], tuple[Path]]:
         return ZipReader, (self._path,)
@@ -170,14 +181,15 @@ class ZipReader:
             raise BadPicture(f"damaged in the zip: {error}") from None
 
 
-def _sorted_out(
+def sorted_out(
     path: Path,
     names: list[str],
     folders: Iterable[str],
     read: Callable[[str], bytes],
     bad: Iterable[tuple[str, str]] = (),
 ) -> Archive:
-    beside = BESIDE if SAMPLES in names else frozenset()
+    homes = [n.removesuffix(SAMPLES) for n in names if PurePosixPath(n).name == SAMPLES]
+    beside = frozenset(home + name for home in homes for name in BESIDE)
     pictures = sorted(n for n in names if _is_picture(n) and n not in beside)
     return Archive(
         path=path,

@@ -194,7 +194,7 @@ def fingerprint(spec: DataSpec, labels: Labels, digests: Iterable[bytes]) -> str
     """sha256 (hex) over the shape of the set, its labels and the pictures' own digests, in order."""
     total = hashlib.sha256(f"{len(labels)}x{'x'.join(map(str, spec.shape))}".encode())
     total.update(labels.astype("<i8").tobytes())
-    for each in digests:
+    for each in [np.ascontiguousarray(digests.array).data] if isinstance(digests, Digests) else digests:
         total.update(each)
     return total.hexdigest()
 

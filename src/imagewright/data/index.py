@@ -26,11 +26,13 @@ import numpy.typing as npt
 import torch
 
 from imagewright import cache, limits
+from imagewright.data import remote
 from imagewright.data.archive import Archive, FileReader, open_archive
 from imagewright.data.image_set import ImageSet, digest
 from imagewright.data.packed import Digests, Places, Texts
 from imagewright.data.pixels import BadPicture, Pixels, with_channels
 from imagewright.data.reading import Contents, decoded_bytes, mapped_rows
+from imagewright.data.remote import is_url
 from imagewright.files import parse_json
 from imagewright.types import DataSpec, UserError
 
@@ -41,6 +43,7 @@ except ImportError:  # not on every system; without it two processes may both do
 
 FORMAT = "imagewright-index/1"
 SETTLED = 2.0
+_PLACES = ("shards", "offsets", "stored", "sizes", "methods")
 _COLUMNS = ("captions", "subgroups", "splits")
 
 
@@ -52,7 +55,7 @@ class _Record(TypedDict):
     made: str | None
     skipped: list[tuple[str, str]]
     unread: list[str]
-    packed: NotRequired[str]
+    packed: NotRequired[list[str]]
 
 
 class Entry:
@@ -61,10 +64,10 @@ class Entry:
     fit: what is done to every picture. how: whatever else what is found depends on.
     """
 
-    def __init__(self, path: Path, fit: Any, *how: object) -> None:
-        self._path, self._fit = path, fit
-        self._place = cache.entry("index", os.path.realpath(path), fit, how)
-        self._stamp, newest = _stamp(path) if self._place is not None else (None, 0.0)
+    def __init__(self, source: str | Path, fit: Any, *how: object) -> None:
+        self._path, self._fit = Path(source), fit
+        self._place = cache.entry("index", source if is_url(source) else os.path.realpath(source), fit, how)
+        self._stamp, newest = _stamp(source) if self._place is not None else (None, 0.0)
         self._settled = newest < time.time() - SETTLED
 
     def recall(self) -> ImageSet | None:
@@ -99,8 +102,8 @@ class Entry:
             raise ValueError("its arrays have different lengths")
         contents: Contents
         if "packed" in record:
-            columns = (arrays[f"places.{name}"] for name in ("offsets", "stored", "sizes", "methods"))
-            contents = Places(Path(os.path.realpath(record["packed"])), *columns)
+            columns = (arrays[f"places.{name}"] for name in _PLACES)
+            contents = Places(tuple(record["packed"]), *columns)
         else:
             contents = _Files(FileReader(self._path), texts["files"])
         reader = Indexed(self._path, contents, texts["names"], self._fit, spec, digests, self._place)
@@ -133,8 +136,8 @@ class Entry:
             places = getattr(archive.read, "places", lambda files: None)(files)
             if places is None:
                 return
-            record["packed"] = str(places.path)
-            arrays |= {f"places.{k}": getattr(places, k) for k in ("offsets", "stored", "sizes", "methods")}
+            record["packed"] = [file if is_url(file) else os.path.abspath(file) for file in places.files]
+            arrays |= {f"places.{name}": getattr(places, name) for name in _PLACES}
         for name in ("names", *_COLUMNS):
             column = getattr(images, name)
             if column is not None:
@@ -161,8 +164,12 @@ def _hold(entry: Entry, path: Path) -> None:
         pass
 
 
-def _stamp(path: Path) -> tuple[str | None, float]:
+def _stamp(source: str | Path) -> tuple[str | None, float]:
     """What tells whether a set is as it was, and when it last changed; None for what is no folder or regular file."""
+    if is_url(source):
+        told = [remote.stamp(url) for url in remote.expanded(str(source))]
+        return (None if None in told else sha256(repr(told).encode()).hexdigest()), 0.0
+    path = Path(source)
     try:
         if path.is_file():
             return _of_files([("", os.stat(path))])

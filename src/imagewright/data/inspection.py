@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from imagewright.data.edm_zip import write_edm_zip
+from imagewright.data.fitting import Filter, Fit
 from imagewright.data.image_set import ImageSet
 from imagewright.data.opening import Progress, open_images
-from imagewright.data.pixels import Filter
-from imagewright.types import DataSpec
+from imagewright.types import DataSpec, UserError
 
 _AT_ONCE = 256
 
@@ -86,22 +86,46 @@ def convert(
     *,
     resolution: int | None = None,
     channels: int | None = None,
-    crop: Filter | None = None,
+    fit: Fit | None = None,
+    filter: Filter = "lanczos",
+    holdout: float | None = None,
     skip_bad: bool = False,
     on_progress: Progress | None = None,
 ) -> ImageSet:
     """Write any set, all splits, as an EDM zip (`write_edm_zip`); returns the set that was written.
 
-    Raises UserError as `open_images` and `write_edm_zip` do.
+    holdout: share of the pictures that become the test split (`hold_out`). Raises UserError as `open_images`,
+    `hold_out` and `write_edm_zip` do.
     """
     images = open_images(
         source,
         resolution=resolution,
         channels=channels,
         split="all",
-        crop=crop,
+        fit=fit,
+        filter=filter,
         skip_bad=skip_bad,
         on_progress=on_progress,
     )
+    if holdout is not None:
+        images = hold_out(images, holdout)
     write_edm_zip(images, out)
     return images
+
+
+def hold_out(images: ImageSet, share: float) -> ImageSet:
+    """The set with a test split of about that share of it, decided by each picture's own hash.
+
+    Pictures of equal pixels are on one side, and a picture stays on its side whatever is added, taken away or renamed.
+    Raises UserError where the set has splits, the share is not within (0, 1), or a side would be empty.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"holdout is {share:g}; it must lie between 0 and 1")
+    if images.splits is not None:
+        raise UserError(f"{images.source} already has splits {sorted(set(images.splits))}; holdout would mix them")
+    splits = tuple("test" if int.from_bytes(d[:8]) < share * 2**64 else "train" for d in images.digests)
+    if len(set(splits)) < 2:
+        raise UserError(
+            f"holdout {share:g} puts all {len(splits)} pictures in split {splits[0]!r}; choose another share"
+        )
+    return replace(images, splits=splits)

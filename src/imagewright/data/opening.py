@@ -18,17 +18,17 @@ import numpy as np
 from imagewright import limits
 from imagewright.data.annotations import Annotations, annotate
 from imagewright.data.archive import SAMPLES, Archive, open_archive, readable_name
+from imagewright.data.batches import open_batches
 from imagewright.data.embedded import EMOJI64, open_digits
+from imagewright.data.fitting import Filter, Fit, Fitting
 from imagewright.data.image_set import ImageSet, Split, digest
 from imagewright.data.index import Entry
 from imagewright.data.npz import open_npz
-from imagewright.data.pixels import (
-    BadPicture,
-    Filter,
-    Pixels,
-    with_channels,
-)
-from imagewright.data.reading import Fit, Reader, chunk_size, decoded, in_parallel
+from imagewright.data.parquet import open_parquet
+from imagewright.data.pixels import BadPicture, Pixels, with_channels
+from imagewright.data.reading import Reader, chunk_size, decoded, in_parallel
+from imagewright.data.remote import is_url
+from imagewright.data.tar import open_tar
 from imagewright.types import DataSpec, UserError
 
 KEEP_DECODED = limits.KEPT
@@ -43,18 +43,19 @@ def open_images(
     resolution: int | None = None,
     channels: int | None = None,
     split: Split = "train",
-    crop: Filter | None = None,
+    fit: Fit | None = None,
+    filter: Filter = "lanczos",
     skip_bad: bool = False,
     labels: bool = True,
     on_progress: Progress | None = None,
 ) -> ImageSet:
-    """Open "digits", "emoji64", a folder or zip of pictures, or an npz of an array; every file is decoded and checked.
+    """Open "digits", "emoji64", a folder, zip or tars of pictures, or an npz of an array; every file is checked.
 
-    source:      a str that is one of the two names is the embedded set; any other str, and every Path, is a
-                 path.
+    source:      a str that is one of the two names is the embedded set; one with "://" is a URL of a tar (with *: of
+                 several), for fsspec; any other str, and every Path, is a path. A folder of *.tar is their set.
     resolution:  reduce by exact box means to this many pixels a side, which has to divide every picture's; None =
                  as it is.
-    crop:        reduce pictures of any shape to `resolution`: the square in their middle, by this filter.
+    fit, filter: bring pictures of any shape and size to `resolution` (`fitting.fit_square`).
     channels:    1 or 3; None = 3 if any file has colour, else 1.
     split:       of the embedded sets and those whose dataset.json or folders name splits ("test" is "val" where there
                  is no other); elsewhere "train" and "all" are everything.
@@ -72,31 +73,42 @@ def open_images(
         raise UserError(f"channels is {channels}; it must be 1 or 3")
     if split not in get_args(Split):
         raise UserError(f"split is {split!r}; allowed: {', '.join(get_args(Split))}")
-    if crop is not None and (resolution is None or crop not in get_args(Filter)):
-        raise UserError(f"crop is {crop!r}; it must be one of {', '.join(get_args(Filter))}, and needs a resolution")
+    if fit is not None and (resolution is None or fit not in get_args(Fit)):
+        raise UserError(f"fit is {fit!r}; it must be one of {', '.join(get_args(Fit))}, and needs a resolution")
+    if filter not in get_args(Filter):
+        raise UserError(f"filter is {filter!r}; it must be one of {', '.join(get_args(Filter))}")
     if source == "digits":
         return _choose(open_digits(resolution=resolution, channels=channels or 1, labels=labels), split)
     path = EMOJI64 if source == "emoji64" else Path(source)
+    batches = open_batches(path, resolution=resolution, channels=channels, labels=labels)
+    if batches is not None:
+        if fit is not None:
+            raise UserError(f"{path} is a set of equal squares, which --fit does not touch; leave it out")
+        return _choose(batches, split)
     if path.suffix.lower() == ".npz" and path.is_file():
         return _choose(open_npz(path, resolution=resolution, channels=channels, labels=labels), split)
-    fit = Fit(resolution, channels, crop)
-    entry = Entry(path, fit, skip_bad, labels)
+    fitting = Fitting(resolution, channels, fit, filter)
+    if is_url(source) and not str(source).endswith(".tar"):
+        raise UserError(f"{source}: a URL has to end in .tar; other containers are read from a disk")
+    place = source if is_url(source) else path
+    entry = Entry(place, fitting, skip_bad, labels)
     kept = entry.recall()
     if kept is not None:
         return _choose(kept, split)
-    archive = open_archive(path)
+    found = open_tar(place, labels=labels) or open_parquet(path, labels=labels)
+    archive, known = (open_archive(path), None) if found is None else found
     if not archive.pictures and not archive.bad:
         raise UserError(f"{path} holds no pictures (png, jpeg, webp, gif, bmp, tiff, ppm)")
-    known = annotate(archive, labels=labels)
+    known = known or annotate(archive, labels=labels)
     bad: dict[str, str] = {}  # a file may fail in several ways; the first reason stands
     for file, reason in (*archive.bad, *known.bad):
         bad.setdefault(file, reason)
-    checked = _check(archive, bad, fit, on_progress)
+    checked = _check(archive, bad, fitting, on_progress)
     size = _common_size(checked)
-    if crop is None and resolution is not None and size % resolution:
+    if fit is None and resolution is not None and size % resolution:
         raise UserError(f"resolution is {resolution}; the pictures of {path} have {size}, which it must divide")
     sized = list(zip(checked.names, checked.sizes, strict=True))
-    bad |= checked.bad | {n: fault for n, s in sized if (fault := _wrong_size(s, size, resolution, crop))}
+    bad |= checked.bad | {n: fault for n, s in sized if (fault := _wrong_size(s, size, resolution, fit))}
     if bad and not skip_bad:
         raise UserError(_complaint(path, bad))
     if all(n in bad for n in checked.names):
@@ -112,7 +124,7 @@ def open_images(
 class _Checked:
     """Every file that decodes: name, (width, height) upright, channels, digest, fitted pixels while there is room."""
 
-    fit: Fit
+    fit: Fitting
     names: list[str]
     sizes: list[tuple[int, int]]
     channels: list[int]
@@ -124,7 +136,7 @@ class _Checked:
 def _check(
     archive: Archive,
     bad: Mapping[str, str],
-    fit: Fit,
+    fit: Fitting,
     on_progress: Progress | None,
 ) -> _Checked:
     """Decode every file that is not known to be bad, in order, on all cores."""
@@ -165,12 +177,12 @@ def _common_size(checked: _Checked) -> int:
     return squares.most_common(1)[0][0] if squares else 0
 
 
-def _wrong_size(size: tuple[int, int], common: int, resolution: int | None, crop: Filter | None) -> str | None:
-    if crop is not None:
+def _wrong_size(size: tuple[int, int], common: int, resolution: int | None, fit: Fit | None) -> str | None:
+    if fit is not None:
         return None
     shape = f"is {size[0]}x{size[1]}"
     if size[0] != size[1]:
-        return f"{shape}; pictures have to be square (`data convert --resolution N --crop box` cuts them to that)"
+        return f"{shape}; pictures have to be square (`data convert --resolution N --fit crop` cuts them to that)"
     if resolution is not None:
         return f"{shape}, which {resolution} does not divide" if size[0] % resolution else None
     return f"{shape}; most of the set is {common}x{common}" if size[0] != common else None

@@ -7,7 +7,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,11 +16,14 @@ import numpy.typing as npt
 
 from imagewright import limits
 from imagewright.data.pixels import BadPicture
+from imagewright.data.remote import RemoteFile, is_url
 from imagewright.files import open_regular
 from imagewright.types import UserError
 
 Bytes = npt.NDArray[np.uint8]
 Whole = npt.NDArray[np.int64]
+OPEN = 256
+"""Containers that are open at a time."""
 RAW = 255
 """Method of a file that lies in its container as it is, at its own offset (a tar's)."""
 _SEEN = 512
@@ -98,13 +101,14 @@ class Digests(_Packed):
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Files inside one container, by number: read at their offsets by any thread or process, without its directory.
+    """Files inside containers, by number: read at their offsets by any thread or process, without a directory.
 
-    offsets: of a zip's local header, or of a tar's content. stored, sizes: bytes as they lie there, and unpacked.
-    methods: 0 stored and 8 deflated, of a zip; RAW.
+    files: paths or URLs of the containers. shards: which one, of each picture. offsets: of a zip's local header, or of
+    a tar's content. stored, sizes: bytes as they lie there, and unpacked. methods: 0 stored, 8 deflated (zips), or RAW.
     """
 
-    path: Path
+    files: tuple[str, ...]
+    shards: Whole
     offsets: Whole
     stored: Whole
     sizes: Whole
@@ -115,37 +119,54 @@ class Places:
 
     def pick(self, rows: Whole) -> Places:
         """Those at `rows`."""
-        return Places(self.path, self.offsets[rows], self.stored[rows], self.sizes[rows], self.methods[rows])
+        shards, offsets, stored, sizes = (c[rows] for c in (self.shards, self.offsets, self.stored, self.sizes))
+        return Places(self.files, shards, offsets, stored, sizes, self.methods[rows])
 
     def __call__(self, row: int) -> bytes:
         """The bytes of a file. Raises BadPicture where they are not to be had."""
         offset, stored, size = int(self.offsets[row]), int(self.stored[row]), int(self.sizes[row])
-        method = int(self.methods[row])
+        method, file = int(self.methods[row]), self._open(int(self.shards[row]))
         if max(stored, size) > limits.PICTURE_BYTES:
             raise BadPicture(f"larger than {limits.PICTURE_BYTES} bytes")
         if method == RAW:
-            return self._whole(offset, stored)
-        content = self._file.at(offset, _SEEN + stored)
+            return _whole(file, offset, stored)
+        content = file.at(offset, _SEEN + stored)
         if content[:4] != b"PK\x03\x04":
             raise BadPicture("damaged in the zip: there is no file where its directory says")
         start = 30 + int.from_bytes(content[26:28], "little") + int.from_bytes(content[28:30], "little")
-        packed = content[start : start + stored] if start <= _SEEN else self._whole(offset + start, stored)
+        packed = content[start : start + stored] if start <= _SEEN else _whole(file, offset + start, stored)
         if len(packed) < stored:
             raise BadPicture("damaged in the zip: it ends too early")
         return packed if method == 0 else _inflated(packed, size)
 
-    def _whole(self, offset: int, count: int) -> bytes:
-        content = self._file.at(offset, count)
-        if len(content) < count:
-            raise BadPicture("the file that holds it ends too early")
-        return content
-
     @cached_property
-    def _file(self) -> _File:
-        return _File(self.path)
+    def _open(self) -> Shards:
+        return Shards(self.files)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_file"}
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+
+class Shards:
+    """Containers by number, opened when they are first read from; a few at a time stay open."""
+
+    def __init__(self, files: tuple[str, ...]) -> None:
+        self._files = files
+        self._open = lru_cache(maxsize=OPEN)(self._opened)
+
+    def __call__(self, number: int) -> _File | RemoteFile:
+        return self._open(number)
+
+    def _opened(self, number: int) -> _File | RemoteFile:
+        where = self._files[number]
+        return RemoteFile(where) if is_url(where) else _File(Path(where))
+
+
+def _whole(file: _File | RemoteFile, offset: int, count: int) -> bytes:
+    content = file.at(offset, count)
+    if len(content) < count:
+        raise BadPicture("the file that holds it ends too early")
+    return content
 
 
 class _File:

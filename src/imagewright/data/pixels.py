@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +27,6 @@ _GREY_MODES = ("1", "L", "LA", *_WIDE_MODES)
 _ALPHA_MODES = ("LA", "PA", "RGBA")
 
 
-Filter = Literal["box", "bicubic", "lanczos"]
-_RESAMPLING = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
-
 class BadPicture(Exception):  # noqa: N818 - not an error of the program, but a finding about a file
     """A file is no usable picture; the message is the reason, made for a list of `file: reason`."""
 
@@ -45,6 +38,8 @@ def _formats() -> tuple[str, ...]:
 
 
 FORMATS = _formats()
+_HEIF = frozenset({b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"})
+"""Brands of telephones' photographs (ISO/IEC 23008-12), whatever the file is called: their codecs are not Pillow's."""
 
 
 def decode(content: bytes) -> Pixels:
@@ -57,6 +52,8 @@ def decode(content: bytes) -> Pixels:
     """
     if not content:
         raise BadPicture("the file is empty")
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF:
+        raise BadPicture("is HEIC or AVIF, which is not read here; save it as JPEG or PNG")
     if not png.is_png(content):
         return _decoded(content)
     try:
@@ -178,43 +175,6 @@ def box_reduce(pixels: Pixels, resolution: int) -> Pixels:
     return out
 
 
-def crop_and_reduce(pixels: Pixels, resolution: int, filter: Filter) -> Pixels:
-    """The largest square in the middle, reduced: uint8 [H, W, C] -> [resolution, resolution, C].
-
-    filter: "box", the mean over the area of each pixel, exact where whole blocks do; or Pillow's "bicubic" or
-    "lanczos". An odd row or column more is cut at the end. Raises BadPicture where a side is shorter than `resolution`.
-    """
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    if side < resolution:
-        raise BadPicture(f"is {width}x{height}, smaller than {resolution}x{resolution}")
-    top, left = (height - side) // 2, (width - side) // 2
-    square = pixels[top : top + side, left : left + side]
-    if filter == "box":  # Pillow's takes a pixel whole or not at all
-        return box_reduce(square, resolution) if side % resolution == 0 else _area_means(square, resolution)
-    image = Image.fromarray(square[..., 0] if square.shape[-1] == 1 else square)
-    reduced: Pixels = np.asarray(image.resize((resolution, resolution), _RESAMPLING[filter]))
-    return reduced.reshape(resolution, resolution, -1)
-
-
-def _area_means(square: Pixels, resolution: int) -> Pixels:
-    """Means over parts of pixels, rounded half up: uint8 [H, H, C] -> [resolution, resolution, C]."""
-    edges = np.linspace(0, len(square), resolution + 1)
-    first = np.arange(len(square))
-    overlap = np.minimum(edges[1:, None], first + 1) - np.maximum(edges[:-1, None], first)
-    weight = np.clip(overlap, 0, None) * resolution / len(square)
-    means = np.stack([_one_row(square, row, weight) for row in weight])
-    out: Pixels = np.floor(means + 0.5 + 1e-9).astype(np.uint8)
-    return out
-
-
-def _one_row(square: Pixels, row: npt.NDArray[np.float64], weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    rows = np.flatnonzero(row)
-    part = slice(rows[0], rows[-1] + 1)
-    means: npt.NDArray[np.float64] = weight @ np.tensordot(row[part], square[part].astype(np.float64), 1)
-    return means
-
-
 def with_channels(pixels: Pixels, channels: int) -> Pixels:
     """[..., C] to 1 or 3 channels: grey is repeated; RGB becomes BT.601 luma, .299 R + .587 G + .114 B."""
     if pixels.shape[-1] == channels:
@@ -236,9 +196,26 @@ def to_uint8(images: Tensor) -> Pixels:
 
     Inverse of `from_uint8` on its range. Raises UserError when there is a NaN (a model that diverged).
     """
-    bad = int(images.isnan().flatten(1).any(1).sum())
-    if bad:
-        raise UserError(f"{bad} of {len(images)} images contain NaN; the model has diverged")
+    return uint8_later(images)()
+
+
+def uint8_later(images: Tensor) -> Callable[[], Pixels]:
+    """`to_uint8`, begun where the images are; what is returned waits for it, after the caller has begun other work."""
+    bad = images.isnan().flatten(1).any(1).sum()
     scaled = ((images.detach().float() + 1) * 127.5).clamp(0, 255)
-    out: Pixels = (scaled + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return out
+    pixels = (scaled + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    done = None
+    if images.device.type == "cuda":
+        bad, pixels = bad.to("cpu", non_blocking=True), pixels.to("cpu", non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+
+    def finish() -> Pixels:
+        if done is not None:
+            done.synchronize()
+        if int(bad):
+            raise UserError(f"{int(bad)} of {len(images)} images contain NaN; the model has diverged")
+        out: Pixels = pixels.cpu().numpy()
+        return out
+
+    return finish

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,16 +16,8 @@ from PIL import Image
 
 from imagewright import limits
 from imagewright.data.archive import Archive
-from imagewright.data.pixels import (
-    BadPicture,
-    Filter,
-    Pixels,
-    announced,
-    box_reduce,
-    crop_and_reduce,
-    decode,
-    with_channels,
-)
+from imagewright.data.fitting import Fitting
+from imagewright.data.pixels import BadPicture, Pixels, announced, decode, with_channels
 from imagewright.types import DataSpec, UserError
 
 A = TypeVar("A")
@@ -59,40 +51,12 @@ def _pool() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has none of its parent's threads
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What is done to every picture: grey first, reduced then; a size that does not fit is left for the complaint."""
-
-    resolution: int | None
-    channels: int | None
-    crop: Filter | None
-
-    def __call__(self, pixels: Pixels) -> Pixels:
-        height, width = pixels.shape[:2]
-        pixels = with_channels(pixels, 1) if self.channels == 1 else pixels
-        if self.resolution is None:
-            return pixels
-        if self.crop is not None:
-            return crop_and_reduce(pixels, self.resolution, self.crop)
-        fits = height == width and height % self.resolution == 0
-        return box_reduce(pixels, self.resolution) if fits else pixels
-
-    def words(self, sizes: Collection[tuple[int, int]]) -> str | None:
-        """What was done to pictures of these sizes; None where nothing was."""
-        side = self.resolution
-        if side is None or set(sizes) == {(side, side)}:
-            return None
-        if self.crop is not None:
-            return f"squares in the middle of the pictures, by {self.crop} filter"
-        return "box means of " + " and ".join(f"{s}x{s}" for s in sorted({w for w, _ in sizes}))
-
-
-def decoded(archive: Archive, name: str, fit: Fit) -> tuple[tuple[int, int], Pixels]:
+def decoded(archive: Archive, name: str, fit: Fitting) -> tuple[tuple[int, int], Pixels]:
     """(width, height) of a picture and its fitted pixels; all that are in work at a time are bounded (`limits`)."""
     return decoded_bytes(archive.read(name), fit)
 
 
-def decoded_bytes(content: bytes, fit: Fit) -> tuple[tuple[int, int], Pixels]:
+def decoded_bytes(content: bytes, fit: Fitting) -> tuple[tuple[int, int], Pixels]:
     """`decoded` of a file's bytes."""
     with _ROOM.take(announced(content)):
         whole = decode(content)
@@ -132,7 +96,7 @@ class Reader:
 
     archive: Archive
     names: tuple[str, ...]
-    fit: Fit
+    fit: Fitting
     spec: DataSpec
 
     def __call__(self, indices: npt.NDArray[np.int64]) -> Pixels:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,46 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 """Settings of UNet2DModel of which ADMUNet has only these."""
 
 
+class _Unet(TypedDict, total=False):
+    """Settings of UNet2DModel that are read."""
+
+    _class_name: str
+    sample_size: int | list[int]
+    in_channels: int
+    out_channels: int
+    block_out_channels: list[int]
+    down_block_types: list[str]
+    up_block_types: list[str]
+    downsample_type: str
+    upsample_type: str
+    downsample_padding: int
+    layers_per_block: int
+    time_embedding_dim: int | None
+    freq_shift: int | float
+    flip_sin_to_cos: bool
+    dropout: float
+    attention_head_dim: int | None
+    norm_num_groups: int
+    norm_eps: float
+    resnet_time_scale_shift: str
+    num_class_embeds: int | None
+
+
+class _Steps(TypedDict, total=False):
+    """Settings of a scheduler that are read."""
+
+    _class_name: str
+    num_train_timesteps: int
+    beta_schedule: str
+    beta_start: float
+    beta_end: float
+    prediction_type: str
+    rescale_betas_zero_snr: bool
+    sigma_min: float
+    sigma_max: float
+    sigma_data: float
+
+
 def is_diffusers(folder: Path) -> bool:
     """Whether a folder says that it is diffusers'."""
     return (folder / "model_index.json").exists() or (folder / "config.json").exists()
@@ -64,16 +104,16 @@ def read_diffusers(folder: Path) -> Preconditioned:
     scheduler = (folder if whole else folder.parent) / "scheduler/scheduler_config.json"
     if not whole and (folder / "scheduler_config.json").exists():
         scheduler = folder / "scheduler_config.json"
-    unet = read_json(network / "config.json", dict)
+    unet: dict[str, Any] = {**read_json(network / "config.json", _Unet)}
     if unet.get("_class_name") != "UNet2DModel":
         raise UserError(f"{network / 'config.json'} is of a {unet.get('_class_name')!r}; read is UNet2DModel")
-    steps = read_json(scheduler, dict) if whole or scheduler.exists() else {"_class_name": "DDPMScheduler"}
+    steps: dict[str, Any] = {**read_json(scheduler, _Steps)} if whole or scheduler.exists() else {}
     state = _state(network)
     consistency = steps.get("_class_name") == "CMStochasticIterativeScheduler"
     settings = _consistency(steps) if consistency else _timesteps(steps)
-    config = network_config(unet, label_scale=1000.0 if consistency else 1.0)
 
     def make() -> Preconditioned:
+        config = network_config(unet, label_scale=1000.0 if consistency else 1.0)
         kind: Callable[..., Preconditioned] = ConsistencyModel if consistency else TimestepPrecond
         return kind(ADMUNet(config), **settings)
 

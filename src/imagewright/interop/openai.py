@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from imagewright.models.timesteps import Prediction, TimestepPrecond
 from imagewright.models.trajectory import TrajectoryModel
 from imagewright.networks import ADMUNet, ADMUNetConfig
 from imagewright.networks.unet import Role
+from imagewright.shapes import misfit
 from imagewright.types import UserError
 
 WIDTHS: dict[int, tuple[float, ...]] = {
@@ -53,12 +54,53 @@ _MODES: dict[str, type[EDMPrecond]] = {
 }
 
 
+class _Flags(TypedDict, total=False):
+    """What may stand in a configuration."""
+
+    image_size: int
+    num_channels: int
+    model_channels: int
+    num_res_blocks: int
+    num_heads: int
+    num_heads_upsample: int
+    num_head_channels: int
+    attention_resolutions: str | list[int]
+    channel_mult: str | list[int | float]
+    dropout: float
+    class_cond: bool
+    num_classes: int | None
+    use_scale_shift_norm: bool
+    resblock_updown: bool
+    use_new_attention_order: bool
+    learn_sigma: bool
+    in_channels: int
+    out_channels: int
+    diffusion_steps: int
+    noise_schedule: str
+    predict_xstart: bool
+    rescale_timesteps: bool
+    sigma_min: float
+    sigma_max: float
+    sigma_data: float
+    training_mode: str
+
+
+def _checked(config: Mapping[str, Any], known: set[str], whose: str) -> dict[str, Any]:
+    """The configuration with lists for tuples. Raises UserError for an entry that is unknown or of another type."""
+    require_known(config, known, whose)
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+    fault = misfit(listed, _Flags)
+    if fault is not None:
+        raise UserError(f"config of {whose}: {fault}")
+    return listed
+
+
 def from_guided_diffusion(state: StateDict, config: Mapping[str, Any]) -> Preconditioned:
     """A denoiser on the steps of its schedule; learned variances are left unused."""
-    require_known(config, _UNET | _GUIDED, "guided-diffusion")
+    config = _checked(config, _UNET | _GUIDED, "guided-diffusion")
     steps = config.get("diffusion_steps", 1000)
     schedule = config.get("noise_schedule", "linear")
-    if schedule not in ("linear", "cosine") or not isinstance(steps, int) or steps < 2:
+    if schedule not in ("linear", "cosine") or steps < 2:
         raise UserError(f"config has noise_schedule {schedule!r} of {steps!r} steps; read are linear and cosine")
     ends = {"beta_start": 0.1 / steps, "beta_end": 20 / steps} if schedule == "linear" else {}
     told = 1000 / steps if config.get("rescale_timesteps") else 1.0
@@ -73,14 +115,22 @@ def from_guided_diffusion(state: StateDict, config: Mapping[str, Any]) -> Precon
 
 def from_consistency_models(state: StateDict, config: Mapping[str, Any]) -> Preconditioned:
     """The denoiser (training_mode "edm") or the consistency model (the default) of a checkpoint."""
-    require_known(config, _UNET | _KARRAS, "the consistency models")
+    config = _checked(config, _UNET | _KARRAS, "the consistency models")
     return _karras(look_up(_MODES, config, "training_mode", "consistency_distillation"), state, config)
 
 
 def from_ctm(state: StateDict, config: Mapping[str, Any]) -> Preconditioned:
     """A trajectory model of the ImageNet-64 program."""
-    require_known(config, _UNET | _KARRAS, "CTM")
+    config = _checked(config, _UNET | _KARRAS, "CTM")
     return _karras(TrajectoryModel, state, config, destination=True)
+
+
+def from_openai(state: StateDict, config: Mapping[str, Any]) -> Preconditioned:
+    """Whichever of the three it is: by a second time, by flags of guided-diffusion, or by a variance that comes out."""
+    if "time_embed_s.0.weight" in state:
+        return from_ctm(state, config)
+    guided = _GUIDED & {*config} or config.get("learn_sigma")
+    return (from_guided_diffusion if guided else from_consistency_models)(state, config)
 
 
 def _karras(
@@ -118,7 +168,7 @@ def network_config(config: Mapping[str, Any], **more: Any) -> ADMUNetConfig:
         "in_channels": channels,
         "out_channels": config.get("out_channels", 6 if config.get("learn_sigma") else channels),
         "label_dim": classes,
-        "model_channels": width // shrink if isinstance(width, int) else width,
+        "model_channels": width // shrink,
         "noise_channels": width,
         "channel_mult": mults,
         "channel_mult_emb": 4 * shrink,
@@ -144,7 +194,7 @@ def _require_read(config: Mapping[str, Any]) -> None:
 
 def _multiples(config: Mapping[str, Any], size: Any) -> tuple[list[int], int]:
     """channel_mult as whole numbers, and by how much the base is smaller for it."""
-    given = config.get("channel_mult") or WIDTHS.get(size if isinstance(size, int) else 0)
+    given = config.get("channel_mult") or WIDTHS.get(size)
     if given is None:
         raise UserError(f"config needs channel_mult: there is none by default for image_size {size!r}")
     try:

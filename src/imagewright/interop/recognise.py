@@ -1,6 +1,6 @@
 """What a file of official weights is: by the names and shapes of its tensors, and for published files by its own name.
 
-FORMATS is the table that `docs/importing.md` prints; the first entry that fits decides.
+The first entry of FORMATS that fits decides; docs/importing.md has them in words.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from imagewright.checks import require_positive
 from imagewright.methods.pairs import check_range, column, finite_tangent
 from imagewright.models.consistency import ConsistencyModel, edm_teacher
+from imagewright.networks.tangents import derivative
 from imagewright.noise import StepNoise
 from imagewright.types import (
     Batch,
@@ -173,7 +174,10 @@ class ContinuousTimeTraining(_ContinuousTime):
 def tangent(
     student: ConsistencyModel, x: Tensor, t: Tensor, velocity: Tensor, cond: Condition
 ) -> tuple[Tensor, Tensor]:
-    """f(x, t) and g = df/dt along dx/dt = velocity, each [N, C, H, W]; differentiable in the student's weights."""
+    """f(x, t) and g = df/dt along dx/dt = velocity, each [N, C, H, W].
+
+    Differentiable in the student's weights where gradients are enabled; where not, by the cheaper rules of `tangents`.
+    """
     # The network's own forward, not the module's call: a compiled one has no forward-mode derivative.
     network = student.network.forward
 
@@ -181,6 +185,7 @@ def tangent(
         return student.through(network, x, t, cond)
 
     with torch.autocast(x.device.type, enabled=False):
-        both: Any = torch.func.jvp(start, (x, t), (velocity, torch.ones_like(t)))
+        jvp = torch.func.jvp if torch.is_grad_enabled() else derivative
+        both: Any = jvp(start, (x, t), (velocity, torch.ones_like(t)))
     f, g = both
     return f, g

@@ -45,6 +45,7 @@ from imagewright.guidance import classifier_free
 from imagewright.methods.pairs import check_range, column, finite_tangent
 from imagewright.models.consistency import ContinuousConsistencyModel, edm_teacher
 from imagewright.models.preconditioning import NoiseLabel
+from imagewright.networks.tangents import derivative
 from imagewright.networks.time_weight import TimeWeight
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
@@ -198,9 +199,8 @@ def tangent(
 ) -> Tensor:
     """g of algorithm 1, before normalisation; at r = 1 it is cos(t) df/dt along the flow. [N, C, H, W]."""
     sd, cos, sin = model.sigma_data, column(t.cos()), column(t.sin())
-    both: Any = torch.func.jvp(
+    output, change = derivative(
         lambda x, t: trig_output(model, x, t, cond), (x, t), (cos * sin * velocity, t.cos() * t.sin())
     )
-    output, change = both
     g: Tensor = -(cos**2) * (sd * output - velocity) - r * (cos * sin * x + sd * change)
     return g

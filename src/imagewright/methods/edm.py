@@ -5,7 +5,9 @@ Ingredients   loss lambda(sigma) |D(y + n; sigma) - y|^2, one sigma per image;
              edm   lambda = (sigma^2 + sd^2) / (sigma sd)^2,  ln sigma ~ N(-1.2, 1.2^2)
              vp    lambda = 1 / sigma^2,  time of the VP schedule uniform on [1e-5, 1]
              ve    lambda = 1 / sigma^2,  ln sigma uniform between sigma_min and sigma_max
-           non-leaking augmentation whose parameters the network sees.
+           non-leaking augmentation whose parameters the network sees;
+             uncertainty   lambda |D - y|^2 / exp(u(sigma)) + u(sigma), u learned (Karras et al. 2024, EDM2, 2312.02696,
+             equation 21; its network is `networks.EDM2UNet`, whose weights keep unit length in training).
            Half-life EMA with ramp-up and the learning-rate ramp are the trainer's (`training.config`).
 Departs    The loss is the mean over an image's D numbers where the official program sums them: gradients are smaller by
            D, and Adam's step is the same when its eps is too, which is the recipes' business (`recipes.published`).
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 
 from imagewright.checks import require_positive
 from imagewright.data.augment import Augment
+from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.preconditioning import EDMPrecond, NoiseLabel, VEPrecond, VPPrecond
 from imagewright.paths.noise_levels import LogNormal, LogUniform, NoiseLevels, VPTime
 from imagewright.types import Batch, Clock, Condition, DataSpec, Event, Noise, Parts, Trained, Update, UserError
@@ -39,8 +42,8 @@ RANGES: dict[Row, tuple[float, float]] = {"edm": (0.002, 80.0), "ve": (0.02, 100
 """Noise levels that a denoiser is made for, where its schedule does not say so."""
 IDLE: dict[Row, tuple[str, ...]] = {
     "edm": (),
-    "vp": ("sigma_data", "sigma_min", "sigma_max", "noise_label", "noise_levels"),
-    "ve": ("sigma_data", "noise_label", "noise_levels"),
+    "vp": ("sigma_data", "sigma_min", "sigma_max", "noise_label", "noise_levels", "uncertainty"),
+    "ve": ("sigma_data", "noise_label", "noise_levels", "uncertainty"),
 }
 """Settings without effect."""
 
@@ -63,6 +66,8 @@ class EDM:
     """How the network is told sigma; "angle" makes a TrigFlow teacher for continuous-time consistency models (edm)."""
     noise_levels: LogNormal | LogUniform = LogNormal(mean=-1.2, std=1.2)
     """Law of sigma in training (edm)."""
+    uncertainty: bool = False
+    """Learn beside the denoiser how uncertain it is at each sigma, and weigh the loss by it, as EDM2 does (edm)."""
     augment: Augment = Augment(p=0.0)
     """p = 0: none, and the network takes no augmentation vector."""
 
@@ -107,7 +112,8 @@ class EDM:
         denoiser: nn.Module
         match self.preconditioning:
             case "edm":
-                denoiser = EDMPrecond(network, *self.sigma_range, self.sigma_data, self.noise_label)
+                wrapper = EDM2Precond if self.uncertainty else EDMPrecond
+                denoiser = wrapper(network, *self.sigma_range, self.sigma_data, self.noise_label)
             case "vp":
                 denoiser = VPPrecond(network)
             case "ve":
@@ -122,6 +128,9 @@ class EDM:
             cond = replace(cond, augment=parameters)
         sigma = self.training_levels.sample(noise, images[:, 0, 0, 0])
         loss = self.weight(sigma) * denoising_error(parts.denoiser, images, sigma, cond, noise)
+        if self.uncertainty:
+            u = parts.denoiser.log_variance(sigma)
+            loss = loss / u.exp() + u
         yield Update("denoiser", loss, at=sigma)
 
     def weight(self, sigma: Tensor) -> Tensor:

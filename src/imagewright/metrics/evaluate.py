@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from imagewright.metrics.fd_infinity import SEED as FD_INFINITY_SEED
+from imagewright.metrics.fd_infinity import fd_infinity
 from imagewright.metrics.features import FeatureExtractor, Images, ImageSource
 from imagewright.metrics.frechet import frechet_distance
 from imagewright.metrics.inception import WEIGHTS_SHA256
@@ -29,10 +31,13 @@ from imagewright.types import UserError
 from imagewright.version import versions
 
 METRICS = ("fd", "kid", "is", "prdc")
+OPTIONAL = ("fd_inf",)
+"""Measured where they are asked for."""
 LEAST: Mapping[str, tuple[int, int]] = {
     "fd": (2, 2),
     "kid": (2, 2),
     "is": (1, 0),
+    "fd_inf": (20, 2),
     "prdc": (K_PRECISION_RECALL + 1, K_DENSITY_COVERAGE + 1),
 }
 """Images and real images that a metric needs: two for a covariance, more than k for a k-th neighbour."""
@@ -97,7 +102,7 @@ def evaluate(
     images:     uint8 [n, H, W, C], or batches of such, of the reference's H, W and C.
     reference:  real images; or `Reference` (from `embed`) to embed them once for many evaluations; or
                 `Moments` from a file, which allow "fd" and "is" only and no yardsticks.
-    metrics:    of "fd", "kid", "is", "prdc".   seed: that the images were drawn with, for the report.
+    metrics:    of "fd", "kid", "is", "prdc", "fd_inf".   seed: that the images were drawn with, for the report.
     on_progress: called with the number of generated images seen.
     A metric that needs more images is left out, with a note. Raises UserError where all are.
     """
@@ -109,6 +114,9 @@ def evaluate(
     seen = _look(images, reference, extractor, wanted, on_progress)
     total = len(reference) if isinstance(reference, Reference) else reference.count or 2
     wanted, left_out = feasible(wanted, seen.count, total)
+    if "is" in wanted and not extractor.num_classes:
+        wanted = tuple(metric for metric in wanted if metric != "is")
+        left_out = (*left_out, f"is needs classes, and {extractor.name} has none")
     if not wanted:
         raise UserError("; ".join(left_out))
     scores, settings = _scores(seen, reference, extractor, wanted)
@@ -130,6 +138,7 @@ def evaluate(
         settings=settings,
         notes=(
             *left_out,
+            *([note] if (note := getattr(extractor, "note", "")) else []),
             *_notes(seen.count, extractor, wanted),
             *_prdc_note(settings, seen.count, total),
             *_floor_note(sticks, reference, _label("fd", extractor)),
@@ -160,7 +169,7 @@ def _look(
     wanted: tuple[str, ...],
     on_progress: OnProgress | None,
 ) -> _Seen:
-    keep = "kid" in wanted or "prdc" in wanted
+    keep = not {"kid", "prdc", "fd_inf"}.isdisjoint(wanted)
     seen = _Seen(FeatureStatistics(extractor.dim), [], [])
     for batch in _batches(images):
         shape = (batch.shape[1], batch.shape[2], batch.shape[3])
@@ -206,6 +215,11 @@ def _scores(
     if "fd" in wanted:
         moments = reference.moments if isinstance(reference, Reference) else reference
         scores[_label("fd", extractor)] = frechet_distance(seen.statistics, moments)
+    if "fd_inf" in wanted:
+        line = fd_infinity(features, reference.moments if isinstance(reference, Reference) else reference)
+        name = _label("fd", extractor).replace("fd_", "fd_inf_", 1).replace("fid", "fid_inf", 1)
+        scores |= {name: line.value, f"{name}_stderr": line.stderr}
+        settings["fd_inf"] = {"points": line.points, "smallest": line.smallest, "seed": FD_INFINITY_SEED}
     if "kid" in wanted and isinstance(reference, Reference):
         size = min(SUBSET_SIZE, seen.count, len(reference))
         kernel = kernel_distance(features, reference.features, subset_size=size)
@@ -259,10 +273,11 @@ def _label(metric: str, extractor: FeatureExtractor) -> str:
 
 def _check_metrics(metrics: Iterable[str], reference: object) -> tuple[str, ...]:
     wanted = tuple(metrics)
-    possible = ("fd", "is") if isinstance(reference, Moments) else METRICS
+    known = (*METRICS, *OPTIONAL)
+    possible = ("fd", "is", "fd_inf") if isinstance(reference, Moments) else known
     for metric in wanted:
-        if metric not in METRICS:
-            raise UserError(f"metrics has no {metric!r}; there are {', '.join(METRICS)}")
+        if metric not in known:
+            raise UserError(f"metrics has no {metric!r}; there are {', '.join(known)}")
         if metric not in possible:
             raise UserError(f"the metric {metric!r} needs the real images, and the reference holds only their moments")
     if not wanted:

@@ -29,6 +29,8 @@ from imagewright.types import UserError
 Images = npt.NDArray[np.uint8]
 FORMAT = "imagewright/features/1"
 ASSETS = Path(__file__).parent / "assets"
+PICTURES = "pictures"
+"""What an encoder's header says its classes are where each is a single picture, and no class of the set."""
 
 
 class FeatureExtractor(Protocol):
@@ -37,6 +39,7 @@ class FeatureExtractor(Protocol):
     name:    part of every score's name (fd_<name>).        dim:    feature dimension d.
     sha256:  of the weight file; scores of different extractors do not compare.
     channels: of the pictures that it sees, 1 or 3.
+    num_classes: 0 for one whose logits mean nothing. It may have a `note`: what to mind of its scores.
     """
 
     @property
@@ -135,8 +138,9 @@ class Classifier(nn.Module):
 def fit(images: Images, resolution: int, channels: int) -> Tensor:
     """uint8 [n, H, H, C] -> float32 [n, channels, resolution, resolution] in [-1, 1].
 
-    Larger images are averaged over boxes, smaller ones repeat their pixels (which averaging undoes exactly);
-    grey images repeat their channel. Raises UserError on any other size ratio or channel count.
+    Larger images are averaged over boxes, smaller ones repeat their pixels (which averaging undoes exactly); where
+    neither size divides the other they are interpolated (bilinear, antialiased). Grey images repeat their channel.
+    Raises UserError on any other channel count.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
         raise UserError(f"images must be uint8 [n, H, H, C], got {images.dtype} {list(images.shape)}")
@@ -154,7 +158,9 @@ def fitted(x: Tensor, resolution: int, channels: int) -> Tensor:
     elif resolution % size == 0:
         x = x.repeat_interleave(resolution // size, dim=2).repeat_interleave(resolution // size, dim=3)
     else:
-        raise UserError(f"this extractor takes sizes that divide or are divided by {resolution}, got {size}x{size}")
+        x = nn.functional.interpolate(
+            x, size=(resolution, resolution), mode="bilinear", align_corners=False, antialias=True
+        )
     return x.expand(-1, channels, -1, -1)
 
 
@@ -165,10 +171,12 @@ class ClassifierFeatures:
         self.header, config, state = read_classifier(path)
         self.name: str = self.header["name"]
         self.dim = config.dim
-        self.num_classes = config.num_classes
+        self.num_classes = 0 if self.header.get("target") == PICTURES else config.num_classes
+        self.note = ""
         self.channels = config.channels
         self.sha256 = file_sha256(path)
         self._config, self._device, self._batch_size = config, torch.device(device), batch_size
+        self.made_on = f"{self._device} {batch_size}"
         planned = unbuilt(lambda: Classifier(config), asdict(config), len(state)).state_dict()
         wrong = [
             k for k in {**planned, **state} if k not in planned or k not in state or planned[k].shape != state[k].shape
@@ -183,7 +191,7 @@ class ClassifierFeatures:
 
     def __call__(self, images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         features = np.empty((len(images), self.dim), dtype=np.float32)
-        logits = np.empty((len(images), self.num_classes), dtype=np.float32)
+        logits = np.empty((len(images), self._config.num_classes), dtype=np.float32)
         for start in range(0, len(images), self._batch_size):
             rows = slice(start, start + self._batch_size)
             x = fit(images[rows], self._config.resolution, self._config.channels).to(self._device)

@@ -267,6 +267,7 @@ class InceptionFeatures:
     dim = 2048
     num_classes = 1008
     channels = 3
+    note = ""
 
     def __init__(
         self,
@@ -283,6 +284,7 @@ class InceptionFeatures:
         self.official = self.sha256 == WEIGHTS_SHA256
         self.name = "inception-2015-12-05" if self.official else f"inception-{self.sha256[:8]}"
         self._device, self._dtype, self._batch_size = torch.device(device), dtype, batch_size
+        self.made_on = f"{self._device} {dtype} {batch_size}"
         self.network = load_network(path).to(self._device, dtype)
 
     def __call__(self, images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -315,6 +317,7 @@ def load_network(path: Path) -> InceptionV3:
 def locate_weights(source: str | Path, *, cache: Path | None = None, expected_sha256: str | None = None) -> Path:
     """The local file of a path or of an http(s) URL, its checksum verified.
 
+    A folder stands for the one file of weights (.pth, .pt, .safetensors) in it.
     A URL is fetched once into `cache` (default: torch.hub's checkpoint folder); a path is never fetched. The
     checksum is `expected_sha256`, else the 8 or more hexadecimal digits that the file name carries
     (name-6726825d.pth), else free. Raises UserError when the file is missing (with the command that fetches
@@ -324,6 +327,11 @@ def locate_weights(source: str | Path, *, cache: Path | None = None, expected_sh
     is_url = text.startswith(("https://", "http://"))
     name = text.rsplit("/", 1)[-1]
     path = (cache or Path(torch.hub.get_dir()) / "checkpoints") / name if is_url else Path(source)
+    if not is_url and path.is_dir():
+        inside = sorted(p for p in path.iterdir() if p.suffix in (".pth", ".pt", ".safetensors"))
+        if len(inside) != 1:
+            raise UserError(f"{path} must hold one file of weights (.pth, .pt, .safetensors); it has {len(inside)}")
+        path, name = inside[0], inside[0].name
     carried = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
     expected = (expected_sha256 or (carried[1] if carried else "")).lower()
     if not path.is_file():

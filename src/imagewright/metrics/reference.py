@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from imagewright import cache
 from imagewright.data import ImageSet
 from imagewright.metrics.features import FeatureExtractor, ImageSource, in_batches
 from imagewright.metrics.statistics import Moments, moments_of
@@ -37,18 +40,11 @@ class Reference:
 
 
 def embed(source: ImageSource, extractor: FeatureExtractor, on_progress: OnProgress | None = None) -> Reference:
-    """Pass a whole data set through an extractor; raises UserError with fewer than 2 images."""
+    """A whole data set through an extractor, once (`cache`); raises UserError with fewer than 2 images."""
     if len(source) < 2:
         raise UserError(f"a reference needs at least 2 images, got {len(source)}")
-    features: list[npt.NDArray[np.float32]] = []
-    done = 0
-    for batch in in_batches(source):
-        features.append(extractor(batch)[0])
-        done += len(batch)
-        if on_progress is not None:
-            on_progress(done)
-    everything = np.concatenate(features)
-    height, width, channels = batch.shape[1:]
+    height, width, channels = source.images(np.array([0])).shape[1:]
+    everything = _features(source, extractor, on_progress)
     return Reference(
         source=source,
         features=everything,
@@ -57,6 +53,37 @@ def embed(source: ImageSource, extractor: FeatureExtractor, on_progress: OnProgr
         fingerprint=source.fingerprint,
         extractor_sha256=extractor.sha256,
     )
+
+
+def _features(
+    source: ImageSource, extractor: FeatureExtractor, on_progress: OnProgress | None
+) -> npt.NDArray[np.float32]:
+    """Features [N, d] of all images, kept (`cache`) by what they are a function of, to the last bit.
+
+    That is the images, the extractor's weights, and what computed them: device, number type, batch, library, threads.
+    """
+    made_by = (
+        getattr(extractor, "made_on", ""),
+        torch.__version__,
+        np.__version__,
+        torch.get_num_threads(),
+        platform.machine(),
+    )
+    place = cache.entry("features", source.fingerprint, extractor.name, extractor.sha256, extractor.dim, made_by)
+    kept = cache.recall(place)
+    if kept is not None and kept[0].get("features", torch.empty(0)).shape == (len(source), extractor.dim):
+        found: npt.NDArray[np.float32] = kept[0]["features"].numpy()
+        if np.isfinite(found).all():
+            return found
+    everything = np.empty((len(source), extractor.dim), np.float32)
+    done = 0
+    for batch in in_batches(source):
+        everything[done : done + len(batch)] = extractor(batch)[0]
+        done += len(batch)
+        if on_progress is not None:
+            on_progress(done)
+    cache.keep(place, {"features": torch.from_numpy(everything)}, {})
+    return everything
 
 
 def _class_counts(source: ImageSource) -> tuple[int, ...] | None:

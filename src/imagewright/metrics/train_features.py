@@ -46,6 +46,7 @@ class Training:
     rotation: float
     scale: float
     shift: float
+    colour: float = 0.0  # brightness and contrast, relative
     batch_size: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
@@ -108,14 +109,14 @@ def train(name: str, out: Path, seed: int = 0) -> dict[str, Any]:
         widths=settings.widths,
         num_classes=len(target.classes),
     )
-    network = _fit_network(settings, config, data, target, seed)
+    network = fit_network(settings, config, data, classes_of(data, target), target, seed)
     record = {
         "command": f"python -m imagewright.metrics.train_features {name} --out {out.name} --seed {seed}",
         "seed": seed,
         "epochs": settings.epochs,
         "data": {"name": settings.dataset, "train": data.fingerprint, "test": test.fingerprint},
         "images": {"train": len(data), "test": len(test)},
-        "accuracy": {"train": _accuracy(network, data, target), "test": _accuracy(network, test, target)},
+        "accuracy": {"train": accuracy(network, data, target), "test": accuracy(network, test, target)},
         "versions": versions(),
     }
     header = classifier_header(
@@ -140,7 +141,7 @@ def _target(data: ImageSet) -> Target:
     return Target(classes=classes, group_of=torch.tensor([group[c] for c in classes]), num_groups=data.spec.num_classes)
 
 
-def _classes_of(data: ImageSet, target: Target) -> Tensor:
+def classes_of(data: ImageSet, target: Target) -> Tensor:
     """int64 [N]; -1 for an image whose class has no training image."""
     if data.subgroups is None:
         return torch.from_numpy(data.labels)
@@ -148,23 +149,33 @@ def _classes_of(data: ImageSet, target: Target) -> Tensor:
     return torch.tensor([index.get(name, -1) for name in data.subgroups])
 
 
-def _fit_network(settings: Training, config: ClassifierConfig, data: ImageSet, target: Target, seed: int) -> Classifier:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(THREADS)
+def fit_network(
+    settings: Training,
+    config: ClassifierConfig,
+    data: ImageSet,
+    classes: Tensor,
+    target: Target,
+    seed: int,
+    threads: int = THREADS,
+) -> Classifier:
+    """A classifier of the images into `classes` [N]; one seed, version, processor and `threads` give one result."""
+    before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _descend(settings, config, data, target)
+            return _descend(settings, config, data, classes, target)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         torch.use_deterministic_algorithms(deterministic)
 
 
-def _descend(settings: Training, config: ClassifierConfig, data: ImageSet, target: Target) -> Classifier:
+def _descend(
+    settings: Training, config: ClassifierConfig, data: ImageSet, classes: Tensor, target: Target
+) -> Classifier:
     """AdamW, warm-up and cosine decay; every epoch is a new order of the images."""
     images = fit(data.images(), config.resolution, config.channels).contiguous()
-    classes = _classes_of(data, target)
     network = Classifier(config).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -196,7 +207,11 @@ def augment(images: Tensor, settings: Training) -> Tensor:
     theta = torch.stack([torch.stack([cos * mirrored, -sin, dx]), torch.stack([sin * mirrored, cos, dy])])
     grid = nn.functional.affine_grid(theta.permute(2, 0, 1), list(images.shape), align_corners=False)
     moved = nn.functional.grid_sample(images - settings.background, grid, align_corners=False)
-    return moved + settings.background
+    moved = moved + settings.background
+    if settings.colour:
+        gain, level = ((torch.rand(n, 1, 1, 1) * 2 - 1) * settings.colour for _ in range(2))
+        moved = moved * (1 + gain) + level
+    return moved
 
 
 def _limits(settings: Training) -> tuple[float, float, float, float]:
@@ -204,11 +219,11 @@ def _limits(settings: Training) -> tuple[float, float, float, float]:
     return settings.rotation, settings.scale, shift, shift
 
 
-def _accuracy(network: Classifier, data: ImageSet, target: Target) -> dict[str, float]:
+def accuracy(network: Classifier, data: ImageSet, target: Target) -> dict[str, float]:
     """Share of images whose class, and whose group, is the most probable one."""
     with torch.inference_mode():
         logits = network(fit(data.images(), network.config.resolution, network.config.channels))[1]
-    found = {"class": logits.argmax(1) == _classes_of(data, target)}
+    found = {"class": logits.argmax(1) == classes_of(data, target)}
     if target.num_groups < len(target.classes):
         found["group"] = target.group_log_probability(logits).argmax(1) == torch.from_numpy(data.labels)
     return {key: round(hits.double().mean().item(), 4) for key, hits in found.items()}

@@ -73,7 +73,7 @@ class ModelFile:
 
 
 def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
-    """Write model.safetensors, then model.json, into a folder; neither is touched before both are written aside.
+    """Write model.json, then model.safetensors, into a folder; neither is touched before both are written aside.
 
     half: store the floating-point parameters as float16 (they are loaded back as float32). Buffers, such as the
     frequencies of a noise embedding, keep their precision: they are few, and an error in them shifts every output.
@@ -93,7 +93,8 @@ def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
         "weights_sha256": weights_hash(state),
         "origin": dict(file.origin),
     }
-    with replacing(folder / "model.json") as header_aside, replacing(folder / "model.safetensors") as weights_aside:
+    # The weights are renamed last: they make it a model, and whatever stops a writer before may be done again.
+    with replacing(folder / "model.safetensors") as weights_aside, replacing(folder / "model.json") as header_aside:
         header_aside.write_text(json.dumps(header, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         save_file(state, weights_aside, metadata={"imagewright": json.dumps(header)})
 
@@ -132,7 +133,7 @@ def load_model(folder: Path) -> ModelFile:
 
 def has_model(folder: Path) -> bool:
     """Whether there is a model in a folder, or what claims to be one."""
-    return any((folder / name).exists() for name in ("model.safetensors", "model.json"))
+    return (folder / "model.safetensors").exists()
 
 
 def read_model_record(folder: Path) -> ModelRecord:

@@ -80,7 +80,7 @@ class Preconditioned(nn.Module, ABC):
         network_dtype = torch.float32 if parameter is None else parameter.dtype
         dtype = torch.promote_types(network_dtype, torch.float32)
         image = x.to(dtype)
-        s = self.scalings(_per_image(sigma, len(x)).to(dtype))
+        s = self.scalings(_per_image(sigma, x.shape[0]).to(dtype))  # len(x) would fix the batch of an exported graph
         output = network((_column(s.c_in) * image).to(network_dtype), s.c_noise, cond)
         # A network that also predicts a variance (iDDPM) has it in the channels behind the image's.
         output = output[:, : x.shape[1]].to(dtype)

@@ -23,6 +23,7 @@ from imagewright.networks.block import BlockStyle
 from imagewright.networks.config import require
 from imagewright.networks.dhariwal_unet import INIT, INIT_ZERO, DhariwalUNet, DhariwalUNetConfig
 from imagewright.networks.layers import Init, PositionalEmbedding, UpConv, conv, group_norm, linear
+from imagewright.networks.tangents import Conv2d
 from imagewright.networks.unet import Layer, Role, UNet, build_block, decoder_plan, encoder_plan
 from imagewright.types import Condition
 
@@ -145,7 +146,7 @@ class ADMUNet(DhariwalUNet):
         return torch.cat(pair, dim=1).to(self.map_layer0.weight.dtype)
 
 
-class HalvingConv(nn.Conv2d):
+class HalvingConv(Conv2d):
     """A 3x3 convolution at every second place."""
 
     def __init__(self, channels: int, init: Init, *, pad_behind: bool) -> None:

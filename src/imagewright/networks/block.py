@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from imagewright.networks.layers import DownConv, Init, Resample, UpConv, conv, group_norm, has_tangent, linear
+from imagewright.networks.layers import DownConv, Init, Resample, UpConv, conv, group_norm, linear
+from imagewright.networks.tangents import attention
 from imagewright.noise import dropout
 from imagewright.types import UserError
 
@@ -110,14 +109,14 @@ class UNetBlock(nn.Module):
     def residual(self, x: Tensor, emb: Tensor) -> Tensor:
         """The convolutions, added to the shortcut; shapes as in `forward`."""
         style = self.style
-        h = self.conv0(F.silu(self.norm0(x)))
+        h = self.conv0(self.norm0.activated(x))
         params = self._told(emb).to(h.dtype)[:, :, None, None]
         if style.adaptive_scale:
             scale, shift = params.chunk(2, dim=1)
             scale, shift = (_unit(scale), _unit(shift)) if style.double_norm else (scale + 1, shift)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale))
+            h = self.norm1.activated(h, scale, shift)
         else:
-            h = F.silu(self.norm1(h + params))
+            h = self.norm1.activated(h + params)
         h = self.conv1(dropout(h, style.dropout, self.training))
         return self._add(self.shortcut(x), h)
 
@@ -145,20 +144,13 @@ class UNetBlock(nn.Module):
         """Self-attention over all pixels of [N, C, H, W]; q, k, v alternate along the channels of a head."""
         split = rearrange(self.qkv(self.norm2(x)), "n (h c s) y x -> s n h (y x) c", h=self.num_heads, s=3)
         q, k, v = split.contiguous().unbind()  # the fused kernels want a place's numbers side by side
-        attended = rearrange(attention(q, k, v), "n h (y x) c -> n (h c) y x", y=x.shape[2])
+        attended = attention(q, k, v)
+        if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
+            attended = rearrange(attended, "n h (y x) c -> n y x (h c)", y=x.shape[2]).permute(0, 3, 1, 2)
+        else:
+            attended = rearrange(attended, "n h (y x) c -> n (h c) y x", y=x.shape[2])
         projected: Tensor = self.proj(attended)
         return projected
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v on [N, heads, T, C].
-
-    PyTorch's fused kernels have no forward-mode derivative, so a Jacobian-vector product takes the plain one.
-    """
-    if not has_tangent(q):
-        return F.scaled_dot_product_attention(q, k, v)
-    with sdpa_kernel(SDPBackend.MATH):
-        return F.scaled_dot_product_attention(q, k, v)
 
 
 def _unit(vector: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class DhariwalUNet(UNet):
                 x = torch.cat([x, skips.pop()], dim=1)
             module = self.dec[layer.name]
             x = module(x) if layer.role is Role.CONV else module(x, emb)
-        image: Tensor = self.out_conv(F.silu(self.out_norm(x)))
+        image: Tensor = self.out_conv(self.out_norm.activated(x))
         return image
 
 

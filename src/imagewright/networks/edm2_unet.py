@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from imagewright.networks.block import attention
 from imagewright.networks.config import UNetConfig, require
 from imagewright.networks.layers import Resample
+from imagewright.networks.tangents import attention, convolved
 from imagewright.networks.unet import Layer, Role, UNet, decoder_plan, encoder_plan
 from imagewright.types import Condition
 
@@ -171,8 +171,9 @@ class EDM2Block(nn.Module):
     def _attend(self, x: Tensor) -> Tensor:
         """Self-attention over all pixels of [N, C, H, W]; q, k and v have unit magnitude each."""
         assert self.attn_qkv is not None and self.attn_proj is not None
-        q, k, v = rearrange(self.attn_qkv(x), "n (h c s) y x -> s n h (y x) c", h=self.num_heads, s=3)
-        found = attention(*(unit(each, dim=-1) for each in (q, k, v)))
+        split = rearrange(self.attn_qkv(x), "n (h c s) y x -> s n h (y x) c", h=self.num_heads, s=3)
+        q, k, v = unit(split.contiguous(), dim=-1).unbind()  # the fused kernels want a place's numbers side by side
+        found = attention(q, k, v)
         projected: Tensor = self.attn_proj(rearrange(found, "n h (y x) c -> n (h c) y x", y=x.shape[2]))
         return projected
 
@@ -190,7 +191,7 @@ class MPConv(nn.Module):
             self.weight.data.copy_(unit(self.weight.data))
         w = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         w = (unit(w) * (gain / math.sqrt(w[0].numel()))).to(x.dtype)
-        return x @ w.t() if w.ndim == 2 else F.conv2d(x, w, padding=w.shape[-1] // 2)
+        return x @ w.t() if w.ndim == 2 else convolved(x, w, padding=w.shape[-1] // 2)
 
 
 class MPFourier(nn.Module):
@@ -214,7 +215,7 @@ def unit(x: Tensor, dim: int | None = None) -> Tensor:
     """x divided by its root mean square over `dim`; over all dimensions but the first by default."""
     dims = list(range(1, x.ndim)) if dim is None else [dim]
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    norm = EPS + norm * math.sqrt(norm.numel() / x.numel())
+    norm = EPS + norm / math.sqrt(math.prod(x.shape[d] for d in dims))
     return torch.div(x, norm.to(x.dtype))
 
 

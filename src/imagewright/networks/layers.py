@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from imagewright.networks.tangents import Conv2d, GroupNorm
 from imagewright.types import Condition, UserError
 
 # --- initialisation -----------------------------------------------------------------------------------------
@@ -70,34 +70,12 @@ def linear(in_features: int, out_features: int, init: Init, *, bias: bool = True
 
 def conv(in_channels: int, out_channels: int, kernel: int, init: Init, *, bias: bool = True) -> nn.Conv2d:
     """A convolution that keeps the resolution (odd kernel), with drawn parameters."""
-    layer = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
+    layer = Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
     init.fill(layer)
     return layer
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation that also has a forward-mode derivative where channels lie last in memory.
-
-    In half precision its answer is so too, as in EDM's official networks; its sums are float32. Autocast
-    would have all up to the next convolution in float32: twice the memory and its traffic.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if has_tangent(input):
-            input = input.contiguous()
-        if input.dtype not in (torch.bfloat16, torch.float16):
-            return super().forward(input)
-        weight, bias = (None if p is None else p.to(input.dtype) for p in (self.weight, self.bias))
-        with torch.autocast(input.device.type, enabled=False):
-            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
-
-
-def has_tangent(x: Tensor) -> bool:
-    """Whether a Jacobian-vector product is being computed through x."""
-    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
-
-
-def group_norm(channels: int, *, eps: float, groups: int | None = None) -> nn.GroupNorm:
+def group_norm(channels: int, *, eps: float, groups: int | None = None) -> GroupNorm:
     """Group normalisation with `groups` groups, or, where they are None, at most 32 of at least 4 channels.
 
     Where that number does not divide the channels, the largest smaller number that does is taken. Raises UserError for
@@ -149,7 +127,7 @@ class Resample(nn.Module):
         return F.conv_transpose2d(x, kernel * 4, stride=2, padding=self.padding, groups=channels)
 
 
-class UpConv(nn.Conv2d):
+class UpConv(Conv2d):
     """Doubles the resolution, then convolves."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init, taps: Sequence[float]) -> None:
@@ -165,7 +143,7 @@ class UpConv(nn.Conv2d):
         return super().forward(self.resample(x))
 
 
-class DownConv(nn.Conv2d):
+class DownConv(Conv2d):
     """Halves the resolution, then convolves."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init, taps: Sequence[float]) -> None:
@@ -177,7 +155,7 @@ class DownConv(nn.Conv2d):
         return super().forward(self.resample(x))
 
 
-class ConvDown(nn.Conv2d):
+class ConvDown(Conv2d):
     """Convolves, padded for both operations, then halves the resolution (residual pyramid of NCSN++)."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init, taps: Sequence[float]) -> None:

@@ -30,9 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagewright.networks.block import attention
 from imagewright.networks.config import Network, NetworkConfig, require
-from imagewright.networks.layers import GroupNorm, Init, PositionalEmbedding, class_index, conv, group_norm, linear
+from imagewright.networks.layers import Init, PositionalEmbedding, class_index, conv, group_norm, linear
+from imagewright.networks.tangents import GroupNorm, attention
 from imagewright.noise import dropout
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 

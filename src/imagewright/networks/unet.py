@@ -187,7 +187,7 @@ class UNet(Network, ABC):
             return emb
         if cond.destination is None:
             raise ValueError("this network goes from one noise level to another; it was not told where to go")
-        return torch.cat([emb, self.embed_destination(cond.destination, cond).expand(len(emb), -1)], dim=1)
+        return torch.cat([emb, self.embed_destination(cond.destination, cond).expand(emb.shape[0], -1)], dim=1)
 
     def _label_rows(self, cond: Condition, like: Tensor) -> Tensor:
         """One-hot labels [N or 1, label_dim]; zeros where there is none, or where dropout hides it."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from imagewright.interop.hub import PREFIX, load_from_hub
 from imagewright.models.files import ModelFile, has_model, load_model
 from imagewright.samplers.generator import ImageGenerator, generator_from
 from imagewright.types import Sampler, UserError
@@ -19,7 +20,9 @@ def shipped() -> list[str]:
 
 
 def find_model(name: str | Path) -> ModelFile:
-    """A shipped model by name, or the model of a run or model folder. Raises UserError if there is neither."""
+    """A shipped model by name, "hub:owner/name", or the model of a run or model folder. Raises UserError for none."""
+    if str(name).startswith(PREFIX):
+        return load_from_hub(str(name))
     if str(name) in shipped():
         return load_model(_FOLDER / str(name))
     folder = Path(name)
@@ -33,7 +36,7 @@ def find_model(name: str | Path) -> ModelFile:
 
 
 def load(name: str | Path, sampler: Sampler | None = None, device: torch.device | str = "cpu") -> ImageGenerator:
-    """The generator of a shipped model, a run folder or a model folder: `load("emoji64-32").generate(16)`.
+    """The generator of a shipped model, a run or model folder, or one on a hub: `load("emoji64-32").generate(16)`.
 
     sampler: None = the one saved with the model. Raises UserError if there is no such model.
     """

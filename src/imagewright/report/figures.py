@@ -114,6 +114,28 @@ def loss_figure(part: str, curves: Sequence[Curve], prefix: str) -> Html:
         return _svg(figure, f"Loss of the {part} over images seen{how}", prefix)
 
 
+def rate_curves(log: Sequence[Mapping[str, float]]) -> list[Curve]:
+    """Each trained part's learning rate over images seen: the run's ramp, decay and cool-down as they were."""
+    curves = []
+    for name in sorted({key for line in log for key in line if key.endswith("/lr")}):
+        x, y = zip(*((line["images"], line[name]) for line in log if name in line), strict=True)
+        curves.append(Curve(label=name.removesuffix("/lr"), x=x, y=y))
+    return curves
+
+
+def rate_figure(curves: Sequence[Curve], prefix: str) -> Html:
+    """Learning rates over images seen."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas("images seen", "learning rate")
+        for colour, curve in zip(cycle(COLOURS), curves, strict=False):
+            marker = "o" if len(curve.x) < 3 else None
+            axes.plot(curve.x, curve.y, label=curve.label, color=colour, marker=marker, ms=3)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.legend(loc="upper right")
+        return _svg(figure, "Learning rate of each part over images seen", prefix)
+
+
 # --- quality against cost -----------------------------------------------------------------------------------
 
 

@@ -11,6 +11,8 @@ from imagewright.report.figures import (
     loss_figure,
     quality_curves,
     quality_figure,
+    rate_curves,
+    rate_figure,
     sampler_words,
     trajectory_sheets,
 )
@@ -182,10 +184,12 @@ def _loss_cards(run: RunSection, anchor: str) -> list[Html]:
     curves = loss_curves(run.log)
     if not curves:
         return [card("Loss", missing(run.missing.get("log") or Missing(reason="The log holds no losses.")))]
-    return [
+    cards = [
         card(f"Loss of the {part}", el("figure", loss_figure(part, lines, f"{anchor}-loss{i}")))
         for i, (part, lines) in enumerate(curves.items())
     ]
+    rates = rate_curves(run.log)
+    return [*cards, card("Learning rate", el("figure", rate_figure(rates, f"{anchor}-rate")))] if rates else cards
 
 
 def _snapshots(run: RunSection) -> Html:

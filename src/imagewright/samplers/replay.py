@@ -6,8 +6,7 @@ time of such a call is that of launching its kernels from Python. Graphs hold th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,19 +19,22 @@ MOST = 4
 """Shapes of inputs that are recorded of a network; what comes beyond is called plainly."""
 
 
-@contextmanager
-def replayed(model: nn.Module) -> Iterator[None]:
-    """Within it the U-Nets of a model on a CUDA device replay their calls, where no gradient is asked for.
+class Replays:
+    """As a context: the U-Nets of a model on a CUDA device replay their calls, where no gradient is asked for.
 
-    Calls that enter a network by another door than `forward` (layer skipping, skip scaling) are not recorded.
+    What was recorded is kept for the next time. Calls that enter a network by another door than `forward` (layer
+    skipping, skip scaling) are not recorded.
     """
-    networks = [m for m in model.modules() if isinstance(m, UNet) and "forward" not in vars(m)]
-    for network in networks:
-        network.forward = Replay(network.forward)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for network in networks:
+
+    def __init__(self, model: nn.Module) -> None:
+        self._networks = [(m, Replay(m.forward)) for m in model.modules() if isinstance(m, UNet)]
+
+    def __enter__(self) -> None:
+        for network, replay in self._networks:
+            network.forward = replay  # type: ignore[method-assign]
+
+    def __exit__(self, *error: object) -> None:
+        for network, _ in self._networks:
             del network.forward
 
 

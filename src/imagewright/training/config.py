@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 from imagewright.checks import require_non_negative, require_positive
+from imagewright.precision import Precision
+from imagewright.training.trackers import check_trackers
 from imagewright.types import Span, UserError
 
 Cooldown = Literal["linear", "cosine"]
 OptimizerKind = Literal["adam", "adamw", "radam"]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,8 @@ class TrainingConfig:
     ema: EmaConfig = EmaConfig()
     precision: Precision = "fp32"
     """Number format of the networks' forward passes (autocast); weights stay float32; fp16 scales the loss."""
+    tf32: bool = False
+    """Let NVIDIA's GPUs round the inputs of float32 products to 10 bits, several times as fast; elsewhere no effect."""
     channels_last: bool = False
     compile: bool = False
     """Compile the trained networks with torch.compile."""
@@ -126,6 +129,9 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     weights_images: Span | None = None
     """Images between two kept sets of the product's weights, raw and each ema.power_std; None = keep none."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where numbers and snapshots also go: tensorboard, wandb, mlflow, trackio; below the run's folder, nowhere else
+    unless the environment says so. log.jsonl and samples/ are always written."""
 
     def __post_init__(self) -> None:
         for name in ("total_images", "batch", "keep_checkpoints"):
@@ -136,6 +142,7 @@ class TrainingConfig:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1, or a share below it")
         if self.weights_images is not None and not self.weights_images > 0:
             raise UserError(f"training.weights_images is {self.weights_images}; it must be at least 1, or none")
+        check_trackers(self.trackers)
         if self.precision not in get_args(Precision):
             raise UserError(f"training.precision is {self.precision!r}; allowed: {', '.join(get_args(Precision))}")
         if self.seed < 0:

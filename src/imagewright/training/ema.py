@@ -7,6 +7,7 @@ Sources   half-life and ramp-up: Karras et al. 2022 (2206.00364), appendix F; po
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -52,6 +53,7 @@ class Power:
         return float((1 - batch / images) ** (self.gamma + 1))
 
 
+@lru_cache
 def gamma_of_std(std: float) -> float:
     """Exponent of the power-function profile of relative width `std` in (0, 0.29): EDM2's eq. 126.
 
@@ -67,20 +69,29 @@ class Ema:
     def __init__(self, module: nn.Module, profile: Profile) -> None:
         self.profile = profile
         self.state: dict[str, Tensor] = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        self._module, self._following = module, Following(self.state, module.state_dict())
 
-    @torch.no_grad()
     def update(self, module: nn.Module, images: int, batch: int) -> None:
         """Move towards the network's present weights; buffers that are not floating point are copied."""
-        follow(self.state, module.state_dict(), 1 - self.profile.decay(images, batch))
+        if module is not self._module:
+            self._module, self._following = module, Following(self.state, module.state_dict())
+        self._following.move(1 - self.profile.decay(images, batch))
 
 
-@torch.no_grad()
-def follow(state: Mapping[str, Tensor], source: Mapping[str, Tensor], share: float) -> None:
-    """Move tensors towards those of the same name, by a share of the way; what is no float is copied."""
-    floats = [name for name, value in state.items() if value.is_floating_point()]
-    torch._foreach_lerp_([state[name] for name in floats], [source[name] for name in floats], share)
-    for name in state.keys() - set(floats):
-        state[name].copy_(source[name])
+class Following:
+    """Tensors that follow others of the same name, in whose memory the present values are found at every move."""
+
+    def __init__(self, state: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+        floats = [name for name, value in state.items() if value.is_floating_point()]
+        self._floats = [state[name] for name in floats], [source[name] for name in floats]
+        self._others = [(state[name], source[name]) for name in state if name not in set(floats)]
+
+    @torch.no_grad()
+    def move(self, share: float) -> None:
+        """By a share of the way; what is no float is copied."""
+        torch._foreach_lerp_(*self._floats, share)
+        for mine, theirs in self._others:
+            mine.copy_(theirs)
 
 
 def averages(module: nn.Module, config: EmaConfig) -> list[Ema]:

@@ -5,7 +5,7 @@
     experiment.json                     resolved configuration, command, versions, seed
     model.safetensors, model.json       the product's averaged weights, self-describing; a copy of the description
     checkpoints/                        full training state
-    log.jsonl, events.out.tfevents.*    numbers over time
+    log.jsonl, events.out.tfevents.*    numbers over time (the second, and others, by `training.trackers`)
     samples/                            a grid per snapshot, from fixed seeds
     metrics.json, report.html           written by `evaluate` and `report`
 """
@@ -315,6 +315,7 @@ def _run(
         assembled.couplings,
         getattr(experiment.data, "workers", 0),
     )
+    log = Log(folder if processes.is_first else None, experiment.training.trackers)
 
     def noted(progress: Progress) -> None:
         if processes.is_first:
@@ -327,7 +328,7 @@ def _run(
         loader,
         experiment.training,
         folder / "checkpoints",
-        log=Log(folder if processes.is_first else None),
+        log=log,
         device=device,
         processes=processes,
         run=identity(experiment, assembled.inputs),
@@ -340,11 +341,13 @@ def _run(
         if processes.is_first:
             require_there(folder)
             export(experiment, trainer, assembled.images, folder, torch.device(device), picture=picture)
+            log.picture(folder / "samples" / f"{trainer.images:012d}.png", trainer.images)
 
     if resume:
         trainer.resume()
     trainer.train()
     snapshot(True)
+    log.close()
     return folder
 
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from imagewright.networks import UNet
+from imagewright.precision import Precision
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec
 
 
@@ -23,10 +26,11 @@ class Footprint:
     activation_bytes: int
 
 
-def footprint(network: nn.Module | None, spec: DataSpec) -> Footprint | None:
-    """Measured on shapes alone (torch's meta device), in float32: no memory is taken, nothing is computed.
+def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = "fp32") -> Footprint | None:
+    """Measured on shapes alone (torch's meta device): no memory is taken, nothing is computed.
 
-    None for what is no network of images or of tokens.
+    precision: number format of the pass. Memory that several tensors share counts once, and attention is taken to be
+    fused, as it is on CPUs and GPUs. None for what is no network of images or of tokens.
     """
     if network is None:
         return None
@@ -40,16 +44,35 @@ def footprint(network: nn.Module | None, spec: DataSpec) -> Footprint | None:
         cond = UNCONDITIONAL
     else:
         return None
-    shell: nn.Module = copy.deepcopy(network).to("meta").train().requires_grad_(True)
-    own = {id(p) for p in shell.parameters()}
-    kept: dict[int, Tensor] = {}  # by identity: several operations may keep the same tensor
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    shell: nn.Module = copy.deepcopy(network).to("meta", dtype).train().requires_grad_(True)
+    x = x.to(dtype) if x.is_floating_point() else x
+    kept: dict[int, UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if id(tensor) not in own:
-            kept[id(tensor)] = tensor
+        memory = tensor.untyped_storage()
+        kept[memory._cdata] = memory
         return tensor
 
     counter = FlopCounterMode(display=False)
-    with counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+    with counter, _FusedAttention(), saved_tensors_hooks(keep, lambda tensor: tensor):
         shell(x, level, cond)
-    return Footprint(counter.get_total_flops(), sum(t.numel() * t.element_size() for t in kept.values()))
+    own = {p.untyped_storage()._cdata for p in shell.parameters()}
+    return Footprint(counter.get_total_flops(), sum(m.nbytes() for key, m in kept.items() if key not in own))
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention that keeps what fused kernels keep: its inputs, its output and a number a row."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3])  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = (q @ k.mT) @ v
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out

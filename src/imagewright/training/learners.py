@@ -54,7 +54,7 @@ class Learner:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         processes.average_(gradients)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm(gradients)
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         limit = self.config.optimizer.clip_norm
         if limit is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)

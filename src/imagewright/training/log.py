@@ -1,4 +1,4 @@
-"""Numbers of a run: one JSON line per interval in `log.jsonl`, the same as TensorBoard scalars."""
+"""Numbers of a run: one JSON line per interval in `log.jsonl`, the same to every tracker (`trackers`)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from imagewright import limits
+from imagewright.data.pixels import decode
 from imagewright.files import parse_json, read_bytes, require_replaceable, told_as_unwritable, write_text
 from imagewright.precision import wide
+from imagewright.training.trackers import Tracked
 from imagewright.types import Update, UserError
 
 Number = float | Tensor
@@ -27,16 +28,15 @@ SIGMA_EDGES = (0.1, 0.5, 2.0)
 class Log:
     """Means since the last line, per part. With folder None it only forgets."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, trackers: Sequence[str] = ()) -> None:
         self._path = folder / "log.jsonl" if folder else None
         self._noted: dict[str, list[Number]] = defaultdict(list)
         self._by_level: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        self._board: Any = None
+        self._trackers = Tracked((), Path())
+        self._shown: Path | None = None
         if folder is not None:
             require_replaceable(folder / "log.jsonl")
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(folder)
+            self._trackers = Tracked(trackers, folder)
 
     def add(self, part: str, updates: Sequence[Update], loss: Number, numbers: Mapping[str, Number]) -> None:
         """Note one optimiser step of a part. Tensors, of one number each, stay where they are until `write`."""
@@ -58,12 +58,19 @@ class Log:
         # JSON knows no NaN, which a method says where a number has no meaning (the diversity of a single image).
         found = {name: [v for v in values if math.isfinite(v)] for name, values in self._read().items()}
         means = {name: math.fsum(v) / len(v) for name, v in found.items() if v} | dict(numbers)
-        with told_as_unwritable(self._path):
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "images": images, **means}) + "\n")
-            for name, value in means.items():
-                self._board.add_scalar(name, value, images)
-            self._board.flush()
+        with told_as_unwritable(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "images": images, **means}) + "\n")
+        self._trackers.numbers(means, images)
+
+    def picture(self, path: Path, images: int) -> None:
+        """Show the trackers a picture that the run has left, where there is one; each once."""
+        if self._path is not None and path.exists() and path != self._shown:
+            self._shown = path
+            self._trackers.picture(path.parent.name, decode(read_bytes(path, limits.PICTURE_BYTES)), images)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._trackers.close()
 
     def _read(self) -> dict[str, list[float]]:
         """All that was noted, and forget it; a device is waited for once."""

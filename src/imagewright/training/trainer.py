@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from imagewright.data import Loader
 from imagewright.data.loader import Turns
 from imagewright.errors import ENDINGS
 from imagewright.noise import BatchNoise
-from imagewright.precision import wide
+from imagewright.precision import casts, tf32, wide
 from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
     State,
@@ -32,7 +32,7 @@ from imagewright.training.checkpoint import (
 )
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
-from imagewright.training.ema import Power, follow
+from imagewright.training.ema import Following, Power
 from imagewright.training.learners import Learner
 from imagewright.training.log import Log
 from imagewright.training.snapshots import snapshot_path
@@ -123,6 +123,7 @@ class Trainer:
             loader.follow(turns, self.device)
         self.step_index, self.images = 0, 0
         self.watch = Watch(self.device)
+        self._following: dict[tuple[str, str], Following] = {}
         self.learners = self._prepare()
 
     # --- set-up -------------------------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ class Trainer:
         Raises Interrupted after a signal (state and model saved), UserError when a loss stops being finite.
         """
         started, first_images = time.monotonic(), self.images
-        with _interrupts() as interrupted:
+        with _interrupts() as interrupted, tf32(self.config.tf32):
             if self.images:
                 self._leave(again=True)
             while self.images < self.config.total_images:
@@ -271,7 +272,7 @@ class Trainer:
             events: list[Event | None] = []
             for noise, generator in zip(noises, steps, strict=True):
                 with noise.for_networks(phase):
-                    with self._precision():
+                    with casts(self.config.precision, self.device):
                         event = next(generator, None)
                     if isinstance(event, Update):
                         self._backward(event)
@@ -312,12 +313,6 @@ class Trainer:
         images = tensor.ndim == 4 and tensor.is_floating_point() and self.config.channels_last
         return tensor.contiguous(memory_format=torch.channels_last) if images else tensor
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
-        return torch.autocast(self.device.type, dtype=dtype)
-
     def _backward(self, update: Update) -> None:
         # Dividing the sum by the whole batch makes accumulation, and more processes, add up to one mean.
         self.learners[update.part].backward(update.loss.sum() / (self.config.batch * update.loss[0].numel()))
@@ -354,10 +349,11 @@ class Trainer:
                 f"is not finite; last good checkpoint: {last}"
             ) from None
 
-    @torch.no_grad()
     def _follow(self, event: Follow) -> None:
-        target, source = (self.parts.roles[n].module.state_dict() for n in (event.part, event.of))
-        follow(target, source, 1 - event.decay)
+        pair = (event.part, event.of)
+        if pair not in self._following:
+            self._following[pair] = Following(*(self.parts.roles[n].module.state_dict() for n in pair))
+        self._following[pair].move(1 - event.decay)
 
 
 def _kind(event: Event | None) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ WORLDS = (1, 8, 32)
 
 def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, deadline: Deadline, folder: Path) -> None:
     """Forward, backward and Adam in bf16: whole, with blocks recomputed, and sharded by block."""
-    batch = max(scale.batch // 2, 1)
+    batch = max(scale.batch // 4, 1)
     own["batch"] = batch
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
@@ -58,7 +58,7 @@ def _step(scale: Scale, device: torch.device, batch: int, shard: bool, recompute
             fully_shard(block)
     if shard:
         fully_shard(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=not shard)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     spec = made.images.spec
     images = torch.rand(batch, *spec.shape, device=device) * 2 - 1
     cond = Condition(label=torch.randint(spec.num_classes, (batch,), device=device))

@@ -1,7 +1,9 @@
 """Part b: a training step of ADM for ImageNet-64 with EDM, through the trainer and as a plain loop.
 
-Model FLOPs of a step are three forward passes' (multiply-adds of convolutions, linear layers and attention count 2);
-utilisation is their rate over the card's measured bf16 rate, of part a.
+The plain loop has the network's dropout and an average too; the trainer also fetches its pictures, draws its noise
+from counters, watches for what is not finite, and logs. Model FLOPs of a step are three forward passes' (multiply-
+adds of convolutions, linear layers and attention count 2); utilisation is their rate over the card's measured bf16
+rate, of part a.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from imagewright.bench.gpu.scale import MadeUp, Scale
 from imagewright.bench.gpu.timing import Deadline, Numbers, forget, out_of_memory, peak_bytes, timed
 from imagewright.data import Loader
 from imagewright.methods.edm import loss_weight
+from imagewright.precision import tf32
 from imagewright.training.experiment import Assembled, Experiment, assemble
 from imagewright.training.footprint import footprint
 from imagewright.training.log import Log
@@ -31,10 +34,17 @@ from imagewright.training.trainer import Trainer
 from imagewright.types import Condition
 
 RECIPE = "edm-imagenet64"
+COMPILING = 150.0
+"""Seconds that have to be left for a compiled step to be tried: compilation alone takes most of them."""
+FEW = 3
+"""Repetitions of what is a yardstick alone."""
 
 
 def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, deadline: Deadline, folder: Path) -> None:
-    """The plain loop in three formats, the trainer eager in both memory formats, and compiled in the faster one."""
+    """The plain loop in three formats, the trainer eager in both memory formats, and compiled in the faster one.
+
+    A compiled step is left out, and said to be, where less than COMPILING is left.
+    """
     sources = MadeUp(scale)
     experiment = scale.experiment(RECIPE)
     with torch.device("meta"):
@@ -47,54 +57,52 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
     rate = parts.get("a", {}).get("bf16", {}).get("flops")
     own["runs"] = runs = {}
 
-    def run(name: str, batch: int, step: Callable[[int], AbstractContextManager[Callable[[], object]]]) -> None:
+    def run(
+        name: str, batch: int, step: Callable[[int], AbstractContextManager[Callable[[], object]]], count: int
+    ) -> None:
         deadline.check()
-        runs[name] = _halving(step, batch, device, scale)
+        runs[name] = _halving(step, batch, device, scale, min(count, scale.timed))
         if "seconds" in runs[name]:
             images = runs[name]["batch"] / runs[name]["seconds"]
             runs[name]["images_per_second"] = images
             if rate is not None:
                 runs[name]["utilisation"] = images * 3 * flops.flops / rate
 
-    for name, tf32, bf16 in (("plain fp32", False, False), ("plain tf32", True, False), ("plain bf16", True, True)):
-        with _tf32(tf32):
-            run(name, scale.batch // (1 if bf16 else 2), partial(_plain, experiment, sources, device, bf16))
-    with _tf32(True):
+    for name, rounded, bf16 in (("plain fp32", False, False), ("plain tf32", True, False), ("plain bf16", True, True)):
+        with tf32(rounded):
+            step = partial(_plain, experiment, sources, device, bf16)
+            run(name, scale.batch if bf16 else scale.batch // 4, step, scale.timed if bf16 else FEW)
+    with tf32(True):
         ours = partial(_ours, experiment, sources, device)
-        run("trainer bf16", scale.batch, partial(ours, {}))
-        run("trainer bf16 channels_last", scale.batch, partial(ours, {"channels_last": True}))
+        run("trainer bf16", scale.batch, partial(ours, {}), scale.timed)
+        run("trainer bf16 channels_last", scale.batch, partial(ours, {"channels_last": True}), scale.timed)
         seconds = [runs[name]["seconds"] for name in ("trainer bf16", "trainer bf16 channels_last")]
         own["channels_last"] = last = seconds[1] < seconds[0]
-        if not scale.toy:
-            run("trainer bf16 compiled", scale.batch, partial(ours, {"compile": True, "channels_last": last}))
+        if deadline.left < COMPILING:
+            own["compiled"] = f"left out: a compilation needs up to {COMPILING:.0f} s"
+        elif not scale.toy:
+            step = partial(ours, {"compile": True, "channels_last": last})
+            run("trainer bf16 compiled", scale.batch, step, scale.timed)
 
 
 def _halving(
-    step: Callable[[int], AbstractContextManager[Callable[[], object]]], batch: int, device: torch.device, scale: Scale
+    step: Callable[[int], AbstractContextManager[Callable[[], object]]],
+    batch: int,
+    device: torch.device,
+    scale: Scale,
+    count: int,
 ) -> Numbers:
     """Seconds of a step at the largest batch that fits: what does not is halved."""
     while True:
         forget(device)
         try:
             with step(batch) as action:
-                found = timed(action, device, scale.warm, scale.timed)
+                found = timed(action, device, scale.warm, count)
                 return found | {"batch": batch, "peak_bytes": peak_bytes(device)}
         except RuntimeError as error:
             if not out_of_memory(error) or batch == 1:
                 raise
         batch //= 2
-
-
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """float32 products on the tensor cores, or not."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def built(experiment: Experiment, sources: MadeUp, device: torch.device) -> Assembled:

@@ -1,0 +1,47 @@
+"""How fast a run trains here, from a few of its own steps."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from imagewright.data import ImageSet, Loader
+from imagewright.training.experiment import DataConfig, Experiment, assemble
+from imagewright.training.given import Sources
+from imagewright.training.trainer import Trainer
+
+LONGEST = 20
+"""Steps that are timed at the most."""
+
+
+class Opened(Sources):
+    """Sources whose images are open already."""
+
+    def __init__(self, images: ImageSet) -> None:
+        super().__init__()
+        self._images = images
+
+    def images(self, data: DataConfig, on_progress: Callable[[int, int], None] | None) -> ImageSet:
+        """The set that was given."""
+        return self._images
+
+
+def images_per_second(
+    run: Experiment, images: ImageSet, device: torch.device | str = "cpu", seconds: float = 3.0
+) -> float:
+    """Images a second of one process, over steps that take `seconds` together, after one that is not timed."""
+    assembled = assemble(run, sources=Opened(images))
+    loader = Loader(images, run.training.batch, run.training.seed, run.data.xflip)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(run.method, assembled.parts, loader, run.training, Path(folder), device=device)
+        trainer.train_step()  # its loss is a number on the CPU: it waits for the device
+        started = time.perf_counter()
+        steps, passed = 0, 0.0
+        while steps < LONGEST and passed < seconds:
+            trainer.train_step()
+            steps, passed = steps + 1, time.perf_counter() - started
+    return steps * run.training.batch / passed
