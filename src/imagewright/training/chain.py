@@ -13,11 +13,16 @@ they have nothing left to do.
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import inspect
 import json
 import keyword
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+=======
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+>>>>>>> w-flows
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict
 
@@ -191,5 +196,8 @@ def placed(experiment: Experiment, folders: Mapping[str, Path]) -> Experiment:
 
 
 def _named(work: Any) -> list[str]:
-    values = (get_field(work, path) for path in places(work).values())
+    """The stages that a run or other work names."""
+    values: Iterable[Any] = (get_field(work, path) for path in places(work).values())
+    if not isinstance(work, Experiment):
+        values = vars(work).values()
     return [v.removeprefix(OF_STAGE) for v in values if isinstance(v, str) and v.startswith(OF_STAGE)]
