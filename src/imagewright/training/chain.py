@@ -13,16 +13,11 @@ they have nothing left to do.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import inspect
 import json
 import keyword
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
-=======
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
->>>>>>> w-flows
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict
 
