@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import json
 import keyword
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict
@@ -191,5 +191,8 @@ def placed(experiment: Experiment, folders: Mapping[str, Path]) -> Experiment:
 
 
 def _named(work: Any) -> list[str]:
-    values = (get_field(work, path) for path in places(work).values())
+    """The stages that a run or other work names."""
+    values: Iterable[Any] = (get_field(work, path) for path in places(work).values())
+    if not isinstance(work, Experiment):
+        values = vars(work).values()
     return [v.removeprefix(OF_STAGE) for v in values if isinstance(v, str) and v.startswith(OF_STAGE)]

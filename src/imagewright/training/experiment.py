@@ -26,7 +26,7 @@ from torch import nn
 
 from imagewright.checks import require_whole
 from imagewright.data import ImageSet, Loader, open_images
-from imagewright.data.couplings import Couplings
+from imagewright.data.couplings import Couplings, Mixture, mixed
 from imagewright.files import try_output, write_json
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.kinds import KINDS
@@ -73,10 +73,18 @@ class DataConfig:
     """Leave out unusable files instead of refusing the set."""
     workers: int = 0
     """Processes that decode pictures of a set too large to stay decoded in memory; 0 = threads of this one."""
-    couplings: str | None = None
-    """Folder of pairs of noise and image that `imagewright couple` has written, for methods that learn from them."""
+    couplings: str | tuple[str, ...] | None = None
+    """Folder of pairs of noise and image that `imagewright couple` has written, for methods that learn from them; or
+    several, of which every batch has its share."""
+    coupling_weights: tuple[float, ...] = ()
+    """Shares of several folders of pairs, one for each, in any unit; () = by their numbers of pairs."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.couplings, tuple):
+            alone = self.couplings[0] if len(self.couplings) == 1 else self.couplings or None
+            object.__setattr__(self, "couplings", alone)
+        if self.coupling_weights and not isinstance(self.couplings, tuple):
+            raise UserError("data.coupling_weights has no effect without several folders in data.couplings")
         require_whole("data.workers", self.workers, 0, 1024)
 
     def open(self, on_progress: Callable[[int, int], None] | None = None) -> ImageSet:
@@ -140,7 +148,7 @@ class Assembled:
     images: Any
     """The data set (`types.Examples`)."""
     parts: Parts
-    couplings: Couplings | None = None
+    couplings: Couplings | Mixture | None = None
     inputs: Inputs = field(default_factory=dict)
     """What identifies each thing that the run was given."""
     network: Any = None
@@ -177,11 +185,7 @@ def assemble(
         parts = experiment.method.parts(**{n: v for n, v in given.items() if n in wanted})
     if experiment.start is not None:
         _start_from(experiment.start, sources.given("start", experiment.start).model, parts, experiment.method.product)
-    store = None if pairs is None else sources.couplings(pairs)
-    if store is not None:
-        _check_pairs(store, spec)
-        _check_pairs_teacher(store, experiment.given.get("teacher"), sources.inputs.get("teacher"))
-        sources.inputs["couplings"] = store.identity
+    store = None if pairs is None else _pairs(experiment, pairs, spec, sources)
     inputs: Inputs = {"data": _identity(images), **sources.inputs}
     return Assembled(images, parts, store, inputs, config)
 
@@ -191,6 +195,22 @@ def _identity(images: Examples) -> dict[str, Any]:
     spec = images.spec
     shape = f"{spec.resolution}x{spec.resolution}x{spec.channels}"
     return {"images": len(images), "shape": shape, "classes": spec.num_classes, "fingerprint": images.fingerprint}
+
+
+def _pairs(
+    experiment: Experiment, names: str | tuple[str, ...], spec: DataSpec, sources: Sources
+) -> Couplings | Mixture | None:
+    """The pairs that a run learns from, noted and held against its data and its teacher; None where none are there."""
+    several = {"couplings": names} if isinstance(names, str) else {f"couplings.{i}": n for i, n in enumerate(names)}
+    stores = {role: sources.couplings(name) for role, name in several.items()}
+    there = {role: store for role, store in stores.items() if store is not None}
+    for role, store in there.items():
+        _check_pairs(store, spec)
+        _check_pairs_teacher(store, experiment.given.get("teacher"), sources.inputs.get("teacher"))
+        sources.inputs[role] = store.identity
+    if len(there) < len(stores):
+        return None
+    return mixed(list(there.values()), getattr(experiment.data, "coupling_weights", ()))
 
 
 def _check_pairs(store: Couplings, spec: DataSpec) -> None:

@@ -71,6 +71,10 @@ class RunRecord(TypedDict):
 def places(experiment: Any) -> dict[str, str]:
     """Of each thing that a run is given, the path of the value that says where it lies; also of its JSON."""
     found = dict(PLACES)
+    pairs = get_field(experiment, PLACES["couplings"])
+    if isinstance(pairs, (list, tuple)):
+        del found["couplings"]
+        found |= {f"couplings.{i}": f"{PLACES['couplings']}.{i}" for i in range(len(pairs))}
     for name, where in (get_field(experiment, "given") or {}).items():
         if where not in CHOICES:  # of features
             several = {f"{name}.{i}": f"given.{name}.{i}" for i in range(len(where))}
@@ -357,8 +361,10 @@ def repeat_command(record: Mapping[str, Any]) -> list[str] | None:
     more = [command[0]]
     settings = record.get("experiment", {})
     for field in PLACES.values():
-        if _elsewhere(get_field(settings, field)):
-            more += [f"--{field}", get_field(settings, field)]
+        value = get_field(settings, field)
+        values = value if isinstance(value, list) else [value]
+        if any(map(_elsewhere, values)):
+            more += [f"--{field}", *values]
     for name, where in (settings.get("given") or {}).items():
         values = [where] if isinstance(where, str) else list(where)
         if any(map(_elsewhere, values)):
