@@ -15,7 +15,7 @@ from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.oracles import GaussianMixture
 from imagewright.pretrained import find_model
 from imagewright.samplers import SAMPLERS, Ablation, Euler, Heun, MultistepConsistency
-from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_from_json, sampler_to_json
+from imagewright.samplers.generator import ImageGenerator, ahead, generator_from, sampler_from_json, sampler_to_json
 from imagewright.types import UNCONDITIONAL, DataSpec, UserError
 
 SPEC = DataSpec(name="test", resolution=8, channels=3, num_classes=4)
@@ -233,3 +233,19 @@ def test_precision_is_that_of_the_network_s_calls_and_named_when_it_is_none() ->
     assert 0 < float((exact - rounded).abs().mean() / exact.std()) < 0.1
     with pytest.raises(UserError, match="precision is 'fp8'; allowed: fp32, bf16, fp16"):
         ImageGenerator(file.model, file.spec, precision="fp8")  # type: ignore[arg-type]
+
+
+def test_a_thread_works_ahead_in_order() -> None:
+    """By one: what is asked for is what came before; an error is told where its item would have been."""
+    done: list[int] = []
+
+    def halved(number: int) -> float:
+        done.append(number)
+        return 6 / number
+
+    found = ahead(halved, iter((3, 2, 1, 0)))
+    assert next(found) == 2 and 3 in done and 1 not in done
+    assert [next(found), next(found)] == [3, 6]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+    assert list(ahead(halved, ())) == []

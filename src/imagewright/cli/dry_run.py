@@ -76,6 +76,8 @@ class StandIns(Sources):
         stage = self.stages.get(name.removeprefix(OF_STAGE)) if name.startswith(OF_STAGE) else None
         if isinstance(stage, KeepBest):
             return self.model(stage.given["run"])
+        if stage is not None and not isinstance(stage, Experiment):
+            raise UserError(f"{name} is made by {type(stage).__name__}, which a dry run does not do")
         if stage is not None:
             made = assemble(stage, sources=self)
             return ModelFile(model=made.parts.roles[stage.method.product].module, spec=made.images.spec)

@@ -19,6 +19,7 @@ from imagewright import limits
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
 from imagewright.models.edm2 import EDM2Precond
+from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.masked_diffusion import LearnedMaskingModel, MaskedDiffusionModel
@@ -39,6 +40,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "ConsistencyModel": ConsistencyModel,
     "ContinuousConsistencyModel": ContinuousConsistencyModel,
     "EDM2Precond": EDM2Precond,
+    "EDMFlow": EDMFlow,
     "EDMPrecond": EDMPrecond,
     "FewStepGenerator": FewStepGenerator,
     "LearnedMaskingModel": LearnedMaskingModel,
@@ -48,9 +50,12 @@ MODELS: dict[str, type[nn.Module]] = {
     "PixelCodec": PixelCodec,
     "TimestepPrecond": TimestepPrecond,
     "TrajectoryModel": TrajectoryModel,
+    "VEFlow": VEFlow,
     "VEPrecond": VEPrecond,
+    "VPFlow": VPFlow,
     "VPPrecond": VPPrecond,
     "VQTokenizer": VQTokenizer,
+    "VelocityFlow": VelocityFlow,
     "iDDPMPrecond": iDDPMPrecond,
 }
 """Every model by its name in descriptions. Its `describe()` has to return its constructor's arguments."""

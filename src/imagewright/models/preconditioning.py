@@ -142,7 +142,7 @@ class VPPrecond(Preconditioned):
     M: number of steps of the discrete-time formulation; epsilon_t: smallest time of training.
     """
 
-    settings = ("beta_d", "beta_min", "M", "epsilon_t")
+    settings: ClassVar[tuple[str, ...]] = ("beta_d", "beta_min", "M", "epsilon_t")
 
     def __init__(
         self,

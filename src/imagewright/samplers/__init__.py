@@ -14,6 +14,7 @@ from imagewright.samplers.masked_decoding import MaskedDecoding
 from imagewright.samplers.raster import Raster
 from imagewright.samplers.restart import PRESETS as _RESTART
 from imagewright.samplers.restart import Restart
+from imagewright.samplers.straight import Straight
 from imagewright.samplers.unipc import UniPC
 
 SAMPLERS = {
@@ -31,6 +32,7 @@ SAMPLERS = {
     "multistep-consistency": MultistepConsistency,
     "raster": Raster,
     "restart": Restart,
+    "straight": Straight,
     "unipc": UniPC,
 }
 """Every sampler by its name on the command line."""
@@ -55,5 +57,6 @@ __all__ = [
     "MultistepConsistency",
     "Raster",
     "Restart",
+    "Straight",
     "UniPC",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any, get_args, get_type_hints
+from functools import partial
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,8 @@ from imagewright.samplers.replay import Replays
 from imagewright.shapes import misfit
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec, ModelKind, OnStep, Sampler, UserError, kind_of
 
+T = TypeVar("T")
+R = TypeVar("R")
 Images = npt.NDArray[np.uint8]
 Labels = Sequence[int] | npt.NDArray[np.int64]
 USUAL: dict[ModelKind, str] = {
@@ -94,6 +98,13 @@ class ImageGenerator:
         return tally.total
 
     @property
+    def inversion_nfe(self) -> int:
+        """The same of turning an image into noise, by a sampler that can."""
+        tally, like = _Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64)
+        self.sampler.invert(tally, like, noise=ImageNoise(0, [0]))  # type: ignore[attr-defined]
+        return tally.total
+
+    @property
     def deterministic(self) -> bool:
         """Whether an image is a function of its latents: the sampler draws nothing on its way."""
         if kind_of(self.model) == "token_model":
@@ -135,14 +146,17 @@ class ImageGenerator:
         seed, first = require_whole("seed", seed, 0), require_whole("first", first, 0)
         wanted = self._checked_labels(n, labels, seed, first)
         waiting: Callable[[], Images] | None = None
-        for start in range(0, n, batch_size):
-            rows = range(start, min(start + batch_size, n))
+        shares = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+        on_gpu = self.device.type == "cuda"
+        begin = partial(self._begin, seed=seed)
+        begins = (ahead if on_gpu else map)(begin, ([first + i for i in rows] for rows in shares))
+        for rows, start in zip(shares, begins, strict=True):
             told = None if wanted is None else wanted[rows.start : rows.stop]
-            begun = uint8_later(self.drawn([first + i for i in rows], labels=told, seed=seed, on_step=on_step))
-            if self.device.type != "cuda":
+            begun = uint8_later(self._drawn(*start, told, on_step))
+            if not on_gpu:
                 yield begun()
                 continue
-            # The device computes this batch while the host fetches the one before, and then draws the next one's noise.
+            # The device computes this batch while the host fetches the one before; a thread draws the next one's noise.
             if waiting is not None:
                 yield waiting()
             waiting = begun
@@ -188,19 +202,27 @@ class ImageGenerator:
         on_step: OnStep | None = None,
     ) -> Tensor:
         """As `at`, before rounding: [n, C, H, W] in [-1, 1], or a little beyond."""
+        if labels is not None:
+            labels = self._checked_labels(len(indices), labels, seed, 0)
+        return self._drawn(*self._begin(indices, seed), labels, on_step)
+
+    def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, Tensor]:
+        """The images' noise, and what sampling begins with, still on the host."""
         noise = ImageNoise(seed, indices)
-        latents = self._moved(noise.normal(torch.empty(len(indices), *self.spec.shape)))
+        return noise, self._pinned(noise.normal(torch.empty(len(indices), *self.spec.shape)))
+
+    def _drawn(self, noise: ImageNoise, latents: Tensor, labels: Labels | None, on_step: OnStep | None) -> Tensor:
+        latents = latents.to(self.device, non_blocking=True)
         cond = Condition()
         if labels is not None:
-            wanted = self._checked_labels(len(indices), labels, seed, 0)
-            cond = Condition(label=self._moved(torch.as_tensor(wanted)))
+            told = self._pinned(torch.as_tensor(labels))
+            cond = Condition(label=told.to(self.device, non_blocking=True))
         with casts(self.precision, self.device), self._replays:
             return self.sampler(self.model, latents, cond, noise=noise, on_step=on_step)
 
-    def _moved(self, tensor: Tensor) -> Tensor:
-        """On the device, which is not waited for."""
-        tensor = tensor.pin_memory() if self.device.type == "cuda" else tensor
-        return tensor.to(self.device, non_blocking=True)
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        """In memory that a GPU fetches it from without being waited for."""
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
     def _checked_labels(
         self, n: int, labels: Labels | int | None, seed: int, first: int
@@ -216,6 +238,19 @@ class ImageGenerator:
             allowed = f"0 to {self.spec.num_classes - 1}, or -1" if self.spec.num_classes else "-1 (it has no classes)"
             raise UserError(f"label {bad} is not known to this model; allowed: {allowed}")
         return array
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """function(item) of each in turn; a thread computes the next while the caller has the last."""
+    waiting: Future[R] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for item in items:
+            begun = pool.submit(function, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = begun
+        if waiting is not None:
+            yield waiting.result()
 
 
 class _Tally:

@@ -25,9 +25,9 @@ Part = Callable[[Numbers, Numbers, Scale, torch.device, Deadline, Path], None]
 
 PARTS: Mapping[str, tuple[Part, float]] = {
     "a": (card.measure, 0.05),
-    "b": (training.measure, 0.40),
+    "b": (training.measure, 0.34),
     "c": (sampling.measure, 0.20),
-    "d": (updates.measure, 0.25),
+    "d": (updates.measure, 0.31),
     "e": (sharded.measure, 0.10),
     "f": (emoji.measure, 0.0),
 }

@@ -1,0 +1,155 @@
+"""Flows: the same function as the denoiser that they are made of, in the coordinates of the straight path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from imagewright.models.description import build, describe
+from imagewright.models.flow import SIGMA_MAX, SIGMA_MIN, EDMFlow, VelocityFlow, VPFlow, flow_of
+from imagewright.models.preconditioning import EDMPrecond, Preconditioned, VEPrecond, VPPrecond, iDDPMPrecond
+from imagewright.networks import SongUNet, SongUNetConfig
+from imagewright.paths.schedules import karras_sigmas
+from imagewright.samplers import Heun, Straight
+from imagewright.types import Condition, UserError
+
+MU, S = 0.3, 0.4
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    config = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, label_dim=3, model_channels=8,
+                            channel_mult=(1,), num_blocks=1, attn_resolutions=(), dropout=0.2)  # fmt: skip
+    made = SongUNet(config)
+    for p in made.parameters():
+        nn.init.normal_(p, std=0.1)
+    return made
+
+
+class Small(nn.Module):
+    """A random function of image and noise label that costs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        nn.init.normal_(self.conv.weight, std=0.003)  # smooth where x is as large as the noise
+
+    def forward(self, x: Tensor, label: Tensor, cond: Condition) -> Tensor:
+        answer: Tensor = torch.tanh(self.conv(x) + torch.tanh(label / 100)[:, None, None, None])
+        return answer
+
+
+def numbers(n: int, seed: int) -> Tensor:
+    return torch.randn(n, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Exact(nn.Module):
+    """EDM's F of the denoiser of N(MU, S^2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor, label: Tensor, cond: Condition) -> Tensor:
+        sigma = (4 * label).exp()[:, None, None, None]
+        total = sigma**2 + 0.25
+        x = x * total.sqrt()
+        mean = (S**2 * x + sigma**2 * MU) / (S**2 + sigma**2)
+        return (mean - 0.25 / total * x) * total.sqrt() / (0.5 * sigma)
+
+
+def exact_end(z: Tensor, sigma: float) -> Tensor:
+    """Where the flow of N(MU, S^2) brings x = sigma z."""
+    return MU + (sigma * z - MU) * S / (S**2 + sigma**2) ** 0.5
+
+
+TEACHERS: dict[str, Callable[[nn.Module], Preconditioned]] = {
+    "edm": lambda network: EDMPrecond(network, sigma_data=0.6, noise_label="angle"),
+    "vp": lambda network: VPPrecond(network, beta_d=18.0),
+    "ve": VEPrecond,
+}
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_a_flow_begins_as_its_teacher_and_goes_back(kind: str) -> None:
+    teacher = TEACHERS[kind](network()).double().eval()
+    flow = flow_of(teacher).eval()
+    t = torch.linspace(0.1, 0.95, 6, dtype=torch.float64)
+    sigma, cond = t / (1 - t), Condition(label=torch.arange(6) % 3)
+    x = (1 + sigma)[:, None, None, None] * numbers(6, 1)
+    want = teacher(x, sigma, cond)
+    assert torch.equal(flow(x, sigma, cond), want)
+    x_t, column = x * (1 - t)[:, None, None, None], t[:, None, None, None]
+    v = flow.velocity(x_t, t, cond)
+    torch.testing.assert_close(v, (x_t - want) / column, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(x_t - column * v, want, rtol=1e-5, atol=1e-5)
+    assert {p.data_ptr() for p in flow.parameters()}.isdisjoint(p.data_ptr() for p in teacher.parameters())
+    assert all(p.requires_grad for p in flow.parameters())
+    again = build(describe(flow)).double().eval()
+    again.load_state_dict(teacher.state_dict())
+    assert type(again) is type(flow) and torch.equal(again(x, sigma, cond), want)
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_the_dense_flow_ends_where_the_teachers_does(kind: str) -> None:
+    teacher = TEACHERS[kind](Small()).double().eval()
+    flow = flow_of(teacher).eval()
+    z = numbers(2, 3)
+    top, n = 60.0, 200
+    # Through the same levels: once in steps of sigma, once in steps of the path's time.
+    levels = karras_sigmas(n, 0.025, top)
+    want = Heun(levels=tuple(levels.tolist()))(teacher, z)
+    got = Straight(times=tuple((levels / (1 + levels)).tolist()))(flow, z)
+    torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-3)
+
+
+def test_a_gaussians_flow_is_exact() -> None:
+    flow = flow_of(EDMPrecond(Exact())).double()
+    assert isinstance(flow, EDMFlow)
+    z, t = numbers(5, 4), torch.tensor([1e-3, 0.2, 0.5, 0.9, 0.9999], dtype=torch.float64)
+    column = t[:, None, None, None]
+    x_t = (1 - column) * MU + column * z
+    x, sigma = x_t / (1 - column), column / (1 - column)
+    mean = (S**2 * x + sigma**2 * MU) / (S**2 + sigma**2)
+    torch.testing.assert_close(flow.velocity(x_t, t), (x_t - mean) / column, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(Straight(num_steps=200)(flow, z), exact_end(z, SIGMA_MAX), rtol=1e-4, atol=1e-4)
+    # Pure noise, where no sigma is finite: v = z - E[x0].
+    torch.testing.assert_close(flow.velocity(z, torch.ones(5).double()), z - MU, rtol=1e-4, atol=1e-4)
+
+
+def test_a_velocity_network_is_a_denoiser() -> None:
+    flow = VelocityFlow(network().double()).eval()
+    t = torch.tensor([0.0, 1e-4, 0.3, 0.9, 1.0], dtype=torch.float64)
+    x_t, cond = numbers(5, 5), Condition(label=torch.arange(5) % 3)
+    v = flow.velocity(x_t, t, cond)
+    assert torch.equal(v, flow.network(x_t, 999 * t, cond))
+    column, inside = t[:, None, None, None], slice(1, 4)
+    got = flow((x_t / (1 - column))[inside], (t / (1 - t))[inside], cond[inside])
+    torch.testing.assert_close(got, (x_t - column * v)[inside])
+    again = build(describe(flow)).double().eval()
+    again.load_state_dict(flow.state_dict())
+    assert torch.equal(again.velocity(x_t, t, cond), v)
+    assert (flow.sigma_min, flow.sigma_max) == (SIGMA_MIN, SIGMA_MAX)
+
+
+def test_a_flow_answers_in_its_input_s_floats() -> None:
+    flow = VelocityFlow(network()).eval()
+    x = numbers(2, 6)
+    assert flow.velocity(x, torch.tensor([0.5, 0.6])).dtype == torch.float64
+    assert flow.velocity(x.float(), torch.tensor([0.5, 0.6]).double()).dtype == torch.float32
+
+
+def test_what_has_no_exact_flow_is_refused() -> None:
+    with pytest.raises(UserError, match="the teacher is a iDDPMPrecond, which has no exact flow at every time"):
+        flow_of(iDDPMPrecond(network(), M=10))
+    with pytest.raises(UserError, match="a flow needs 0 < sigma_min < sigma_max < inf"):
+        VPFlow(network(), sigma_min=0.0)
+
+
+def test_dropout_of_a_flow_is_its_own() -> None:
+    assert flow_of(EDMPrecond(network())).network.config.dropout == 0.0
+    assert flow_of(EDMPrecond(network()), dropout=0.1).network.config.dropout == 0.1
