@@ -196,9 +196,12 @@ def collect_run(
         raise UserError(f"{folder} holds neither experiment.json nor a model; give a run folder")
     missing: dict[str, Missing] = {}
     pieces: dict[str, Any] = _read(folder, missing)
-    if pieces["model"].get("kind") == "codec":
+    kind = pieces["model"].get("kind")
+    if kind == "codec":
         reason = "A tokenizer draws no images; its snapshots show pictures, and beneath each row what comes back."
         missing["model"] = Missing(reason=reason)
+    elif kind == "encoder":
+        missing["model"] = Missing(reason="A classifier draws no images; `imagewright evaluate` measures its accuracy.")
     elif pieces["model"]:
         # Resolved, so that a run folder named like a shipped model is still the folder.
         generator = load(folder.resolve(), device=pick_device(device))
