@@ -85,11 +85,17 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Coupling(Example):
-    """Noise and the images that a teacher makes of it: latents (standard normal) and images, both [N, C, H, W]."""
+    """Noise and the images that a teacher makes of it: latents (standard normal) and images, both [N, C, H, W].
+
+    points: where the teacher's trajectories pass at some times of the straight path, x_t [N, T, C, H, W]; times: these
+    times, [N, T], the same in every row. None where the store has none.
+    """
 
     latents: Tensor
     images: Tensor
     cond: Condition = UNCONDITIONAL
+    points: Tensor | None = None
+    times: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -18,22 +18,26 @@ from typing import Any
 import pytest
 import torch
 
-from imagewright.cli import couple
 from imagewright.cli.main import main
+from imagewright.data import from_uint8, open_images
 from imagewright.data.couplings import Couplings
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
+from imagewright.noise import ImageNoise
 from imagewright.pretrained import find_model, load
-from imagewright.types import DataSpec
+from imagewright.samplers import Heun, Straight
+from imagewright.training import couple
+from imagewright.training.chain import Chain, Stage
+from imagewright.types import Condition, DataSpec, UserError
 
 DIGITS = DataSpec(name="digits", resolution=8, channels=1, num_classes=10, class_names=tuple("0123456789"))
 WAY = "--steps 3 --n 26 --shard 4 --batch-size 3 --dtype float32 --seed 2"
 SLOW = """
 import sys, time
 from imagewright.cli import couple
-make = couple._make
-couple._make = lambda *args: (time.sleep(0.15), make(*args))
+make = couple.Drawing.__call__
+couple.Drawing.__call__ = lambda *args: (time.sleep(0.15), make(*args))[1]
 couple.main(sys.argv[1:])
 """
 
@@ -74,8 +78,6 @@ def test_pairs_are_what_the_sampler_draws(teacher: Path, whole: Path) -> None:
     labels = generator.labels(26, 2)
     read = pairs.read(range(26))
     assert labels is not None and read.cond.label is not None and read.cond.label.tolist() == labels.tolist()
-    from imagewright.samplers import Heun
-
     drawn = load(teacher, Heun(num_steps=3)).drawn(list(range(26)), labels=labels, seed=2)
     torch.testing.assert_close(read.images, drawn.float(), rtol=0, atol=1e-5)
 
@@ -230,3 +232,76 @@ def test_training_takes_the_teacher_s_own_pairs_alone(
     assert f"couplings {whole} were drawn from {teacher}, whose weights are not those of the teacher" in told
     main([*train, "--teacher", str(tmp_path / "copy"), "--out", str(tmp_path / "run")])
     assert (tmp_path / "run" / "model.json").exists()
+
+
+# --- inverted images, points of trajectories, mixed stores, a stage of a chain --------------------------------------
+
+
+def test_real_images_are_inverted_by_the_backward_flow(teacher: Path, tmp_path: Path) -> None:
+    way = "--invert digits --sampler heun --steps 30 --n 10 --shard 4 --batch-size 3 --dtype float32"
+    main(["couple", str(teacher), "--out", str(tmp_path / "a"), *way.split()])
+    pairs, digits = Couplings(tmp_path / "a"), open_images("digits")
+    assert pairs.manifest.inverted and pairs.manifest.origin["nfe"] == 58
+    assert pairs.identity["inverted"]["fingerprint"] == digits.fingerprint
+    read = pairs.read([7, 2])
+    assert torch.equal(read.images, from_uint8(torch.from_numpy(digits.images([7, 2]))))
+    assert read.cond.label is not None and read.cond.label.tolist() == digits.labels[[7, 2]].tolist()
+    back = Heun(num_steps=60)(find_model(teacher).model.eval(), read.latents, Condition(label=read.cond.label))
+    torch.testing.assert_close(back.float(), read.images, rtol=0, atol=0.05)
+    # Shards are made one by one, and anew with the same bytes.
+    before = contents(tmp_path / "a")
+    (tmp_path / "a" / "shard-000001.safetensors").unlink()
+    main(["couple", str(teacher), "--out", str(tmp_path / "a"), *way.split()])
+    assert contents(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize("sampler", ["heun", "straight"])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_points_are_those_of_the_trajectories(teacher: Path, tmp_path: Path, sampler: str, inverted: bool) -> None:
+    way = f"--sampler {sampler} --steps 4 --n 3 --batch-size 3 --dtype float32 --times 0.7 0.25".split()
+    way += ["--invert", "digits"] if inverted else []
+    main(["couple", str(teacher), "--out", str(tmp_path / "p"), *way])
+    pairs = Couplings(tmp_path / "p")
+    read, used = pairs.read(range(3)), pairs.manifest.origin["sampler"]
+    assert read.points is not None and read.points.shape == (3, 2, 1, 8, 8) and read.times is not None
+    assert read.times.tolist() == [[pytest.approx(0.7), 0.25]] * 3
+    at = {"levels": tuple(used["levels"])} if sampler == "heun" else {"times": tuple(used["times"])}
+    same = Heun(**at) if sampler == "heun" else Straight(**at)  # type: ignore[arg-type]
+    seen: dict[float, torch.Tensor] = {}
+    model, cond = find_model(teacher).model.eval(), Condition(label=read.cond.label)
+
+    def keep(x: torch.Tensor, _: torch.Tensor, sigma: float) -> None:
+        seen[round(sigma / (1 + sigma), 6)] = x / (1 + sigma)
+
+    if inverted:
+        same.invert(model, read.images, cond, noise=ImageNoise(0, range(3)), on_step=keep)
+    else:
+        same(model, read.latents, cond, on_step=keep)
+    torch.testing.assert_close(read.points, torch.stack([seen[0.7], seen[0.25]], 1).float(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--invert digits --split test", "images that are held out for measuring are not to be learnt from"),
+        ("--invert digits --sampler ddim", "sampler DDIM cannot be run backwards; --sampler heun, euler and straight"),
+        ("--invert emoji64", "has images of resolution, channels and classes (8, 3, 9); the model makes (8, 1, 10)"),
+        ("--invert digits --n 99999", "n is 99999; "),
+        ("--times 1.5", "times is 1.5; it must be a finite number from"),
+        ("--times 0.2 0.5", "times is (0.2, 0.5); they must lie between 0 and 1, and decrease"),
+        ("--times 0.999", "times is (0.999,); the sampler goes through times between 0.002, 0.988"),
+        ("--times 0.5 --sampler bespoke", "sampler Bespoke has no levels to stop at"),
+    ],
+)
+def test_what_cannot_be_coupled_is_told(
+    teacher: Path, tmp_path: Path, options: str, words: str, refused: Callable[..., str]
+) -> None:
+    assert words in refused("couple", teacher, "--out", tmp_path / "new", *options.split())
+
+
+def test_pairs_are_a_stage_of_a_chain(teacher: Path, tmp_path: Path) -> None:
+    chain = Chain(Stage("pairs", couple.Couple(model=str(teacher), n=5, shard=4, sampler=Heun(num_steps=2))))
+    chain.run(tmp_path, lambda *_: None, "cpu")
+    assert len(Couplings(tmp_path / "1-pairs")) == 5
+    with pytest.raises(UserError, match="stage pairs names stage:teacher, which is no stage before it"):
+        Chain(Stage("pairs", couple.Couple(model="stage:teacher")))

@@ -17,6 +17,7 @@ from imagewright.data.couplings import (
     Couplings,
     Manifest,
     claim_folder,
+    mixed,
     read_manifest,
     shard_fault,
     shard_path,
@@ -133,11 +134,66 @@ def test_batches_bring_as_many_pairs_in_an_order_of_their_own(tmp_path: Path) ->
     whole = loader.batch(0, 20).coupling
     assert whole is not None
     for half in (whole.images[:10], whole.images[10:]):  # an epoch has every pair once
-        assert sorted((half[:, -1, -1, -1] * 10).round().int().tolist()) == list(range(1, 11))
+        assert sorted((half.flatten(1).amax(1) * 10).round().int().tolist()) == list(range(1, 11))
     assert not torch.equal(whole.images[:10], whole.images[10:])
     later = loader.batch(8, 5).coupling  # the same sequence from any position
     assert later is not None and torch.equal(later.images, whole.images[8:13])
     assert torch.equal(later.latents, whole.latents[8:13])
+
+
+def test_mirroring_turns_noise_and_image_together(tmp_path: Path) -> None:
+    times = (0.75, 0.5)
+    whole = replace(MANIFEST, times=times)
+    claim_folder(tmp_path, whole)
+    for index in range(whole.shards):
+        rows = whole.rows(index)
+        images = torch.stack([image(i) for i in rows])
+        points = torch.stack([images + 1, images + 2], 1)
+        write_shard(tmp_path, whole, index, images, torch.tensor([i % 3 for i in rows]), points=points)
+    pixels = np.zeros((7, 4, 4, 1), np.uint8)
+    plain, flipped = (
+        Loader(ImageSet.of(pixels), 3, seed=1, xflip=x, couplings=Couplings(tmp_path)).batch(0, 40).coupling
+        for x in (False, True)
+    )
+    assert plain.times.tolist() == [list(times)] * 40
+    turned = [not torch.equal(a, b) for a, b in zip(plain.images, flipped.images, strict=True)]
+    assert 8 < sum(turned) < 32
+    for name in ("latents", "images", "points"):
+        for was, now, turn in zip(getattr(plain, name), getattr(flipped, name), turned, strict=True):
+            assert torch.equal(now, was.flip(-1) if turn else was)
+
+
+def test_mixed_stores_have_their_shares_without_repeats(tmp_path: Path) -> None:
+    a, b = Couplings(store(tmp_path / "a")), Couplings(store(tmp_path / "b", replace(MANIFEST, n=6, seed=9)))
+    loader = Loader(ImageSet.of(np.zeros((7, 4, 4, 1), np.uint8)), 3, seed=1, couplings=mixed([a, b], (4.0, 1.0)))
+    whole = loader.batch(0, 1280).coupling
+    noise = {  # whose a pair is, its noise says
+        round(float(z.sum()), 4): (store, i)
+        for store, pairs in enumerate((a, b))
+        for i, z in enumerate(pairs.read(range(len(pairs))).latents)
+    }
+    found = [noise[round(float(z.sum()), 4)] for z in whole.latents]
+    assert sum(store for store, _ in found) == 256
+    rows = [[i for store, i in found if store == which] for which in (0, 1)]
+    assert all(sorted(rows[0][k : k + 10]) == list(range(10)) for k in range(0, 1020, 10))
+    assert all(sorted(rows[1][k : k + 6]) == list(range(6)) for k in range(0, 252, 6))
+    later = loader.batch(250, 20).coupling  # across a block, from any position
+    assert torch.equal(later.latents, whole.latents[250:270])
+    assert torch.equal(later.cond.label, whole.cond.label[250:270])
+    alone = Loader(ImageSet.of(np.zeros((7, 4, 4, 1), np.uint8)), 3, seed=1, couplings=mixed([a], ()))
+    assert alone.batch(0, 4).coupling.images.shape == (4, 2, 4, 4)
+
+
+def test_stores_that_do_not_mix(tmp_path: Path) -> None:
+    a, b = Couplings(store(tmp_path / "a")), Couplings(store(tmp_path / "b"))
+    with pytest.raises(UserError, match="has 3 numbers for 2 stores of pairs"):
+        mixed([a, b], (1.0, 1.0, 1.0))
+    with pytest.raises(UserError, match="weights must be positive and finite"):
+        mixed([a, b], (1.0, 0.0))
+    c = Couplings(store(tmp_path / "c", replace(MANIFEST, spec=replace(SPEC, num_classes=0))))
+    with pytest.raises(UserError, match="do not mix: their shape and number of classes are"):
+        mixed([a, c], ())
+    assert mixed([a, b], ()).weights == (0.5, 0.5)
 
 
 # --- writers that share a folder ------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "channels": (1, 3),
     "factor": (2, MANY),
     "order": (1, 2),
-    "holdout": (math.ulp(0), 1),
+    **dict.fromkeys(("times", "holdout"), (math.ulp(0), 1)),
     **dict.fromkeys(("factors", "omega"), (-math.inf, math.inf)),
     **dict.fromkeys(("sigma", "levels", "std", "pollution", "at_most"), (math.ulp(0), math.inf)),
 }

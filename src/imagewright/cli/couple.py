@@ -6,24 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import torch
 import tyro
 
 from imagewright.cli.command import run
 from imagewright.cli.console import bar, say
 from imagewright.cli.sampling import Changes, make_generator
-from imagewright.data.couplings import Manifest, claim_folder, shard_fault, shard_path, standing, write_shard
-from imagewright.locks import alone
+from imagewright.data.couplings import Manifest
 from imagewright.models.files import weights_hash
 from imagewright.pretrained import find_model
-from imagewright.samplers.generator import ImageGenerator, sampler_to_json
+from imagewright.training.couple import Drawing, fill
 from imagewright.types import UserError
 
 EPILOG = """examples:
   imagewright couple runs/edm-digits --n 20000 --out couplings/digits
   imagewright couple emoji64-32 --n 50000 --sampler heun --steps 18 --out couplings/emoji
   imagewright couple emoji64-32 --n 50000 --sampler heun --steps 18 --out couplings/emoji --verify
+  imagewright couple runs/edm-digits --invert digits --out couplings/digits-real
+  imagewright couple runs/edm-digits --n 20000 --times 0.8 0.5 0.2 --out couplings/digits-points
   imagewright train dmd-digits --teacher runs/edm-digits --data.couplings couplings/digits
 """
 
@@ -31,12 +30,15 @@ EPILOG = """examples:
 def couple(
     model: Annotated[str, tyro.conf.Positional],
     out: Path,
-    n: int = 10_000,
+    n: int | None = None,
     seed: int = 0,
     sampler: str | None = None,
     steps: int | None = None,
     set: tuple[str, ...] = (),  # the option's name
     changes: Annotated[Changes, tyro.conf.arg(name="")] = Changes(),  # noqa: B008, frozen
+    invert: str | None = None,
+    split: str = "train",
+    times: tuple[float, ...] = (),
     shard: int = 2048,
     dtype: str = "float16",
     verify: bool = False,
@@ -45,6 +47,8 @@ def couple(
 ) -> None:
     """Draw pairs (noise, image, class) from a model and store them. Pair i depends on (seed, i) alone.
 
+    With --invert, pair i is image i of a data set's training part and the noise of which the model would make it.
+
     The same command again goes on where it was interrupted, and makes missing or broken shards anew. Given several
     times at once, on one folder, it shares the work. A larger --n adds pairs. Of the model, its weights count, not
     the path by which it is named.
@@ -52,79 +56,36 @@ def couple(
     Args:
         model: a run folder, a model folder, or a shipped model.
         out: folder of the couplings.
-        n: how many pairs.
+        n: how many pairs; default 10,000, or every image that is inverted.
         seed: of the whole set.
         sampler: as for `imagewright sample`.
         steps: number of sampler steps.
         set: further sampler settings, name=value.
+        invert: a data set whose images are turned into noise, in place of noise into images.
+        split: of that set; train alone is allowed.
+        times: of the straight path, in (0, 1), decreasing: points of the trajectories that are stored too.
         shard: pairs in a file.
         dtype: of the stored images, float16 or float32.
         verify: read every shard again and check its checksum.
         batch_size: images per network call.
         device: auto, cpu, cuda, mps.
     """
+    if split != "train":
+        raise UserError(f"--split is {split!r}; images that are held out for measuring are not to be learnt from")
     file = find_model(model)
     generator = make_generator(file, sampler, steps, set, device, changes)
-    if not generator.deterministic:
-        name = type(generator.sampler).__name__
-        raise UserError(
-            f"sampler {name} draws at random on its way, so that its images are no function "
-            "of the noise beside them; couplings need one that does not, such as --sampler heun"
-        )
-    origin = {
-        "model": model,
-        "weights_sha256": weights_hash(file.model.state_dict()),
-        "sampler": sampler_to_json(generator.sampler),
-        "nfe": generator.nfe,
-    } | changes.record()
-    manifest = Manifest(n=n, seed=seed, shard=shard, batch=batch_size, dtype=dtype, spec=file.spec, origin=origin)
-    claim_folder(out, manifest)
-    made = _fill(out, manifest, generator, verify)
-    say(f"{n} couplings in {out}, {manifest.shards} shards, of which {made} made now ({generator.nfe} calls a pair)")
-
-
-def _fill(out: Path, manifest: Manifest, generator: ImageGenerator, verify: bool) -> int:
-    """Make every shard that has a fault; returns how many were made here."""
-    made, waiting = 0, list(range(manifest.shards))
-    with bar(f"coupling into {out}", manifest.n) as advance_to:
-        done = 0
-        while waiting:
-            busy = []
-            for index in waiting:
-                with alone(_lock_path(out, index)) as lock:
-                    if lock == "busy":
-                        busy.append(index)
-                        continue
-                    now = standing(out, manifest)
-                    fault = shard_fault(out, now, index, checksum=verify)
-                    if fault:
-                        if shard_path(out, index).exists():
-                            say(f"{shard_path(out, index)} {fault}; it is made anew")
-                        _make(out, now, index, generator)
-                        made += 1
-                done += len(manifest.rows(index))
-                advance_to(done)
-            if busy == waiting:  # others are at all that is left: wait for the first
-                with alone(_lock_path(out, busy[0]), wait=True):
-                    pass
-            waiting = busy
-    return made
-
-
-def _make(out: Path, manifest: Manifest, index: int, generator: ImageGenerator) -> None:
-    rows = manifest.rows(index)
-    labels = generator.labels(len(rows), manifest.seed, rows.start)
-    parts = []
-    for start in range(0, len(rows), manifest.batch):
-        some = list(rows[start : start + manifest.batch])
-        wanted = None if labels is None else labels[start : start + manifest.batch]
-        parts.append(generator.drawn(some, labels=wanted, seed=manifest.seed).cpu())
-    known = np.full(len(rows), -1) if labels is None else labels
-    write_shard(out, manifest, index, torch.cat(parts), torch.as_tensor(known))
-
-
-def _lock_path(out: Path, index: int) -> Path:
-    return out / f".shard-{index:06d}.lock"
+    weights = weights_hash(file.model.state_dict())
+    drawing = Drawing.of(generator, model, weights, invert, times, changes=changes.record())
+    if n is None:
+        n = 10_000 if drawing.images is None else len(drawing.images)
+    manifest = Manifest(
+        n=n, seed=seed, shard=shard, batch=batch_size, dtype=dtype, spec=file.spec, origin=drawing.origin,
+        inverted=invert is not None, times=times,
+    )  # fmt: skip
+    with bar(f"coupling into {out}", n) as advance_to:
+        made = fill(out, manifest, drawing, verify=verify, say=say, advance_to=advance_to)
+    calls = drawing.origin["nfe"]
+    say(f"{n} couplings in {out}, {manifest.shards} shards, of which {made} made now ({calls} calls a pair)")
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {"": couple}

@@ -1,10 +1,13 @@
 """Couplings on disk: what a teacher makes of noise, in shards that can be read by row and made again one by one.
 
     manifest.json              what pair i is: model, sampler, seed, data specification, number type; sizes
-    shard-000000.safetensors   images [k, C, H, W] and labels int64 [k] of pairs 0 .. k - 1; checksum in the head
+    shard-000000.safetensors   images [k, C, H, W] and labels int64 [k] of pairs 0 .. k - 1; checksum in the head;
+                               of images that were inverted latents [k, C, H, W] too; where asked for, points
+                               [k, T, C, H, W] of the trajectories
 
 Pair i is a function of (manifest, i). Its noise is not stored: it is `ImageNoise(seed, [i])`'s first normal numbers, as
-for every image that this library draws, and is drawn again when the pair is read. That halves the store.
+for every image that this library draws, and is drawn again when the pair is read. That halves the store. The noise of
+a real image is what the teacher's flow makes of it, and is stored.
 A shard appears under its name whole or not at all, and holds nothing but its own pairs, so that any number of writers
 may fill one folder, and dying at any moment loses at most the shard in hand. The number of pairs only grows: a writer
 that was asked for fewer makes the last of its shards as long as the manifest has it by then.
@@ -12,6 +15,7 @@ that was asked for fewer makes the last of its shards as long as the manifest ha
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -65,6 +69,8 @@ class _ManifestRecord(TypedDict):
     dtype: str
     spec: _SpecRecord
     origin: dict[str, Any]
+    inverted: NotRequired[bool]
+    times: NotRequired[list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,9 @@ class Manifest:
     """What the pairs of a store are, and how they lie in shards.
 
     origin: model, weights' checksum, sampler, network calls: JSON-able. batch: images per network call; it belongs to
-    the pair, as the last bits of an answer depend on it. dtype: of the stored images. Raises UserError out of range.
+    the pair, as the last bits of an answer depend on it. dtype: of the stored images. inverted: the images are real
+    and the latents stored. times: of the straight path, at which points of the trajectories are stored, decreasing.
+    Raises UserError out of range.
     """
 
     n: int
@@ -82,8 +90,12 @@ class Manifest:
     dtype: str
     spec: DataSpec
     origin: dict[str, Any]
+    inverted: bool = False
+    times: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "times", tuple(float(t) for t in self.times))
+        check_times(self.times)
         for name in ("n", "shard", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"couplings: {name} is {getattr(self, name)}; it must be at least 1")
@@ -97,9 +109,23 @@ class Manifest:
         """Number of shards; all but the last hold `shard` pairs."""
         return -(-self.n // self.shard)
 
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """What a shard holds beside labels, and the shape of a pair's share of it; all of the stored number type."""
+        shape = self.spec.shape
+        latents = {"latents": shape} if self.inverted else {}
+        points = {"points": (len(self.times), *shape)} if self.times else {}
+        return {"images": shape, **latents, **points}
+
     def rows(self, index: int) -> range:
         """The pairs of a shard."""
         return range(index * self.shard, min((index + 1) * self.shard, self.n))
+
+
+def check_times(times: Sequence[float]) -> None:
+    """Raise UserError unless times of the straight path lie between 0 and 1 and decrease; none will do."""
+    if not all(0 < t < 1 for t in times) or list(times) != sorted(set(times), reverse=True):
+        raise UserError(f"times is {tuple(times)}; they must lie between 0 and 1, and decrease")
 
 
 def claim_folder(folder: Path, manifest: Manifest) -> None:
@@ -136,7 +162,8 @@ def standing(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_json(folder / "manifest.json", {"format": FORMAT, **asdict(manifest)})
+    plain = {k: v for k, v in asdict(manifest).items() if v or k not in ("inverted", "times")}
+    write_json(folder / "manifest.json", {"format": FORMAT, **plain})
 
 
 def _comparable(manifest: Manifest) -> dict[str, Any]:
@@ -165,9 +192,11 @@ def shard_path(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:06d}.safetensors"
 
 
-def write_shard(folder: Path, manifest: Manifest, index: int, images: Tensor, labels: Tensor) -> None:
-    """Store a shard's images [k, C, H, W] and labels [k], atomically and with their checksum."""
-    tensors = {"images": images.to(DTYPES[manifest.dtype]).contiguous(), "labels": labels.long()}
+def write_shard(folder: Path, manifest: Manifest, index: int, images: Tensor, labels: Tensor, **more: Tensor) -> None:
+    """Store a shard's images [k, C, H, W], labels [k] and what else the manifest says, atomically, with a checksum."""
+    floats = {"images": images, **more}
+    tensors = {name: floats[name].to(DTYPES[manifest.dtype]).contiguous() for name in manifest.tensors}
+    tensors["labels"] = labels.long()
     with replacing(shard_path(folder, index)) as aside:
         head = {"first": manifest.rows(index).start, "sha256": _checksum(tensors)}
         save_file(tensors, aside, metadata={"couplings": json.dumps(head)})  # one entry: several have no fixed order
@@ -181,18 +210,19 @@ def shard_fault(folder: Path, manifest: Manifest, index: int, *, checksum: bool 
     try:
         found = read_head(path)
         head = parse_json(found.texts["couplings"], "its head", _ShardHead)
-        dtype, shape = found.tensors["images"]
-        if shape != (len(rows), *manifest.spec.shape) or head["first"] != rows.start:
-            return f"holds images {list(shape)} from pair {head['first']}, not {len(rows)} from {rows.start}"
-        if dtype != DTYPES[manifest.dtype] or found.tensors["labels"] != (torch.int64, (len(rows),)):
-            return f"holds images as {dtype}, not {manifest.dtype}, or labels that are not one for each"
+        for name, one in manifest.tensors.items():
+            dtype, shape = found.tensors[name]
+            if shape != (len(rows), *one) or head["first"] != rows.start:
+                return f"holds {name} {list(shape)} from pair {head['first']}, not {len(rows)} from {rows.start}"
+            if dtype != DTYPES[manifest.dtype] or found.tensors["labels"] != (torch.int64, (len(rows),)):
+                return f"holds {name} as {dtype}, not {manifest.dtype}, or labels that are not one for each"
         return _content_fault(read_tensors(path), head, manifest) if checksum else None
     except (UserError, KeyError) as error:
         return f"is not whole ({error})"
 
 
 def _content_fault(tensors: dict[str, Tensor], head: _ShardHead, manifest: Manifest) -> str | None:
-    if _checksum({k: tensors[k] for k in ("images", "labels")}) != head["sha256"]:
+    if _checksum({k: tensors[k] for k in (*manifest.tensors, "labels")}) != head["sha256"]:
         return "does not have the checksum that it was written with"
     labels, classes = tensors["labels"], manifest.spec.num_classes
     if classes and not (int(labels.min()) >= -1 and int(labels.max()) < classes):
@@ -218,7 +248,7 @@ class Couplings:
     in_memory: ClassVar[bool] = False
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+        self.folder, self.xflip = Path(folder), False
         self.manifest = read_manifest(self.folder)
         self._verified: set[int] = set()
         for index in range(self.manifest.shards):
@@ -255,10 +285,24 @@ class Couplings:
     def identity(self) -> dict[str, Any]:
         """What a run's record says of the pairs that it was given."""
         m = self.manifest
-        return {"pairs": m.n, "seed": m.seed, "weights_sha256": m.origin.get("weights_sha256")}
+        found = {"pairs": m.n, "seed": m.seed, "weights_sha256": m.origin.get("weights_sha256")}
+        inverted = m.origin.get("inverted") if m.inverted else None
+        return found if inverted is None else {**found, "inverted": inverted}
+
+    def mirrored(self) -> Couplings:
+        """The store whose batches mirror half of the pairs left to right: noise, image and points together."""
+        changed = copy.copy(self)
+        changed.xflip = True
+        return changed
 
     def batch(self, read: Coupling, rows: npt.NDArray[np.int64], chance: Chance) -> Coupling:
-        """The pairs."""
+        """The pairs, half of them mirrored where that is asked for."""
+        if not self.xflip:
+            return read
+        flips = torch.from_numpy(chance() < 0.5)
+        for tensor in (read.latents, read.images, read.points):
+            if tensor is not None:
+                tensor[flips] = tensor[flips].flip(-1)
         return read
 
     def prepared(self, batch: Coupling) -> Coupling:
@@ -270,15 +314,20 @@ class Couplings:
         indices = [int(i) for i in rows]
         if not all(0 <= i < len(self) for i in indices):
             raise IndexError(f"pairs are 0 .. {len(self) - 1}")
-        images = torch.empty(len(indices), *self.spec.shape)
+        found = {name: torch.empty(len(indices), *shape) for name, shape in self.manifest.tensors.items()}
         labels = torch.empty(len(indices), dtype=torch.int64)
         for place, i in enumerate(indices):
             shard, row = divmod(i, self.manifest.shard)
             file = self._file(shard)
-            images[place] = file.get_slice("images")[row : row + 1][0]
+            for name, tensor in found.items():
+                tensor[place] = file.get_slice(name)[row : row + 1][0]
             labels[place] = file.get_slice("labels")[row : row + 1][0]
-        latents = ImageNoise(self.manifest.seed, indices).normal(images)
-        return Coupling(latents, images, Condition(label=labels) if self.spec.num_classes else Condition())
+        latents = found.get("latents")
+        if latents is None:
+            latents = ImageNoise(self.manifest.seed, indices).normal(found["images"])
+        cond = Condition(label=labels) if self.spec.num_classes else Condition()
+        times = torch.tensor(self.manifest.times).expand(len(indices), -1) if self.manifest.times else None
+        return Coupling(latents, found["images"], cond, found.get("points"), times)
 
     def _opened(self, shard: int) -> Any:
         """A shard, memory-mapped; it is closed when it falls out of the cache."""
@@ -286,3 +335,42 @@ class Couplings:
             self._require_whole(shard, checksum=True)
             self._verified.add(shard)
         return safe_open(shard_path(self.folder, shard), framework="pt").__enter__()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several stores, of which a share of the pairs of every batch is drawn each. weights: positive; their sum is 1."""
+
+    stores: tuple[Couplings, ...]
+    weights: tuple[float, ...]
+
+
+def mixed(stores: Sequence[Couplings], weights: Sequence[float]) -> Couplings | Mixture:
+    """One store, or a mixture; without weights every store counts by its number of pairs.
+
+    Raises UserError where weights and stores do not match, or pairs of the stores are not of one kind.
+    """
+    if weights and len(weights) != len(stores):
+        raise UserError(
+            f"data.coupling_weights has {len(weights)} numbers for {len(stores)} stores of pairs; give one for each"
+        )
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise UserError(f"data.coupling_weights is {tuple(weights)}; weights must be positive and finite")
+    if len(stores) == 1:
+        return stores[0]
+    first = stores[0]
+    for other in stores[1:]:
+        for what, ours, theirs in (
+            ("shape and number of classes", _kind(first.spec), _kind(other.spec)),
+            ("times", first.manifest.times, other.manifest.times),
+        ):
+            if ours != theirs:
+                raise UserError(
+                    f"couplings {first.folder} and {other.folder} do not mix: their {what} are {ours} and {theirs}"
+                )
+    counts = list(weights) if weights else [float(len(store)) for store in stores]
+    return Mixture(tuple(stores), tuple(count / sum(counts) for count in counts))
+
+
+def _kind(spec: DataSpec) -> tuple[int, ...]:
+    return (*spec.shape, spec.num_classes)

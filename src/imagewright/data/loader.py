@@ -19,9 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from imagewright.data.couplings import Couplings, Mixture
 from imagewright.data.image_set import ImageSet
 from imagewright.data.workers import Workers
-from imagewright.types import Batch, Coupling, Example, Examples, UserError
+from imagewright.types import Batch, Condition, Coupling, Example, Examples, UserError
 
 AHEAD = 2
 """Batches that are read before they are asked for."""
@@ -55,9 +56,10 @@ class Loader:
     """An endless shuffled sequence: epoch e is a permutation drawn from (seed, e) (PCG64, SeedSequence).
 
     batch_size: size of a batch when `batch` is not told another. seed: >= 0. xflip: mirror each picture left
-    to right with probability 1/2, decided by (seed, position). couplings: a store whose pairs come along, as many as
-    images, in an endless order of their own; they are never mirrored. workers: processes that decode; 0 = threads of
-    this one. Raises UserError on an empty set or sizes out of range.
+    to right with probability 1/2, decided by (seed, position), and of a pair its noise and its image together.
+    couplings: a store, or a mixture of stores, whose pairs come along, as many as images, in an endless order of their
+    own. workers: processes that decode; 0 = threads of this one. Raises UserError on an empty set or sizes out of
+    range.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Loader:
         batch_size: int,
         seed: int,
         xflip: bool = False,
-        couplings: Examples | None = None,
+        couplings: Couplings | Mixture | None = None,
         workers: int = 0,
     ) -> None:
         if len(examples) == 0:
@@ -79,7 +81,7 @@ class Loader:
         if xflip:
             examples = cast(ImageSet, examples).mirrored()
         self._main = _Sequence(examples, seed, (0, 1))
-        self._beside = None if couplings is None else _Sequence(couplings, seed, (2, 3))
+        self._beside = None if couplings is None else _pairs(couplings, seed, xflip)
         decoded = not examples.in_memory
         self._read = Workers(examples.read, workers) if workers and decoded else examples.read
         # One thread, which itself decodes on all cores: batches are finished in the order in which they are needed.
@@ -146,6 +148,63 @@ class _Sequence:
 
     def _generator(self, epoch: int, which: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch, self.streams[which]))))
+
+
+def _pairs(couplings: Couplings | Mixture, seed: int, xflip: bool) -> _Sequence | _Mixed:
+    stores = couplings.stores if isinstance(couplings, Mixture) else (couplings,)
+    sequences = [
+        _Sequence(store.mirrored() if xflip else store, seed, (2 + 2 * k, 3 + 2 * k)) for k, store in enumerate(stores)
+    ]
+    return _Mixed(sequences, couplings.weights, seed) if isinstance(couplings, Mixture) else sequences[0]
+
+
+class _Mixed:
+    """Sequences of pairs as one: blocks of BLOCK places in random order, of which each has its share, without drift."""
+
+    BLOCK = 256
+
+    def __init__(self, sequences: list[_Sequence], weights: tuple[float, ...], seed: int) -> None:
+        self.sequences, self.seed = sequences, seed
+        self._shares = np.cumsum([0.0, *weights])
+        self._whose = lru_cache(maxsize=8)(self._block)
+
+    def batch(self, position: int, size: int) -> Coupling:
+        """Pairs `position` .. `position + size - 1`."""
+        block, start = divmod(position, self.BLOCK)
+        blocks = range(block, (position + size - 1) // self.BLOCK + 1)
+        whose = np.concatenate([self._whose(each) for each in blocks])
+        wanted = whose[start : start + size]
+        before = self._passed(block) + np.bincount(whose[:start], minlength=len(self.sequences))
+        counts = np.bincount(wanted, minlength=len(self.sequences))
+        parts = [
+            cast(Coupling, sequence.batch(int(before[k]), int(counts[k])))
+            for k, sequence in enumerate(self.sequences)
+            if counts[k]
+        ]
+        order = torch.from_numpy(np.argsort(np.argsort(wanted, kind="stable"), kind="stable"))
+        return _joined(parts)[order]
+
+    def _passed(self, block: int) -> npt.NDArray[np.int64]:
+        """How many places before a block are each sequence's."""
+        return np.diff(np.floor(self._shares * (block * self.BLOCK) + 0.5)).astype(np.int64)
+
+    def _block(self, block: int) -> npt.NDArray[np.int64]:
+        """Whose the places of a block are."""
+        counts = self._passed(block + 1) - self._passed(block)
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, block, 0, 1))))
+        return generator.permutation(np.repeat(np.arange(len(counts)), counts))
+
+
+def _joined(parts: list[Coupling]) -> Coupling:
+    """Pairs one after the other; all of one kind."""
+
+    def join(tensors: list[Tensor | None]) -> Tensor | None:
+        there = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(there) if there else None
+
+    latents, images = torch.cat([p.latents for p in parts]), torch.cat([p.images for p in parts])
+    cond = Condition(label=join([p.cond.label for p in parts]))
+    return Coupling(latents, images, cond, join([p.points for p in parts]), join([p.times for p in parts]))
 
 
 def _slices(position: int, size: int, n: int) -> list[tuple[int, slice]]:

@@ -71,6 +71,31 @@ class Heun(OnGrid):
                 on_step(x, denoised, sigma_next)
         return x
 
+    @torch.no_grad()
+    def invert(
+        self,
+        denoiser: Denoiser,
+        images: Tensor,
+        cond: Condition = UNCONDITIONAL,
+        *,
+        noise: Noise | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """The latents of which the flow makes images [N, C, H, W], float64: the same levels upwards.
+
+        An image is taken as the point at the lowest level. Two calls a step (one of first order), N - 1 steps.
+        Raises UserError where the sampler draws at random.
+        """
+        if self.S_churn > 0:
+            raise UserError(f"sampler.S_churn is {self.S_churn}; a stochastic sampler cannot be run backwards")
+        sigmas: list[float] = self.sigmas(denoiser).tolist()[-2::-1]
+        x = wide(images)
+        for sigma, sigma_next in pairwise(sigmas):
+            x, denoised = heun_step(denoiser, x, sigma, sigma_next, cond, second_order=self.second_order)
+            if on_step is not None:
+                on_step(x, denoised, sigma_next)
+        return x / sigmas[-1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Euler(Heun):

@@ -98,6 +98,13 @@ class ImageGenerator:
         return tally.total
 
     @property
+    def inversion_nfe(self) -> int:
+        """The same of turning an image into noise, by a sampler that can."""
+        tally, like = _Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64)
+        self.sampler.invert(tally, like, noise=ImageNoise(0, [0]))  # type: ignore[attr-defined]
+        return tally.total
+
+    @property
     def deterministic(self) -> bool:
         """Whether an image is a function of its latents: the sampler draws nothing on its way."""
         if kind_of(self.model) == "token_model":

@@ -17,7 +17,7 @@ Precision  state and times in float64; the network in its own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
@@ -34,6 +34,8 @@ from imagewright.types import UNCONDITIONAL, Condition, Denoiser, ModelKind, Noi
 TimeGrid = Literal["uniform", "sigmoid"]
 START = 1 - 1e-5
 """The first time, where sigma is still finite."""
+INVERSION = 1e-3
+"""The time at which an image is taken to be when it is turned into noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,35 @@ class Straight:
                 v = v + (again - v) / (2 * self.r)
             x, x0 = self._moved(x, kept, v, t, t_next), x - t * v
             if on_step is not None:
+                on_step(x / (1 - t_next), x0, t_next / (1 - t_next))
+        return x
+
+    @torch.no_grad()
+    def invert(
+        self,
+        denoiser: Denoiser,
+        images: Tensor,
+        cond: Condition = UNCONDITIONAL,
+        *,
+        noise: Noise | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """The latents of which the flow makes images [N, C, H, W], float64: the same times upwards, as many calls.
+
+        It begins at t = 1e-3, with that much of a noise that is drawn, or without one of none, and ends at t = 1.
+        keep_noise has no part in it: the noise is what is looked for. Lee et al. 2024, section 4.5.
+        """
+        velocity, times = velocity_of(denoiser, Linear()), [INVERSION, *self.visited()[-2:0:-1], 1.0]
+        x = (1 - INVERSION) * wide(images)
+        x = x if noise is None else x + INVERSION * noise.normal(x)
+        plain = replace(self, keep_noise=False)
+        for t, t_next in pairwise(times):
+            v = velocity(x, per_row(x, t), cond)
+            if self.order == 2 and t_next < 1:
+                between = t + self.r * (t_next - t)
+                v = v + (velocity(plain._moved(x, x, v, t, between), per_row(x, between), cond) - v) / (2 * self.r)
+            x, x0 = plain._moved(x, x, v, t, t_next), x - t * v
+            if on_step is not None and t_next < 1:
                 on_step(x / (1 - t_next), x0, t_next / (1 - t_next))
         return x
 

@@ -26,9 +26,10 @@ from torch import nn
 
 from imagewright.checks import require_whole
 from imagewright.data import ImageSet, Loader, open_images
-from imagewright.data.couplings import Couplings
+from imagewright.data.couplings import Couplings, Mixture, mixed
 from imagewright.files import try_output, write_json
 from imagewright.models.files import ModelFile, save_model
+from imagewright.models.kinds import KINDS
 from imagewright.models.tokens import check_device
 from imagewright.networks import NETWORKS
 from imagewright.noise import derive_seed
@@ -72,10 +73,18 @@ class DataConfig:
     """Leave out unusable files instead of refusing the set."""
     workers: int = 0
     """Processes that decode pictures of a set too large to stay decoded in memory; 0 = threads of this one."""
-    couplings: str | None = None
-    """Folder of pairs of noise and image that `imagewright couple` has written, for methods that learn from them."""
+    couplings: str | tuple[str, ...] | None = None
+    """Folder of pairs of noise and image that `imagewright couple` has written, for methods that learn from them; or
+    several, of which every batch has its share."""
+    coupling_weights: tuple[float, ...] = ()
+    """Shares of several folders of pairs, one for each, in any unit; () = by their numbers of pairs."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.couplings, tuple):
+            alone = self.couplings[0] if len(self.couplings) == 1 else self.couplings or None
+            object.__setattr__(self, "couplings", alone)
+        if self.coupling_weights and not isinstance(self.couplings, tuple):
+            raise UserError("data.coupling_weights has no effect without several folders in data.couplings")
         require_whole("data.workers", self.workers, 0, 1024)
 
     def open(self, on_progress: Callable[[int, int], None] | None = None) -> ImageSet:
@@ -113,6 +122,14 @@ class Experiment:
     """Sampler of the snapshots, saved with the model as its default; None = the kind's own."""
     training: TrainingConfig
 
+    def __post_init__(self) -> None:
+        for name, members in (("data", ("open",)), ("method", ("parts", "step", "product"))):
+            if not all(hasattr(getattr(self, name), member) for member in members):
+                raise UserError(f"{name} is {type(getattr(self, name)).__name__}, which is no {name} to train")
+        if self.sampler is not None and not hasattr(self.sampler, "model_kind"):
+            raise UserError(f"sampler is {type(self.sampler).__name__}, which is none")
+        object.__setattr__(self, "given", named(**self.given))
+
     def giving(self, **given: str | tuple[str, ...] | None) -> Experiment:
         """The same run with other things given; None = without it."""
         return dataclasses.replace(self, given=named(**{**self.given, **given}))
@@ -131,7 +148,7 @@ class Assembled:
     images: Any
     """The data set (`types.Examples`)."""
     parts: Parts
-    couplings: Couplings | None = None
+    couplings: Couplings | Mixture | None = None
     inputs: Inputs = field(default_factory=dict)
     """What identifies each thing that the run was given."""
     network: Any = None
@@ -168,11 +185,7 @@ def assemble(
         parts = experiment.method.parts(**{n: v for n, v in given.items() if n in wanted})
     if experiment.start is not None:
         _start_from(experiment.start, sources.given("start", experiment.start).model, parts, experiment.method.product)
-    store = None if pairs is None else sources.couplings(pairs)
-    if store is not None:
-        _check_pairs(store, spec)
-        _check_pairs_teacher(store, experiment.given.get("teacher"), sources.inputs.get("teacher"))
-        sources.inputs["couplings"] = store.identity
+    store = None if pairs is None else _pairs(experiment, pairs, spec, sources)
     inputs: Inputs = {"data": _identity(images), **sources.inputs}
     return Assembled(images, parts, store, inputs, config)
 
@@ -182,6 +195,22 @@ def _identity(images: Examples) -> dict[str, Any]:
     spec = images.spec
     shape = f"{spec.resolution}x{spec.resolution}x{spec.channels}"
     return {"images": len(images), "shape": shape, "classes": spec.num_classes, "fingerprint": images.fingerprint}
+
+
+def _pairs(
+    experiment: Experiment, names: str | tuple[str, ...], spec: DataSpec, sources: Sources
+) -> Couplings | Mixture | None:
+    """The pairs that a run learns from, noted and held against its data and its teacher; None where none are there."""
+    several = {"couplings": names} if isinstance(names, str) else {f"couplings.{i}": n for i, n in enumerate(names)}
+    stores = {role: sources.couplings(name) for role, name in several.items()}
+    there = {role: store for role, store in stores.items() if store is not None}
+    for role, store in there.items():
+        _check_pairs(store, spec)
+        _check_pairs_teacher(store, experiment.given.get("teacher"), sources.inputs.get("teacher"))
+        sources.inputs[role] = store.identity
+    if len(there) < len(stores):
+        return None
+    return mixed(list(there.values()), getattr(experiment.data, "coupling_weights", ()))
 
 
 def _check_pairs(store: Couplings, spec: DataSpec) -> None:
@@ -256,6 +285,8 @@ def _network_config(experiment: Experiment, spec: DataSpec, sizes: Mapping[str, 
     if hasattr(experiment.method, "augment_dim"):
         known["augment_dim"] = experiment.method.augment_dim
     known |= sizes
+    if _name_of(experiment.network) not in NETWORKS:
+        raise UserError(f"network is {type(experiment.network).__name__}, which configures none")
     fields = {f.name for f in dataclasses.fields(experiment.network)}
     return dataclasses.replace(experiment.network, **{k: v for k, v in known.items() if k in fields})
 
@@ -263,7 +294,11 @@ def _network_config(experiment: Experiment, spec: DataSpec, sizes: Mapping[str, 
 def _network(config: Any, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 0))
-        return NETWORKS[type(config).__name__.removesuffix("Config")](config)
+        return NETWORKS[_name_of(config)](config)
+
+
+def _name_of(config: Any) -> str:
+    return type(config).__name__.removesuffix("Config")
 
 
 def run_experiment(
@@ -361,25 +396,26 @@ def export(
     *,
     picture: bool = True,
 ) -> None:
-    """Write the product's averaged weights as a model, and a snapshot: samples, or what a tokenizer gives back."""
+    """Write the product's averaged weights as a model, and a snapshot: samples, or what is given back of pictures."""
     model = copy.deepcopy(trainer.learners[experiment.method.product].module)
     model.load_state_dict(trainer.product_state())
     spec = dataclasses.replace(images.spec, empty_classes=images.empty_classes)
     origin: dict[str, Any] = {
-        "method": type(experiment.method).__name__,
-        "images_seen": trainer.images,
-        "weights": "average" if trainer.learners[experiment.method.product].averages else "raw",
         "teacher": None,
         "tokenizer": None,
         **experiment.given,
+        "method": type(experiment.method).__name__,
+        "images_seen": trainer.images,
+        "weights": "average" if trainer.learners[experiment.method.product].averages else "raw",
         "seed": experiment.training.seed,
         "imagewright": __version__,
     }
     snapshot = snapshot_path(folder, trainer.images)
-    if kind_of(model) == "codec":
-        origin |= codec_record(model, images, device)
+    kind = kind_of(model)
+    if KINDS[kind].answers:
+        origin |= codec_record(model, images, device) if kind == "codec" else {}
         save_model(folder, ModelFile(model=model, spec=spec, origin=origin))
-        if picture:
+        if picture and kind != "encoder":
             save_reconstructions(snapshot, model, images, device)
         return
     if kind_of(model) == "encoder":
