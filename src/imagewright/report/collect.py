@@ -197,10 +197,13 @@ def collect_run(
         raise UserError(f"{folder} holds neither experiment.json nor a model; give a run folder")
     missing: dict[str, Missing] = {}
     pieces: dict[str, Any] = _read(folder, missing)
-    kind = KINDS.get(pieces["model"].get("kind", ""))
-    if kind is not None and kind.answers:
-        reason = f"It {kind.what}, and draws no images; snapshots show pictures, and beneath each row what comes back."
+    kind = pieces["model"].get("kind", "")
+    if kind in KINDS and KINDS[kind].answers and kind != "encoder":
+        what = KINDS[kind].what
+        reason = f"It {what}, and draws no images; snapshots show pictures, and beneath each row what comes back."
         missing["model"] = Missing(reason=reason)
+    elif kind == "encoder":
+        missing["model"] = Missing(reason="A classifier draws no images; `imagewright evaluate` measures its accuracy.")
     elif pieces["model"]:
         # Resolved, so that a run folder named like a shipped model is still the folder.
         generator = load(folder.resolve(), device=pick_device(device))
