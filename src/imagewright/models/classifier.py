@@ -29,10 +29,12 @@ class Classifier(nn.Module):
             channels = network.config.in_channels
             raise UserError(f"mean is {tuple(mean)}; it must be one number in [0, 1], or one for each of {channels}")
         self.network, self.mean = network, tuple(float(m) for m in mean)
+        self.centre: Tensor
+        self.register_buffer("centre", torch.tensor(self.mean)[:, None, None], persistent=False)
 
     def normalised(self, images: Tensor) -> Tensor:
         """What the network sees of images in [-1, 1]: colours in [0, 1], less the mean."""
-        return (images + 1) / 2 - images.new_tensor(self.mean)[:, None, None]
+        return (images + 1) / 2 - self.centre
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, D] and logits [N, classes] of images [N, C, H, W]. Raises UserError for another shape."""
