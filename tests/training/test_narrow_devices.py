@@ -102,7 +102,7 @@ def test_a_training_step_stays_narrow(name: str, teacher: Path, narrow: None, tm
 
 
 def test_every_method_of_digits_is_among_them() -> None:
-    """But token models, which sum probabilities in 64 bits and are refused, and what learns from drawn pairs or images."""
+    """But token models, which sum probabilities in 64 bits and are refused, and what learns from drawn images."""
     watched = {type(RECIPES[name]().method) for name in FAMILIES}
     for name, recipe in RECIPES.items():
         run = recipe()
