@@ -31,10 +31,13 @@ from imagewright.training.footprint import footprint
 from imagewright.training.given import Openable, Sources
 from imagewright.training.record import to_json
 from imagewright.training.schedule import phases
+from imagewright.training.self_play import KeepBest
 from imagewright.types import Average, DataSpec, Parts, Trained, UserError
 
 KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
     "cifar10-32x32.zip": (32, 3, 10),
+    "imagenet-32x32": (32, 3, 1000),
+    "imagenet-64x64": (64, 3, 1000),
     "imagenet-64x64.zip": (64, 3, 1000),
     "imagenet-256x256.zip": (256, 3, 1000),
 }
@@ -73,6 +76,10 @@ class StandIns(Sources):
         """The model, or the product of the recipe of that name, untrained."""
         recipe = Path(name).name
         stage = self.stages.get(name.removeprefix(OF_STAGE)) if name.startswith(OF_STAGE) else None
+        if isinstance(stage, KeepBest):
+            return self.model(stage.given["run"])
+        if stage is not None and not isinstance(stage, Experiment):
+            raise UserError(f"{name} is made by {type(stage).__name__}, which a dry run does not do")
         if stage is not None:
             made = assemble(stage, sources=self)
             return ModelFile(model=made.parts.roles[stage.method.product].module, spec=made.images.spec)
@@ -182,9 +189,10 @@ def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
 
 
 def bytes_per_parameter(role: Any, experiment: Experiment) -> int:
-    """Weights, their copy in half precision, and for what learns: gradient, two Adam moments and the averages."""
+    """Weights, their copy in half precision, and for what learns: gradient, moments (Adam has 2, SGD 1), averages."""
     half = 2 if experiment.training.precision != "fp32" else 0
     if not isinstance(role, Trained):
         return 4 + half
     averages = 1 + len(experiment.training.ema.power_std) if role.ema else 0
-    return 4 * (4 + averages) + half
+    moments = 1 if experiment.training.optimizer.kind == "sgd" else 2
+    return 4 * (2 + moments + averages) + half
