@@ -26,6 +26,7 @@ KEYS: tuple[str, ...] = (
     "ddo",
     "maskgit",
     "md4",
+    "downsampled_imagenet",
 )
 """Files of this folder, in the order of the ledger."""
 
