@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from imagewright.noise import BatchNoise, ImageNoise, StepNoise, derive_seed, dropout
+from imagewright.networks import EDM2UNet, EDM2UNetConfig
+from imagewright.noise import BatchNoise, ImageNoise, StepNoise, derive_seed, dropout, kept
 
 LIKE = torch.empty(6, 3, 5)
 DRAWS = pytest.mark.parametrize("draw", ["normal", "uniform"])
@@ -164,6 +165,28 @@ def test_dropout_can_be_drawn_again_and_else_is_not():
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(again[0], later)
     assert torch.equal(dropout(ones, 0.5, False), ones)
+
+
+@pytest.mark.parametrize("p", [1.0, 1 - 2**-20])
+def test_dropout_may_let_nothing_through(p):
+    noise = BatchNoise(0, 0, range(4), 4)
+    with noise.for_networks(0):
+        assert not kept(torch.ones(4, 50), p).any()
+
+
+def test_dropout_of_edm2s_network_is_the_images_own():
+    config = EDM2UNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
+                            num_blocks=1, attn_resolutions=(), dropout=0.5)  # fmt: skip
+    network = EDM2UNet(config).train()
+    torch.nn.init.ones_(network.out_gain)
+    x, c = torch.ones(4, 1, 8, 8), torch.zeros(4)
+    made = []
+    for cut in ([range(4)], [range(1), range(1, 4)]):
+        for places in cut:
+            with BatchNoise(0, 0, places, 4).for_networks(0), torch.no_grad():
+                made.append(network(x[places.start : places.stop], c[places.start : places.stop]))
+    torch.testing.assert_close(torch.cat(made[1:]), made[0])
+    assert not torch.equal(made[0][0], made[0][1])
 
 
 def test_blocks_of_the_batch_have_numbers_of_their_own():

@@ -176,6 +176,8 @@ class BatchNoise(StepNoise):
 
         A word decides on four numbers, by 16 bits each (p to within 2^-17): dropout's masks are most of what is drawn.
         """
+        if round(p * 2**16) == 2**16:  # which 16 bits cannot say
+            return torch.zeros(like.shape, dtype=torch.bool, device=like.device)
         count = math.prod(like.shape[1:])
         sixteen = self._words(like, (count + 3) // 4, "networks").view(torch.int16)
         return (sixteen >= round(p * 2**16) - 2**15)[:, :count].view_as(like)

@@ -267,26 +267,38 @@ def test_rounds_are_one_command(teacher: Path, monkeypatch: pytest.MonkeyPatch, 
     Path("play.py").write_text(FILE.replace("{small}", repr(SMALL)))
     main(["train", "play.py", "--dry-run"])
     assert "stage round2" in capsys.readouterr().out
-    main(["train", "play.py", "--device", "cpu", "--draw1.shard", "8"])
-    second = read_manifest(Path("runs/play/3-draw2"))
+    short = ["--draw1.shard", "8", "--best1.n", "4", "--best2.n", "4", "--round1.training.weights-images", "16"]
+    main(["train", "play.py", "--device", "cpu", *short])
+    second = read_manifest(Path("runs/play/4-draw2"))
     first = read_manifest(Path("runs/play/1-draw1"))
     assert (first.shards, second.n, second.classes) == (3, 20, 10)
-    inputs = json.loads(Path("runs/play/4-round2/experiment.json").read_text())["inputs"]
+    inputs = json.loads(Path("runs/play/5-round2/experiment.json").read_text())["inputs"]
     assert inputs["negatives"]["weights_sha256"] == inputs["reference"]["weights_sha256"]
-    assert first.origin["weights_sha256"] != second.origin["weights_sha256"]
+    best = json.loads(Path("runs/play/3-best1/model.json").read_text())
+    scores = best["origin"]["scores"]
+    assert set(scores) == {"reference", "average", "raw, 16 images", "raw, 32 images"}
+    assert scores[best["origin"]["kept"]] == min(scores.values())
+    assert second.origin["weights_sha256"] == best["weights_sha256"]
     kept = [shard_path(Path("runs/play/1-draw1"), i).read_bytes() for i in range(3)]
     shard_path(Path("runs/play/1-draw1"), 1).unlink()
     main(["train", "--resume", "runs/play", "--device", "cpu"])
     assert [shard_path(Path("runs/play/1-draw1"), i).read_bytes() for i in range(3)] == kept
 
 
+def test_resuming_a_round_changes_no_bit(teacher: Path, tmp_path: Path, resumed_run: Any) -> None:
+    DrawNegatives(given={"model": str(teacher)}, n=12)(tmp_path / "drawn", {}, "cpu")
+    run = RECIPES["ddo-digits"]().giving(reference=str(teacher), negatives=str(tmp_path / "drawn"))
+    sizes = SMALL | {"total_images": 48, "snapshot_images": 48, "micro_batch": 8}
+    resumed_run(replace(run, sampler=replace(run.sampler, num_steps=2), training=replace(run.training, **sizes)))
+
+
 def test_self_play_goes_from_round_to_round() -> None:
     stages = {stage.name: stage.work for stage in self_play("ddo-digits", rounds=2, n=7).stages}
-    assert list(stages) == ["draw1", "round1", "draw2", "round2"]
+    assert list(stages) == ["draw1", "round1", "best1", "draw2", "round2", "best2"]
     draw, learn = stages["draw2"], stages["round2"]
-    assert isinstance(draw, DrawNegatives) and dict(draw.given) == {"model": "stage:round1"} and draw.n == 7
+    assert isinstance(draw, DrawNegatives) and dict(draw.given) == {"model": "stage:best1"} and draw.n == 7
     assert isinstance(learn, Experiment)
-    assert dict(learn.given) == {"reference": "stage:round1", "negatives": "stage:draw2"}
+    assert dict(learn.given) == {"reference": "stage:best1", "negatives": "stage:draw2"}
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def test_rate_is_constant_unless_asked() -> None:
         (lambda: OptimizerConfig(lr=float("inf")), r"optimizer\.lr is inf"),
         (lambda: OptimizerConfig(lr=float("nan")), r"optimizer\.lr is nan"),
         (lambda: OptimizerConfig(lr_ramp_images=-1), r"lr_ramp_images is -1; it must be >= 0"),
+        (lambda: OptimizerConfig(lr_ramp_images=float("nan")), r"lr_ramp_images is nan; it must be >= 0"),
         (lambda: OptimizerConfig(lr_cooldown_images=-1), r"lr_cooldown_images is -1; it must be >= 0"),
         (lambda: OptimizerConfig(lr_cooldown_shape="step"), r"lr_cooldown_shape is 'step'; allowed: linear, cosine"),  # type: ignore[arg-type]
         (lambda: OptimizerConfig(lr_decay_images=0), r"lr_decay_images is 0"),

@@ -30,6 +30,7 @@ FAMILIES = (
     "edm-digits", "cd-digits", "ct-digits", "ctcd-digits", "pd-digits", "ict-digits", "mcd-digits", "mct-digits",
     "ctm-digits", "trigflow-digits", "scd-digits", "sct-digits", "dmd2-digits", "dmd2-digits-gan", "f-distill-digits",
     "vq-digits", "diff-instruct-digits", "sim-digits", "sid-digits", "uni-rkl-digits",
+    "em-distillation-digits", "smt-digits", "smd-digits",
 )  # fmt: skip
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
                          num_blocks=1, attn_resolutions=(), dropout=0.0)  # fmt: skip
@@ -71,7 +72,8 @@ def tiny(name: str, teacher: Path) -> Experiment:
         changes["network"] = NETWORK
     if run.start:
         changes["start"] = str(teacher)
-    return dataclasses.replace(run, **changes).giving(**{k: str(teacher) for k in run.given if k == "teacher"})
+    given = {role: str(teacher) for role in run.given if role in ("teacher", "warmup")}
+    return dataclasses.replace(run, **changes).giving(**given)
 
 
 def test_the_helper_by_device() -> None:

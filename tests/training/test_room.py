@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from imagewright.cli.main import main
 from imagewright.methods.edm import EDM, denoising_loss
+from imagewright.models.files import ModelFile
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNetConfig
 from imagewright.noise import StepNoise
@@ -24,13 +25,16 @@ from imagewright.paths.noise_levels import LogNormal
 from imagewright.recipes import RECIPES
 from imagewright.training.chain import Chain, Stage
 from imagewright.training.experiment import DataConfig, Experiment, assemble, run_experiment
+from imagewright.training.given import Sources
 from imagewright.training.record import experiment_from_json, read_record, to_json
 from imagewright.types import (
+    Batch,
     Chance,
     Clock,
     Condition,
     DataSpec,
     Denoiser,
+    Encoder,
     Event,
     Example,
     Frozen,
@@ -38,6 +42,7 @@ from imagewright.types import (
     Trained,
     Update,
     UserError,
+    kind_of,
 )
 
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
@@ -132,6 +137,40 @@ def test_a_moved_teacher_is_found_again(teachers: list[str], tmp_path: Path) -> 
     run_experiment(two_teachers(str(tmp_path / "c"), str(tmp_path / "b")), folder, resume=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judged(EDM):
+    """Asks for an encoder by the name that stands for a perceptual distance elsewhere."""
+
+    def parts(self, *, network: nn.Module, features: Encoder | None = None) -> Parts:
+        return Parts(denoiser=Trained(module=EDMPrecond(network)))
+
+
+def test_features_may_be_an_encoder_that_lies_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mean(nn.Module):
+        kind = "encoder"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+    def found(self: Sources, name: str) -> ModelFile:
+        assert Path(name) == tmp_path / "encoder"
+        return ModelFile(model=Mean(), spec=DataSpec(name="digits", resolution=8, channels=1))
+
+    (tmp_path / "encoder").mkdir()
+    monkeypatch.setattr(Sources, "model", found)
+    monkeypatch.chdir(tmp_path)
+    run = Experiment(data=BASE.data, method=Judged(), network=NETWORK, training=TRAINING, given={"features": "encoder"})
+    folder = run_experiment(replace(run, training=replace(TRAINING, total_images=16)), tmp_path / "run")
+    features = json.loads((folder / "experiment.json").read_text())["inputs"]["features"]
+    assert features["where"] == "../encoder" and len(features["weights_sha256"]) == 64
+
+
+def test_what_is_given_is_texts_in_the_end() -> None:
+    run = replace(BASE, given={"teachers": [Path("a"), "b"], "teacher": Path("c"), "prior": None, "judges": ()})
+    assert run.given == {"teachers": ("a", "b"), "teacher": "c"}
+
+
 # --- other kinds of example -----------------------------------------------------------------------------------
 
 
@@ -203,6 +242,52 @@ def test_a_method_learns_from_another_kind_of_example(tmp_path: Path) -> None:
         assemble(replace(run, data=BASE.data))
     with pytest.raises(UserError, match="learns from labelled pictures; made-up captions holds pictures with"):
         assemble(replace(run, method=EDM()))
+
+
+# --- other kinds of product -----------------------------------------------------------------------------------
+
+
+class Doubler(nn.Module):
+    """Latents that are the images, times a number that is learnt."""
+
+    latent = (1, 8, 8)
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.factor = kind, nn.Parameter(torch.tensor(2.0))
+
+    def encode(self, images: Tensor, noise: object = None) -> Tensor:
+        return self.factor * images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubling:
+    """Learns to give back what it is shown."""
+
+    product: ClassVar[str] = "doubler"
+    kind: str = "autoencoder"
+
+    def parts(self) -> Parts:
+        return Parts(doubler=Trained(module=Doubler(self.kind)))
+
+    def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
+        back = parts.doubler.decode(parts.doubler.encode(batch.images))
+        yield Update("doubler", (back - batch.images).square().flatten(1).mean(1))
+
+
+@pytest.mark.parametrize(("kind", "pictures"), [("autoencoder", 1), ("encoder", 0)])
+def test_what_only_answers_is_exported(
+    kind: str, pictures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[ModelFile] = []
+    monkeypatch.setattr("imagewright.training.experiment.save_model", lambda folder, file: saved.append(file))
+    run = Experiment(data=BASE.data, method=Doubling(kind=kind), training=replace(TRAINING, total_images=16))
+    run_experiment(run, tmp_path)
+    assert kind_of(saved[-1].model) == kind
+    assert len(list((tmp_path / "samples").glob("*.png"))) == pictures
 
 
 # --- stages ---------------------------------------------------------------------------------------------------
@@ -282,6 +367,36 @@ def test_the_data_are_the_teachers_unless_told(
     assert "teacher odd makes images of" in capsys.readouterr().err
 
 
+def test_what_the_command_says_of_the_data_is_not_the_teachers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig(source="digits", xflip=True)
+    run_experiment(replace(BASE, data=data, network=NETWORK, training=replace(TRAINING, total_images=16)), Path("odd"))
+    command = ["train", "cd-digits", "--teacher", "odd", "--dry-run"]
+    main(command)
+    assert "as the teacher's: data.xflip True" in capsys.readouterr().out
+    main([*command, "--data.no-xflip"])
+    assert "as the teacher's" not in capsys.readouterr().out
+
+
+def test_a_student_of_what_a_method_of_ones_own_made_goes_on_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Own(EDM):
+        pass
+
+    data = DataConfig(source="emoji64", resolution=8, labels=False)
+    teacher = replace(BASE, data=data, network=NETWORK, method=Own(), training=replace(TRAINING, total_images=16))
+    run_experiment(teacher, Path("own"))
+    sizes = ["--training.batch", "16", "--training.total-images", "16", "--device", "cpu"]
+    for resume in ([], ["--resume"]):
+        main(["train", "cd-digits", "--teacher", "own", "--out", "student", *sizes, *resume])
+    assert experiment_from_json(read_record(Path("student"))["experiment"], tmp_path).data.resolution == 8
+
+
 # --- records --------------------------------------------------------------------------------------------------
 
 
@@ -312,3 +427,37 @@ def test_shares_of_a_run_move_with_its_length(tmp_path: Path) -> None:
     )
     assert weights(a) == weights(b)
     assert read_record(a)["experiment"] == read_record(b)["experiment"]
+
+
+ODD: Mapping[str, Mapping[str, Any]] = {
+    "asks for no a b": {"given": {"a b": "x"}},
+    "asks for no out": {"given": {"out": "x"}},
+    "asks for no lambda": {"given": {"lambda": "x"}},
+    "given.teacher is 5": {"given": {"teacher": 5}},
+    "given is a list": {"given": ["teacher"]},
+    "method is DataConfig, which is no method": {"method": to_json(BASE.data)},
+    "method is NoneType": {"method": None},
+    "data is EDM, which is no data": {"data": to_json(EDM())},
+    "sampler is DataConfig": {"sampler": to_json(BASE.data)},
+    "network is EDM, which configures none": {"network": to_json(EDM())},
+}
+
+
+@pytest.mark.parametrize("fault", ODD)
+def test_a_record_that_no_run_could_have_is_told(
+    fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"format": "imagewright-experiment/1", "experiment": {**to_json(BASE), **ODD[fault]}}
+    (tmp_path / "experiment.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--resume", str(tmp_path), "--dry-run"])
+    assert ended.value.code == 2
+    assert fault in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("known", [{"places": 5}, {"places": [5]}, {"where": ["x"]}])
+def test_places_that_are_none_are_told(known: Any, tmp_path: Path) -> None:
+    record = {"format": "imagewright-experiment/1", "experiment": to_json(BASE), "inputs": {"data": known}}
+    (tmp_path / "experiment.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"experiment\.json is damaged: inputs\.data\."):
+        run_experiment(BASE, tmp_path, resume=True)

@@ -31,6 +31,7 @@ from imagewright.training.footprint import footprint
 from imagewright.training.given import Openable, Sources
 from imagewright.training.record import to_json
 from imagewright.training.schedule import phases
+from imagewright.training.self_play import KeepBest
 from imagewright.types import Average, DataSpec, Parts, Trained, UserError
 
 KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
@@ -73,6 +74,10 @@ class StandIns(Sources):
         """The model, or the product of the recipe of that name, untrained."""
         recipe = Path(name).name
         stage = self.stages.get(name.removeprefix(OF_STAGE)) if name.startswith(OF_STAGE) else None
+        if isinstance(stage, KeepBest):
+            return self.model(stage.given["run"])
+        if stage is not None and not isinstance(stage, Experiment):
+            raise UserError(f"{name} is made by {type(stage).__name__}, which a dry run does not do")
         if stage is not None:
             made = assemble(stage, sources=self)
             return ModelFile(model=made.parts.roles[stage.method.product].module, spec=made.images.spec)

@@ -19,13 +19,14 @@ from imagewright.cli.command import plainly
 from imagewright.cli.composing import COMPOSED, Run, usual_folder
 from imagewright.cli.console import bar, pace, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run, parameters
-from imagewright.cli.train_chain import ChainRun, parse_chain, resumed_chain, run_chain
+from imagewright.cli.train_chain import ChainRun, own_file, parse_chain, resumed_chain, run_chain
 from imagewright.cli.train_options import NONE, with_options, without_options
+from imagewright.pretrained import CHAIN
 from imagewright.recipes import FAMILIES, RECIPES
-from imagewright.training.chain import FILE, Chain
+from imagewright.training.chain import Chain, Stage
 from imagewright.training.distributed import Processes, pick_device, processes
 from imagewright.training.experiment import Experiment, run_experiment
-from imagewright.training.record import experiment_from_json, merged, read_record
+from imagewright.training.record import experiment_from_json, merged, option_name, read_record
 from imagewright.training.schedule import as_begun, rate_fault, shortened
 from imagewright.training.trainer import Interrupted, Progress
 from imagewright.types import UserError
@@ -60,9 +61,9 @@ def main(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         say(help_text())
         return
-    if args[0] == "--resume" and len(args) > 1 and (Path(args[1]) / FILE).exists():
+    if args[0] == "--resume" and len(args) > 1 and (Path(args[1]) / CHAIN).exists():
         name, chain, chained, command = resumed_chain(args[1:])
-        _train_chain(name, chain, chained, command)
+        _train_chain(name, chain, chain, chained, args, command)
         return
     if args[0] == "--resume":
         name, run, command = _resumed(args[1:])
@@ -70,11 +71,13 @@ def main(args: Sequence[str]) -> None:
         name, command = args[0], args
         recipe = None if args[0] in COMPOSED else find_training(args[0])
         if isinstance(recipe, Chain):
-            _train_chain(name, *parse_chain(args, recipe, ChainRun()), command)
+            _train_chain(name, recipe, *parse_chain(args, recipe, ChainRun()), args, command)
             return
         with told_errors():
             default = _composed(args) if recipe is None else Run(experiment=recipe)
-        run = _in_proportion(parse(args, default), default.experiment, args)
+        run = parse(args, default)
+        begun = (run.out or _usual_folder(name)) if run.resume else None
+        run = replace(run, experiment=_in_proportion(run.experiment, default.experiment, _named(args), begun))
     folder = run.out or _usual_folder(name)
     if run.dry_run:
         with told_errors():
@@ -97,8 +100,12 @@ def _composed(args: Sequence[str]) -> Run:
     return compose(args, parse)
 
 
-def _train_chain(name: str, chain: Chain, run: ChainRun, command: list[str] | None) -> None:
+def _train_chain(
+    name: str, recipe: Chain, chain: Chain, run: ChainRun, args: Sequence[str], command: list[str] | None
+) -> None:
+    """Train the chain that options made of a recipe."""
     folder = run.out or _usual_folder(name)
+    chain = _stages_in_proportion(chain, recipe, folder, run.resume, args)
     with processes() as group, told_errors():
         if run.dry_run:
             for stage in chain.stages:
@@ -108,10 +115,10 @@ def _train_chain(name: str, chain: Chain, run: ChainRun, command: list[str] | No
             return
         device = pick_device(run.device)
 
-        def train(stage: str, experiment: Experiment, at: Path, resume: bool) -> None:
-            _train(f"{name} {stage}", experiment, at, device, group, resume, None, whole=folder)
+        def train(stage: str, experiment: Experiment, at: Path) -> None:
+            _train(f"{name} {stage}", experiment, at, device, group, run.resume, None, whole=folder)
 
-        run_chain(chain, run, folder, _recorded(command), train, device)
+        run_chain(chain, run, folder, _recorded(command), train, device, group)
 
 
 def _train(
@@ -146,20 +153,42 @@ def _train(
             raise SystemExit(128 + stopped.number) from None
 
 
-def _in_proportion(run: Run, recipe: Experiment, args: Sequence[str]) -> Run:
-    """The run with its recipe's schedule in proportion, which is said; one that goes on has the one it began with."""
-    given = [word.removeprefix("--").split("=")[0].replace("-", "_") for word in args if word.startswith("--")]
-    path = (run.out or _usual_folder(args[0])) / "experiment.json"
-    if run.resume and path.exists():
-        return replace(run, experiment=as_begun(run.experiment, read_record(path.parent)["experiment"], given))
-    run = replace(run, experiment=_as_the_teachers(run.experiment, given))
-    experiment, changes = shortened(recipe, run.experiment, given)
+def _in_proportion(
+    run: Experiment, recipe: Experiment, given: Sequence[str], begun: Path | None, stage: str = ""
+) -> Experiment:
+    """The run with its recipe's schedule in proportion, which is said; one that goes on has the one it began with.
+
+    given: options of the command, as `option_name` has them. begun: the folder of the run that goes on.
+    """
+    run = _as_the_teachers(run, given)
+    if begun is not None and (begun / "experiment.json").exists():
+        return as_begun(run, read_record(begun)["experiment"], given)
+    experiment, changes = shortened(recipe, run, given)
     if changes:
-        share = f"{run.experiment.training.total_images:,} of the recipe's {recipe.training.total_images:,} images"
-        say(f"in proportion to {share}: {'; '.join(changes)}")
+        share = f"{run.training.total_images:,} of the recipe's {recipe.training.total_images:,} images"
+        say(f"{stage}in proportion to {share}: {'; '.join(changes)}")
     if fault := rate_fault(experiment.training):
-        say(f"note: {fault}")
-    return replace(run, experiment=experiment)
+        say(f"{stage}note: {fault}")
+    return experiment
+
+
+def _stages_in_proportion(chain: Chain, recipe: Chain, folder: Path, resume: bool, args: Sequence[str]) -> Chain:
+    """The chain with its stages' schedules in proportion to its recipe's."""
+    stages, folders = [], chain.folders(folder)
+    for stage, before in zip(chain.stages, recipe.stages, strict=True):
+        if isinstance(stage.work, Experiment) and isinstance(before.work, Experiment):
+            own = f"{stage.name}."
+            given = [name.removeprefix(own) for name in _named(args) if name.startswith(own)]
+            begun = folders[stage.name] if resume else None
+            run = _in_proportion(stage.work, before.work, given, begun, f"stage {stage.name}: ")
+            stage = Stage(stage.name, run)
+        stages.append(stage)
+    return Chain(*stages)
+
+
+def _named(args: Sequence[str]) -> list[str]:
+    """The dotted names of the fields that options set."""
+    return [option_name(word).replace("-", "_") for word in args if word.startswith("--")]
 
 
 def _as_the_teachers(run: Experiment, given: Sequence[str]) -> Experiment:
@@ -167,7 +196,10 @@ def _as_the_teachers(run: Experiment, given: Sequence[str]) -> Experiment:
     teacher = run.given.get("teacher")
     if "teacher" not in given or not isinstance(teacher, str) or not (Path(teacher) / "experiment.json").exists():
         return run
-    known = experiment_of(Path(teacher)).data
+    record = read_record(Path(teacher))["experiment"].get("data")
+    if not isinstance(record, dict) or record.get("class") != type(run.data).__name__:
+        return run  # which has fields of its own
+    known = experiment_from_json(record, Path(teacher) / "experiment.json")
     shared = ("source", "resolution", "labels", "xflip")
     theirs = {name: getattr(known, name) for name in shared if hasattr(known, name) and f"data.{name}" not in given}
     changed = {name: value for name, value in theirs.items() if getattr(run.data, name, value) != value}
@@ -218,9 +250,7 @@ def _resumed(args: list[str]) -> tuple[str, Run, list[str] | None]:
     try:
         experiment = experiment_of(folder)
     except UserError as error:
-        file = recorded[0] if recorded else ""
-        own = f"; it was started by {file}, go on with: imagewright train {file} --out {folder} --resume"
-        raise UserError(f"{error}{own if file.endswith('.py') else ''}") from None
+        raise UserError(f"{error}{own_file(recorded, folder)}") from None
     name = printable(recorded[0] if recorded else folder.name)
     run = parse([name, *args[1:]], Run(experiment=experiment, out=folder, resume=True))
     return name, run, merged(recorded, args[1:]) if recorded else None

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from imagewright.cli.command import plainly
-from imagewright.cli.console import say
+from imagewright.cli.console import printable, say
 from imagewright.cli.train_options import NONE, with_options, without_options
+from imagewright.pretrained import CHAIN
 from imagewright.training.chain import Chain, Stage, read_chain
+from imagewright.training.distributed import Processes
 from imagewright.training.experiment import Experiment
 from imagewright.training.record import experiment_from_json, merged
 from imagewright.types import UserError
@@ -34,13 +36,15 @@ class ChainRun:
 
 def parse_chain(args: Sequence[str], chain: Chain, default: ChainRun) -> tuple[Chain, ChainRun]:
     """The chain and the run with what the options change; the name of the chain stands first."""
+    values = {each.name: getattr(default, each.name) for each in fields(ChainRun)}
     options: list[tuple[str, Any, Any]] = []
     for stage in chain.stages:
+        if stage.name in values:
+            raise UserError(f"stage {stage.name}: the chain itself has an option of that name; call it otherwise")
         shown = with_options(stage.work) if isinstance(stage.work, Experiment) else stage.work
         options.append((stage.name, Annotated[type(shown), tyro.conf.arg(name=stage.name)], field(default=shown)))
     told = make_dataclass("ChainOptions", options, bases=(ChainRun,), frozen=True, kw_only=True)
     told.__doc__ = ChainRun.__doc__
-    values = {name: getattr(default, name) for name in ("out", "resume", "device", "dry_run")}
     with plainly(args):
         parsed: Any = tyro.cli(
             told,
@@ -62,11 +66,22 @@ def resumed_chain(args: Sequence[str]) -> tuple[str, Chain, ChainRun, list[str] 
     """Name, chain, run and command of the chain in a folder. No file that its record names is run."""
     folder = Path(args[0])
     record = read_chain(folder)
-    stages = (Stage(s["name"], experiment_from_json(s["work"], folder / "chain.json")) for s in record["stages"])
     command = record.get("command")
-    name = command[0] if command else folder.name
-    chain, run = parse_chain([name, *args[1:]], Chain(*stages), ChainRun(out=folder, resume=True))
+    try:
+        works = [experiment_from_json(stage["work"], folder / CHAIN) for stage in record["stages"]]
+    except UserError as error:
+        raise UserError(f"{error}{own_file(command, folder)}") from None
+    recorded = Chain(*(Stage(s["name"], work) for s, work in zip(record["stages"], works, strict=True)))
+    name = printable(command[0] if command else folder.name)
+    chain, run = parse_chain([name, *args[1:]], recorded, ChainRun(out=folder, resume=True))
     return name, chain, run, merged(command, args[1:]) if command else None
+
+
+def own_file(command: Sequence[str] | None, folder: Path) -> str:
+    """How to go on with what was started by the user's own file, to be said where its record does not tell all."""
+    file = command[0] if command else ""
+    go_on = f"; it was started by {file}, go on with: imagewright train {file} --out {folder} --resume"
+    return go_on if file.endswith(".py") else ""
 
 
 def run_chain(
@@ -74,19 +89,16 @@ def run_chain(
     run: ChainRun,
     folder: Path,
     command: list[str] | None,
-    train: Callable[[str, Experiment, Path, bool], None],
+    train: Callable[[str, Experiment, Path], None],
     device: Any,
+    processes: Processes,
 ) -> None:
     """Do what is left of a chain, saying at which stage it is."""
-    count = len(chain.stages)
 
-    def stage_of(stage: Stage, experiment: Experiment, at: Path, resume: bool) -> None:
-        number = list(chain.stages).index(stage) + 1
-        say(f"stage {number} of {count}: {stage.name}")
-        try:
-            train(stage.name, experiment, at, resume)
-        except UserError as error:
-            raise UserError(f"stage {stage.name}: {error}") from None
+    def show(number: int, name: str) -> None:
+        if processes.is_first:
+            say(f"stage {number} of {len(chain.stages)}: {name}")
 
-    chain.run(folder, stage_of, device, resume=run.resume, command=command)
-    say(f"done: {folder}  (imagewright sample {folder}; imagewright report {folder})")
+    chain.run(folder, train, device, resume=run.resume, command=command, processes=processes, on_stage=show)
+    if processes.is_first:
+        say(f"done: {folder}  (imagewright sample {folder}; imagewright report {folder})")

@@ -9,22 +9,29 @@ import tyro
 
 from imagewright.models.kinds import words
 from imagewright.training.experiment import Experiment
-from imagewright.training.given import Request, requests
+from imagewright.training.given import Request, requests, require_asked
 
 
 def with_options(experiment: Experiment) -> Experiment:
-    """The experiment with an option for each thing that its method asks for, and the values that it has of them."""
+    """The experiment with an option for each thing that its method asks for, and the values that it has of them.
+
+    Raises UserError where it has one that its method does not ask for.
+    """
+    require_asked(experiment.method, experiment.given)
     asked = {request.name: request for request in requests(experiment.method).values()}
     options: list[tuple[str, Any, Any]] = []
-    for name in dict.fromkeys([*asked, *experiment.given]):
-        request, value = asked.get(name), experiment.given.get(name)
-        several = request.several if request else isinstance(value, tuple)
+    for name, request in asked.items():
+        value = experiment.given.get(name)
+        several = request.several or isinstance(value, tuple)  # if it is too many, `given.gather` says so
+        if several and not isinstance(value, tuple):
+            value = () if value is None else (value,)
         kind: Any = tuple[str, ...] if several else str | None
         told = Annotated[kind, tyro.conf.arg(help=_told(name, request))]
-        options.append((name, told, field(default=(value or ()) if several else value)))
+        options.append((name, told, field(default=value)))
     given = make_dataclass("Given", options, frozen=True, kw_only=True)
     shown = ("given", Annotated[given, tyro.conf.arg(name="")], field(default_factory=given))
-    parsed = make_dataclass("Options", [shown], bases=(Experiment,), frozen=True, kw_only=True)
+    unchecked = {"__post_init__": lambda self: None}  # what it holds is no experiment yet
+    parsed = make_dataclass("Options", [shown], bases=(Experiment,), namespace=unchecked, frozen=True, kw_only=True)
     values = {each.name: getattr(experiment, each.name) for each in fields(Experiment)}
     result: Experiment = parsed(**{**values, "given": given()})
     return result
@@ -37,13 +44,13 @@ def without_options(parsed: Any) -> Experiment:
     return Experiment(**{**values, "given": {name: where for name, where in given.items() if where}})
 
 
-def _told(name: str, request: Request | None) -> str:
-    if name == "features":
+def _told(name: str, request: Request) -> str:
+    if name == "features" and not request.kinds:
         return (
             "What a perceptual distance compares by: digits or emoji (shipped classifiers), or lpips (VGG, where that "
             "package and its weights are installed); none = the classifier of the data set, where there is one."
         )
-    if request is None or not request.kinds:
+    if not request.kinds:
         return "Where it lies."
     kinds = " or ".join(map(words, request.kinds))
     usual = "; none = the images' own 8-bit values" if "codec" in request.kinds else ""

@@ -12,12 +12,13 @@ Denoisers  (section 3.3) log p's difference is Delta = -(|F_model - F*|^2 - |F_r
 Tokens     Delta is the difference of the exact log-likelihoods, summed over the tokens, each image with its class.
 Negatives  drawn before the round by the reference's usual sampler, unguided, with the classes that they were drawn for
            (`data.negatives`); as many as real images in a batch, at random.
-Self-play  a round's result is the next one's reference, which draws negatives anew (`recipes.ddo.self_play`: a chain).
+Self-play  a round's best weights along its way, by a distance of images, are the next one's reference, which draws
+           negatives anew (`recipes.ddo.self_play`: a chain).
 Source     The paper, and NVlabs/DDO, which has the sampling of its finetuned models only: it shows unchanged networks
            and samplers (EDM: Heun, 18 steps), and no setting of the training.
 Departs    alpha, beta, rate, length and ratio of negatives of the paper's runs are not known to us; recipes have ours.
-           A round ends where its length says: choosing among alphas, betas and checkpoints by FID is left to who runs
-           it. VAR's likelihood over scales is not built in, as VAR is not. EDM2's learnt weight of levels is not used.
+           A chain keeps the best weights of a round; alpha and beta are for its reader to vary. VAR's likelihood over
+           scales is not built in, as VAR is not. EDM2's learnt weight of levels is not used.
 Checked    loss (1 + alpha) log 2 and its gradient at the start; optimum on a categorical law, beta 1 and 1/2; the
            gradient view above; Delta in F-, x0- and eps-form; exact autoregressive models; resume bit for bit.
 """
@@ -64,8 +65,8 @@ class DDO:
 
     product: ClassVar[str] = "model"
 
-    alpha: float = 4.0
-    """Weight of the negatives (0.5 to 50 in the paper)."""
+    alpha: float = 1.0
+    """Weight of the negatives (0.5 to 50 in the paper). In the plane 4 drove a denoiser away from its data."""
     beta: float = 0.05
     """Scale of the log-likelihoods' difference (0.01 to 0.1 in the paper); below 1 it aims beyond the data's law."""
     levels: LogNormal = LogNormal(mean=-1.2, std=1.2)

@@ -22,6 +22,7 @@ from imagewright.networks.config import UNetConfig, require
 from imagewright.networks.layers import Resample
 from imagewright.networks.tangents import attention, convolved
 from imagewright.networks.unet import Layer, Role, UNet, decoder_plan, encoder_plan
+from imagewright.noise import dropout
 from imagewright.types import Condition
 
 EPS = 1e-4
@@ -160,7 +161,7 @@ class EDM2Block(nn.Module):
         y = self.conv_res0(mp_silu(x))
         scale = self.emb_linear(emb, self.emb_gain) + 1
         y = mp_silu(y * scale.to(y.dtype)[:, :, None, None])
-        y = self.conv_res1(F.dropout(y, config.dropout, self.training))
+        y = self.conv_res1(dropout(y, config.dropout, self.training))
         if self.decoder and self.conv_skip is not None:
             x = self.conv_skip(x)
         x = mp_sum(x, y, config.res_balance)

@@ -89,6 +89,7 @@ class GroupNorm(nn.GroupNorm):
         x, dx = _parts(input)
         assert dx is not None
         n, c, groups, size = *x.shape[:2], self.num_groups, x[0, 0].numel()
+        x = x if x.device.type == "cpu" else x.contiguous()  # only the CPU's kernel knows channels last
         y, mean, rstd = torch.native_group_norm(x, self.weight, self.bias, n, c, size, groups, self.eps)
         over = tuple(range(2, x.ndim))
         # Of the direction: its mean, and its mean product with the normalised input; each [n, groups].

@@ -12,6 +12,8 @@ from imagewright.samplers.generator import ImageGenerator, generator_from
 from imagewright.types import Sampler, UserError
 
 _FOLDER = Path(__file__).parent
+CHAIN = "chain.json"
+"""The file that makes a folder one of several runs, each in a folder of its own: `1-teacher`, `2-student`."""
 
 
 def shipped() -> list[str]:
@@ -26,13 +28,18 @@ def find_model(name: str | Path) -> ModelFile:
     if str(name) in shipped():
         return load_model(_FOLDER / str(name))
     folder = Path(name)
-    if (folder / "chain.json").exists():  # of a chain, what its last stage made
-        made = [path for path in sorted(folder.glob("[0-9]*-*")) if has_model(path)]
-        folder = made[-1] if made else folder
+    if (folder / CHAIN).exists():  # of a chain, what its last stage made
+        made = [path for path in folder.glob("[0-9]*-*") if has_model(path)]
+        folder = max(made, key=_number_of_stage, default=folder)
     if not has_model(folder):
         there = ", ".join(shipped()) or "none"
         raise UserError(f"{name} is neither a folder with a model.safetensors nor a shipped model ({there})")
     return load_model(folder)
+
+
+def _number_of_stage(folder: Path) -> int:
+    number = folder.name.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def load(name: str | Path, sampler: Sampler | None = None, device: torch.device | str = "cpu") -> ImageGenerator:

@@ -21,7 +21,7 @@ from imagewright.samplers import Heun, Raster
 from imagewright.training.chain import OF_STAGE, Chain, Stage
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
-from imagewright.training.self_play import DrawNegatives
+from imagewright.training.self_play import DrawNegatives, KeepBest
 
 
 def digits() -> Experiment:
@@ -40,6 +40,7 @@ def digits() -> Experiment:
             log_images=640,
             snapshot_images=3_200,
             checkpoint_images=3_200,
+            weights_images=1_600,
         ),
     )
 
@@ -49,7 +50,9 @@ def emoji64_32() -> Experiment:
     run = digits()
     training = replace(run.training, total_images=3_200, batch=32, channels_last=False, log_images=320)
     return replace(
-        run, data=DataConfig(source="emoji64", resolution=32), training=replace(training, checkpoint_images=1_600)
+        run,
+        data=DataConfig(source="emoji64", resolution=32),
+        training=replace(training, checkpoint_images=1_600, weights_images=800),
     ).giving(reference="emoji64-32", negatives="negatives/emoji64-32")
 
 
@@ -86,6 +89,7 @@ def _images(source: str, reference: str, batch: int, steps: int, calls: int) -> 
             log_images=50 * batch,
             snapshot_images=500 * batch,
             checkpoint_images=500 * batch,
+            weights_images=250 * batch,
         ),
     )
 
@@ -100,14 +104,16 @@ FAMILY: Mapping[str, Callable[[], Experiment]] = {
 
 
 def self_play(recipe: str | Experiment, *, rounds: int, n: int = 10_000) -> Chain:
-    """Rounds by one of this family's recipes: each draws `n` negatives from the model before it, then learns.
+    """Rounds by one of this family's recipes: each draws `n` negatives from the model before it, learns, and hands on
+    the best by its images' distance to real ones of its reference, its average and what it kept along its way.
 
-    Stages are draw1, round1, draw2, ... Every stage's settings are options of its name: --round2.method.beta 0.02.
+    Stages are draw1, round1, best1, draw2, ... A stage's settings are options of its name: --round2.method.beta 0.02.
     """
     first = FAMILY[recipe]() if isinstance(recipe, str) else recipe
     reference, stages = first.given["reference"], []
     for i in range(1, rounds + 1):
         stages.append(Stage(f"draw{i}", DrawNegatives(given={"model": str(reference)}, n=n, seed=i)))
         stages.append(Stage(f"round{i}", first.giving(reference=str(reference), negatives=f"{OF_STAGE}draw{i}")))
-        reference = f"{OF_STAGE}round{i}"
+        stages.append(Stage(f"best{i}", KeepBest(given={"run": f"{OF_STAGE}round{i}"})))
+        reference = f"{OF_STAGE}best{i}"
     return Chain(*stages)

@@ -13,26 +13,31 @@ they have nothing left to do.
 
 from __future__ import annotations
 
+import inspect
+import json
+import keyword
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict
 
-from imagewright.files import read_formatted, write_json
+from imagewright.files import read_formatted, try_output, write_json
+from imagewright.pretrained import CHAIN
+from imagewright.shapes import brief
+from imagewright.training.distributed import Processes
 from imagewright.training.experiment import Experiment
-from imagewright.training.record import get_field, places, set_field, to_json
+from imagewright.training.locking import sole_trainer
+from imagewright.training.record import claim, get_field, located, places, set_field, to_json
 from imagewright.types import UserError
 
 FORMAT = "imagewright-chain/1"
-FILE = "chain.json"
 OF_STAGE = "stage:"
 
 
-@runtime_checkable
 class Work(Protocol):
     """What a stage does that is no training: a frozen dataclass of settings, which a record can hold.
 
-    It goes on where it stopped when it is called again with the same folder.
+    It goes on where it stopped when it is called again with the same folder. Of several processes the first does it.
     """
 
     def __call__(self, folder: Path, stages: Mapping[str, Path], device: Any) -> None:
@@ -49,13 +54,21 @@ class Stage:
 
 
 class Chain:
-    """Stages in order. Raises UserError where names are no identifiers or occur twice, or a stage names a later one."""
+    """Stages in order.
+
+    Raises UserError where names are no identifiers or occur twice, a stage is no work, or names a later one.
+    """
 
     def __init__(self, *stages: Stage) -> None:
         names = [stage.name for stage in stages]
         for i, stage in enumerate(stages):
-            if not stage.name.isidentifier() or names.count(stage.name) > 1:
+            if not _is_name(stage.name) or names.count(stage.name) > 1:
                 raise UserError(f"stage {stage.name!r}: names of stages must be Python identifiers, each once")
+            if not isinstance(stage.work, Experiment) and not _is_work(stage.work):
+                raise UserError(
+                    f"stage {stage.name} is {type(stage.work).__name__}; it must be an Experiment, or a dataclass "
+                    "with __call__(folder, stages, device)"
+                )
             for named in _named(stage.work):
                 if named not in names[:i]:
                     raise UserError(f"stage {stage.name} names {OF_STAGE}{named}, which is no stage before it")
@@ -70,31 +83,57 @@ class Chain:
     def run(
         self,
         out: Path,
-        train: Callable[[Stage, Experiment, Path, bool], None],
+        train: Callable[[str, Experiment, Path], None],
         device: Any,
         *,
         resume: bool = False,
         command: Sequence[str] | None = None,
+        processes: Processes | None = None,
+        on_stage: Callable[[int, str], None] = lambda number, name: None,
     ) -> None:
-        """Do every stage in order. train: trains a stage's run in a folder, resuming it where it says so.
+        """Do every stage in order.
 
-        Raises UserError where there is a chain at `out` and it is not resumed, or it is another one.
+        train: trains the run of a stage, by its name, in a folder, resuming it where the chain is resumed.
+        on_stage: called before each stage with its number, from 1, and its name.
+        Raises UserError where there is a chain at `out` and it is not resumed, is another one, or is in use.
         """
-        record = self.record(command)
-        if (out / FILE).exists():
+        processes = processes or Processes()
+        try_output(out)
+        with sole_trainer(out, processes):
+            folders = self.folders(out)
+            self._claim(out, folders, resume)
+            processes.wait()  # or a slow process would find the record of this very chain
+            if processes.is_first:
+                write_json(out / CHAIN, self.record(command))
+            for number, stage in enumerate(self.stages, 1):
+                on_stage(number, stage.name)
+                folder = folders[stage.name]
+                try:
+                    if isinstance(stage.work, Experiment):
+                        train(stage.name, placed(stage.work, folders), folder)
+                    elif processes.is_first:
+                        stage.work(folder, folders, device)
+                except UserError as error:
+                    raise UserError(f"stage {stage.name}: {error}") from None
+                processes.wait()  # for what the first process has yet to write
+
+    def _claim(self, out: Path, folders: Mapping[str, Path], resume: bool) -> None:
+        """Refuse what is another run or chain, or another one in a stage that was begun, before anything is written."""
+        if (out / "experiment.json").exists():
+            raise UserError(f"{out} already holds a run, which is no chain; choose another --out")
+        known: dict[str, Any] = {}
+        if (out / CHAIN).exists():
             if not resume:
                 raise UserError(f"{out} already holds a chain; add --resume to go on with it, or choose another --out")
-            if [each["name"] for each in read_chain(out)["stages"]] != [stage.name for stage in self.stages]:
+            known = {each["name"]: each["work"] for each in read_chain(out)["stages"]}
+            if list(known) != list(folders):
                 raise UserError(f"{out} holds a chain of other stages; resume it with its own")
-        else:
-            write_json(out / FILE, record)
-        folders = self.folders(out)
         for stage in self.stages:
-            folder = folders[stage.name]
-            if isinstance(stage.work, Experiment):
-                train(stage, placed(stage.work, folders), folder, (folder / "experiment.json").exists())
-            else:
-                stage.work(folder, folders, device)
+            folder, work = folders[stage.name], stage.work
+            if isinstance(work, Experiment):
+                claim(folder, located(placed(work, folders), folder).in_images(), resume)
+            elif folder.exists() and json.loads(json.dumps(to_json(work))) != known.get(stage.name):
+                raise UserError(f"{folder} was made with other settings; resume the chain with its own")
 
     def record(self, command: Sequence[str] | None) -> dict[str, Any]:
         """What chain.json holds."""
@@ -117,16 +156,29 @@ class ChainRecord(TypedDict):
 
 def read_chain(folder: Path) -> ChainRecord:
     """The record of a chain. Raises UserError when it is missing or damaged."""
-    record: ChainRecord = read_formatted(folder / FILE, FORMAT, ChainRecord)
+    record: ChainRecord = read_formatted(folder / CHAIN, FORMAT, ChainRecord)
+    for stage in record["stages"]:
+        if not _is_name(stage["name"]):
+            raise UserError(f"{folder / CHAIN} is damaged: no stage can be called {brief(stage['name'])}")
     return record
 
 
 def stage_folders(folder: Path) -> list[Path]:
     """The folders of a chain's stages that have been begun, in order; [] where there is no chain."""
-    if not (folder / FILE).exists():
+    if not (folder / CHAIN).exists():
         return []
     found = (folder / f"{i}-{stage['name']}" for i, stage in enumerate(read_chain(folder)["stages"], 1))
     return [path for path in found if path.is_dir()]
+
+
+def _is_name(name: str) -> bool:
+    """Whether a stage may be called so: its options and its folder are."""
+    return name.isidentifier() and not keyword.iskeyword(name)
+
+
+def _is_work(value: Any) -> bool:
+    whole = is_dataclass(value) and not isinstance(value, type) and callable(value)
+    return whole and list(inspect.signature(value).parameters) == list(inspect.signature(Work.__call__).parameters)[1:]
 
 
 def placed(experiment: Experiment, folders: Mapping[str, Path]) -> Experiment:

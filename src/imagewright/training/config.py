@@ -72,7 +72,7 @@ class OptimizerConfig:
                 f"optimizer.lr_cooldown_shape is {self.lr_cooldown_shape!r}; allowed: {', '.join(get_args(Cooldown))}"
             )
         for name in ("lr_ramp_images", "lr_cooldown_images"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be >= 0")
         if self.lr_decay_images is not None and not self.lr_decay_images > 0:
             raise UserError(f"optimizer.lr_decay_images is {self.lr_decay_images}; it must be above 0, or none")

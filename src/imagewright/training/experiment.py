@@ -29,6 +29,7 @@ from imagewright.data import ImageSet, Loader, open_images
 from imagewright.data.couplings import Couplings, Mixture, mixed
 from imagewright.files import try_output, write_json
 from imagewright.models.files import ModelFile, save_model
+from imagewright.models.kinds import KINDS
 from imagewright.models.tokens import check_device
 from imagewright.networks import NETWORKS
 from imagewright.noise import derive_seed
@@ -120,6 +121,14 @@ class Experiment:
     sampler: Any = None
     """Sampler of the snapshots, saved with the model as its default; None = the kind's own."""
     training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        for name, members in (("data", ("open",)), ("method", ("parts", "step", "product"))):
+            if not all(hasattr(getattr(self, name), member) for member in members):
+                raise UserError(f"{name} is {type(getattr(self, name)).__name__}, which is no {name} to train")
+        if self.sampler is not None and not hasattr(self.sampler, "model_kind"):
+            raise UserError(f"sampler is {type(self.sampler).__name__}, which is none")
+        object.__setattr__(self, "given", named(**self.given))
 
     def giving(self, **given: str | tuple[str, ...] | None) -> Experiment:
         """The same run with other things given; None = without it."""
@@ -275,6 +284,8 @@ def _network_config(experiment: Experiment, spec: DataSpec, sizes: Mapping[str, 
     if hasattr(experiment.method, "augment_dim"):
         known["augment_dim"] = experiment.method.augment_dim
     known |= sizes
+    if _name_of(experiment.network) not in NETWORKS:
+        raise UserError(f"network is {type(experiment.network).__name__}, which configures none")
     fields = {f.name for f in dataclasses.fields(experiment.network)}
     return dataclasses.replace(experiment.network, **{k: v for k, v in known.items() if k in fields})
 
@@ -282,7 +293,11 @@ def _network_config(experiment: Experiment, spec: DataSpec, sizes: Mapping[str, 
 def _network(config: Any, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 0))
-        return NETWORKS[type(config).__name__.removesuffix("Config")](config)
+        return NETWORKS[_name_of(config)](config)
+
+
+def _name_of(config: Any) -> str:
+    return type(config).__name__.removesuffix("Config")
 
 
 def run_experiment(
@@ -380,25 +395,26 @@ def export(
     *,
     picture: bool = True,
 ) -> None:
-    """Write the product's averaged weights as a model, and a snapshot: samples, or what a tokenizer gives back."""
+    """Write the product's averaged weights as a model, and a snapshot: samples, or what is given back of pictures."""
     model = copy.deepcopy(trainer.learners[experiment.method.product].module)
     model.load_state_dict(trainer.product_state())
     spec = dataclasses.replace(images.spec, empty_classes=images.empty_classes)
     origin: dict[str, Any] = {
-        "method": type(experiment.method).__name__,
-        "images_seen": trainer.images,
-        "weights": "average" if trainer.learners[experiment.method.product].averages else "raw",
         "teacher": None,
         "tokenizer": None,
         **experiment.given,
+        "method": type(experiment.method).__name__,
+        "images_seen": trainer.images,
+        "weights": "average" if trainer.learners[experiment.method.product].averages else "raw",
         "seed": experiment.training.seed,
         "imagewright": __version__,
     }
     snapshot = snapshot_path(folder, trainer.images)
-    if kind_of(model) == "codec":
-        origin |= codec_record(model, images, device)
+    kind = kind_of(model)
+    if KINDS[kind].answers:
+        origin |= codec_record(model, images, device) if kind == "codec" else {}
         save_model(folder, ModelFile(model=model, spec=spec, origin=origin))
-        if picture:
+        if picture and kind != "encoder":
             save_reconstructions(snapshot, model, images, device)
         return
     generator = ImageGenerator(model, spec, experiment.sampler, device)

@@ -14,8 +14,9 @@ import collections.abc
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -34,8 +35,6 @@ Given = Mapping[str, str | tuple[str, ...]]
 NAMES: Mapping[Any, str] = {Codec: "tokenizer"}
 """Types that are asked for by another name than the parameter's."""
 PROTOCOLS: Mapping[Any, ModelKind] = {kind.protocol: name for name, kind in KINDS.items()}
-NOT_PLACES = ("features",)
-"""Names whose values are no paths."""
 LEARNS: Mapping[str, str] = {
     "teacher": "learns from no teacher",
     "tokenizer": "learns no tokens",
@@ -43,9 +42,13 @@ LEARNS: Mapping[str, str] = {
 }
 
 
-def named(**given: str | tuple[str, ...] | None) -> Given:
-    """What a run is given, without what is None."""
-    return {name: where for name, where in given.items() if where is not None}
+def named(**given: str | PathLike[str] | Sequence[str | PathLike[str]] | None) -> Given:
+    """What a run is given, as texts and tuples of them, without what is empty."""
+    return {name: _texts(where) for name, where in given.items() if where}
+
+
+def _texts(where: str | PathLike[str] | Sequence[str | PathLike[str]]) -> str | tuple[str, ...]:
+    return fspath(where) if isinstance(where, str | PathLike) else tuple(fspath(each) for each in where)
 
 
 @runtime_checkable
@@ -153,13 +156,18 @@ class Sources:
 def gather(method: Any, given: Given, spec: DataSpec, sources: Sources) -> dict[str, Any]:
     """What a method's `parts` asks of the run, by parameter. Raises UserError for what is missing, unfit or unasked."""
     asked = requests(method)
-    names = {request.name for request in asked.values()}
+    require_asked(method, given)
+    found = {p: _found(r, given.get(r.name), spec, sources, type(method).__name__) for p, r in asked.items()}
+    return {parameter: value for parameter, value in found.items() if value is not _LEFT_OUT}
+
+
+def require_asked(method: Any, given: Given) -> None:
+    """Raise UserError where a run names what its method does not ask for."""
+    names = {request.name for request in requests(method).values()}
     for name in given:
         if name not in names:
             why = LEARNS.get(name, f"asks for no {name}")
             raise UserError(f"method {type(method).__name__} {why}; {name} has no effect")
-    found = {p: _found(r, given.get(r.name), spec, sources, type(method).__name__) for p, r in asked.items()}
-    return {parameter: value for parameter, value in found.items() if value is not _LEFT_OUT}
 
 
 _LEFT_OUT = object()
@@ -178,8 +186,9 @@ def _found(request: Request, where: Any, spec: DataSpec, sources: Sources, metho
     if where is None and request.optional:
         return _LEFT_OUT
     if where is None:
-        what = "learns from" if request.kinds else "needs"
-        raise UserError(f"this method {what} a {request.name}; give one with --{request.name} RUN")
+        what = f"learns from a{'n' if request.name[0] in 'aeiou' else ''}" if request.kinds else "needs"
+        place = "RUN" if request.kinds else "PATH"
+        raise UserError(f"this method {what} {request.name}; give one with --{request.name} {place}")
     if not isinstance(where, str):
         raise UserError(f"{request.name} is {', '.join(where)}; this method takes one")
     return _one(request, request.name, where, spec, sources)
@@ -234,4 +243,15 @@ def _spelled(example: type[Example]) -> str:
     return head[:1].lower() + head[1:]
 
 
-__all__ = ["Given", "Openable", "Request", "Sources", "check_examples", "gather", "named", "requests", "sizes_of"]
+__all__ = [
+    "Given",
+    "Openable",
+    "Request",
+    "Sources",
+    "check_examples",
+    "gather",
+    "named",
+    "requests",
+    "require_asked",
+    "sizes_of",
+]

@@ -1,4 +1,4 @@
-"""What a tokenizer's run leaves in place of samples: pictures and what comes back, and how its codebook is used."""
+"""What a tokenizer or autoencoder leaves in place of samples: pictures, what comes back, how its codebook is used."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ MEASURED = 10_000
 BATCH = 64
 
 
-def save_reconstructions(path: Path, codec: nn.Module, images: ImageSet, device: torch.device) -> None:
+@torch.no_grad()
+def save_reconstructions(path: Path, model: nn.Module, images: ImageSet, device: torch.device) -> None:
     """Five pairs of rows: pictures of the run's own data, evenly spaced, and beneath each what comes back."""
     count = min(5 * COLUMNS, len(images))
     shown = images.images([i * len(images) // count for i in range(count)])
-    model: Any = codec.eval().to(device)
-    rebuilt = to_uint8(model.decode(model.encode(from_uint8(shown).to(device))))
+    there: Any = model.eval().to(device)
+    rebuilt = to_uint8(there.decode(there.encode(from_uint8(shown).to(device))))
     rows = [np.concatenate([a[s : s + COLUMNS] for a in (shown, rebuilt)]) for s in range(0, count, COLUMNS)]
     save_image(path, grid(np.concatenate(rows), min(COLUMNS, count)), scale=max(1, 64 // images.spec.resolution))
 

@@ -26,9 +26,9 @@ from typing import Any, NotRequired, TypedDict, cast
 import torch
 
 from imagewright.files import read_formatted
-from imagewright.pretrained import shipped
+from imagewright.metrics.perceptual import CHOICES
+from imagewright.pretrained import CHAIN, shipped
 from imagewright.shapes import brief, misfit
-from imagewright.training.given import NOT_PLACES
 from imagewright.types import UserError
 from imagewright.version import versions
 
@@ -52,13 +52,18 @@ Inputs = dict[str, dict[str, Any]]
 `places` where it lay."""
 
 
+class _Input(TypedDict):
+    where: NotRequired[str]
+    places: NotRequired[list[str]]
+
+
 class RunRecord(TypedDict):
     """What experiment.json holds, as far as it is read."""
 
     format: str
     command: NotRequired[list[str] | None]
     experiment: dict[str, Any]
-    inputs: NotRequired[dict[str, dict[str, Any]]]
+    inputs: NotRequired[dict[str, _Input]]
     computed: NotRequired[list[dict[str, Any]]]
     versions: NotRequired[dict[str, str]]
 
@@ -71,7 +76,7 @@ def places(experiment: Any) -> dict[str, str]:
         del found["couplings"]
         found |= {f"couplings.{i}": f"{PLACES['couplings']}.{i}" for i in range(len(pairs))}
     for name, where in (get_field(experiment, "given") or {}).items():
-        if name not in NOT_PLACES:
+        if where not in CHOICES:  # of features
             several = {f"{name}.{i}": f"given.{name}.{i}" for i in range(len(where))}
             found |= {name: f"given.{name}"} if isinstance(where, str) else several
     return found
@@ -80,7 +85,11 @@ def places(experiment: Any) -> dict[str, str]:
 def read_record(folder: Path) -> RunRecord:
     """The record of a run. Raises UserError when it is missing or damaged."""
     record: RunRecord = read_formatted(folder / "experiment.json", FORMAT, RunRecord)
-    return {**record, "experiment": _as_of_today(record["experiment"])}
+    experiment = _as_of_today(record["experiment"])
+    fault = misfit(experiment.get("given", {}), dict[str, str | list[str]], "experiment.given")
+    if fault is not None:
+        raise UserError(f"{folder / 'experiment.json'} is damaged: {fault}")
+    return {**record, "experiment": experiment}
 
 
 def _as_of_today(experiment: dict[str, Any]) -> dict[str, Any]:
@@ -274,6 +283,8 @@ def claim(folder: Path, experiment: Any, resume: bool) -> Inputs:
     Raises UserError where there is a run and it is not resumed, or is resumed with other settings.
     """
     path = folder / "experiment.json"
+    if (folder / CHAIN).exists():
+        raise UserError(f"{folder} holds a chain of runs; choose another --out")
     if not path.exists():
         return {}
     if not resume:
@@ -284,7 +295,7 @@ def claim(folder: Path, experiment: Any, resume: bool) -> Inputs:
     changed = [name for name in changed if name not in (*FREE, *moved)]
     if changed:
         raise UserError(f"{folder} holds a run with another {', '.join(changed)}; resume it with its own settings")
-    return dict(before.get("inputs", {}))
+    return {name: dict(known) for name, known in before.get("inputs", {}).items()}
 
 
 def check_inputs(folder: Path, before: Inputs, now: Inputs, experiment: Any) -> None:
@@ -317,7 +328,7 @@ def merged(command: Sequence[str], more: Sequence[str]) -> list[str]:
     options: dict[str, list[str]] = {}
     for words in (command, more):
         for group in _groups(words):
-            options[_key(group[0])] = group
+            options[option_name(group[0])] = group
     return [word for key, group in options.items() if key not in ("resume", "dry-run", "out") for word in group]
 
 
@@ -331,7 +342,8 @@ def _groups(words: Sequence[str]) -> list[list[str]]:
     return groups
 
 
-def _key(word: str) -> str:
+def option_name(word: str) -> str:
+    """What an option sets, without its dashes: --data.no-xflip sets data.xflip; "" for a word that is none."""
     if not word.startswith("--"):
         return ""  # the recipe
     parts = word.removeprefix("--").split("=")[0].replace("_", "-").split(".")

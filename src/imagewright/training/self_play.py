@@ -1,10 +1,11 @@
-"""A stage in which a model draws what it will be told from real images in the next: the negatives of self-play."""
+"""What self-play does between its rounds: a model draws what it will be told from real images, and the best is kept."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from imagewright.arrays import read_tensors
 from imagewright.checks import require_whole
 from imagewright.data.negatives import NegativesManifest, begin, whole, write_shard
-from imagewright.models.files import ModelFile, weights_hash
+from imagewright.metrics import embed
+from imagewright.metrics.draws import frechet_of_model
+from imagewright.metrics.extractors import find_extractor
+from imagewright.models.files import ModelFile, has_model, save_model, weights_hash
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_to_json
 from imagewright.training.chain import OF_STAGE
+from imagewright.training.record import experiment_from_json, located, read_record
+from imagewright.training.weights import stored
+from imagewright.tuning.scores import lowest
 from imagewright.types import kind_of
 
 
@@ -46,9 +54,7 @@ class DrawNegatives:
 
     def __call__(self, folder: Path, stages: Mapping[str, Path], device: Any) -> None:
         """As `training.chain.Work`."""
-        name = self.given["model"]
-        where = stages[name.removeprefix(OF_STAGE)] if name.startswith(OF_STAGE) else name
-        file = find_model(where)
+        file = find_model(_placed(self.given["model"], stages))
         tokens = kind_of(file.model) == "token_model"
         generator = generator_from(with_tokens_shown(file) if tokens else file, device=device)
         codec: Any = getattr(file.model, "codec", None)
@@ -80,6 +86,63 @@ class DrawNegatives:
             wanted = None if labels is None else labels[start : start + self.batch_size]
             parts.append(generator.drawn(some, labels=wanted, seed=self.seed).cpu())
         return torch.cat(parts), torch.as_tensor(known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepBest:
+    """Early stopping by the evaluator: of a round's reference, its average and the weights that it kept along its way
+    (`training.weights_images`), the model whose images come nearest to the training images becomes the stage's.
+
+    Every candidate draws the same noises and classes. Does nothing where the folder has its model already.
+    """
+
+    given: Mapping[str, str] = field(default_factory=dict)
+    """Where the round lies: {"run": "stage:round1"}."""
+    n: int = 1_000
+    """Images for each candidate."""
+    seed: int = 0
+    inception: str | None = None
+    """Weights of the Inception network, for data other than digits and emoji64."""
+
+    def __post_init__(self) -> None:
+        require_whole("n", self.n, 2)
+        require_whole("seed", self.seed, 0)
+
+    def __call__(self, folder: Path, stages: Mapping[str, Path], device: Any) -> None:
+        """As `training.chain.Work`."""
+        if has_model(folder):
+            return
+        run = _placed(self.given["run"], stages)
+        file, experiment = find_model(run), experiment_from_json(read_record(Path(run))["experiment"], Path(run))
+        reference = located(experiment, Path(run)).given["reference"]
+        models: dict[str, Callable[[], nn.Module]] = {
+            "reference": lambda: find_model(reference).model,
+            "average": lambda: file.model,
+        }
+        for kept in stored(Path(run)):
+            models[f"{kept.kind}, {kept.images} images"] = partial(_with_weights, file.model, kept.path)
+        images = experiment.data.open()
+        extractor = find_extractor(None, experiment.data.source, self.inception, torch.device(device))
+        moments = embed(images, extractor).moments
+
+        def score(model: nn.Module) -> float:
+            generator = generator_from(replace(file, model=model), device=device)
+            return frechet_of_model(generator, self.n, extractor, moments, seed=self.seed)
+
+        scores = {name: score(make()) for name, make in models.items()}
+        best = lowest(scores.items())
+        origin = {**file.origin, "kept": best, "scores": scores}
+        save_model(folder, replace(file, model=models[best]().to("cpu"), origin=origin))
+
+
+def _placed(name: str, stages: Mapping[str, Path]) -> str:
+    return str(stages[name.removeprefix(OF_STAGE)]) if name.startswith(OF_STAGE) else name
+
+
+def _with_weights(model: nn.Module, path: Path) -> nn.Module:
+    changed = copy.deepcopy(model)
+    changed.load_state_dict(read_tensors(path))
+    return changed
 
 
 class ShownTokens(nn.Module):

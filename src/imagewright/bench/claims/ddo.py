@@ -1,4 +1,4 @@
-"""DDO: a model told from its former self leaves fewer points off the modes than more maximum likelihood (2503.01103)."""
+"""DDO: a denoiser told from its former self leaves fewer points off the modes than more likelihood (2503.01103)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from imagewright.bench.claims.claim import Budget, Check, Claim, Row, how_many_times
@@ -129,11 +128,11 @@ CLAIM = Claim(
     key="ddo",
     paper="2503.01103",
     headline="CIFAR-10 FID 1.97 to 1.38 without classes, 1.79 to 1.30 with; ImageNet-64 1.58 to 0.97, unguided",
-    miniature="25 modes in the plane and a small denoiser that maximum likelihood brought to where its rate ended. From "
-    "there: a round of DDO, another with the first's result as reference, and more maximum likelihood at the cost of "
-    "one round in passes of all networks, the drawing of the negatives included; and a round whose negatives are real "
-    "points, which should do nothing. Alpha, beta and both rates were searched on a tuning seed. Points are drawn in 35 "
-    "calls; a point is off the modes if it is farther than 3 deviations from all.",
+    miniature="25 modes in the plane and a small denoiser that maximum likelihood brought to where its rate ended. "
+    "From there: a round of DDO, another with the first's result as reference, and more maximum likelihood at the cost "
+    "of one round in passes of all networks, the drawing of the negatives included; and a round whose negatives are "
+    "real points, which should do nothing. Alpha, beta and both rates were searched on a tuning seed. Points are drawn "
+    "in 35 calls; a point is off the modes if it is farther than 3 deviations from all.",
     measure="points off the modes, per cent",
     cost="passes of networks per point of a batch",
     run=run,
