@@ -159,7 +159,8 @@ def completed(*words: str) -> set[str]:
                             capture_output=True, check=True).stdout  # fmt: skip
     line = " ".join(f"'{w}'" for w in words)
     ask = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _imagewright; echo "${{COMPREPLY[@]}}"'
-    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True, cwd="/")
+    # Through a pipe: an argument may have 128 KiB, which the options of all recipes fill.
+    done = subprocess.run(["bash"], input=ask, capture_output=True, text=True, check=True, cwd="/")
     return set(done.stdout.split())
 
 

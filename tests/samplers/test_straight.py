@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imagewright.oracles import GaussianMixture, GaussianOracle, IntegratedFlowMap
 from imagewright.samplers import DDIM, Straight
-from imagewright.samplers.straight import START, sigmoid_times
+from imagewright.samplers.straight import START, sigmoid_times, straightness
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 MIXTURE = GaussianMixture(torch.tensor([[1.0, 0.2], [-0.6, 0.9], [0.1, -1.1]], dtype=torch.float64), 0.4)
@@ -66,6 +66,17 @@ def test_keeping_the_noise_is_eulers_rule_on_straight_paths_and_for_one_step(ord
     assert float((kept(MIXTURE, LATENTS) - plain(MIXTURE, LATENTS)).abs().max()) > 0.01
     one = [Straight(num_steps=1, keep_noise=keep)(MIXTURE, LATENTS) for keep in (False, True)]
     torch.testing.assert_close(*one)
+
+
+def test_straight_lines_are_straight_and_curves_are_not() -> None:
+    assert float(straightness(Line(), LATENTS).max()) < 1e-15
+    # N(0, s^2): x_t = z sqrt((1 - t)^2 s^2 + t^2), whose slope's variance over t is known: E[v^2] - (1 - s)^2.
+    s = 0.3
+    t = torch.linspace(0, 1, 20001, dtype=torch.float64)
+    slope = (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2).sqrt()
+    want = (torch.trapezoid(slope**2, t) - (1 - s) ** 2) * LATENTS.square().mean(1)
+    got = straightness(GaussianOracle(torch.zeros(2, dtype=torch.float64), std=s), LATENTS, num_steps=400)
+    torch.testing.assert_close(got, want, rtol=0.02, atol=0)
 
 
 def test_the_next_point_has_the_first_noise() -> None:

@@ -22,14 +22,17 @@ from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
 from imagewright.methods.em_distillation import EMDistillation
 from imagewright.methods.f_distill import FDistill
+from imagewright.methods.flow_matching import FlowMatching
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
 from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation
+from imagewright.methods.rectified_flow_pp import RectifiedFlowPlusPlus
 from imagewright.methods.score_of_mixture import ScoreOfMixtureDistillation, ScoreOfMixtureTraining
+from imagewright.methods.simple_reflow import SimpleReflow
 from imagewright.methods.uni_instruct import UniInstruct
 from imagewright.models.segments import segment_stops
 from imagewright.networks import SongUNetConfig
 from imagewright.recipes import RECIPES
-from imagewright.samplers import Jumps, MultistepConsistency
+from imagewright.samplers import Jumps, MultistepConsistency, Straight
 from imagewright.training.experiment import Experiment, run_experiment
 
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
@@ -53,9 +56,13 @@ METHODS = {
     "f-distill": (FDistill(every=2, ratio_decay=0.5, judged="all"), MultistepConsistency()),
     "smt": (ScoreOfMixtureTraining(score_updates=2), MultistepConsistency()),
     "smd": (ScoreOfMixtureDistillation(score_updates=2), MultistepConsistency()),
+    "flow": (FlowMatching(), Straight(num_steps=2)),
+    "rfpp": (RectifiedFlowPlusPlus(image=Distance(kind="l2"), dropout=0.1), Straight(num_steps=1)),
+    "simple-reflow": (SimpleReflow(), Straight(num_steps=2)),
     "scd": (ContinuousConsistencyDistillation(warmup=0.5), MultistepConsistency()),
     "sct": (ContinuousConsistencyTraining(warmup=0.5), MultistepConsistency()),
 }
+PAIRED = ("dmd", "rfpp", "simple-reflow")
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +86,18 @@ def couplings(teacher: Path) -> Path:
     return folder
 
 
+def pairs(name: str, folder: Path) -> str | tuple[str, ...] | None:
+    """Two stores for one of the methods that learn from pairs."""
+    return (str(folder), str(folder)) if name == "simple-reflow" else str(folder) if name in PAIRED else None
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_resuming_changes_no_bit(
     name: str, teacher: Path, couplings: Path, resumed_run: Callable[[Experiment], Path]
 ) -> None:
     method, sampler = METHODS[name]
-    learns = "Training" in type(method).__name__
-    data = replace(BASE.data, couplings=str(couplings) if name == "dmd" else None)
+    learns = "Training" in type(method).__name__ or name == "flow"
+    data = replace(BASE.data, couplings=pairs(name, couplings))
     experiment = Experiment(
         data=data, method=method, network=NETWORK if learns else None,
         given={} if learns else {"teacher": str(teacher)},
@@ -103,8 +115,8 @@ OVER_THE_MICRO_BATCH = ("ctm", "f-distill", "uni")
 def test_how_a_batch_is_cut_up_moves_no_loss(name: str, teacher: Path, couplings: Path, tmp_path: Path) -> None:
     """Noise, times and dropout belong to the image's place in the batch; what remains is rounding."""
     method, sampler = METHODS[name]
-    learns = "Training" in type(method).__name__
-    data = replace(BASE.data, couplings=str(couplings) if name == "dmd" else None)
+    learns = "Training" in type(method).__name__ or name == "flow"
+    data = replace(BASE.data, couplings=pairs(name, couplings))
     losses = []
     for micro in (16, 4):
         training = replace(TRAINING, total_images=16, micro_batch=micro)

@@ -16,8 +16,9 @@ Range      times from 1e-5 to 1 - 1e-5, as in the official program of the latter
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,10 @@ class EDMFlow(Flow, EDMPrecond):
     ) -> None:
         super().__init__(network, *checked_times(sigma_min, sigma_max), sigma_data, noise_label)
 
+    def as_denoiser(self) -> EDMPrecond:
+        """The same network, not copied, as a denoiser of EDM's usual range: what students of denoisers learn from."""
+        return EDMPrecond(self.network, sigma_data=self.sigma_data, noise_label=self.noise_label).train(self.training)
+
 
 class VPFlow(Flow, VPPrecond):
     """The variance-preserving row up to the ends of the straight path; its clock goes on beyond t = 1."""
@@ -151,6 +156,14 @@ def flow_of(denoiser: object, dropout: float = 0.0) -> Preconditioned:
         )
     own = {name: getattr(denoiser, name) for name in kind.settings if name not in ("sigma_min", "sigma_max")}
     return kind(student_network(denoiser, dropout), **own)
+
+
+def forgotten(flow: Preconditioned) -> Preconditioned:
+    """The same flow with a fresh network of the same architecture, drawn from torch's generator."""
+    network: Any = flow.network
+    fresh = copy.copy(flow)
+    fresh._modules = {**flow._modules, "network": type(network)(network.config)}
+    return fresh
 
 
 def checked_times(sigma_min: float, sigma_max: float) -> tuple[float, float]:

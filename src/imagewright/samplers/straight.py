@@ -147,6 +147,24 @@ class Straight:
         return x + (t_next - t) * v
 
 
+@torch.no_grad()
+def straightness(
+    denoiser: Denoiser, latents: Tensor, cond: Condition = UNCONDITIONAL, *, num_steps: int = 32
+) -> Tensor:
+    """How far trajectories are from straight lines: the mean of |(z - x) - v(x_t, t)|^2 along each, per number, [N].
+
+    z, x: its own ends; 0 where one step is exact. By Euler's steps of equal time, one call each.
+    """
+    velocity, times = velocity_of(denoiser, Linear()), Straight(num_steps=num_steps, order=1).visited()
+    start = x = wide(latents) * times[0]
+    along = []
+    for t, t_next in pairwise(times):
+        along.append(velocity(x, per_row(x, t), cond))
+        x = x + (t_next - t) * along[-1]
+    off = torch.stack(along) - (start - x) / times[0]
+    return off.square().flatten(2).mean((0, 2))
+
+
 def sigmoid_times(n: int, sharpness: float) -> list[float]:
     """n + 1 times from 1 to 0, dense at both ends: t_i + t_(n - i) = 1."""
     low, high = (1 / (1 + math.exp(side * sharpness / 2)) for side in (1, -1))

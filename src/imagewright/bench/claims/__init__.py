@@ -24,6 +24,8 @@ KEYS: tuple[str, ...] = (
     "em_distillation",
     "score_of_mixture",
     "ddo",
+    "rectified_flow_pp",
+    "simple_reflow",
     "maskgit",
     "md4",
 )
