@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules import module as registry
 
 from imagewright import limits
+from imagewright.models.acceleration import AccelerationFlow, InitialVelocity
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
 from imagewright.models.edm2 import EDM2Precond
@@ -36,6 +37,7 @@ from imagewright.types import UserError
 
 T = TypeVar("T", bound=nn.Module)
 MODELS: dict[str, type[nn.Module]] = {
+    "AccelerationFlow": AccelerationFlow,
     "CausalTokenModel": CausalTokenModel,
     "ConsistencyModel": ConsistencyModel,
     "ContinuousConsistencyModel": ContinuousConsistencyModel,
@@ -43,6 +45,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "EDMFlow": EDMFlow,
     "EDMPrecond": EDMPrecond,
     "FewStepGenerator": FewStepGenerator,
+    "InitialVelocity": InitialVelocity,
     "LearnedMaskingModel": LearnedMaskingModel,
     "MaskedDiffusionModel": MaskedDiffusionModel,
     "MaskedTokenModel": MaskedTokenModel,
