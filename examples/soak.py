@@ -50,6 +50,7 @@ def resident() -> float:
 def trainer(folder: Path, images: ImageSet, total: int) -> Trainer:
     """The run in a folder, resumed where there is one."""
     torch.manual_seed(0)
+    folder.mkdir(exist_ok=True)
     often = max(total // 5, BATCH)
     config = TrainingConfig(
         total_images=total, batch=BATCH, micro_batch=MICRO, log_images=often, checkpoint_images=often,

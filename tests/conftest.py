@@ -74,6 +74,8 @@ def resumed_run(tmp_path: Path) -> Callable[[Experiment], Path]:
         assert left == [f"state-{each:012d}.safetensors"]
         run_experiment(experiment, tmp_path / "died", resume=True)
         for file in ("model.safetensors", f"checkpoints/state-{total:012d}.safetensors", f"samples/{total:012d}.png"):
+            if file.startswith("samples") and not (tmp_path / "whole" / file).exists():
+                continue  # what has no pictures to show leaves none
             assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "died" / file).read_bytes(), file
         return tmp_path / "whole"
 

@@ -189,6 +189,13 @@ def test_dropout_of_edm2s_network_is_the_images_own():
     assert not torch.equal(made[0][0], made[0][1])
 
 
+def test_what_is_common_does_not_depend_on_other_draws():
+    first, other = BatchNoise(0, 0, range(2), 4), BatchNoise(0, 0, range(2, 4), 4)
+    other.normal(torch.empty(2, 3))
+    assert torch.equal(first.common(torch.empty(5)), other.common(torch.empty(5)))
+    assert not torch.equal(first.common(torch.empty(5)), BatchNoise(0, 1, range(2), 4).common(torch.empty(5)))
+
+
 def test_blocks_of_the_batch_have_numbers_of_their_own():
     noise = BatchNoise(0, 0, range(2, 5), 8)
     twice = noise.normal(torch.empty(6, 9))

@@ -111,9 +111,9 @@ class BatchNoise(StepNoise):
     """
 
     def __init__(self, seed: int, step: int, places: range, batch: int, device: torch.device | str = "cpu") -> None:
-        super().__init__(seed, step, device=device)
+        self._device = torch.device(device)
         self._key, self._places, self._batch = (seed, step), places, batch
-        self._draws = {"method": 0, "networks": 0}
+        self._draws = {"method": 0, "networks": 0, "common": 0}
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal, shape, dtype and device of `like` [N, ...] (or [k N, ...]); by Box and Muller's rule."""
@@ -139,8 +139,8 @@ class BatchNoise(StepNoise):
 
     def common(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), of any shape: the same draw in every micro-batch of the step."""
-        self._draws["method"] += 1
-        drawn = StepNoise(*self._key, self._draws["method"], _COMMON).uniform(torch.empty(like.shape, dtype=like.dtype))
+        self._draws["common"] += 1  # a count of its own: micro-batches may have drawn differently often
+        drawn = StepNoise(*self._key, self._draws["common"], _COMMON).uniform(torch.empty(like.shape, dtype=like.dtype))
         return drawn.to(like.device, non_blocking=True)
 
     def places(self, like: Tensor) -> tuple[Tensor, int]:

@@ -240,7 +240,7 @@ def test_export_is_a_model_on_its_own(
     whole, half = tmp_path / "whole", tmp_path / "half"
     main(["export", str(home / "teacher"), "--out", str(whole)])
     main(["export", str(home / "teacher"), "--out", str(half), "--half"])
-    assert sorted(p.name for p in whole.iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(p.name for p in whole.iterdir()) == ["README.md", "model.json", "model.safetensors"]
     assert (half / "model.safetensors").stat().st_size < 0.7 * (whole / "model.safetensors").stat().st_size
     original = imagewright.load(home / "teacher", Heun(num_steps=3)).generate(4)
     np.testing.assert_array_equal(imagewright.load(whole, Heun(num_steps=3)).generate(4), original)

@@ -130,6 +130,6 @@ def test_the_other_commands_find_out_by_themselves(
     )
     assert "VQTokenizer draws no images" in refused("sample", models / "vq", "--out", tmp_path / "v")
     call("report", models / "vq", "--out", tmp_path / "vq.html")
-    assert "A tokenizer draws no images" in (tmp_path / "vq.html").read_text()
+    assert "It turns images into tokens and back, and draws no images" in (tmp_path / "vq.html").read_text()
     call("report", models / "maskgit", "--out", tmp_path / "maskgit.html")
-    assert "A tokenizer draws" not in (tmp_path / "maskgit.html").read_text()
+    assert "and draws no images" not in (tmp_path / "maskgit.html").read_text()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imagewright.cli.dry_run import StandIns
 from imagewright.methods.distribution_matching import Generated, KarrasLevels, matching_direction, surrogate
 from imagewright.methods.score_of_mixture import (
     ScoreOfMixtureDistillation,
@@ -30,6 +31,7 @@ from imagewright.networks.mixture import told_share
 from imagewright.noise import StepNoise
 from imagewright.oracles import GaussianMixture
 from imagewright.recipes import RECIPES
+from imagewright.training.experiment import assemble
 from imagewright.types import UNCONDITIONAL, Batch, Clock, Condition, DataSpec, Parts, Update, UserError
 
 SMT, SMD = ScoreOfMixtureTraining(), ScoreOfMixtureDistillation()
@@ -314,6 +316,20 @@ def test_networks_hear_the_share(network: nn.Module) -> None:
     emb = [told.embed(torch.zeros(2), Condition(share=s)) for s in shares]  # type: ignore[operator]
     assert torch.equal(emb[0][0], emb[1][0])
     assert not torch.allclose(emb[0][1], emb[1][1])
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        # DDPM++ without labels and augmentation, and 128 x 512 more weights that hear the share's 128 waves.
+        ("smt-cifar10-uncond", 55_733_891 - 9 * 128 + 128 * 512),
+        ("smt-imagenet64", 295_899_267),  # Fourier features have none
+    ],
+)
+def test_the_scores_network_has_the_published_size(name: str, count: int) -> None:
+    with torch.device("meta"):
+        roles = assemble(RECIPES[name](), sources=StandIns()).parts.roles
+    assert sum(p.numel() for p in roles["score"].module.network.parameters()) == count
 
 
 def test_other_networks_are_refused() -> None:

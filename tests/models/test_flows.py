@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from imagewright.guidance import Guided, SkipScale, SkipTuned
+from imagewright.methods.consistency import ConsistencyDistillation
+from imagewright.methods.distances import Distance
+from imagewright.methods.dmd2 import DMD2
 from imagewright.models.description import build, describe
+from imagewright.models.files import ModelFile, save_model
 from imagewright.models.flow import SIGMA_MAX, SIGMA_MIN, EDMFlow, VelocityFlow, VPFlow, flow_of
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned, VEPrecond, VPPrecond, iDDPMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.paths.schedules import karras_sigmas
-from imagewright.samplers import Heun, Straight
-from imagewright.types import Condition, UserError
+from imagewright.pretrained import find_model
+from imagewright.samplers import SAMPLERS, Heun, Straight
+from imagewright.samplers.generator import ImageGenerator, usual_sampler
+from imagewright.types import Condition, DataSpec, UserError
 
 MU, S = 0.3, 0.4
 
@@ -153,3 +161,44 @@ def test_what_has_no_exact_flow_is_refused() -> None:
 def test_dropout_of_a_flow_is_its_own() -> None:
     assert flow_of(EDMPrecond(network())).network.config.dropout == 0.0
     assert flow_of(EDMPrecond(network()), dropout=0.1).network.config.dropout == 0.1
+
+
+# --- whatever takes a denoiser takes a flow -------------------------------------------------------------------------
+
+FLOWS: dict[str, Callable[[], nn.Module]] = {
+    "of a denoiser": lambda: flow_of(EDMPrecond(network())),
+    "of fresh weights": lambda: VelocityFlow(network()),
+    "of fresh weights through EDM's factors": lambda: EDMFlow(network()),
+}
+SPEC = DataSpec(name="toy", resolution=8, channels=1, num_classes=3)
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_every_sampler_and_wrapper_takes_a_flow(kind: str) -> None:
+    flow = FLOWS[kind]().eval()
+    names = [name for name, sampler in SAMPLERS.items() if sampler.model_kind == "denoiser"]
+    assert len(names) > 8
+    changed = Guided(SkipTuned(flow, SkipScale(bottom=0.8)), flow, weight=2.0)
+    for name in names:
+        made = {} if name in ("bespoke", "restart") else {"num_steps": 3}
+        for model in (flow, changed):
+            generator = ImageGenerator(model, SPEC, SAMPLERS[name](**made))  # type: ignore[arg-type]
+            assert generator.at([0, 1], labels=[0, 2]).shape == (2, 8, 8, 1), name
+    assert type(usual_sampler(flow)) is Straight
+
+
+def test_students_are_distilled_from_flows() -> None:
+    for teacher in (FLOWS["of a denoiser"](), FLOWS["of fresh weights through EDM's factors"]()):
+        frozen = teacher.eval().requires_grad_(False)
+        student = ConsistencyDistillation(distance=Distance()).parts(teacher=frozen, spec=SPEC).student
+        assert student.sigma_max == 80.0
+        assert DMD2().parts(teacher=frozen, spec=SPEC).generator.sigma_max == 80.0
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_a_flow_is_a_file(kind: str, tmp_path: Path) -> None:
+    flow = FLOWS[kind]().eval()
+    save_model(tmp_path, ModelFile(model=flow, spec=SPEC))
+    again = find_model(str(tmp_path)).model.eval()
+    x, sigma = numbers(2, 1).float(), torch.tensor([0.3, 20.0])
+    assert type(again) is type(flow) and torch.equal(again(x, sigma), flow(x, sigma))

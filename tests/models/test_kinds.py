@@ -11,12 +11,20 @@ from torch import Tensor, nn
 
 from imagewright.cli.main import main
 from imagewright.models.causal import CausalTokenModel
+from imagewright.models.classifier import Classifier
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.kinds import KINDS, Command
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.models.tokens import PixelCodec
-from imagewright.networks import SongUNet, SongUNetConfig, TokenTransformer, TokenTransformerConfig
+from imagewright.networks import (
+    SongUNet,
+    SongUNetConfig,
+    TokenTransformer,
+    TokenTransformerConfig,
+    WideResNet,
+    WideResNetConfig,
+)
 from imagewright.types import DataSpec, ModelKind, kind_of
 
 SPEC = DataSpec(name="digits", resolution=8, channels=1)
@@ -41,6 +49,7 @@ MADE = {
     "flow_map": lambda: ConsistencyModel(unet()),
     "token_model": token_model,
     "codec": lambda: PixelCodec(8, 1),
+    "encoder": lambda: Classifier(WideResNet(WideResNetConfig(img_resolution=8, in_channels=1, blocks=1, widen=1))),
 }
 
 

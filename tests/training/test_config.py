@@ -27,6 +27,14 @@ def test_rate_may_cool_down_as_half_a_cosine() -> None:
     )
 
 
+def test_rate_falls_in_steps() -> None:
+    config = OptimizerConfig(kind="sgd", lr=2.0, lr_step_images=100, lr_step_factor=0.5)
+    # The trainer asks with the batch at hand counted: the hundredth image is of the first hundred.
+    assert [config.lr_at(n, 400) for n in (0, 1, 100, 101, 200, 201, 400)] == pytest.approx([2, 2, 2, 1, 1, 0.5, 0.25])
+    quarters = TrainingConfig(total_images=400, batch=8, optimizer=OptimizerConfig(lr_step_images=0.25)).in_images()
+    assert quarters.optimizer.lr_step_images == 100
+
+
 def test_rate_is_constant_unless_asked() -> None:
     assert {OptimizerConfig(lr=0.5).lr_at(n, 100) for n in (1, 50, 100)} == {0.5}
 
@@ -34,7 +42,7 @@ def test_rate_is_constant_unless_asked() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: OptimizerConfig(kind="sgd"), r"optimizer\.kind is 'sgd'; allowed: adam, adamw, radam"),  # type: ignore[arg-type]
+        (lambda: OptimizerConfig(kind="lion"), r"optimizer\.kind is 'lion'; allowed: adam, adamw, radam, sgd"),  # type: ignore[arg-type]
         (lambda: OptimizerConfig(lr=0.0), r"optimizer\.lr is 0\.0; it must be positive and finite"),
         (lambda: OptimizerConfig(lr=float("inf")), r"optimizer\.lr is inf"),
         (lambda: OptimizerConfig(lr=float("nan")), r"optimizer\.lr is nan"),
@@ -42,6 +50,10 @@ def test_rate_is_constant_unless_asked() -> None:
         (lambda: OptimizerConfig(lr_ramp_images=float("nan")), r"lr_ramp_images is nan; it must be >= 0"),
         (lambda: OptimizerConfig(lr_cooldown_images=-1), r"lr_cooldown_images is -1; it must be >= 0"),
         (lambda: OptimizerConfig(lr_cooldown_shape="step"), r"lr_cooldown_shape is 'step'; allowed: linear, cosine"),  # type: ignore[arg-type]
+        (lambda: OptimizerConfig(lr_step_images=0), r"lr_step_images is 0; it must be above 0, or none"),
+        (lambda: OptimizerConfig(lr_step_factor=0.0), r"lr_step_factor is 0\.0; it must be positive"),
+        (lambda: OptimizerConfig(momentum=1.0), r"optimizer\.momentum is 1\.0; it must lie in \[0, 1\)"),
+        (lambda: OptimizerConfig(nesterov=True, momentum=0.0), r"optimizer\.nesterov needs a momentum above 0"),
         (lambda: OptimizerConfig(lr_decay_images=0), r"lr_decay_images is 0"),
         (lambda: OptimizerConfig(betas=(0.9, 1.0)), r"betas is \(0\.9, 1\.0\); both must lie in \[0, 1\)"),
         (lambda: OptimizerConfig(betas=(-0.1, 0.9)), r"optimizer\.betas is \(-0\.1, 0\.9\)"),

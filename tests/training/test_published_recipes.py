@@ -180,21 +180,21 @@ def test_lpips_where_it_is_installed(name: str, installed: bool, monkeypatch: py
     run: Experiment = getattr(consistency, name)()
     assert run.method.distance == Distance(kind="perceptual" if installed else "l2")
     pooling = "lpips-average" if name.endswith("imagenet64") else "lpips"
-    assert run.features == (pooling if installed else None)
+    assert run.given.get("features") == (pooling if installed else None)
 
 
 @pytest.mark.parametrize("name", ["dmd-cifar10", "dmd-imagenet64"])
 def test_dmd_pools_as_its_successor_s_regression(name: str) -> None:
-    assert RECIPES[name]().features == "lpips-average"
+    assert RECIPES[name]().given["features"] == "lpips-average"
 
 
 @pytest.mark.parametrize("name", ["ctm-cifar10", "ctm-imagenet64"])
 def test_ctm_pools_by_means(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consistency_trajectory, "lpips_installed", lambda: True)
-    assert RECIPES[name]().features == "lpips-average"
+    assert RECIPES[name]().given["features"] == "lpips-average"
 
 
 @pytest.mark.parametrize("name", ["ctcd_cifar10", "ctcd_cifar10_stop_gradient", "ctct_cifar10", "pd_cifar10"])
 def test_runs_without_lpips_do_not_ask_for_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consistency, "lpips_installed", lambda: True)
-    assert getattr(consistency, name)().features is None
+    assert "features" not in getattr(consistency, name)().given

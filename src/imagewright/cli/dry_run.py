@@ -37,6 +37,8 @@ from imagewright.types import Average, DataSpec, Parts, Trained, UserError
 
 KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
     "cifar10-32x32.zip": (32, 3, 10),
+    "imagenet-32x32": (32, 3, 1000),
+    "imagenet-64x64": (64, 3, 1000),
     "imagenet-64x64.zip": (64, 3, 1000),
     "imagenet-256x256.zip": (256, 3, 1000),
 }
@@ -222,9 +224,10 @@ def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
 
 
 def bytes_per_parameter(role: Any, experiment: Experiment) -> int:
-    """Weights, their copy in half precision, and for what learns: gradient, two Adam moments and the averages."""
+    """Weights, their copy in half precision, and for what learns: gradient, moments (Adam has 2, SGD 1), averages."""
     half = 2 if experiment.training.precision != "fp32" else 0
     if not isinstance(role, Trained):
         return 4 + half
     averages = 1 + len(experiment.training.ema.power_std) if role.ema else 0
-    return 4 * (4 + averages) + half
+    moments = 1 if experiment.training.optimizer.kind == "sgd" else 2
+    return 4 * (2 + moments + averages) + half

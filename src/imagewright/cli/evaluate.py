@@ -1,4 +1,4 @@
-"""`imagewright evaluate MODEL | FOLDER | ZIP`: distances with yardsticks, precision and recall, bits per dimension."""
+"""`imagewright evaluate MODEL | FOLDER | ZIP`: distances with yardsticks, precision, recall, bits, accuracy."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import tyro
 
 from imagewright.cli.command import invoked, run
 from imagewright.cli.console import OUT, bar, say, table
+from imagewright.cli.evaluate_accuracy import evaluate_accuracy, show_accuracy
 from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.cli.score_file import keep
@@ -29,7 +30,7 @@ from imagewright.models.files import ModelFile, has_model
 from imagewright.pretrained import find_model, shipped
 from imagewright.samplers.generator import sampler_to_json
 from imagewright.training.distributed import pick_device
-from imagewright.types import DataSpec, UserError
+from imagewright.types import DataSpec, UserError, kind_of
 
 SEED = 1
 """Of the images drawn, where none is asked for."""
@@ -40,6 +41,7 @@ EPILOG = """examples:
   imagewright evaluate runs/causal-digits --metrics bpd    # bits per dimension of the held-out images
   imagewright evaluate emoji64-32 --metrics bpd --ode-steps 32 --probes 4
   imagewright evaluate runs/edm-digits --seeds 1 2 3 4 5   # mean and spread
+  imagewright evaluate runs/wrn-digits                     # a classifier's accuracy on held-out images
   imagewright evaluate my-images.zip --data emoji64
   imagewright evaluate runs/auto-photos-64 --features photos.safetensors --metrics fd kid fd_inf
   imagewright evaluate MODEL --data imagenet-64x64.zip --inception pt_inception-2015-12-05-6726825d.pth --n 50000
@@ -70,14 +72,15 @@ def evaluate_command(
     """Measure images against real ones, or real ones under a model (bpd).
 
     Every distance comes with yardsticks at the same number of images: real against real (floor), a Gaussian fit with
-    full covariance and noise (ceilings). Bits per dimension come with those of lossless files (PNG, WebP).
+    full covariance and noise (ceilings). Bits per dimension come with those of lossless files (PNG, WebP). Of a
+    classifier its accuracy is measured: how often it names the class, and has it among its five likeliest.
 
     Args:
         target: a run folder, a model folder, a shipped model; or a folder or zip of images.
         data: real images: digits, emoji64, a zip or a folder; default what the model was trained on.
-        split: of the real images (train, test, all); default all, for bpd test.
-        n: images to draw; default as many as there are real ones (50,000 at most). Of a set of images, and for bpd of
-            the real ones: how many to score, evenly chosen; default all.
+        split: of the real images (train, test, all); default all, for bpd and accuracy test.
+        n: images to draw; default as many as there are real ones (50,000 at most). Of a set of images, and for bpd and
+            accuracy of the real ones: how many to score, evenly chosen; default all.
         seed: of the images drawn.
         seeds: several of them: as many images of each are measured, and their mean and spread shown.
         metrics: of fd, kid, is, prdc; fd_inf, the distance carried on to infinitely many images; and bpd, the bits per
@@ -88,7 +91,8 @@ def evaluate_command(
         steps: one measurement for each number of sampler steps.
         set: further sampler settings, name=value.
         features: what is compared: digits or emoji (shipped classifiers), an encoder's file (`imagewright data
-            encoder`), or a folder of DINOv2 or CLIP; default the set's own classifier, else that of emoji.
+            encoder`), a classifier's run, or a folder of DINOv2 or CLIP; default the set's own classifier, else that of
+            emoji.
         inception: the public Inception weight file (path, folder or URL), for FID.
         yardsticks: measure them too.
         out: where the result goes; default metrics.json in the run folder. Earlier entries are kept.
@@ -121,6 +125,20 @@ def evaluate_command(
     path = out or (Path(target) / "metrics.json" if Path(target).is_dir() else None)
     if path is not None and path != out:
         try_output(path)
+    if kind_of(file.model) == "encoder":
+        unused: dict[str, Any] = {
+            "metrics": metrics != METRICS,
+            "sampler": sampler,
+            "steps": steps,
+            "set": set,
+            "seeds": seeds,
+        }
+        unused |= {"seed": seed != SEED, "classes": classes != "reference", "changes": changes.record()}
+        _refuse_unused(f"{target}, which draws no images", **unused, features=features, inception=inception)
+        entry = evaluate_accuracy(target, file, data, split or "test", n, batch_size, device)
+        show_accuracy(entry)
+        _keep("accuracies", [_of(file, entry)], path)
+        return
     if "bpd" in metrics:
         metrics = tuple(m for m in metrics if m != "bpd")
         if not metrics:

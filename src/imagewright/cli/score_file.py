@@ -18,7 +18,7 @@ _PARTS = ("scores", "yardsticks", "settings")
 
 
 def keep(new: Mapping[str, Sequence[Entry]], path: Path) -> None:
-    """Put entries into a metrics.json, by kind ("reports", "likelihoods"); the rest of the file stays.
+    """Put entries into a metrics.json, by kind ("reports", "likelihoods", "accuracies"); the rest of the file stays.
 
     An entry takes the place of one that measured the same; scores that only the earlier one has are kept in it.
     Raises UserError where the file is no metrics.json.
@@ -62,7 +62,14 @@ def _identity(entry: Entry, without: Sequence[str]) -> str:
     """
     report = entry["report"]
     way = "changes" if "bpd" in report else "sampler"
-    depends = ("num_images", "seed", "reference", "settings" if "bpd" in report else "extractor_sha256")
+    depends: tuple[str, ...] = (
+        "num_images",
+        "seed",
+        "reference",
+        "settings" if "bpd" in report else "extractor_sha256",
+    )
+    if "top1" in report:
+        way, depends = "sampler", ("num_images", "reference")
     of = [entry.get(name) for name in ("classes", "weights_sha256") if name not in without]
     target = None if of and of[-1] is not None else entry["target"]
-    return json.dumps([target, entry[way], *of, *(report[name] for name in depends)], sort_keys=True)
+    return json.dumps([target, entry.get(way), *of, *(report[name] for name in depends)], sort_keys=True)

@@ -21,6 +21,8 @@ from imagewright.cli.console import bar, pace, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run, parameters
 from imagewright.cli.train_chain import ChainRun, own_file, parse_chain, resumed_chain, run_chain
 from imagewright.cli.train_options import NONE, with_options, without_options
+from imagewright.models.files import read_model_record
+from imagewright.models.kinds import KINDS
 from imagewright.pretrained import CHAIN
 from imagewright.recipes import FAMILIES, RECIPES
 from imagewright.training.chain import Chain, Stage
@@ -86,7 +88,9 @@ def main(args: Sequence[str]) -> None:
     with processes() as group, told_errors():
         _train(name, run.experiment, folder, pick_device(run.device), group, run.resume, _recorded(command))
         if group.is_first:
-            say(f"done: {folder}  (imagewright sample {folder}; imagewright evaluate {folder})")
+            does = KINDS[read_model_record(folder)["kind"]].does
+            hints = [f"imagewright {c} {folder}" for c in ("sample", "evaluate", "report") if c in does]
+            say(f"done: {folder}  ({'; '.join(hints[:2])})")
 
 
 def _composed(args: Sequence[str]) -> Run:

@@ -198,6 +198,8 @@ def _tar(path: Path) -> dict[str, Callable[[], Any]]:
                         file = archive.extractfile(member)
                         found[name] = file.read() if file is not None else b""
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+        if not found:  # another reader says what is wrong with it
+            return {}
         raise UserError(f"{path} is no readable tar: {error}") from None
     return {name: partial(io.BytesIO, content) for name, content in found.items()}
 

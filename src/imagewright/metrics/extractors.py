@@ -11,9 +11,16 @@ from pathlib import Path
 
 import torch
 
-from imagewright.metrics.features import ClassifierFeatures, FeatureExtractor, digits_features, emoji_features
+from imagewright.metrics.features import (
+    ClassifierFeatures,
+    EncoderFeatures,
+    FeatureExtractor,
+    digits_features,
+    emoji_features,
+)
 from imagewright.metrics.inception import InceptionFeatures
 from imagewright.metrics.vision_transformers import TransformerFeatures, is_transformer
+from imagewright.models.files import has_model
 from imagewright.types import UserError
 
 SHIPPED: Mapping[str, Callable[[torch.device | str], ClassifierFeatures]] = {
@@ -32,7 +39,7 @@ FOREIGN = (
 def find_extractor(
     features: str | None, data: str, inception: str | None = None, device: torch.device | str = "cpu"
 ) -> FeatureExtractor:
-    """The extractor of a name (digits, emoji), an encoder's file, a folder of DINOv2 or CLIP; or Inception's weights.
+    """The extractor of a name (digits, emoji), an encoder's file or run, a folder of DINOv2 or CLIP; or Inception's.
 
     data: the set's name, which decides where neither is given. Raises UserError for both, or what is none of these.
     """
@@ -54,9 +61,11 @@ def find_extractor(
     path = Path(features)
     if path.is_dir() and is_transformer(path):
         return TransformerFeatures(path, device=device)
+    if path.is_dir() and has_model(path):
+        return EncoderFeatures(path, device=device)
     if path.is_file():
         return ClassifierFeatures(path, device=device)
     raise UserError(
         f"features is {features!r}; it must be {' or '.join(SHIPPED)}, an encoder's file (`imagewright data encoder`), "
-        "or a folder with the config.json of a DINOv2 or CLIP network"
+        "a classifier's run, or a folder with the config.json of a DINOv2 or CLIP network"
     )

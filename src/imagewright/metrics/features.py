@@ -23,8 +23,9 @@ from imagewright import limits
 from imagewright.arrays import read_head, read_tensors
 from imagewright.files import open_regular, parse_json
 from imagewright.models.description import unbuilt
+from imagewright.models.files import load_model
 from imagewright.shapes import Within, misfit
-from imagewright.types import UserError
+from imagewright.types import UserError, kind_of
 
 Images = npt.NDArray[np.uint8]
 FORMAT = "imagewright/features/1"
@@ -199,6 +200,36 @@ class ClassifierFeatures:
                 f, z = self.network(x)
             features[rows], logits[rows] = f.cpu().numpy(), z.cpu().numpy()
         return features, logits
+
+
+class EncoderFeatures:
+    """A model of kind encoder, such as a classifier's run, behind the `FeatureExtractor` face; named as its folder.
+
+    Raises UserError for a model of another kind.
+    """
+
+    def __init__(self, folder: Path, *, device: torch.device | str = "cpu", batch_size: int = 256) -> None:
+        file = load_model(folder)
+        kind = kind_of(file.model)
+        if kind != "encoder":
+            raise UserError(f"features {folder} is a {kind.replace('_', ' ')}, which turns no images into features")
+        self.name, self.sha256, self.note = folder.resolve().name, str(file.weights_sha256), ""
+        self.channels, self._side = file.spec.channels, file.spec.resolution
+        self._device, self._batch_size = torch.device(device), batch_size
+        self.made_on = f"{self._device} {batch_size}"
+        self.network: Any = file.model.requires_grad_(False).eval().to(self._device)
+        features, logits = self(np.zeros((1, self._side, self._side, self.channels), np.uint8))
+        self.dim, self.num_classes = features.shape[1], logits.shape[1]
+
+    def __call__(self, images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        found: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(images), self._batch_size):
+            x = fit(images[start : start + self._batch_size], self._side, self.channels).to(self._device)
+            with torch.inference_mode():
+                features = self.network.features(x)
+                logits = self.network.logits(x) if hasattr(self.network, "logits") else features[:, :0]
+            found.append((features.cpu(), logits.cpu()))
+        return torch.cat([f for f, _ in found]).numpy(), torch.cat([z for _, z in found]).numpy()
 
 
 def digits_features(device: torch.device | str = "cpu") -> ClassifierFeatures:

@@ -1,4 +1,4 @@
-"""What a metrics.json holds: scores and likelihoods, each with what it depends on."""
+"""What a metrics.json holds: scores, likelihoods and accuracies, each with what it depends on."""
 
 from __future__ import annotations
 
@@ -59,12 +59,29 @@ class LikelihoodRecord(TypedDict):
     weights_sha256: NotRequired[str | None]
 
 
+class _Accuracy(TypedDict):
+    top1: float
+    top5: float | None
+    num_images: Annotated[int, Within(0)]
+    split: str
+    reference: str
+
+
+class AccuracyRecord(TypedDict):
+    """One measurement of a classifier on real images; its report is a `metrics.accuracy.Accuracy` as JSON."""
+
+    report: _Accuracy
+    target: NotRequired[str]
+    weights_sha256: NotRequired[str | None]
+
+
 class Scores(TypedDict):
     """The whole file."""
 
     format: str
     reports: NotRequired[list[ScoreRecord]]
     likelihoods: NotRequired[list[LikelihoodRecord]]
+    accuracies: NotRequired[list[AccuracyRecord]]
 
 
 def read_scores(path: Path) -> Scores:

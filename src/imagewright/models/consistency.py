@@ -14,6 +14,7 @@ from typing import Self
 
 from torch import Tensor
 
+from imagewright.models.flow import EDMFlow
 from imagewright.models.preconditioning import EDMPrecond, Scalings, student_network
 from imagewright.models.start_map import StartMap
 from imagewright.types import UserError, kind_of
@@ -55,8 +56,11 @@ class ContinuousConsistencyModel(ConsistencyModel):
 def edm_teacher(teacher: object) -> EDMPrecond:
     """The teacher, if its trajectories can be distilled: an EDM-preconditioned denoiser, and no flow map.
 
-    Raises UserError otherwise.
+    Of a flow with EDM's preconditioning, the denoiser that it is over EDM's range of noise levels. Raises UserError
+    otherwise.
     """
+    if isinstance(teacher, EDMFlow):
+        return teacher.as_denoiser()
     # A consistency model has EDM's wrapper too, but its answer is no posterior mean.
     if not isinstance(teacher, EDMPrecond) or kind_of(teacher) != "denoiser":
         raise UserError(f"the teacher is a {type(teacher).__name__}; distillation needs an EDMPrecond denoiser")

@@ -18,6 +18,7 @@ from torch.nn.modules import module as registry
 from imagewright import limits
 from imagewright.models.acceleration import AccelerationFlow, InitialVelocity
 from imagewright.models.causal import CausalTokenModel
+from imagewright.models.classifier import Classifier
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
@@ -39,6 +40,7 @@ T = TypeVar("T", bound=nn.Module)
 MODELS: dict[str, type[nn.Module]] = {
     "AccelerationFlow": AccelerationFlow,
     "CausalTokenModel": CausalTokenModel,
+    "Classifier": Classifier,
     "ConsistencyModel": ConsistencyModel,
     "ContinuousConsistencyModel": ContinuousConsistencyModel,
     "EDM2Precond": EDM2Precond,

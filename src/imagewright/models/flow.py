@@ -98,6 +98,10 @@ class EDMFlow(Flow, EDMPrecond):
     ) -> None:
         super().__init__(network, *checked_times(sigma_min, sigma_max), sigma_data, noise_label)
 
+    def as_denoiser(self) -> EDMPrecond:
+        """The same network, not copied, as a denoiser of EDM's usual range: what students of denoisers learn from."""
+        return EDMPrecond(self.network, sigma_data=self.sigma_data, noise_label=self.noise_label).train(self.training)
+
 
 class VPFlow(Flow, VPPrecond):
     """The variance-preserving row up to the ends of the straight path; its clock goes on beyond t = 1."""

@@ -89,7 +89,7 @@ KINDS: Mapping[ModelKind, Kind] = {
     "encoder": Kind(
         protocol=Encoder,
         agrees="images",
-        does={"export": "weights"},
+        does={"evaluate": "accuracy, of classifiers", "report": "losses", "export": "weights"},
         what="turns images into features",
         answers=True,
     ),

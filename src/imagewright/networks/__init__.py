@@ -9,6 +9,7 @@ from imagewright.networks.song_unet import SongUNet, SongUNetConfig
 from imagewright.networks.token_transformer import TokenTransformer, TokenTransformerConfig
 from imagewright.networks.unet import UNet
 from imagewright.networks.vq import VQAutoencoder, VQAutoencoderConfig
+from imagewright.networks.wide_resnet import WideResNet, WideResNetConfig
 
 NETWORKS: dict[str, type[Network]] = {
     "ADMUNet": ADMUNet,
@@ -18,6 +19,7 @@ NETWORKS: dict[str, type[Network]] = {
     "SongUNet": SongUNet,
     "TokenTransformer": TokenTransformer,
     "VQAutoencoder": VQAutoencoder,
+    "WideResNet": WideResNet,
 }
 """Every architecture by the name that descriptions and official checkpoints use."""
 
@@ -39,4 +41,6 @@ __all__ = [
     "UNet",
     "VQAutoencoder",
     "VQAutoencoderConfig",
+    "WideResNet",
+    "WideResNetConfig",
 ]

@@ -5,9 +5,7 @@ Source   `WRNs_imagenet.py` of PatrykChrabaszcz/Imagenet32_Scripts: pre-activati
          stack's raw input where the width or size changes; only convolutions without a norm behind them, and no
          projection, have a bias; normal weights of variance 2 / fan-in.
 Departs  running statistics are torch's (momentum 0.1, unbiased variance), those of the program Lasagne's (0.1, biased).
-Use      the paper's training, which waits for recipes of classifiers: batch 128, SGD with momentum 0.9, rate 0.01
-         times 0.2 after epochs 10, 20 and 30 of 40, decay 5e-4, pixels / 255 less the mean image, crops from 4 pixels
-         of zeros, each picture also mirrored.
+Use      `methods/classification.py`, the paper's training.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from imagewright.files import read_bytes
 from imagewright.metrics import FeatureExtractor, digits_features, emoji_features, nearest
 from imagewright.metrics.records import read_scores
 from imagewright.models.files import has_model, read_model_record
+from imagewright.models.kinds import KINDS
 from imagewright.pretrained import load
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.distributed import pick_device
@@ -196,9 +197,13 @@ def collect_run(
         raise UserError(f"{folder} holds neither experiment.json nor a model; give a run folder")
     missing: dict[str, Missing] = {}
     pieces: dict[str, Any] = _read(folder, missing)
-    if pieces["model"].get("kind") == "codec":
-        reason = "A tokenizer draws no images; its snapshots show pictures, and beneath each row what comes back."
+    kind = pieces["model"].get("kind", "")
+    if kind in KINDS and KINDS[kind].answers and kind != "encoder":
+        what = KINDS[kind].what
+        reason = f"It {what}, and draws no images; snapshots show pictures, and beneath each row what comes back."
         missing["model"] = Missing(reason=reason)
+    elif kind == "encoder":
+        missing["model"] = Missing(reason="A classifier draws no images; `imagewright evaluate` measures its accuracy.")
     elif pieces["model"]:
         # Resolved, so that a run folder named like a shipped model is still the folder.
         generator = load(folder.resolve(), device=pick_device(device))

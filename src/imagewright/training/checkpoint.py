@@ -130,8 +130,12 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, names: list[str], sta
     for name, values in state.items():
         if name not in parameters:
             raise UserError(f"the checkpoint's optimiser knows {name!r}, which this run does not train")
-        moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[name])
-        require_fit(values, {"step": torch.tensor(0.0), **moments}, f"the checkpoint's optimiser of {name!r}")
+        if isinstance(optimizer, torch.optim.SGD):
+            wanted = {"momentum_buffer": parameters[name]}
+        else:
+            moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[name])
+            wanted = {"step": torch.tensor(0.0), **moments}
+        require_fit(values, wanted, f"the checkpoint's optimiser of {name!r}")
     index = {name: i for i, name in enumerate(names)}
     whole = optimizer.state_dict()
     whole["state"] = {index[name]: dict(values) for name, values in state.items()}

@@ -17,7 +17,7 @@ from imagewright.training.trackers import check_trackers
 from imagewright.types import Span, UserError
 
 Cooldown = Literal["linear", "cosine"]
-OptimizerKind = Literal["adam", "adamw", "radam"]
+OptimizerKind = Literal["adam", "adamw", "radam", "sgd"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,17 @@ class OptimizerConfig:
     """Last images of the run over which the rate falls to zero."""
     lr_cooldown_shape: Cooldown = "linear"
     """How it falls: in a straight line, or as half a cosine."""
+    lr_step_images: Span | None = None
+    """Each time so many images have been seen, the rate is multiplied by lr_step_factor; None = never."""
+    lr_step_factor: float = 0.2
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    momentum: float = 0.9
+    """Of sgd, which has no betas and no eps."""
+    nesterov: bool = False
+    """Whether sgd's momentum looks ahead."""
     weight_decay: float = 0.0
-    """Added to the gradient (adam, radam), or taken off the weights beside it (adamw)."""
+    """Added to the gradient (adam, radam, sgd), or taken off the weights beside it (adamw)."""
     clip_norm: float | None = None
     """Largest gradient norm of a part; None = no clipping (EDM and the consistency papers use none)."""
 
@@ -76,6 +83,13 @@ class OptimizerConfig:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be >= 0")
         if self.lr_decay_images is not None and not self.lr_decay_images > 0:
             raise UserError(f"optimizer.lr_decay_images is {self.lr_decay_images}; it must be above 0, or none")
+        if self.lr_step_images is not None and not self.lr_step_images > 0:
+            raise UserError(f"optimizer.lr_step_images is {self.lr_step_images}; it must be above 0, or none")
+        require_positive("optimizer.lr_step_factor", self.lr_step_factor)
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"optimizer.momentum is {self.momentum}; it must lie in [0, 1)")
+        if self.nesterov and not self.momentum:
+            raise UserError("optimizer.nesterov needs a momentum above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas is {self.betas}; both must lie in [0, 1)")
         for name in ("eps", "weight_decay"):
@@ -94,6 +108,8 @@ class OptimizerConfig:
             lr *= min(images / self.lr_ramp_images, 1.0)
         if self.lr_decay_images:
             lr /= max(images / self.lr_decay_images, 1.0) ** 0.5
+        if self.lr_step_images:
+            lr *= self.lr_step_factor ** max(math.ceil(images / self.lr_step_images) - 1, 0)
         if self.lr_cooldown_images:
             left = min(max(total_images - images, 0) / self.lr_cooldown_images, 1.0)
             lr *= left if self.lr_cooldown_shape == "linear" else (1 - math.cos(math.pi * left)) / 2

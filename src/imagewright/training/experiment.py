@@ -280,6 +280,7 @@ def _network_config(experiment: Experiment, spec: DataSpec, sizes: Mapping[str, 
         "in_channels": spec.channels,
         "out_channels": spec.channels,
         "label_dim": spec.num_classes,
+        **({"num_classes": spec.num_classes} if spec.num_classes else {}),
     }
     if hasattr(experiment.method, "augment_dim"):
         known["augment_dim"] = experiment.method.augment_dim
@@ -416,6 +417,9 @@ def export(
         save_model(folder, ModelFile(model=model, spec=spec, origin=origin))
         if picture and kind != "encoder":
             save_reconstructions(snapshot, model, images, device)
+        return
+    if kind_of(model) == "encoder":
+        save_model(folder, ModelFile(model=model, spec=spec, origin=origin))
         return
     generator = ImageGenerator(model, spec, experiment.sampler, device)
     save_model(folder, ModelFile(model=model, spec=spec, sampler=sampler_to_json(generator.sampler), origin=origin))

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from imagewright.networks import UNet
+from imagewright.networks import UNet, WideResNet
 from imagewright.precision import Precision
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec
 
@@ -36,12 +36,15 @@ def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = 
         return None
     config: Any = getattr(network, "config", None)
     level = torch.empty(1, device="meta")
+    told: tuple[Any, ...] = ()
     if isinstance(network, UNet):
         x = torch.empty(1, network.config.in_channels, *spec.shape[1:], device="meta")
-        cond = Condition(destination=level if network.config.destination else None)
+        told = (level, Condition(destination=level if network.config.destination else None))
     elif hasattr(config, "values") and hasattr(config, "length"):
         x = torch.empty(1, config.length, dtype=torch.int64, device="meta")
-        cond = UNCONDITIONAL
+        told = (level, UNCONDITIONAL)
+    elif isinstance(network, WideResNet):
+        x = torch.empty(1, *spec.shape, device="meta")
     else:
         return None
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -56,7 +59,7 @@ def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = 
 
     counter = FlopCounterMode(display=False)
     with counter, _FusedAttention(), saved_tensors_hooks(keep, lambda tensor: tensor):
-        shell(x, level, cond)
+        shell(x, *told)
     own = {p.untyped_storage()._cdata for p in shell.parameters()}
     return Footprint(counter.get_total_flops(), sum(m.nbytes() for key, m in kept.items() if key not in own))
 

@@ -33,6 +33,7 @@ class Learner:
         self.parameters = [p for _, p in named]
         self.lr_scale = role.lr_scale
         self.optimizer = _make_optimizer(self.parameters, config, role.betas)
+        begin(self.optimizer)
         self.averages: list[Ema] = averages(self.module, config.ema) if role.ema else []
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
@@ -43,6 +44,7 @@ class Learner:
     def restart(self) -> None:
         """Forget the optimiser's moments and its count of steps."""
         self.optimizer.state.clear()
+        begin(self.optimizer)
 
     @property
     def can_halt(self) -> bool:
@@ -126,7 +128,19 @@ def _make_optimizer(
 ) -> torch.optim.Optimizer:
     o = config.optimizer
     settings: dict[str, Any] = {"lr": o.lr, "betas": betas or o.betas, "eps": o.eps, "weight_decay": o.weight_decay}
+    if o.kind == "sgd":
+        return torch.optim.SGD(
+            parameters, o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=True
+        )
     if o.kind == "radam":
         return torch.optim.RAdam(parameters, foreach=True, **settings)
     kind = torch.optim.AdamW if o.kind == "adamw" else torch.optim.Adam
     return kind(parameters, fused=True, **settings)
+
+
+def begin(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD its momentum of zero: torch makes it of whatever lies in memory where a first step is left out."""
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            if group["momentum"]:
+                optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})

@@ -16,14 +16,14 @@ from imagewright.training.record import get_field, set_field
 from imagewright.types import UserError
 
 INTERVALS = ("log_images", "snapshot_images", "checkpoint_images", "weights_images")
-RATE = ("lr_ramp_images", "lr_decay_images", "lr_cooldown_images")
+RATE = ("lr_ramp_images", "lr_decay_images", "lr_step_images", "lr_cooldown_images")
 
 
 def shortened(recipe: Experiment, run: Experiment, given: Collection[str] = ()) -> tuple[Experiment, list[str]]:
     """The run with the recipe's schedule in proportion, and what was changed, in words.
 
-    That is the rate's ramp, decay and cool-down, the average's half-life, and what the method counts in images. Fields
-    in `given` (dotted names, as in the command) stay as the user set them, and so does a run that is not shorter.
+    That is the rate's ramp, decay, steps and cool-down, the average's half-life, and what the method counts in images.
+    Fields in `given` (dotted names, as in the command) stay as the user set them; so does a run that is not shorter.
     Raises UserError where options make the rate's ramp and cool-down longer than the run; a recipe or file that is so
     by itself may be (`rate_fault` tells).
     """

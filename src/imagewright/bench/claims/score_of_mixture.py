@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +15,6 @@ from imagewright.bench.claims.plane_training import PointRun, distil, mixture_po
 from imagewright.bench.claims.rings import MODES, Points, distance_to, ring
 from imagewright.methods.score_of_mixture import ScoreOfMixtureTraining, Shares
 from imagewright.models.generator import FewStepGenerator
-from imagewright.models.judging import JudgingDenoiser
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.noise import StepNoise
 from imagewright.oracles import GaussianMixture
@@ -30,11 +28,8 @@ PASSES = 9_000
 RUN = PointRun(batch=256, iterations=1, ema=EmaConfig(halflife_images=5_000, rampup_ratio=None))
 SHARE = 1 / (4 * MODES)
 """A mode is there when a quarter of its share of the points lie within 3 of its deviations."""
-SCALE = math.sqrt(3 * 64 * 64 / 2)
-"""What an adversary's weight beside a mean over an image's numbers is beside one over a point's two (claim `dmd2`)."""
-NO_GAN = ScoreOfMixtureTraining(generator_gan=0.0, score_gan=0.0)
+NO_GAN = ScoreOfMixtureTraining(generator_gan=0.0, score_gan=0.0, cosine=False)  # the run's own rate falls
 ENDS = replace(NO_GAN, generator_shares=Shares(first=1000), score_shares=Shares(extra=1.0, special=(0.0, 1.0)))
-GAN = ScoreOfMixtureTraining(generator_gan=3e-3 * SCALE, score_gan=1e-2 * SCALE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +41,12 @@ class Arm:
     score_rate: float
 
 
-ALL, TWO, JUDGED = "all shares", "shares 0 and 1 alone", "all shares, with the adversary"
+ALL, TWO = "all shares", "shares 0 and 1 alone"
 ARMS: Mapping[str, Arm] = {
-    ALL: Arm(method=NO_GAN, lr=1e-3, score_rate=4.0),
-    TWO: Arm(method=ENDS, lr=1e-3, score_rate=4.0),
-    JUDGED: Arm(method=GAN, lr=1e-3, score_rate=4.0),
+    ALL: Arm(method=NO_GAN, lr=6e-3, score_rate=4.0),
+    TWO: Arm(method=ENDS, lr=6e-3, score_rate=4.0),
 }
+"""Searched on tuning seed 0: rates 1e-3 to 1e-2, the score's once and 4 times as high, six settings of each."""
 
 
 class SharePoint(PointNetwork):
@@ -59,7 +54,7 @@ class SharePoint(PointNetwork):
 
     def bottleneck(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         told = torch.zeros_like(noise_label) if cond.share is None else cond.share.to(noise_label) - 0.5
-        # The waves that stand for it begin with a period of 32 of the noise label's units.
+        # Eight times as far apart: slower waves served the two ends worse, and all shares no better.
         return super().bottleneck(x, noise_label, replace(cond, destination=8 * told))
 
 
@@ -75,8 +70,6 @@ def parts_of(start: EDMPrecond, arm: Arm, seed: int) -> Parts:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         score = EDMPrecond(SharePoint(WIDTH, DEPTH, destination=True), sigma_data=SIGMA_DATA)
-        if arm.method.score_gan:
-            score = JudgingDenoiser.from_denoiser(score, (2, 1, 1))
     return Parts(
         generator=Trained(module=FewStepGenerator.from_denoiser(start)),
         score=Trained(module=score.train(), ema=False, lr_scale=arm.score_rate),
@@ -125,10 +118,10 @@ CLAIM = Claim(
     headline="from scratch at 1 NFE: ImageNet-64 FID 3.23, CIFAR-10 without classes about 3.1; distilled, ImageNet-64 "
     "1.48 (DMD2 1.51 at the same cost)",
     miniature="A ring of eight modes in the plane, no teacher, a generator warmed up as a denoiser and an untrained "
-    "score. One-step generators at equal cost in passes of all networks: the score of all mixtures of true and "
-    "generated points; that of shares 0 and 1 alone, which is the reverse KL, as DMD's; and all shares with the "
-    "adversary, at weights that stand to two numbers as the published ones do to an image's 12,288. Rates of generator "
-    "and score were searched for each on a tuning seed. A mode is found by a quarter of the points that are due to it.",
+    "score. One-step generators at equal cost in passes of all networks, without an adversary: the score of all "
+    "mixtures of true and generated points, and that of shares 0 and 1 alone, which is the reverse KL, as DMD's. Rates "
+    "of generator and score were searched for each on a tuning seed, on the same grid. A mode is found by a quarter of "
+    "the points that are due to it.",
     measure="energy distance to the truth x 1000",
     cost="passes of networks per point",
     run=run,
@@ -139,10 +132,5 @@ CLAIM = Claim(
             scale="ratio",
         ),
         Check(says="all shares find more modes than the two ends", effect=more_modes(ALL, TWO)),
-        Check(
-            says="with the adversary all shares come nearer still",
-            effect=how_many_times(JUDGED, ALL),
-            scale="ratio",
-        ),
     ),
 )

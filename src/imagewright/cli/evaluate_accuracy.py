@@ -1,0 +1,40 @@
+"""`imagewright evaluate CLASSIFIER`: how often it names the class of held-out pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from imagewright.cli.console import OUT, bar, say, table
+from imagewright.cli.scoring import reference_images, training_data
+from imagewright.metrics.accuracy import measure_accuracy
+from imagewright.models.files import ModelFile
+from imagewright.training.distributed import pick_device
+from imagewright.types import UserError
+
+
+def evaluate_accuracy(
+    target: str, file: ModelFile, data: str | None, split: str, n: int | None, batch_size: int, device: str
+) -> dict[str, Any]:
+    """The entry of metrics.json. Raises UserError for a model that names no classes, and for other pictures."""
+    if batch_size < 1:
+        raise UserError(f"--batch-size is {batch_size}; it must be at least 1")
+    images = reference_images(data or training_data(target, file.spec), file.spec, split)
+    if n is not None:
+        if not 1 <= n <= len(images):
+            raise UserError(f"--n is {n}; there are {len(images)} images in split {split}, so it must be 1 to that")
+        images = images.subset([i * len(images) // n for i in range(n)])
+    with bar(f"accuracy of {target}", len(images)) as advance_to:
+        found = measure_accuracy(
+            file.model, images, batch_size=batch_size, device=pick_device(device), on_progress=advance_to
+        )
+    return {"target": target, "report": {**found.as_dict(), "split": split}}
+
+
+def show_accuracy(entry: dict[str, Any]) -> None:
+    """The table on the terminal."""
+    report = entry["report"]
+    rows = table("", "top-1", "±", "top-5")
+    five = "" if report["top5"] is None else f"{report['top5']:.2%}"
+    rows.add_row(entry["target"], f"{report['top1']:.2%}", f"{report['stderr']:.2%}", five)
+    OUT.print(rows)
+    say(f"{report['num_images']} images, split {report['split']}, {report['classes']} classes")
