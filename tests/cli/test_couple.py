@@ -305,3 +305,44 @@ def test_pairs_are_a_stage_of_a_chain(teacher: Path, tmp_path: Path) -> None:
     assert len(Couplings(tmp_path / "1-pairs")) == 5
     with pytest.raises(UserError, match="stage pairs names stage:teacher, which is no stage before it"):
         Chain(Stage("pairs", couple.Couple(model="stage:teacher")))
+
+
+FILE = """
+from dataclasses import replace
+from imagewright.methods.flow_matching import FlowMatching
+from imagewright.methods.noise_couplings import Stored
+from imagewright.networks import SongUNetConfig
+from imagewright.recipes import RECIPES
+from imagewright.samplers import Heun
+from imagewright.training.chain import Chain, Stage
+from imagewright.training.couple import Couple
+
+network = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
+                         num_blocks=1, attn_resolutions=())
+edm, flow = RECIPES["edm-digits"](), RECIPES["flow-digits-from-edm"]()
+short = dict(total_images=32, batch=16, log_images=16, snapshot_images=32, checkpoint_images=16)
+heun = Heun(num_steps=2)
+experiment = Chain(
+    Stage("teacher", replace(edm, network=network, training=replace(edm.training, **short))),
+    Stage("pairs", Couple(model="stage:teacher", n=24, sampler=heun)),
+    Stage("real", Couple(model="stage:teacher", n=12, sampler=heun, invert="digits")),
+    Stage("flow", replace(
+        flow.giving(teacher="stage:teacher"), method=FlowMatching(coupling=Stored()),
+        data=replace(flow.data, couplings=("stage:pairs", "stage:real"), coupling_weights=(0.75, 0.25), xflip=True),
+        training=replace(flow.training, **short),
+    )),
+)
+"""
+
+
+def test_teacher_pairs_and_reflow_are_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("reflow.py").write_text(FILE)
+    main(["train", "reflow.py", "--dry-run"])
+    main(["train", "reflow.py", "--device", "cpu"])
+    assert (len(Couplings("runs/reflow/2-pairs")), len(Couplings("runs/reflow/3-real"))) == (24, 12)
+    inputs = json.loads(Path("runs/reflow/4-flow/experiment.json").read_text())["inputs"]
+    assert inputs["couplings.0"]["pairs"] == 24 and inputs["couplings.1"]["inverted"]["source"].startswith("digits")
+    made = Path("runs/reflow/4-flow/model.safetensors").read_bytes()
+    main(["train", "--resume", "runs/reflow", "--device", "cpu"])
+    assert Path("runs/reflow/4-flow/model.safetensors").read_bytes() == made

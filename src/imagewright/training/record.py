@@ -195,6 +195,7 @@ def classes() -> Mapping[str, type]:
                 if not isinstance(member, type) or member.__module__ != module.__name__ or name.startswith("_"):
                     continue
                 if dataclasses.is_dataclass(member):
+                    assert name not in found, f"{member.__module__} and {found[name].__module__} both have a {name}"
                     found[name] = cast(type, member)
     return found
 

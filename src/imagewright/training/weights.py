@@ -31,7 +31,7 @@ _NAME = re.compile(r"(?P<kind>[a-z0-9.]+)-(?P<images>\d{12})\.safetensors")
 
 
 @dataclass(frozen=True, order=True)
-class Stored:
+class StoredWeights:
     """One file: weights of `kind` ("raw", "power0.1") after `images` images."""
 
     images: int
@@ -47,13 +47,13 @@ def store(run: Path, kind: str, images: int, state: Mapping[str, Tensor]) -> Pat
     return path
 
 
-def stored(run: Path, kind: str | None = None) -> list[Stored]:
+def stored(run: Path, kind: str | None = None) -> list[StoredWeights]:
     """A run's kept weights, oldest first; of one kind, if asked."""
     found = []
     for path in (run / FOLDER).glob("*.safetensors"):
         match = _NAME.fullmatch(path.name)
         if match and kind in (None, match["kind"]):
-            found.append(Stored(int(match["images"]), match["kind"], path))
+            found.append(StoredWeights(int(match["images"]), match["kind"], path))
     return sorted(found)
 
 
