@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from imagewright.methods.caf import ADVERSARY, ConstantAcceleration, InitialVelocityLearning
 from imagewright.methods.flow_matching import FlowMatching
 from imagewright.methods.rectified_flow_pp import RectifiedFlowPlusPlus
 from imagewright.methods.simple_reflow import SimpleReflow
 from imagewright.methods.slimflow import LAST, AnnealingReflow, FlowGuidedDistillation
-from imagewright.networks import DhariwalUNetConfig, SongUNetConfig
+from imagewright.networks import ADMUNetConfig, DhariwalUNetConfig, SongUNetConfig
 from imagewright.recipes import edm
 from imagewright.recipes.published import halflife_images
-from imagewright.samplers import Straight
+from imagewright.samplers import Accelerated, Straight
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import Experiment
 
@@ -147,6 +148,107 @@ def slimflow_imagenet64_distil() -> Experiment:
     return _slim_distil_published(slimflow_imagenet64(), "runs/slimflow-imagenet64", 0.13)
 
 
+def caf_digits_velocity() -> Experiment:
+    """Constant acceleration flow of digits, first stage: initial velocities of the pairs of `runs/edm-digits`."""
+    return _caf(edm.digits(), "digits", InitialVelocityLearning(), 60_000)
+
+
+def caf_digits() -> Experiment:
+    """Second stage: accelerations, on the velocities of `runs/caf-digits-velocity`: two calls an image."""
+    return _accelerated(caf_digits_velocity(), ConstantAcceleration(), "runs/caf-digits-velocity")
+
+
+def caf_digits_gan() -> Experiment:
+    """Third stage: `runs/caf-digits` with a convolutional adversary and real images."""
+    return _against(caf_digits(), "runs/caf-digits", 20_000, 1e-4)
+
+
+def caf_emoji64_32_velocity() -> Experiment:
+    """Constant acceleration flow of emoji at 32x32, first stage, on the pairs of the shipped denoiser."""
+    return _caf(edm.emoji64_32(), "emoji64-32", InitialVelocityLearning(), 332_000)
+
+
+def caf_emoji64_32() -> Experiment:
+    """Second stage, on `runs/caf-emoji64-32-velocity`."""
+    return _accelerated(caf_emoji64_32_velocity(), ConstantAcceleration(), "runs/caf-emoji64-32-velocity")
+
+
+def caf_emoji64_32_gan() -> Experiment:
+    """Third stage: `runs/caf-emoji64-32` with a convolutional adversary and real images."""
+    return _against(caf_emoji64_32(), "runs/caf-emoji64-32", 60_000, 5e-5)
+
+
+def caf_cifar10_velocity() -> Experiment:
+    """CIFAR-10, unconditional, as published: 1,000,000 pairs of 35 calls, 250,000 steps of 8 x 160, LPIPS, fp16."""
+    return _caf_published("cifar10", 8 * 160, (16, 8, 4), "runs/edm-cifar10-uncond-ncsnpp")
+
+
+def caf_cifar10() -> Experiment:
+    """Second stage as published, on `runs/caf-cifar10-velocity`."""
+    return _accelerated(caf_cifar10_velocity(), ConstantAcceleration(), "runs/caf-cifar10-velocity")
+
+
+def caf_cifar10_gan() -> Experiment:
+    """Third stage as published, on `runs/caf-cifar10`: 200,000 steps of 8 x 160."""
+    return _against(caf_cifar10(), "runs/caf-cifar10", 200_000 * 8 * 160, 2e-5)
+
+
+def caf_imagenet64_velocity() -> Experiment:
+    """ImageNet-64 as published: 3,000,000 pairs of 79 calls, 250,000 steps of 8 x 400, LPIPS, fp16."""
+    return _caf_published("imagenet64", 8 * 400, (32, 16, 8), "runs/edm-imagenet64")
+
+
+def caf_imagenet64() -> Experiment:
+    """Second stage as published, on `runs/caf-imagenet64-velocity`."""
+    return _accelerated(caf_imagenet64_velocity(), ConstantAcceleration(), "runs/caf-imagenet64-velocity")
+
+
+def caf_imagenet64_gan() -> Experiment:
+    """Third stage as published, on `runs/caf-imagenet64`: 200,000 steps of 8 x 400."""
+    return _against(caf_imagenet64(), "runs/caf-imagenet64", 200_000 * 8 * 400, 2e-5)
+
+
+def _caf(run: Experiment, name: str, method: Any, images: int) -> Experiment:
+    """A stage from fresh weights, with the pace of the denoiser's own recipe."""
+    return replace(
+        run,
+        data=replace(run.data, couplings=f"couplings/{name}"),
+        method=method,
+        sampler=Straight(num_steps=9),
+        training=replace(run.training, total_images=images),
+    )
+
+
+def _accelerated(first: Experiment, method: Any, velocity: str) -> Experiment:
+    return replace(first, method=method, given={**first.given, "velocity": velocity}, sampler=Accelerated())
+
+
+def _against(second: Experiment, start: str, images: int, lr: float) -> Experiment:
+    """The third stage: from the second's weights, at a constant rate, without a distance of images."""
+    optimizer = replace(second.training.optimizer, lr=lr, lr_ramp_images=0, lr_decay_images=None, lr_cooldown_images=0)
+    method = ConstantAcceleration(image=None, intervals=10, adversarial=ADVERSARY)
+    given = {name: where for name, where in second.given.items() if name != "features"}
+    training = replace(second.training, total_images=images, optimizer=optimizer)
+    return replace(second, method=method, given=given, start=start, training=training)
+
+
+def _caf_published(name: str, batch: int, attention: tuple[int, ...], teacher: str) -> Experiment:
+    """Published by a program whose 1,000,000 steps are of a quarter of a batch, on eight processes."""
+    run = _published(name, teacher, InitialVelocityLearning(), batch, 250_000, 1e-4, 0)
+    optimizer = replace(run.training.optimizer, kind="adamw", weight_decay=1e-5)
+    network = ADMUNetConfig(
+        **edm.FROM_DATA, model_channels=192, channel_mult=(1, 2, 3, 4), num_blocks=3, attn_resolutions=attention,
+        dropout=0.1,
+    )  # fmt: skip
+    return replace(
+        run,
+        network=network,
+        given={"features": "lpips-average"},
+        sampler=Straight(num_steps=9),
+        training=replace(run.training, micro_batch=batch // 32, precision="fp16", optimizer=optimizer),
+    )
+
+
 def _slim(run: Experiment, name: str, network: Any, images: int) -> Experiment:
     """The first stage: from fresh weights, with the pace of the denoiser's own recipe."""
     return replace(
@@ -268,4 +370,16 @@ FAMILY: Mapping[str, Callable[[], Experiment]] = {
     "slimflow-cifar10-distil": slimflow_cifar10_distil,
     "slimflow-imagenet64": slimflow_imagenet64,
     "slimflow-imagenet64-distil": slimflow_imagenet64_distil,
+    "caf-digits-velocity": caf_digits_velocity,
+    "caf-digits": caf_digits,
+    "caf-digits-gan": caf_digits_gan,
+    "caf-emoji64-32-velocity": caf_emoji64_32_velocity,
+    "caf-emoji64-32": caf_emoji64_32,
+    "caf-emoji64-32-gan": caf_emoji64_32_gan,
+    "caf-cifar10-velocity": caf_cifar10_velocity,
+    "caf-cifar10": caf_cifar10,
+    "caf-cifar10-gan": caf_cifar10_gan,
+    "caf-imagenet64-velocity": caf_imagenet64_velocity,
+    "caf-imagenet64": caf_imagenet64,
+    "caf-imagenet64-gan": caf_imagenet64_gan,
 }

@@ -26,6 +26,8 @@ KEYS: tuple[str, ...] = (
     "ddo",
     "rectified_flow_pp",
     "simple_reflow",
+    "slimflow",
+    "caf",
     "maskgit",
     "md4",
     "downsampled_imagenet",
