@@ -28,6 +28,7 @@ KEYS: tuple[str, ...] = (
     "simple_reflow",
     "maskgit",
     "md4",
+    "downsampled_imagenet",
 )
 """Files of this folder, in the order of the ledger."""
 
