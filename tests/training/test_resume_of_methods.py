@@ -28,6 +28,7 @@ from imagewright.methods.multistep_consistency import MultistepConsistencyDistil
 from imagewright.methods.rectified_flow_pp import RectifiedFlowPlusPlus
 from imagewright.methods.score_of_mixture import ScoreOfMixtureDistillation, ScoreOfMixtureTraining
 from imagewright.methods.simple_reflow import SimpleReflow
+from imagewright.methods.slimflow import AnnealingReflow, FlowGuidedDistillation
 from imagewright.methods.uni_instruct import UniInstruct
 from imagewright.models.segments import segment_stops
 from imagewright.networks import SongUNetConfig
@@ -59,10 +60,16 @@ METHODS = {
     "flow": (FlowMatching(), Straight(num_steps=2)),
     "rfpp": (RectifiedFlowPlusPlus(image=Distance(kind="l2"), dropout=0.1), Straight(num_steps=1)),
     "simple-reflow": (SimpleReflow(), Straight(num_steps=2)),
+    "slimflow": (AnnealingReflow(anneal_images=0.8), Straight(num_steps=1)),
+    "slimflow-distil": (FlowGuidedDistillation(distance=Distance(kind="l2"), dropout=0.1), Straight(num_steps=1)),
     "scd": (ContinuousConsistencyDistillation(warmup=0.5), MultistepConsistency()),
     "sct": (ContinuousConsistencyTraining(warmup=0.5), MultistepConsistency()),
 }
-PAIRED = ("dmd", "rfpp", "simple-reflow")
+PAIRED = ("dmd", "rfpp", "simple-reflow", "slimflow", "slimflow-distil")
+FRESH = ("flow", "slimflow")
+"""Methods that begin with a network of their own, whatever they are called."""
+GIVEN = {"slimflow-distil": "flow"}
+"""What the teacher is given as, where it is no teacher."""
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +103,11 @@ def test_resuming_changes_no_bit(
     name: str, teacher: Path, couplings: Path, resumed_run: Callable[[Experiment], Path]
 ) -> None:
     method, sampler = METHODS[name]
-    learns = "Training" in type(method).__name__ or name == "flow"
+    learns = "Training" in type(method).__name__ or name in FRESH
     data = replace(BASE.data, couplings=pairs(name, couplings))
     experiment = Experiment(
         data=data, method=method, network=NETWORK if learns else None,
-        given={} if learns else {"teacher": str(teacher)},
+        given={} if learns else {GIVEN.get(name, "teacher"): str(teacher)},
         sampler=sampler, training=TRAINING,
     )  # fmt: skip
 
@@ -115,14 +122,14 @@ OVER_THE_MICRO_BATCH = ("ctm", "f-distill", "uni")
 def test_how_a_batch_is_cut_up_moves_no_loss(name: str, teacher: Path, couplings: Path, tmp_path: Path) -> None:
     """Noise, times and dropout belong to the image's place in the batch; what remains is rounding."""
     method, sampler = METHODS[name]
-    learns = "Training" in type(method).__name__ or name == "flow"
+    learns = "Training" in type(method).__name__ or name in FRESH
     data = replace(BASE.data, couplings=pairs(name, couplings))
     losses = []
     for micro in (16, 4):
         training = replace(TRAINING, total_images=16, micro_batch=micro)
         experiment = Experiment(
             data=data, method=method, network=NETWORK if learns else None,
-        given={} if learns else {"teacher": str(teacher)},
+        given={} if learns else {GIVEN.get(name, "teacher"): str(teacher)},
             sampler=sampler, training=training,
         )  # fmt: skip
         folder = run_experiment(experiment, tmp_path / str(micro))

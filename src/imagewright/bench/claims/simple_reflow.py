@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Row, by_how_much
+from imagewright.bench.claims.claim import Budget, Check, Claim, Row, how_many_times
 from imagewright.bench.claims.reflow import Reflow
 from imagewright.methods.simple_reflow import HighPass, SimpleReflow
 from imagewright.paths.noise_levels import UniformTime, UShaped
@@ -19,15 +19,17 @@ BEFORE = SimpleReflow(weight="time", times=UShaped(), metric=PLAIN)
 WEIGHT = SimpleReflow(weight="loss", times=UShaped(), metric=PLAIN)
 UNIFORM = SimpleReflow(weight="loss", times=UniformTime(), metric=PLAIN)
 TIMES = SimpleReflow(weight="loss", metric=PLAIN)
-LR: dict[str, float] = {"before": 4e-3, "weight": 4e-3, "uniform": 4e-3, "times": 4e-3}
+LR_BEFORE, LR_WEIGHT, LR_UNIFORM, LR_TIMES = 1.6e-2, 4e-3, 4e-3, 1.6e-2
+"""On tuning seed 20, of 0.004 and 0.016 (the control: of 0.001 to 0.032), by Heun's nine calls."""
 HEUN = Straight(num_steps=5)
 RULE = Straight(num_steps=5, r=0.4)
 GRID = Straight(num_steps=5, r=0.4, grid="sigmoid")
 REAL_SHARE = 0.2
+DISTANCE = "energy distance x 1000 to the modes"
 
 
 def run(seed: int, budget: Budget) -> Sequence[Row]:
-    """How far points of nine calls are from the modes, at equal updates."""
+    """How far points of nine calls are from their teacher's and from the modes, at equal updates."""
     full = budget == "full"
     contest = Reflow(
         seed=seed, pairs=20_000 if full else 100, count=4000 if full else 50, first=1000 if full else 3, exact=False
@@ -35,20 +37,20 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     updates = UPDATES if full else 10
 
     def row(name: str, flow: object, sampler: Straight = HEUN) -> Row:
-        more = {"1000 E|x - teacher's x|^2": contest.error(flow, sampler)}
-        return Row(name=name, score=contest.distance(flow, sampler), cost=sampler.nfe, more=more)
+        more = {DISTANCE: contest.distance(flow, sampler)}
+        return Row(name=name, score=contest.error(flow, sampler), cost=sampler.nfe, more=more)
 
-    def flow(method: SimpleReflow, rate: str, pairs: Coupling | None = None) -> object:
-        return contest.flow(method, updates, LR[rate], pairs=pairs)
+    def flow(method: SimpleReflow, lr: float, pairs: Coupling | None = None) -> object:
+        return contest.flow(method, updates, lr, pairs=pairs)
 
-    times = flow(TIMES, "times")
+    times = flow(TIMES, LR_TIMES)
     return [
-        Row(name="the teacher's own points", score=contest.own_distance, cost=59),
-        row("1 / t, both ends", flow(BEFORE, "before")),
-        row("+ one over its own loss", flow(WEIGHT, "weight")),
-        row("uniform times instead", flow(UNIFORM, "uniform")),
+        Row(name="the teacher's own points", score=0.0, cost=59, more={DISTANCE: contest.own_distance}),
+        row("1 / t, both ends", flow(BEFORE, LR_BEFORE)),
+        row("+ one over its own loss", flow(WEIGHT, LR_WEIGHT)),
+        row("uniform times instead", flow(UNIFORM, LR_UNIFORM)),
         row("+ times as 10^t", times),
-        row("+ real pairs", flow(TIMES, "times", with_real(contest))),
+        row("+ real pairs", flow(TIMES, LR_TIMES, with_real(contest))),
         row("+ r = 0.4", times, RULE),
         row("+ sigmoid grid", times, GRID),
     ]
@@ -68,28 +70,48 @@ CLAIM = Claim(
     miniature="8 modes in the plane, 20,000 pairs drawn with a denoiser that was trained for 1,000 updates, whose flow "
     "the student begins as; 1,200 updates of 256 pairs, nine calls. Before: weight 1 / t, times towards both ends, "
     "Heun on the uniform grid. Then, each against the one before: weight one over the point's own loss; times as 10^t; "
-    "a fifth of the pairs real; r = 0.4 for Heun's 1; the sigmoid grid. Each arm's rate was searched on a tuning seed. "
-    "Two of the seven cannot be shown here: points have no high frequencies, and the network no dropout.",
-    measure="energy distance x 1000 to the modes",
+    "a fifth of the pairs real; r = 0.4 for Heun's 1; the sigmoid grid. "
+    "Each arm's rate was searched on a tuning seed. "
+    "Judged on 4,000 held-out noises by the squared distance to the teacher's own point; real pairs, which make the "
+    "flow another than the teacher's, by the energy distance to the modes. Two of the seven cannot be shown here: "
+    "points have no high frequencies, and the network no dropout.",
+    measure="1000 E|x - teacher's x|^2",
     cost="NFE per sample",
     run=run,
     checks=(
         Check(
             says="the weight and the times together are below 1 / t and both ends",
-            effect=by_how_much("+ times as 10^t", "1 / t, both ends"),
+            effect=how_many_times("+ times as 10^t", "1 / t, both ends"),
+            scale="ratio",
         ),
         Check(
             says="one over its own loss is below 1 / t",
-            effect=by_how_much("+ one over its own loss", "1 / t, both ends"),
+            effect=how_many_times("+ one over its own loss", "1 / t, both ends"),
+            scale="ratio",
         ),
         Check(
-            says="times as 10^t are below both ends", effect=by_how_much("+ times as 10^t", "+ one over its own loss")
+            says="times as 10^t are below both ends",
+            effect=how_many_times("+ times as 10^t", "+ one over its own loss"),
+            scale="ratio",
         ),
         Check(
-            says="times as 10^t are below uniform ones", effect=by_how_much("+ times as 10^t", "uniform times instead")
+            says="times as 10^t are below uniform ones",
+            effect=how_many_times("+ times as 10^t", "uniform times instead"),
+            scale="ratio",
         ),
-        Check(says="real pairs lower the distance", effect=by_how_much("+ real pairs", "+ times as 10^t")),
-        Check(says="r = 0.4 is below Heun's rule", effect=by_how_much("+ r = 0.4", "+ times as 10^t")),
-        Check(says="the sigmoid grid is below the uniform one", effect=by_how_much("+ sigmoid grid", "+ r = 0.4")),
+        Check(
+            says="real pairs bring the points nearer to the modes, by the energy distance",
+            effect=lambda rows: rows["+ times as 10^t"].more[DISTANCE] - rows["+ real pairs"].more[DISTANCE],
+        ),
+        Check(
+            says="r = 0.4 is below Heun's rule",
+            effect=how_many_times("+ r = 0.4", "+ times as 10^t"),
+            scale="ratio",
+        ),
+        Check(
+            says="the sigmoid grid is below the uniform one",
+            effect=how_many_times("+ sigmoid grid", "+ r = 0.4"),
+            scale="ratio",
+        ),
     ),
 )
