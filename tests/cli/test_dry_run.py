@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -44,6 +45,18 @@ def test_it_tells_what_will_be_built_and_how_long_it_takes(capsys: pytest.Captur
     assert "  lr_ramp: 50 (3.3% of the run)" in told
     assert "  lr_cooldown: 600 (40.0% of the run)" in told
     assert "time: at least " in told and " on cpu (" in told
+
+
+def test_a_smaller_students_size_is_told_beside_its_teachers(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "slimflow-digits", "--teacher", "runs/edm-digits", "--dry-run"])
+    told = capsys.readouterr().out
+    assert "flow: trained, 0.19 M parameters" in told
+    assert re.search(
+        r"teacher: 0.75 M parameters, 0.0\d+ GFLOP an image; what is trained has 25% of the parameters and \d\d% of",
+        told,
+    )
+    main(["train", "slimflow-digits-distil", "--dry-run"])
+    assert "what is trained has" not in capsys.readouterr().out  # it has its teacher's size
 
 
 def test_a_token_model_has_its_cost_told(capsys: pytest.CaptureFixture[str]) -> None:

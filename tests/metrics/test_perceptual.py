@@ -53,7 +53,9 @@ def test_data_without_a_classifier_have_none_of_their_own() -> None:
 
 
 def test_bad_choices_are_told() -> None:
-    with pytest.raises(UserError, match=r"features is 'vgg'; allowed: digits, emoji, lpips, lpips-average, or none"):
+    with pytest.raises(
+        UserError, match=r"features is 'vgg'; allowed: digits, emoji, lpips, lpips-average, lpips-64, or none"
+    ):
         perceptual_network("vgg", DIGITS)
     with pytest.raises(UserError, match=r"takes images of 1 channel"):
         perceptual_network("digits", EMOJI)
@@ -105,6 +107,16 @@ def test_lpips_compares_by_itself_at_224(hub: Path) -> None:
     assert network.network.seen == [torch.Size([2, 3, 224, 224])] * 2
     assert all(not p.requires_grad for p in network.parameters())
     assert [m.shape for m in network(b)] == [torch.Size([2, 3, 224, 224])]
+
+
+def test_lpips_64_compares_at_64_with_corners_on_corners(hub: Path) -> None:
+    (hub / "checkpoints").mkdir()
+    (hub / "checkpoints" / VGG_FILE).touch()
+    network = perceptual_network("lpips-64", DIGITS)
+    assert isinstance(network, LPIPS)
+    ramp = torch.linspace(-1, 1, 8).expand(1, 1, 8, 8)
+    (seen,) = network(ramp)
+    torch.testing.assert_close(seen[0, 0, 0], torch.linspace(-1, 1, 64) / 2)  # the stand-in halves
 
 
 @pytest.mark.parametrize(("name", "pooled"), [("lpips", 4.0), ("lpips-average", 2.5)])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from imagewright.cli.main import main
+from imagewright.methods.caf import ConstantAcceleration, InitialVelocityLearning
 from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory
 from imagewright.methods.continuous_consistency import (
     ContinuousConsistencyDistillation,
@@ -28,11 +29,12 @@ from imagewright.methods.multistep_consistency import MultistepConsistencyDistil
 from imagewright.methods.rectified_flow_pp import RectifiedFlowPlusPlus
 from imagewright.methods.score_of_mixture import ScoreOfMixtureDistillation, ScoreOfMixtureTraining
 from imagewright.methods.simple_reflow import SimpleReflow
+from imagewright.methods.slimflow import AnnealingReflow, FlowGuidedDistillation
 from imagewright.methods.uni_instruct import UniInstruct
 from imagewright.models.segments import segment_stops
 from imagewright.networks import SongUNetConfig
 from imagewright.recipes import RECIPES
-from imagewright.samplers import Jumps, MultistepConsistency, Straight
+from imagewright.samplers import Accelerated, Jumps, MultistepConsistency, Straight
 from imagewright.training.experiment import Experiment, run_experiment
 
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
@@ -59,10 +61,20 @@ METHODS = {
     "flow": (FlowMatching(), Straight(num_steps=2)),
     "rfpp": (RectifiedFlowPlusPlus(image=Distance(kind="l2"), dropout=0.1), Straight(num_steps=1)),
     "simple-reflow": (SimpleReflow(), Straight(num_steps=2)),
+    "slimflow": (AnnealingReflow(anneal_images=0.8), Straight(num_steps=1)),
+    "slimflow-distil": (FlowGuidedDistillation(distance=Distance(kind="l2"), dropout=0.1), Straight(num_steps=1)),
+    "caf-velocity": (InitialVelocityLearning(image=Distance(kind="l2")), Straight(num_steps=1)),
+    "caf": (ConstantAcceleration(image=None), Accelerated()),
+    "caf-gan": (
+        ConstantAcceleration(image=None, intervals=10, adversarial=replace(ADVERSARIAL, start=0.0)),
+        Accelerated(),
+    ),
     "scd": (ContinuousConsistencyDistillation(warmup=0.5), MultistepConsistency()),
     "sct": (ContinuousConsistencyTraining(warmup=0.5), MultistepConsistency()),
 }
-PAIRED = ("dmd", "rfpp", "simple-reflow")
+PAIRED = ("dmd", "rfpp", "simple-reflow", "slimflow", "slimflow-distil", "caf-velocity", "caf", "caf-gan")
+FRESH = ("flow", "slimflow", "caf-velocity", "caf", "caf-gan")
+"""Methods that begin with a network of their own, whatever they are called."""
 
 
 @pytest.fixture(scope="module")
@@ -91,38 +103,58 @@ def pairs(name: str, folder: Path) -> str | tuple[str, ...] | None:
     return (str(folder), str(folder)) if name == "simple-reflow" else str(folder) if name in PAIRED else None
 
 
+@pytest.fixture(scope="module")
+def velocity(couplings: Path) -> Path:
+    run = Experiment(
+        data=replace(BASE.data, couplings=str(couplings)), method=METHODS["caf-velocity"][0], network=NETWORK,
+        training=replace(TRAINING, total_images=16),
+    )  # fmt: skip
+    return run_experiment(run, couplings.parent / "velocity")
+
+
+def given(name: str, request: pytest.FixtureRequest) -> dict[str, str]:
+    """What a method learns from, beside pairs."""
+    if name in ("caf", "caf-gan"):
+        return {"velocity": str(request.getfixturevalue("velocity"))}
+    if "Training" in type(METHODS[name][0]).__name__ or name in FRESH:
+        return {}
+    return {"flow" if name == "slimflow-distil" else "teacher": str(request.getfixturevalue("teacher"))}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_resuming_changes_no_bit(
-    name: str, teacher: Path, couplings: Path, resumed_run: Callable[[Experiment], Path]
+    name: str, couplings: Path, resumed_run: Callable[[Experiment], Path], request: pytest.FixtureRequest
 ) -> None:
     method, sampler = METHODS[name]
-    learns = "Training" in type(method).__name__ or name == "flow"
+    learns = "Training" in type(method).__name__ or name in FRESH
     data = replace(BASE.data, couplings=pairs(name, couplings))
     experiment = Experiment(
         data=data, method=method, network=NETWORK if learns else None,
-        given={} if learns else {"teacher": str(teacher)},
+        given=given(name, request),
         sampler=sampler, training=TRAINING,
     )  # fmt: skip
 
     resumed_run(experiment)
 
 
-OVER_THE_MICRO_BATCH = ("ctm", "f-distill", "uni")
+OVER_THE_MICRO_BATCH = ("ctm", "f-distill", "uni", "caf-gan")
 """Methods whose loss has factors taken over the images of one forward pass, as the published programs have."""
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in OVER_THE_MICRO_BATCH])
-def test_how_a_batch_is_cut_up_moves_no_loss(name: str, teacher: Path, couplings: Path, tmp_path: Path) -> None:
+def test_how_a_batch_is_cut_up_moves_no_loss(
+    name: str, couplings: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Noise, times and dropout belong to the image's place in the batch; what remains is rounding."""
     method, sampler = METHODS[name]
-    learns = "Training" in type(method).__name__ or name == "flow"
+    learns = "Training" in type(method).__name__ or name in FRESH
     data = replace(BASE.data, couplings=pairs(name, couplings))
     losses = []
     for micro in (16, 4):
         training = replace(TRAINING, total_images=16, micro_batch=micro)
         experiment = Experiment(
             data=data, method=method, network=NETWORK if learns else None,
-        given={} if learns else {"teacher": str(teacher)},
+        given=given(name, request),
             sampler=sampler, training=training,
         )  # fmt: skip
         folder = run_experiment(experiment, tmp_path / str(micro))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,22 @@ KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
 
 
 class StandIns(Sources):
-    """Finds what is there, and makes up what is not; `missing` says of what, in words."""
+    """Finds what is there, and makes up what is not; `missing` says of what, in words.
+
+    models: what was given for a role.
+    """
 
     def __init__(self, stages: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.missing: list[str] = []
+        self.models: dict[str, nn.Module] = {}
         self.stages = stages or {}
+
+    def given(self, role: str, name: str) -> ModelFile:
+        """The model of a role, which is kept."""
+        file = super().given(role, name)
+        self.models[role] = file.model
+        return file
 
     def images(self, data: DataConfig, on_progress: Callable[[int, int], None] | None) -> ImageSet:
         """The images, or an empty set like the one that the recipe names."""
@@ -95,7 +106,12 @@ class StandIns(Sources):
     def couplings(self, name: str) -> Couplings | None:
         """The pairs, or none."""
         if Path(name).exists():
-            return super().couplings(name)
+            store = super().couplings(name)
+            assert store is not None
+            with suppress(UserError):  # pairs stay when their teacher has gone
+                teacher = self.model(str(store.manifest.origin.get("model"))).model
+                self.models.setdefault("the pairs' teacher", teacher)
+            return store
         self.missing.append(f"couplings {name}")
         return None
 
@@ -133,6 +149,8 @@ def dry_run(experiment: Experiment, stages: Mapping[str, Any] | None = None) -> 
         say(f"not there: {line}")
     for name, role in assembled.parts.roles.items():
         say(f"{name}: {_cost(role, experiment, spec)}")
+    for line in _beside(assembled.parts.roles[experiment.method.product].module, sources.models, spec):
+        say(line)
     total = experiment.training.total_images
     say(f"schedule: {total:,} images, rate {experiment.training.optimizer.lr:g}; of them, in images:")
     for name, images in phases(experiment).items():
@@ -140,11 +158,28 @@ def dry_run(experiment: Experiment, stages: Mapping[str, Any] | None = None) -> 
     say(_time(assembled.parts, experiment, spec))
 
 
+def _beside(product: nn.Module, models: Mapping[str, nn.Module], spec: DataSpec) -> Iterator[str]:
+    """What the product is beside the models that the run was given, where its size is another."""
+    count, cost = _count(product), footprint(getattr(product, "network", None), spec)
+    for role, model in models.items():
+        theirs, other = _count(model), footprint(getattr(model, "network", None), spec)
+        if theirs == count or cost is None or other is None:
+            continue
+        yield (
+            f"{role}: {theirs / 1e6:.2f} M parameters, {other.flops / 1e9:.3g} GFLOP an image; what is trained has "
+            f"{count / theirs:.0%} of the parameters and {cost.flops / other.flops:.0%} of the operations"
+        )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
 def parameters(experiment: Experiment) -> int:
     """Of the part that an experiment exports, with stand-ins for what is not here."""
     with torch.device("meta"):
         made = assemble(experiment, sources=StandIns())
-    return sum(p.numel() for p in made.parts.roles[experiment.method.product].module.parameters())
+    return _count(made.parts.roles[experiment.method.product].module)
 
 
 def _time(parts: Parts, experiment: Experiment, spec: DataSpec) -> str:
@@ -178,7 +213,7 @@ def operations_per_second(device: torch.device, seconds: float = 0.3) -> float:
 
 
 def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
-    count = sum(p.numel() for p in role.module.parameters())
+    count = _count(role.module)
     memory = bytes_per_parameter(role, experiment) * count / 2**20
     line = f"{type(role).__name__.lower()}, {count / 1e6:.2f} M parameters, {memory:.0f} MiB of state"
     cost = footprint(getattr(role.module, "network", None), spec, experiment.training.precision)

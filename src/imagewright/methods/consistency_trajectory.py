@@ -198,7 +198,7 @@ class ConsistencyTrajectory:
                 raise UserError("method.distance.kind is 'perceptual'; it needs a feature network (give `features`)")
             more["features"] = Frozen(module=features)
         if self.adversarial is not None:
-            more["discriminator"] = _discriminator(self.adversarial, spec, projections)
+            more["discriminator"] = discriminator_part(self.adversarial, spec, projections)
         target = copy.deepcopy(student).requires_grad_(False)
         return Parts(student=Trained(module=student), target=Average(module=target, of="student"), **more)
 
@@ -298,7 +298,8 @@ def _by_one_jump(parts: Any, jump: Jump, cond: Condition) -> Tensor:
     return clean
 
 
-def _discriminator(settings: Adversarial, spec: DataSpec, projections: Sequence[nn.Module]) -> Trained:
+def discriminator_part(settings: Adversarial, spec: DataSpec, projections: Sequence[nn.Module]) -> Trained:
+    """A discriminator that looks at images themselves, or through frozen networks."""
     module: nn.Module
     if projections:
         module = ProjectedDiscriminator(projections, spec.shape, size=settings.feature_size, width=settings.width)

@@ -5,6 +5,7 @@ Source   Zhang et al. 2018 (LPIPS, arXiv 1801.03924), version 0.1 with VGG-16, f
          then measured by the network that was trained against, which flatters it.
 Pooling  "lpips" pools by maxima, as published; "lpips-average" by means, as the programs of CTM, of consistency models
          on ImageNet-64 and of DMD2's regression do (piq's LPIPS with `replace_pooling`), with the same learned weights.
+Size     images are brought to 224 x 224; with "lpips-64" to 64 x 64, corners on corners, as SlimFlow's program does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from imagewright.types import DataSpec, UserError
 
 CLASSIFIERS: Mapping[str, str] = {"digits": "digits", "emoji64": "emoji"}
 """Shipped classifiers by the data set that they were trained on."""
-INSTALLED = ("lpips", "lpips-average")
+INSTALLED = ("lpips", "lpips-average", "lpips-64")
 """Those that have to be installed."""
 CHOICES = (*CLASSIFIERS.values(), *INSTALLED)
 VGG_FILE = "vgg16-397923af.pth"
@@ -56,21 +57,31 @@ class ClassifierMaps(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """The published distance, learned weights included; `network` is the package's module."""
+    """The published distance, learned weights included; `network` is the package's module, which sees side x side.
 
-    def __init__(self, network: nn.Module) -> None:
+    corners: whether the outermost values are enlarged onto each other (torch's align_corners).
+    """
+
+    def __init__(self, network: nn.Module, side: int = LPIPS_SIDE, corners: bool = False) -> None:
         super().__init__()
+        self.side, self.corners = side, corners
         self.network = network.requires_grad_(False).eval()
 
     def compare(self, a: Tensor, b: Tensor) -> Tensor:
-        """a, b: [N, C, H, W] in [-1, 1], C = 1 or 3; enlarged to 224 x 224 (bilinear). Returns [N]."""
-        distance: Tensor = self.network(_enlarged(a), _enlarged(b))
+        """a, b: [N, C, H, W] in [-1, 1], C = 1 or 3; enlarged (bilinear). Returns [N]."""
+        distance: Tensor = self.network(self._enlarged(a), self._enlarged(b))
         return distance.flatten()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The backbone's five maps [N, C_i, H_i, W_i], without the learned weights."""
         network: Any = self.network
-        return list(network.net(network.scaling_layer(_enlarged(images))))
+        return list(network.net(network.scaling_layer(self._enlarged(images))))
+
+    def _enlarged(self, images: Tensor) -> Tensor:
+        x, size = images.expand(-1, 3, -1, -1), (self.side, self.side)
+        if x.shape[2:] == size:
+            return x
+        return nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=self.corners)
 
 
 def perceptual_network(name: str | None, spec: DataSpec) -> nn.Module | None:
@@ -121,7 +132,7 @@ def _lpips(name: str) -> LPIPS:
     network = lpips.LPIPS(net="vgg", verbose=False)
     if name == "lpips-average":
         _average_pooling(network)
-    return LPIPS(network)
+    return LPIPS(network, side=64, corners=True) if name == "lpips-64" else LPIPS(network)
 
 
 def _average_pooling(module: nn.Module) -> None:
@@ -131,10 +142,3 @@ def _average_pooling(module: nn.Module) -> None:
             setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
         else:
             _average_pooling(child)
-
-
-def _enlarged(images: Tensor) -> Tensor:
-    x = images.expand(-1, 3, -1, -1)
-    if x.shape[2:] == (LPIPS_SIDE, LPIPS_SIDE):
-        return x
-    return nn.functional.interpolate(x, size=(LPIPS_SIDE, LPIPS_SIDE), mode="bilinear", align_corners=False)

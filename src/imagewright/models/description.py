@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules import module as registry
 
 from imagewright import limits
+from imagewright.models.acceleration import AccelerationFlow, InitialVelocity
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.classifier import Classifier
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
@@ -37,6 +38,7 @@ from imagewright.types import UserError
 
 T = TypeVar("T", bound=nn.Module)
 MODELS: dict[str, type[nn.Module]] = {
+    "AccelerationFlow": AccelerationFlow,
     "CausalTokenModel": CausalTokenModel,
     "Classifier": Classifier,
     "ConsistencyModel": ConsistencyModel,
@@ -45,6 +47,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "EDMFlow": EDMFlow,
     "EDMPrecond": EDMPrecond,
     "FewStepGenerator": FewStepGenerator,
+    "InitialVelocity": InitialVelocity,
     "LearnedMaskingModel": LearnedMaskingModel,
     "MaskedDiffusionModel": MaskedDiffusionModel,
     "MaskedTokenModel": MaskedTokenModel,

@@ -1,6 +1,7 @@
 """Ways to draw: frozen dataclasses of settings, called with a model and latents. They know the protocols only."""
 
 from imagewright.samplers.ablation import Ablation
+from imagewright.samplers.acceleration import Accelerated
 from imagewright.samplers.addim import ADDIM
 from imagewright.samplers.ancestral import Ancestral
 from imagewright.samplers.bespoke import Bespoke
@@ -19,6 +20,7 @@ from imagewright.samplers.unipc import UniPC
 
 SAMPLERS = {
     "ablation": Ablation,
+    "accelerated": Accelerated,
     "addim": ADDIM,
     "ancestral": Ancestral,
     "bespoke": Bespoke,
@@ -46,6 +48,7 @@ __all__ = [
     "PRESETS",
     "SAMPLERS",
     "Ablation",
+    "Accelerated",
     "Ancestral",
     "Bespoke",
     "DPMSolverPlusPlus",

@@ -38,7 +38,7 @@ def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = 
     level = torch.empty(1, device="meta")
     told: tuple[Any, ...] = ()
     if isinstance(network, UNet):
-        x = torch.empty(1, *spec.shape, device="meta")
+        x = torch.empty(1, network.config.in_channels, *spec.shape[1:], device="meta")
         told = (level, Condition(destination=level if network.config.destination else None))
     elif hasattr(config, "values") and hasattr(config, "length"):
         x = torch.empty(1, config.length, dtype=torch.int64, device="meta")

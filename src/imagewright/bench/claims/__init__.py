@@ -26,8 +26,11 @@ KEYS: tuple[str, ...] = (
     "ddo",
     "rectified_flow_pp",
     "simple_reflow",
+    "slimflow",
+    "caf",
     "maskgit",
     "md4",
+    "downsampled_imagenet",
 )
 """Files of this folder, in the order of the ledger."""
 
