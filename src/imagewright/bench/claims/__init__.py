@@ -30,6 +30,7 @@ KEYS: tuple[str, ...] = (
     "caf",
     "maskgit",
     "md4",
+    "downsampled_imagenet",
 )
 """Files of this folder, in the order of the ledger."""
 

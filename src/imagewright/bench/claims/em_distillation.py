@@ -47,9 +47,7 @@ class Arm:
 
 
 LONG, ONE, SHORT = "K = 8", "K = 1, latents fixed", "K = 1, as many updates as K = 8"
-BASE = EMDistillation(
-    steps=1, gamma_z=0.0, fake_rate=4.0, start_log_snr=None, levels=KarrasLevels(first=150, last=980)
-)
+BASE = EMDistillation(steps=1, gamma_z=0.0, fake_rate=4.0, start_log_snr=None, levels=KarrasLevels(first=150, last=980))
 """Levels from 0.04 on: a small fake score's error over sigma^2, by which latents move, knows no bound below."""
 ARMS: Mapping[str, Arm] = {
     LONG: Arm(method=replace(BASE, steps=8, gamma_z=0.1), lr=3e-4),
