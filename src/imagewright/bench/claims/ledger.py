@@ -72,7 +72,7 @@ def _section(record: dict[str, Any], stem: str, said: str) -> str:
     lines = [
         f"\n## {record['key']}\n\n{record['miniature']}\n\n",
         f"![{record['measure']} over {record['cost']}]({stem}.png)\n\n",
-        f"| {' | '.join(head)} |\n|{'---|' * len(head)}\n",
+        f"| {' | '.join(_cell(each) for each in head)} |\n|{'---|' * len(head)}\n",
     ]
     for row in record["summary"]:
         spread = "" if row["std"] is None else f" ± {row['std']:.2g}"
@@ -87,6 +87,11 @@ def _section(record: dict[str, Any], stem: str, said: str) -> str:
         lines.append(f"| {' | '.join(cells)} |\n")
     lines.append(f"\n**{record['verdict'].capitalize()}.**{' ' + said if said else ''}\n\n{_made(record)}\n")
     return "".join(lines)
+
+
+def _cell(text: str) -> str:
+    """A text as a cell of a table, whose bars end cells."""
+    return text.replace("|", "\\|")
 
 
 def _measure(record: dict[str, Any]) -> str:
