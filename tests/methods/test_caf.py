@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from imagewright.methods.caf import ADVERSARY, ConstantAcceleration, InitialVelo
 from imagewright.methods.distances import Distance
 from imagewright.models.acceleration import AccelerationFlow, InitialVelocity, advanced, progress_of
 from imagewright.models.description import build, describe
+from imagewright.models.files import ModelFile, load_model, save_model
 from imagewright.models.flow import VelocityFlow
 from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.noise import StepNoise
@@ -117,8 +120,6 @@ class Unaltered:
 
 
 def adversary(**settings: Any) -> Any:
-    from dataclasses import replace
-
     return replace(ADVERSARY, augment=Unaltered(), **settings)
 
 
@@ -225,7 +226,7 @@ def unet(channels: int = 1) -> SongUNet:
                                    channel_mult=(1,), num_blocks=1, attn_resolutions=(), dropout=0.5))  # fmt: skip
 
 
-def test_the_stages_fit_together_and_are_described() -> None:
+def test_the_stages_fit_together_and_are_kept(tmp_path: Path) -> None:
     first = InitialVelocityLearning(image=L2, alpha=1.2).parts(network=unet(), spec=SPEC).flow
     parts = ConstantAcceleration(image=L2, adversarial=ADVERSARY).parts(network=unet(), velocity=first, spec=SPEC)
     flow = parts.flow
@@ -238,6 +239,9 @@ def test_the_stages_fit_together_and_are_described() -> None:
     assert generator.nfe == 4 and generator.inversion_nfe == 4 and generator.generate(2).shape == (2, 8, 8, 1)
     assert ImageGenerator(again, SPEC).sampler == Accelerated()
     assert list(parts.roles) == ["flow", "discriminator"]
+    save_model(tmp_path, ModelFile(model=flow, spec=SPEC))
+    kept = load_model(tmp_path).model.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in flow.state_dict().items())
 
 
 def test_times_lie_on_their_intervals() -> None:

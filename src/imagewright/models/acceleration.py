@@ -72,6 +72,8 @@ class AccelerationFlow(nn.Module):
 
     kind: ClassVar[ModelKind] = "flow_map"
     usual_sampler: ClassVar[str] = "accelerated"
+    shown: ClassVar[int] = 2
+    """Images that the network sees at once: the point, and v0."""
 
     def __init__(self, velocity: InitialVelocity, network: nn.Module) -> None:
         super().__init__()

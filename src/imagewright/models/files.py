@@ -192,8 +192,9 @@ def _unlike(model: nn.Module, kind: str, spec: DataSpec) -> str | None:
     side, classes = getattr(config, "img_resolution", spec.resolution), getattr(config, "label_dim", 0)
     if side != spec.resolution:
         return f"data.resolution is {spec.resolution}; the network's is {side}"
-    channels = getattr(config, "in_channels", spec.channels)
-    if channels != spec.channels:
+    shown = getattr(model, "shown", 1)
+    channels = getattr(config, "in_channels", shown * spec.channels)
+    if channels != shown * spec.channels:
         return f"data.channels is {spec.channels}; the network's are {channels}"
     if classes and spec.num_classes > classes:
         return f"data.num_classes is {spec.num_classes}; the network knows {classes}"
