@@ -25,12 +25,12 @@ from imagewright.models.files import ModelFile, save_model
 from imagewright.pretrained import shipped
 from imagewright.recipes import RECIPES
 from imagewright.training.experiment import DataConfig, Experiment, assemble
-from imagewright.training.given import Sources
+from imagewright.training.given import Sources, requests
 from imagewright.training.trainer import Trainer
 from imagewright.types import DataSpec
 
 SIZES: dict[str, Any] = {
-    "model_channels": 16, "channel_mult": (1,), "num_blocks": 1, "attn_resolutions": (),
+    "model_channels": 16, "groups": 8, "channel_mult": (1,), "num_blocks": 1, "attn_resolutions": (),
     "width": 16, "depth": 1, "heads": 2, "codebook_size": 8, "codebook_dim": 4, "transformer_depth": 0,
 }  # fmt: skip
 SIDE = 16
@@ -38,12 +38,17 @@ SIDE = 16
 
 def named_by(experiment: Experiment) -> list[str]:
     """What a recipe needs that another makes, and that is not shipped."""
-    roles = ("teacher", "tokenizer", "warmup")
-    named = (*(experiment.given.get(role) for role in roles), experiment.start)
+    models = [request.name for request in requests(experiment.method).values() if request.kinds]
+    named = (*(experiment.given.get(name) for name in models), experiment.start)
     return [n for n in named if isinstance(n, str) and n not in shipped()]
 
 
-CHAINED = [name for name, recipe in RECIPES.items() if named_by(recipe())]
+def drawn(experiment: Experiment) -> bool:
+    """Whether it is given what no recipe makes, but a command draws."""
+    return "negatives" in experiment.given
+
+
+CHAINED = [name for name, recipe in RECIPES.items() if named_by(recipe()) and not drawn(recipe())]
 
 
 class Compares(nn.Module):

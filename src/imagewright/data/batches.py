@@ -197,6 +197,8 @@ def _tar(path: Path) -> dict[str, Callable[[], Any]]:
                     if member.isreg() and _ours(name):
                         file = archive.extractfile(member)
                         found[name] = file.read() if file is not None else b""
+    except UserError:
+        raise
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
         if not found:  # another reader says what is wrong with it
             return {}
