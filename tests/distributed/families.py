@@ -84,7 +84,7 @@ def experiments(folder: Path) -> Iterator[tuple[str, Experiment]]:
     for name in ("causal", "maskgit", "md4", "genmd4"):
         run = RECIPES[f"{name}-digits"]()
         small = {"width": 16, "depth": 2, "heads": 2} if hasattr(run.network, "width") else {"model_channels": 8}
-        yield name, replace(run, network=replace(run.network, **small))
+        yield name, replace(run, network=replace(run.network, **small)).giving(tokenizer=None)
     wide = RECIPES["wrn-digits"]()
     assert isinstance(wide.network, WideResNetConfig)
     yield "wrn", replace(wide, network=replace(wide.network, blocks=1, widen=1))
