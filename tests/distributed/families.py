@@ -28,6 +28,7 @@ from imagewright.data import Loader
 from imagewright.networks import EDM2UNetConfig, VQAutoencoderConfig, WideResNetConfig
 from imagewright.recipes import RECIPES
 from imagewright.training import parallel
+from imagewright.training.checkpoint import checkpoints, load_checkpoint
 from imagewright.training.config import Parallel
 from imagewright.training.distributed import Processes, processes
 from imagewright.training.experiment import Experiment, assemble, run_experiment
@@ -187,6 +188,24 @@ def main(folder: Path, names: list[str]) -> None:
                 print(name, found[name], flush=True)
 
 
+def go_on(folder: Path, begun: Path) -> None:
+    """Resume the sharded run of edm that lies in `begun`, on however many processes there are."""
+    experiment = sized(dict(experiments(folder))["edm"])
+    training = replace(experiment.training, micro_batch=1, parallel="shard", total_images=24)
+    with processes() as group:
+        found = trainer(replace(experiment, training=training), begun, group)
+        assert found.resume() and found.images == 16
+        state = found.product_state()
+        if group.is_first:
+            there = load_checkpoint(checkpoints(begun / "checkpoints")[-1])
+            wanted = there["learners"]["denoiser"]["averages"]["halflife"]
+            assert state.keys() == wanted.keys() and all(torch.equal(state[n], wanted[n]) for n in wanted)
+        found.train()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[2:3] == ["go-on"]:
+        go_on(Path(sys.argv[1]), Path(sys.argv[3]))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])
