@@ -19,6 +19,7 @@ import torch
 from imagewright.data import Loader
 from imagewright.data.loader import Turns
 from imagewright.errors import ENDINGS
+from imagewright.networks.compiling import compile_network
 from imagewright.noise import BatchNoise
 from imagewright.precision import casts, tf32, wide
 from imagewright.samplers.generator import SMALL
@@ -147,7 +148,7 @@ class Trainer:
                 learners[name] = Learner(role, self.config, self.device)
             if self.config.compile and not isinstance(role, Average):
                 # The network, not the wrapper: methods also call a model by other names than forward.
-                getattr(role.module, "network", role.module).compile()
+                compile_network(getattr(role.module, "network", role.module))
         if self.method.product not in learners:
             raise ValueError(f"the method's product {self.method.product!r} is not among its trained parts")
         return learners

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from imagewright.bench.gpu.scale import Scale, shrunk
-from imagewright.bench.gpu.timing import Deadline, Numbers, forget, timed
+from imagewright.bench.gpu.timing import Deadline, Numbers, aside, forget, timed
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
@@ -26,8 +26,10 @@ from imagewright.samplers.generator import ImageGenerator
 from imagewright.samplers.replay import Replays
 from imagewright.types import Condition, DataSpec, Sampler
 
-BATCHES = 8
-"""Of which one measurement consists."""
+BATCHES = 16
+"""Of which one measurement consists: the first one's noise, and the fetching of the last, have nothing beside them."""
+MOST = 20.0
+"""Seconds for one comparison."""
 
 
 def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, deadline: Deadline, folder: Path) -> None:
@@ -42,12 +44,11 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
     ):
         network = _network(config, spec, scale, device)
         own[name] = {"parameters": sum(p.numel() for p in network.parameters()), "batch": batch}
-        for calls in (1, scale.calls):
-            for graphs in (False, True):
-                deadline.check()
-                key = f"{calls} calls" + (", graphs" if graphs else "")
-                count = min(2 if calls > 1 else 5, scale.timed)
-                own[name][key] = _compared(network, spec, batch, calls, graphs, device, count)
+        for calls, graphs in ((1, True), (1, False), (scale.calls, True)):
+            key = f"{calls} calls" + (", graphs" if graphs else "")
+            count = min(2 if calls > 1 else 5, scale.timed)
+            with aside(own[name], key, deadline, MOST) as found:
+                found |= _compared(network, spec, batch, calls, graphs, device, count)
         forget(device)
 
 

@@ -1,0 +1,39 @@
+"""Part t: the tests that need a card, as a process of its own, as many at once as there are cores for."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from imagewright.bench.gpu.scale import Scale
+from imagewright.bench.gpu.timing import Deadline, Numbers
+
+TESTS = Path("tests") / "test_cuda.py"
+WORKERS = 4
+"""Processes; each keeps a context of the card of its own."""
+
+
+def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, deadline: Deadline, folder: Path) -> None:
+    """What pytest says at the end; its whole output is in OUT/tests.txt. Raises RuntimeError where a test fails."""
+    if not TESTS.exists() or importlib.util.find_spec("pytest") is None:
+        own["left_out"] = f"needs pytest, and {TESTS} in the folder where it is called"
+        return
+    command = [sys.executable, "-m", "pytest", str(TESTS), "-q", "--durations=8", "--tb=short"]
+    if importlib.util.find_spec("xdist") is not None and (os.cpu_count() or 1) > WORKERS:
+        command += ["-n", str(WORKERS)]
+    written = folder / "tests.txt"
+    with written.open("w") as file:
+        try:
+            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=max(deadline.left - 2, 1))
+            own["code"] = done.returncode
+        except subprocess.TimeoutExpired:
+            own["code"] = None
+    text = written.read_text(errors="replace")
+    own["end"] = text[-12_000:]
+    if own["code"]:
+        raise RuntimeError("tests failed")
