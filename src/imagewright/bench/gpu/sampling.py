@@ -48,7 +48,7 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
             key = f"{calls} calls" + (", graphs" if graphs else "")
             count = min(2 if calls > 1 else 5, scale.timed)
             with aside(own[name], key, deadline, MOST) as found:
-                found |= _compared(network, spec, batch, calls, graphs, device, count)
+                found |= _compared(network, spec, batch, calls, graphs, device, count, 2 if scale.toy else BATCHES)
         forget(device)
 
 
@@ -60,17 +60,24 @@ def _network(config: UNetConfig, spec: DataSpec, scale: Scale, device: torch.dev
 
 
 def _compared(
-    network: nn.Module, spec: DataSpec, batch: int, calls: int, graphs: bool, device: torch.device, count: int
+    network: nn.Module,
+    spec: DataSpec,
+    batch: int,
+    calls: int,
+    graphs: bool,
+    device: torch.device,
+    count: int,
+    batches: int,
 ) -> Numbers:
     """Seconds for a batch of either side, and how many times as fast as the bare calls ours is."""
     model = (ConsistencyModel if calls == 1 else EDMPrecond)(network, 0.002, 80.0, 0.5)
     sampler: Sampler = MultistepConsistency() if calls == 1 else Heun(num_steps=(calls + 1) // 2)
     generator = ImageGenerator(model, spec, sampler, device, graphs=False)
-    labels = [i % spec.num_classes for i in range(BATCHES * batch)]
+    labels = [i % spec.num_classes for i in range(batches * batch)]
     x = torch.randn(batch, *spec.shape, device=device).contiguous(memory_format=torch.channels_last)
     level = torch.zeros(batch, device=device)
     cond = Condition(label=torch.tensor(labels[:batch], device=device))
-    number = BATCHES if calls == 1 else 1
+    number = batches if calls == 1 else 1
 
     def bare() -> None:
         for _ in range(number * calls):

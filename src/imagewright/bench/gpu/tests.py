@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,6 +18,8 @@ from imagewright.bench.gpu.timing import Deadline, Numbers
 TESTS = Path("tests") / "test_cuda.py"
 WORKERS = 4
 """Processes; each keeps a context of the card of its own."""
+LEAVING = 12.0
+"""Seconds to end in."""
 
 
 def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, deadline: Deadline, folder: Path) -> None:
@@ -27,13 +31,18 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
     if importlib.util.find_spec("xdist") is not None and (os.cpu_count() or 1) > WORKERS:
         command += ["-n", str(WORKERS)]
     written = folder / "tests.txt"
-    with written.open("w") as file:
+    with written.open("w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
         try:
-            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=max(deadline.left - 2, 1))
-            own["code"] = done.returncode
+            own["code"] = process.wait(max(deadline.left - LEAVING, 1))
         except subprocess.TimeoutExpired:
             own["code"] = None
+            process.send_signal(signal.SIGINT)  # it still tells what has failed until now
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LEAVING)
+        finally:
+            process.kill()
     text = written.read_text(errors="replace")
     own["end"] = text[-12_000:]
+    deadline.check()
     if own["code"]:
         raise RuntimeError("tests failed")

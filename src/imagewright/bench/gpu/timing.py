@@ -124,7 +124,8 @@ def kernels(action: Callable[[], object], device: torch.device, count: int = 20)
     spans: dict[str, list[float]] = {}
     first, last = math.inf, 0.0
     for event in watched.events() or []:
-        if str(event.device_type).endswith("CUDA"):
+        # An optimiser's step has a span of its own around its kernels.
+        if str(event.device_type).endswith("CUDA") and not event.name.startswith(("Optimizer.", "ProfilerStep")):
             spans.setdefault(event.name[:160], []).append(event.time_range.elapsed_us() / 1000)
             first, last = min(first, event.time_range.start), max(last, event.time_range.end)
     order = sorted(spans, key=lambda name: -sum(spans[name]))

@@ -119,7 +119,7 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
                 rated(found)
         own["blocks"] = {}
         blocks.measure(own["blocks"], scale, device, deadline)
-    seconds = [runs[name].get("seconds", math.inf) for name in ("trainer bf16", "trainer bf16 channels_last")]
+    seconds = [runs.get(name, {}).get("seconds", math.inf) for name in ("trainer bf16", "trainer bf16 channels_last")]
     own["channels_last"] = seconds[1] <= seconds[0]
 
 
