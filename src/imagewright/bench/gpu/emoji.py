@@ -66,7 +66,7 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
         for stage, (recipe, share) in STAGES.items():
             if not (folder / stage / "model.json").exists():
                 seconds = share * (deadline.left - (SCORING if not scale.toy else 0))
-                own[stage] = _train(stage, recipe, seconds, parts, scale, device, folder)
+                own[stage] = _train(stage, recipe, seconds, scale, device, folder)
         reference = _reference(scale)
         for stage in STAGES:
             for steps in STEPS[stage][: 1 if scale.toy else None]:
@@ -85,15 +85,13 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
                 scores[f"{stage} halved, {generator.nfe} calls"] = _score(generator, small, scale)
 
 
-def _train(
-    stage: str, recipe: str, seconds: float, parts: Numbers, scale: Scale, device: torch.device, folder: Path
-) -> Numbers:
+def _train(stage: str, recipe: str, seconds: float, scale: Scale, device: torch.device, folder: Path) -> Numbers:
     """Train a stage to its end and export it. Raises OutOfTime, with the state saved, where the time ends first."""
     runs = folder / "runs"
     experiment = RECIPES[recipe]()
     if "teacher" in experiment.given:
         experiment = experiment.giving(teacher=str(folder / "teacher"))
-    experiment = _at_scale(experiment, parts, scale)
+    experiment = _at_scale(experiment, scale)
     plan_file = runs / "plan.json"
     plan: dict[str, Any] = parse_json(plan_file.read_text(), str(plan_file), dict) if plan_file.exists() else {}
     if stage not in plan:
@@ -125,7 +123,7 @@ def _train(
     return {**plan[stage], "wall_seconds": wall, "images_per_second": rate, "batch": experiment.training.batch}
 
 
-def _at_scale(experiment: Experiment, parts: Numbers, scale: Scale) -> Experiment:
+def _at_scale(experiment: Experiment, scale: Scale) -> Experiment:
     """With the formats that suit the device, or shrunk."""
     if scale.toy:
         training = replace(experiment.training, batch=4, micro_batch=None, total_images=8)
@@ -133,8 +131,7 @@ def _at_scale(experiment: Experiment, parts: Numbers, scale: Scale) -> Experimen
         sampler = Heun(num_steps=1) if not experiment.given else experiment.sampler
         network = shrunk(experiment.network)
         return replace(experiment, network=network, training=training, data=data, sampler=sampler)
-    last = bool(parts.get("b", {}).get("channels_last", True))
-    training = replace(experiment.training, precision="bf16", tf32=True, channels_last=last)
+    training = replace(experiment.training, precision="bf16", tf32=True, channels_last=True)
     return replace(experiment, training=training)
 
 

@@ -46,7 +46,7 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
         own[name] = {"parameters": sum(p.numel() for p in network.parameters()), "batch": batch}
         for calls, graphs in ((1, True), (1, False), (scale.calls, True)):
             key = f"{calls} calls" + (", graphs" if graphs else "")
-            count = min(2 if calls > 1 else 5, scale.timed)
+            count = min(2 if calls > 1 else 3, scale.timed)
             with aside(own[name], key, deadline, MOST) as found:
                 found |= _compared(network, spec, batch, calls, graphs, device, count, 2 if scale.toy else BATCHES)
         forget(device)
@@ -94,5 +94,5 @@ def _compared(
 
 
 def _each(action: Callable[[], None], device: torch.device, count: int, batches: int) -> Numbers:
-    found = timed(action, device, 2, count)
+    found = timed(action, device, 2 if batches > 1 else 1, count)
     return {key: value if key == "count" else value / batches for key, value in found.items()}

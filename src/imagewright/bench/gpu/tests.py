@@ -16,7 +16,7 @@ from imagewright.bench.gpu.scale import Scale
 from imagewright.bench.gpu.timing import Deadline, Numbers
 
 TESTS = Path("tests") / "test_cuda.py"
-WORKERS = 4
+WORKERS = 6
 """Processes; each keeps a context of the card of its own."""
 LEAVING = 12.0
 """Seconds to end in."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -48,7 +47,7 @@ from imagewright.types import Condition
 
 RECIPE = "edm-imagenet64"
 FEW = 3
-"""Repetitions of what is a yardstick alone."""
+"""Repetitions of what is measured beside a step."""
 MOST = 45.0
 """Seconds for one way."""
 
@@ -76,7 +75,6 @@ WAYS = (  # recordings last: one that goes wrong could take the device with it
     Way(name="cudnn attention", training=LAST, benchmark=True, attention="CUDNN_ATTENTION"),
     Way(name="twice the batch", share=2, training=LAST, benchmark=True),
     Way(name="an eighth of the batch", share=1 / 8, training=LAST),
-    Way(name="trainer bf16", training={"graphs": False}),
     Way(name="graphs", training={**LAST, "graphs": True}, benchmark=True, profiled=True),
     Way(name="an eighth of the batch, graphs", share=1 / 8, training={**LAST, "graphs": True}),
 )
@@ -103,13 +101,10 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
         if rate is not None:
             found["utilisation"] = images * 3 * flops.flops / rate
 
-    plain = (("plain tf32", False, scale.batch // 4, FEW), ("plain bf16", True, scale.batch, scale.timed))
     with tf32(True):
-        for name, bf16, batch, count in plain:
-            with aside(runs, name, deadline, MOST) as found:
-                step = partial(_plain, experiment, sources, device, bf16)
-                found |= _halving(step, max(batch, 1), device, scale, min(count, scale.timed))
-                rated(found)
+        with aside(runs, "plain bf16", deadline, MOST) as found:
+            found |= _halving(partial(_plain, experiment, sources, device), scale.batch, device, scale, scale.timed)
+            rated(found)
         own["blocks"] = {}
         blocks.measure(own["blocks"], scale, device, deadline)
         for way in WAYS if not scale.toy else WAYS[:1]:
@@ -119,8 +114,6 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
                 batch = max(int(way.share * scale.batch), 1)
                 found |= _halving(step, batch, device, scale, scale.timed, longest)
                 rated(found)
-    seconds = [runs.get(name, {}).get("seconds", math.inf) for name in ("trainer bf16", "trainer bf16 channels_last")]
-    own["channels_last"] = seconds[1] <= seconds[0]
 
 
 @contextlib.contextmanager
@@ -209,9 +202,7 @@ def _learner(trainer: Trainer, device: torch.device) -> Numbers:
 
 
 @contextlib.contextmanager
-def _plain(
-    experiment: Experiment, sources: MadeUp, device: torch.device, bf16: bool, batch: int
-) -> Iterator[Callable[[], object]]:
+def _plain(experiment: Experiment, sources: MadeUp, device: torch.device, batch: int) -> Iterator[Callable[[], object]]:
     """The loop that anybody would write first: ready batches, one network, fused Adam, an average kept by foreach."""
     made = built(experiment, sources, device)
     model = made.parts.roles["denoiser"].module.to(device).train()
@@ -228,7 +219,7 @@ def _plain(
     def step() -> None:
         images, label = next(batches)
         sigma = (torch.randn(batch, device=device) * 1.2 - 1.2).exp()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16):
             error = (model(noised(images, sigma), sigma, Condition(label=label)) - images).square().flatten(1).mean(1)
         torch.autograd.backward((loss_weight(sigma, 0.5) * error).mean())
         optimizer.step()
