@@ -28,7 +28,7 @@ def measure(own: Numbers, scale: Scale, device: torch.device, deadline: Deadline
         network = DhariwalUNet(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     blocks = network.blocks()
     for name in KINDS:
-        with aside(own, name, deadline, MOST) as found:
+        with aside(own, name, deadline, scale.most(MOST)) as found:
             forget(device)
             block = blocks[name]
             side = int(name.split(".")[1].split("x")[0])

@@ -47,7 +47,7 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
         for calls, graphs in ((1, True), (1, False), (scale.calls, True)):
             key = f"{calls} calls" + (", graphs" if graphs else "")
             count = min(2 if calls > 1 else 3, scale.timed)
-            with aside(own[name], key, deadline, MOST) as found:
+            with aside(own[name], key, deadline, scale.most(MOST)) as found:
                 found |= _compared(network, spec, batch, calls, graphs, device, count, 2 if scale.toy else BATCHES)
         forget(device)
 

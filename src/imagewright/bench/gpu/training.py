@@ -102,13 +102,13 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
             found["utilisation"] = images * 3 * flops.flops / rate
 
     with tf32(True):
-        with aside(runs, "plain bf16", deadline, MOST) as found:
+        with aside(runs, "plain bf16", deadline, scale.most(MOST)) as found:
             found |= _halving(partial(_plain, experiment, sources, device), scale.batch, device, scale, scale.timed)
             rated(found)
         own["blocks"] = {}
         blocks.measure(own["blocks"], scale, device, deadline)
         for way in WAYS if not scale.toy else WAYS[:1]:
-            with aside(runs, way.name, deadline, MOST) as found, _as_told(way, device):
+            with aside(runs, way.name, deadline, scale.most(MOST)) as found, _as_told(way, device):
                 step = partial(_ours, experiment, sources, device, way.training, found)
                 longest = found.setdefault("kernels", {}) if way.profiled else None
                 batch = max(int(way.share * scale.batch), 1)

@@ -11,9 +11,9 @@ from imagewright.bench.gpu.timing import Deadline, Numbers, aside, forget, kerne
 from imagewright.bench.updates import Updates
 from imagewright.precision import tf32
 
-COUNT = 3
+COUNT = 2
 """Updates that are timed of each: a few say enough where one takes a second."""
-MOST = 25.0
+MOST = 40.0
 """Seconds for one recipe."""
 
 
@@ -27,7 +27,7 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
     for name, batch in scale.updates.items():
         rounded = name.startswith(("scd", "md4")) and not scale.toy
         for key, allowed in ((name, False), (f"{name}, tf32", True))[: 2 if rounded else 1]:
-            with aside(own, key, deadline, MOST) as found, tf32(allowed):
+            with aside(own, key, deadline, scale.most(MOST)) as found, tf32(allowed):
                 found |= _largest(name, batch, sources, scale, device, deadline)
 
 
