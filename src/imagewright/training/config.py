@@ -136,6 +136,8 @@ class TrainingConfig:
     channels_last: bool = False
     compile: bool = False
     """Compile the trained networks with torch.compile."""
+    graphs: bool | None = None
+    """Replay a step's passes as one CUDA graph where the method permits; none = up to 50 million parameters."""
     log_images: Span = 2_000
     """Images between two lines of the log."""
     snapshot_images: Span = 50_000

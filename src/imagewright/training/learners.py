@@ -12,6 +12,7 @@ from imagewright.training.checkpoint import State, load_optimizer_state, optimiz
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
 from imagewright.training.ema import Ema, averages
+from imagewright.training.radam import FusedRAdam
 from imagewright.types import Trained, UserError
 
 
@@ -49,6 +50,8 @@ class Learner:
     @property
     def can_halt(self) -> bool:
         """Whether `step` minds a flag on the device; where not, whoever calls it has to look at the gradient first."""
+        if isinstance(self.optimizer, FusedRAdam):
+            return self.optimizer.minds
         return bool(self.optimizer.defaults.get("fused"))
 
     def gradient(self, processes: Processes) -> Tensor:
@@ -133,7 +136,8 @@ def _make_optimizer(
             parameters, o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=True
         )
     if o.kind == "radam":
-        return torch.optim.RAdam(parameters, foreach=True, **settings)
+        on_cuda = parameters[0].device.type == "cuda"
+        return (FusedRAdam if on_cuda else torch.optim.RAdam)(parameters, foreach=True, **settings)
     kind = torch.optim.AdamW if o.kind == "adamw" else torch.optim.Adam
     return kind(parameters, fused=True, **settings)
 
