@@ -26,6 +26,7 @@ from imagewright.models.generator import FewStepGenerator
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.masked_diffusion import LearnedMaskingModel, MaskedDiffusionModel
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from imagewright.models.recast import Recast
 from imagewright.models.segments import MultistepConsistencyModel
 from imagewright.models.timesteps import TimestepPrecond
 from imagewright.models.tokens import PixelCodec
@@ -53,6 +54,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "MaskedTokenModel": MaskedTokenModel,
     "MultistepConsistencyModel": MultistepConsistencyModel,
     "PixelCodec": PixelCodec,
+    "Recast": Recast,
     "TimestepPrecond": TimestepPrecond,
     "TrajectoryModel": TrajectoryModel,
     "VEFlow": VEFlow,
