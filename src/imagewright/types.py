@@ -199,6 +199,15 @@ class FlowMap(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsNoise(Protocol):
+    """A flow map that has learnt which noise belongs to an image, for samplers that put noise back."""
+
+    def noise_of(self, images: Tensor, fresh: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """Noise of images, of unit level, from fresh standard normal noise; all [N, C, H, W]."""
+        ...
+
+
 class Codec(Protocol):
     """Images as tokens and back. Tokens are int64 [N, length], 0 .. values - 1, in raster order.
 

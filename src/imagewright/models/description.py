@@ -20,6 +20,7 @@ from imagewright.models.acceleration import AccelerationFlow, InitialVelocity
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.classifier import Classifier
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
+from imagewright.models.coupled import CoupledConsistencyModel
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
@@ -44,6 +45,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "Classifier": Classifier,
     "ConsistencyModel": ConsistencyModel,
     "ContinuousConsistencyModel": ContinuousConsistencyModel,
+    "CoupledConsistencyModel": CoupledConsistencyModel,
     "EDM2Precond": EDM2Precond,
     "EDMFlow": EDMFlow,
     "EDMPrecond": EDMPrecond,

@@ -49,6 +49,8 @@ class EDM2UNetConfig(UNetConfig):
     """Share of the residual branch."""
     attn_balance: float = 0.3
     """Share of the attention."""
+    dropout_below: int | None = None
+    """Dropout in the blocks of this resolution and lower ones alone; None = in all."""
     clip_act: float | None = 256.0
     """A block's outputs are cut at this; None = they are not."""
 
@@ -59,6 +61,8 @@ class EDM2UNetConfig(UNetConfig):
             require(isinstance(value, int) and value >= 1, name, value, "a positive integer")
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        below = self.dropout_below
+        require(below is None or (isinstance(below, int) and below >= 1), "dropout_below", below, "positive, or null")
         require(self.clip_act is None or self.clip_act > 0, "clip_act", self.clip_act, "positive, or null")
         for name in ("augment_dim", "destination", "double_norm"):
             require(not getattr(self, name), name, getattr(self, name), "0 or false: this network has no such part")
@@ -139,6 +143,8 @@ class EDM2Block(nn.Module):
     def __init__(self, layer: Layer, config: EDM2UNetConfig, emb_channels: int, *, decoder: bool) -> None:
         super().__init__()
         self.config, self.decoder = config, decoder
+        drops = config.dropout_below is None or layer.resolution <= config.dropout_below
+        self.dropout = config.dropout if drops else 0.0
         wide, out = layer.in_channels, layer.out_channels
         self.num_heads = out // config.channels_per_head if layer.attention else 0
         if self.num_heads:
@@ -161,7 +167,7 @@ class EDM2Block(nn.Module):
         y = self.conv_res0(mp_silu(x))
         scale = self.emb_linear(emb, self.emb_gain) + 1
         y = mp_silu(y * scale.to(y.dtype)[:, :, None, None])
-        y = self.conv_res1(dropout(y, config.dropout, self.training))
+        y = self.conv_res1(dropout(y, self.dropout, self.training))
         if self.decoder and self.conv_skip is not None:
             x = self.conv_skip(x)
         x = mp_sum(x, y, config.res_balance)

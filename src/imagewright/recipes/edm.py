@@ -10,8 +10,9 @@ from typing import Any
 
 from imagewright.data.augment import Augment
 from imagewright.methods.edm import EDM
-from imagewright.networks import DhariwalUNetConfig, SongUNetConfig
-from imagewright.recipes.published import eps_of_mean
+from imagewright.networks import DhariwalUNetConfig, EDM2UNetConfig, SongUNetConfig
+from imagewright.paths.noise_levels import LogNormal
+from imagewright.recipes.published import eps_of_mean, power_average
 from imagewright.samplers import Heun
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -185,6 +186,28 @@ def imagenet64() -> Experiment:
     )
 
 
+def edm2_imagenet64() -> Experiment:
+    """ImageNet-64 with EDM2's S network, as published (Karras et al. 2024, 2312.02696; 32 GPUs): bf16 for its fp16."""
+    run, batch, total = imagenet64(), 2048, 1024 * 2**20
+    return replace(
+        run,
+        method=EDM(noise_levels=LogNormal(mean=-0.8, std=1.6), uncertainty=True),
+        network=EDM2UNetConfig(**FROM_DATA),
+        sampler=Heun(num_steps=32),
+        training=replace(
+            run.training,
+            total_images=total,
+            batch=batch,
+            precision="bf16",
+            optimizer=OptimizerConfig(
+                lr=1e-2, betas=(0.9, 0.99), lr_ramp_images=10_000_000, lr_decay_images=35_000 * batch,
+                eps=eps_of_mean(3 * 64 * 64),
+            ),
+            ema=replace(power_average(0.05, total), power_std=(0.05, 0.1)),
+        ),
+    )  # fmt: skip
+
+
 FAMILY: Mapping[str, Callable[[], Experiment]] = {
     "edm-digits": digits,
     "edm-emoji64-16": emoji64_16,
@@ -195,4 +218,5 @@ FAMILY: Mapping[str, Callable[[], Experiment]] = {
     "edm-cifar10-uncond": cifar10_uncond,
     "edm-cifar10-uncond-ncsnpp": cifar10_uncond_ncsnpp,
     "edm-imagenet64": imagenet64,
+    "edm2-imagenet64": edm2_imagenet64,
 }

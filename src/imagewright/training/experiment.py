@@ -240,6 +240,9 @@ def _start_from(name: str, model: nn.Module, parts: Parts, product: str) -> None
             f"start {name} knows noise levels up to {theirs:g}; this run's sigma_max is {ours:g} and must be no less"
         )
     weights, wanted = model.state_dict(), module.state_dict()
+    afresh, left = getattr(module, "begins_afresh", ()), getattr(model, "for_training", ())
+    own = {k: v for k, v in wanted.items() if k.startswith(afresh) and k not in weights}
+    weights = {**own, **{k: v for k, v in weights.items() if k in wanted or not k.startswith(left)}}
     different = [k for k in {**wanted, **weights} if k not in wanted or k not in weights]
     different += [k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape]
     if different:
