@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from imagewright.networks.config import UNetConfig, require
 from imagewright.networks.layers import Resample
+from imagewright.networks.recompute import Block
 from imagewright.networks.tangents import attention, convolved
 from imagewright.networks.unet import Layer, Role, UNet, decoder_plan, encoder_plan
 from imagewright.noise import dropout
@@ -134,7 +135,7 @@ class EDM2UNet(UNet):
         return self.out_conv.weight
 
 
-class EDM2Block(nn.Module):
+class EDM2Block(Block):
     """Resampling, a residual branch that the embedding scales, then attention; the encoder normalises each pixel first.
 
     forward: x [N, in_channels, H, W], emb [N, emb_channels] -> [N, out_channels, H', W'].
@@ -186,7 +187,10 @@ class EDM2Block(nn.Module):
 
 
 class MPConv(nn.Module):
-    """A convolution (odd kernel) or, without one, a linear layer, of unit weight vectors. Equations 47 and 66."""
+    """A convolution (odd kernel) or, without one, a linear layer, of unit weight vectors. Equations 47 and 66.
+
+    forced: what training writes back into `weight`, of any of its rows.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *kernel: int) -> None:
         super().__init__()
@@ -195,10 +199,14 @@ class MPConv(nn.Module):
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         if self.training and self.weight.requires_grad:
             # Not through autograd's eyes: micro-batches run before the first of them goes backward.
-            self.weight.data.copy_(unit(self.weight.data))
+            self.weight.data.copy_(self.forced(self.weight.data))
         w = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         w = (unit(w) * (gain / math.sqrt(w[0].numel()))).to(x.dtype)
         return x @ w.t() if w.ndim == 2 else convolved(x, w, padding=w.shape[-1] // 2)
+
+    @staticmethod
+    def forced(rows: Tensor) -> Tensor:
+        return unit(rows)
 
 
 class MPFourier(nn.Module):

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import math
@@ -377,9 +376,10 @@ def _run(
     )
 
     def snapshot(picture: bool) -> None:
-        if processes.is_first:
+        product = trainer.product()
+        if product is not None:
             require_there(folder)
-            export(experiment, trainer, assembled.images, folder, torch.device(device), picture=picture)
+            export(experiment, trainer, product, assembled.images, folder, torch.device(device), picture=picture)
             log.picture(folder / "samples" / f"{trainer.images:012d}.png", trainer.images)
 
     if resume:
@@ -393,6 +393,7 @@ def _run(
 def export(
     experiment: Experiment,
     trainer: Trainer,
+    model: nn.Module,
     images: ImageSet,
     folder: Path,
     device: torch.device,
@@ -400,8 +401,6 @@ def export(
     picture: bool = True,
 ) -> None:
     """Write the product's averaged weights as a model, and a snapshot: samples, or what is given back of pictures."""
-    model = copy.deepcopy(trainer.learners[experiment.method.product].module)
-    model.load_state_dict(trainer.product_state())
     spec = dataclasses.replace(images.spec, empty_classes=images.empty_classes)
     origin: dict[str, Any] = {
         "teacher": None,
