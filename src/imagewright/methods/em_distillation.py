@@ -114,7 +114,7 @@ class EMDistillation:
                 f"method.start_log_snr is {self.start_log_snr}, sigma {start:.3g}; "
                 f"the teacher knows noise levels from {teacher.sigma_min:g} to {teacher.sigma_max:g}"
             )
-        roles = matching_parts(teacher, sigma_max=start)
+        roles = matching_parts(teacher, spec, sigma_max=start)
         check_levels(teacher, levels=self.levels, fake_levels=self.fake_levels)
         roles["fake_score"] = replace(roles["fake_score"], lr_scale=self.fake_rate)
         return Parts(**roles)
