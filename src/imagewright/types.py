@@ -82,6 +82,11 @@ class DataSpec:
         """[C, H, W] of one image."""
         return (self.channels, self.resolution, self.resolution)
 
+    @property
+    def known_classes(self) -> tuple[int, ...]:
+        """Classes of which there are pictures."""
+        return tuple(k for k in range(self.num_classes) if k not in self.empty_classes)
+
 
 @dataclass(frozen=True)
 class Coupling(Example):
