@@ -6,7 +6,7 @@ Networks   student (trained: `models.aligned`), teacher and weak (frozen; weak w
            finish a discriminator (trained, with a rate and momenta of its own).
 Time       the paper's, of the straight path in units of the data's deviation: t = sigma / (sigma + sd), 1 is noise.
 Eulerian   of w' sign(t - s) f^T df-/dt along the teacher's flow, w' = w |t - s| and f = x + (s - t) F, the gradient is
-           that of |F - F- + g|^2 / 2 with g = (F- - v) + r (t - s) dF-/dt, once w |t - s| is taken to be 1 / (|g| + c);
+           that of |F - F- + g|^2 / 2, g = (F- - v) + r (t - s) dF-/dt, times w (t - s)^2, set to 1 / (|g| + c);
            dF-/dt is one Jacobian-vector product along (v, 1, 0), in float32 whatever the precision. s = 0 is sCM's
            tangent of this path, s -> t flow matching.
 Lagrangian of w' sign(s - t) f^T (df-/ds - v(f-, s)): g = F- + r (s - t) dF-/ds - v(f-, s), the teacher asked where
