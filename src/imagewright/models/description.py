@@ -18,6 +18,7 @@ from torch.nn.modules import module as registry
 
 from imagewright import limits
 from imagewright.models.acceleration import AccelerationFlow, InitialVelocity
+from imagewright.models.aligned import AlignedFlowMap
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.classifier import Classifier
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
@@ -35,6 +36,7 @@ from imagewright.models.timesteps import TimestepPrecond
 from imagewright.models.tokens import PixelCodec
 from imagewright.models.trajectory import TrajectoryModel
 from imagewright.models.vq import VQTokenizer
+from imagewright.models.weighted import GuidedDenoiser
 from imagewright.networks import NETWORKS, Network
 from imagewright.networks.config import NetworkConfig, did_you_mean
 from imagewright.shapes import misfit
@@ -43,6 +45,7 @@ from imagewright.types import UserError
 T = TypeVar("T", bound=nn.Module)
 MODELS: dict[str, type[nn.Module]] = {
     "AccelerationFlow": AccelerationFlow,
+    "AlignedFlowMap": AlignedFlowMap,
     "CausalTokenModel": CausalTokenModel,
     "Classifier": Classifier,
     "ConsistencyModel": ConsistencyModel,
@@ -52,6 +55,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "EDMFlow": EDMFlow,
     "EDMPrecond": EDMPrecond,
     "FewStepGenerator": FewStepGenerator,
+    "GuidedDenoiser": GuidedDenoiser,
     "InitialVelocity": InitialVelocity,
     "LearnedMaskingModel": LearnedMaskingModel,
     "MaskedDiffusionModel": MaskedDiffusionModel,

@@ -5,7 +5,9 @@ and embedding keeps the expected magnitude. In training every forward pass write
 (equation 66), so that a learning rate means an angle.
 
 Keys       those of the published checkpoints, below `unet.`.
-Departs    Writing back is skipped for weights that take no gradient. Attention runs in the stock kernel.
+Departs    Writing back is skipped for weights that take no gradient. Attention runs in the stock kernel. What students
+           add, a destination and a strength of guidance, are plain layers whose answer, at first zero, is added to the
+           embedding.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imagewright.networks.config import UNetConfig, require
-from imagewright.networks.layers import Resample
+from imagewright.networks.layers import Init, Resample, ToldNumber
 from imagewright.networks.recompute import Block
 from imagewright.networks.tangents import attention, convolved
 from imagewright.networks.unet import Layer, Role, UNet, decoder_plan, encoder_plan
@@ -27,6 +29,8 @@ from imagewright.noise import dropout
 from imagewright.types import Condition
 
 EPS = 1e-4
+TOLD = Init("xavier_uniform")
+"""Of the layers that a student adds: plain ones, whose first answers are zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,7 @@ class EDM2UNetConfig(UNetConfig):
         below = self.dropout_below
         require(below is None or (isinstance(below, int) and below >= 1), "dropout_below", below, "positive, or null")
         require(self.clip_act is None or self.clip_act > 0, "clip_act", self.clip_act, "positive, or null")
-        for name in ("augment_dim", "destination", "double_norm"):
+        for name in ("augment_dim", "double_norm"):
             require(not getattr(self, name), name, getattr(self, name), "0 or false: this network has no such part")
 
 
@@ -84,6 +88,8 @@ class EDM2UNet(UNet):
         self.emb_fourier = MPFourier(noise_channels)
         self.emb_noise = MPConv(noise_channels, emb_channels)
         self.emb_label = MPConv(config.label_dim, emb_channels) if config.label_dim else None
+        self.map_weight = ToldNumber(noise_channels, emb_channels, TOLD) if config.weight else None
+        self.map_to = ToldNumber(noise_channels, emb_channels, TOLD) if config.destination else None
 
         stem = config.model_channels * config.channel_mult[0]
         self._encoder = list(encoder_plan(config, stem_channels=stem))
@@ -107,10 +113,18 @@ class EDM2UNet(UNet):
         if self.emb_label is not None:
             told = self.emb_label(self._label_rows(cond, emb) * math.sqrt(self.config.label_dim))
             emb = mp_sum(emb, told.expand_as(emb), self.config.label_balance)
-        return mp_silu(emb)
+        return self._told(mp_silu(emb), cond)
 
     def embed_destination(self, noise_label: Tensor, cond: Condition) -> Tensor:
-        raise NotImplementedError("this network knows no destination; its configuration refuses one")
+        assert self.map_to is not None
+        told: Tensor = self.map_to(noise_label)
+        return told
+
+    def _with_destination(self, emb: Tensor, cond: Condition) -> Tensor:
+        # Added: a block has one vector, whose magnitude is kept, and no place for a second one.
+        if self.map_to is None:
+            return emb
+        return emb + self.embed_destination(self._destination(cond), cond)
 
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)

@@ -100,7 +100,7 @@ def vct_ecm_imagenet64() -> Experiment:
         edm.edm2_imagenet64(),
         method=method,
         network=EDM2UNetConfig(**edm.FROM_DATA, dropout=0.4, dropout_below=16),
-        start="runs/edm2-imagenet64",
+        start="runs/edm2-imagenet64-s",
         sampler=MultistepConsistency(sigmas=(1.526 / (1 - 1.526 / 80),)),
         training=_training(batch, total, optimizer, power_average(0.1, total)),
     )
