@@ -6,6 +6,7 @@ that `test_families.py` reads; one start of two interpreters for all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -41,7 +42,7 @@ EDM2 = EDM2UNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_cha
                       num_blocks=1, attn_resolutions=(8,), channels_per_head=8, dropout=0.1)  # fmt: skip
 
 
-class Died(Exception):
+class Died(Exception):  # noqa: N818, a power cut, not an error
     pass
 
 
@@ -112,10 +113,8 @@ def resumed(experiment: Experiment, folder: Path, group: Processes) -> bool:
         if progress.images == 16:
             raise Died
 
-    try:
+    with contextlib.suppress(Died):
         trainer(experiment, folder / "died", group, on_progress=die).train()
-    except Died:
-        pass
     again = trainer(experiment, folder / "died", group)
     assert again.resume() and again.images == 8
     again.train()

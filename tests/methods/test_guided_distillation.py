@@ -41,7 +41,8 @@ from imagewright.types import (
 SPEC = DataSpec(name="toy", resolution=8, channels=1, num_classes=3)
 LABELS = torch.tensor([0, 2, 1, 1])
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, label_dim=3, model_channels=8,
-                         channel_mult=(1,), num_blocks=1, attn_resolutions=(), dropout=0, label_dropout=0.1)  # fmt: skip
+                         channel_mult=(1,), num_blocks=1, attn_resolutions=(), dropout=0,
+                         label_dropout=0.1)  # fmt: skip
 
 
 def teacher() -> EDMPrecond:
