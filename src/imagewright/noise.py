@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -325,6 +325,27 @@ def _drops_the_same(device: torch.device) -> bool:
         )
     except Exception:  # whatever a compiler that is not whole raises
         return False
+
+
+def twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For a pass through networks that is computed twice: within the second context dropout is as within the first."""
+    source = _networks[0]
+    drawn = 0 if source is None else source._draws["networks"]
+
+    @contextmanager
+    def second() -> Iterator[None]:
+        before, _networks[0] = _networks[0], source
+        count = 0 if source is None else source._draws["networks"]
+        if source is not None:
+            source._draws["networks"] = drawn
+        try:
+            yield
+        finally:
+            _networks[0] = before
+            if source is not None:
+                source._draws["networks"] = count
+
+    return nullcontext(), second()
 
 
 def kept(like: Tensor, p: float) -> Tensor:

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imagewright.networks.layers import DownConv, Init, Resample, UpConv, conv, group_norm, linear
+from imagewright.networks.recompute import Block
 from imagewright.networks.tangents import attention, on_rows
 from imagewright.noise import dropout
 from imagewright.types import UserError
@@ -63,7 +64,7 @@ class BlockStyle:
         return heads
 
 
-class UNetBlock(nn.Module):
+class UNetBlock(Block):
     """norm, silu, resampling, conv, embedding, norm, silu, dropout, conv, plus a skip branch; then attention.
 
     forward: x [N, in_channels, H, W], emb [N, emb_channels] -> [N, out_channels, H', W'].

@@ -170,7 +170,8 @@ class Graphs:
         learner.optimizer.zero_grad(set_to_none=True)
         with self._noise.for_networks(0), casts(self._precision, self._device):
             update: Any = next(iter(self._method.step(self._parts, self._batch, self._noise, Clock(0, 0, 1))))
-        learner.backward(update.loss.sum() / (self._size * update.loss[0].numel()))
+        # Not the last: what several processes exchange is no part of a recording.
+        learner.backward(update.loss.sum() / (self._size * update.loss[0].numel()), last=False)
         self._update = _apart(update, Tensor.detach)
         self._gradients = [p.grad for p in learner.parameters]
 

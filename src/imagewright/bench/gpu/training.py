@@ -195,7 +195,7 @@ def _learner(trainer: Trainer, device: torch.device) -> Numbers:
     def update() -> None:
         for parameter in learner.parameters:
             parameter.grad = torch.zeros_like(parameter)
-        learner.gradient(trainer.processes)
+        learner.gradient()
         learner.step(trainer.images + trainer.config.batch)
 
     return timed(update, device, 1, FEW)
