@@ -49,7 +49,7 @@ def test_the_worked_chain_trains(tmp_path: Path) -> None:
 def test_the_page_on_ones_own_pictures_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command of the page in its order, on smaller pictures and for fewer steps."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("imagewright.cli.composing.images_per_second", lambda *_: 10.0)
+    monkeypatch.setattr("imagewright.cli.composing.images_per_second", lambda *_, **__: 10.0)
     page = (DOCS / "own_pictures.md").read_text()
     commands = re.findall(r"^    (imagewright|python) (.+)$", page, re.MULTILINE)
     assert [words.split()[0] for _, words in commands] == [

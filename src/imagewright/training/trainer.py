@@ -277,7 +277,7 @@ class Trainer:
                     self.on_stop(self.images)
                     raise Interrupted(saved, interrupted[0] if interrupted else signal.SIGTERM)
                 self._leave()
-                if self._passed(self.config.checkpoint_images):
+                if self._passed(self.config.checkpoint_images) and self.images < self.config.total_images:
                     self.save(wait=False)
                 self._saver.look()
             self.save()
