@@ -1,4 +1,4 @@
-"""`imagewright tune skip | ema | lcsc | bespoke | autodiffusion | times | sims`: searches over a trained model."""
+"""`imagewright tune skip | ema | lcsc | bespoke | autodiffusion | times | sims | ddo`: searches over a model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from imagewright.cli.command import dispatch
 from imagewright.cli.console import bar, say
 from imagewright.cli.sampling import Changes
 from imagewright.cli.tune_common import Scorer, Scoring, Told, fresh, print_scores, save, tuned_path, write
+from imagewright.cli.tune_ddo import ddo
 from imagewright.cli.tune_lcsc import lcsc
 from imagewright.cli.tune_sims import sims
 from imagewright.guidance import SkipScale, SkipTuned
@@ -39,6 +40,7 @@ bespoke        a solver of few steps learnt for this very model (Bespoke solvers
 autodiffusion  which time steps to take, and which layers to skip at each (AutoDiffusion)
 times          the noise levels of a flow map's further steps (consistency models)
 sims           train a copy on the model's own samples, and move away from it (SIMS)
+ddo            alpha and beta of a round against the model's former self (DDO)
 
 examples:
   imagewright tune skip runs/edm-digits --steps 5
@@ -48,6 +50,7 @@ examples:
   imagewright tune bespoke runs/edm-digits --steps 5     # then: sample --sampler runs/edm-digits/tuned/bespoke2-5.json
   imagewright tune times runs/cd-digits --steps 2        # then: sample --sampler runs/cd-digits/tuned/times-2.json
   imagewright tune sims runs/edm-digits --out runs/edm-digits-sims
+  imagewright tune ddo ddo-digits --reference runs/edm-digits --out runs/ddo-sweep
 """
 
 
@@ -232,6 +235,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "autodiffusion": autodiffusion,
     "times": times,
     "sims": sims,
+    "ddo": ddo,
 }
 
 
