@@ -146,10 +146,11 @@ def test_what_nobody_makes_is_refused(labels: Tensor, sentence: str) -> None:
         ([student(0), student(1, sigma_max=40.0)], (0, 1), "noise levels"),
         ([student(0)], (0, 1), "names students"),
         ([student(0), student(1)], (0, 0), "names students"),
+        ([student(0)], ("a",), "names students"),
     ],
 )
 def test_other_students_and_tables_are_refused(
-    students: list[nn.Module], table: tuple[int, ...], sentence: str
+    students: list[nn.Module], table: tuple[Any, ...], sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         RoutedMap(students, table)
