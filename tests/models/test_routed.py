@@ -74,6 +74,10 @@ def test_only_the_students_that_are_needed_are_in_memory(tmp_path: Path) -> None
         torch.testing.assert_close(asked(model, labels), asked(routed(), labels), rtol=0, atol=0)
         assert model.held() == needed
     torch.testing.assert_close(asked(model), asked(routed()), rtol=0, atol=0)
+    asked(model, torch.tensor([1]))
+    save_model(tmp_path, ModelFile(model=RoutedMap([student(5), student(6)], (0, 0, 0, 1, 1)), spec=SPEC))
+    with pytest.raises(UserError, match="is another model than it was when it was opened"):
+        asked(model, torch.tensor([2]))
 
 
 def test_all_of_it_is_one_model(tmp_path: Path) -> None:
