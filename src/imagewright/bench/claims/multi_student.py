@@ -33,10 +33,10 @@ CLASSES, STUDENTS, PER_CLASS = 8, 4, 4
 STD = 0.08
 SIGMA_DATA = 0.7
 WIDTH, SMALL, DEPTH = 48, 12, 3
-BATCH, STEPS, WARM = 256, 400, 300
+BATCH, STEPS, WARM = 256, 500, 200
 PAIRS = 1_024
 RUN = PointRun(batch=BATCH, iterations=1, ema=EmaConfig(halflife_images=2_000, rampup_ratio=None))
-METHOD = DMD(regression_weight=1.0, regression=Distance(kind="l2"))
+METHOD = DMD(regression_weight=4.0, regression=Distance(kind="l2"))
 
 
 class ClassGenerator(FewStepGenerator):
