@@ -204,7 +204,7 @@ def test_generator_and_fake_score_are_the_teacher_without_dropout() -> None:
 
 def test_another_kind_of_teacher_is_refused() -> None:
     for wrong in (VPPrecond(teacher().network), FewStepGenerator.from_denoiser(teacher())):
-        with pytest.raises(UserError, match="distillation needs an EDMPrecond denoiser"):
+        with pytest.raises(UserError, match="distillation needs a denoiser that knows every noise level"):
             matching_parts(wrong, SPEC)
 
 

@@ -21,6 +21,7 @@ from imagewright.methods.continuous_consistency import (
 from imagewright.methods.distances import Distance
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
+from imagewright.methods.easy_consistency import EasyConsistencyTuning
 from imagewright.methods.em_distillation import EMDistillation
 from imagewright.methods.f_distill import FDistill
 from imagewright.methods.flow_matching import FlowMatching
@@ -32,6 +33,7 @@ from imagewright.methods.score_of_mixture import ScoreOfMixtureDistillation, Sco
 from imagewright.methods.simple_reflow import SimpleReflow
 from imagewright.methods.slimflow import AnnealingReflow, FlowGuidedDistillation
 from imagewright.methods.uni_instruct import UniInstruct
+from imagewright.methods.vct import Learnt, VariationalConsistencyTraining
 from imagewright.models.segments import segment_stops
 from imagewright.networks import SongUNetConfig
 from imagewright.recipes import RECIPES
@@ -47,6 +49,8 @@ TRAINING = replace(
 ADVERSARIAL = Adversarial(start=0.3, width=8)
 METHODS = {
     "ict": (ImprovedConsistencyTraining(s0=4, s1=16), MultistepConsistency()),
+    "ecm": (EasyConsistencyTuning(stages=2), MultistepConsistency()),
+    "vct": (VariationalConsistencyTraining(coupling=Learnt(channels=4)), MultistepConsistency(sigmas=(0.8,))),
     "multistep": (MultistepConsistencyDistillation(segments=2), Jumps(sigmas=segment_stops(2))),
     "ctm": (ConsistencyTrajectory(grid_points=6, target_decay=0.9, adversarial=ADVERSARIAL), Jumps()),
     "uni": (
@@ -75,7 +79,7 @@ METHODS = {
     "sct": (ContinuousConsistencyTraining(warmup=0.5), MultistepConsistency()),
 }
 PAIRED = ("dmd", "rfpp", "simple-reflow", "slimflow", "slimflow-distil", "caf-velocity", "caf", "caf-gan")
-FRESH = ("flow", "slimflow", "caf-velocity", "caf", "caf-gan")
+FRESH = ("ecm", "flow", "slimflow", "caf-velocity", "caf", "caf-gan")
 """Methods that begin with a network of their own, whatever they are called."""
 
 

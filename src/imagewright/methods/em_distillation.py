@@ -15,9 +15,9 @@ Fake       denoising of g(z), uncorrected; one update before each of the generat
 Start      g(z) = D(sigma* z; sigma*) at the log-SNR `start_log_snr` = -2 ln sigma*; classes uniform; no real image.
 Source     The paper; no program is public. Its tables' step sizes, rates, betas and K, as the recipes have them, are
            known to us at second hand, and so are w, that noise in z stays, and that eps and z move at once.
-Departs    Errors are means over an image's numbers, where the paper has sums; Adam's eps is as much smaller. Levels are
-           those of EDM's grid, the paper's of its teacher's cosine schedule. The generator's input is sigma* z, in the
-           paper's coordinates a part in 800 short of unit variance at -6. One average of the weights.
+Departs    Errors are means over an image's numbers, where the paper has sums; Adam's eps is as much smaller.
+           Levels are those of EDM's grid, the paper's of its teacher's cosine schedule. The generator's input is
+           sigma* z, in the paper's coordinates a part in 800 short of unit variance at -6. One average of the weights.
 Checked    one step without z is Diff-Instruct to the bit; no drift where the denoisers agree, whatever z does; there
            the chain's variance is 1 / (1 - gamma / 2); moments of a linear generator's chain against their closed
            form; the update of z against finite differences; resume bit for bit.

@@ -18,21 +18,25 @@ from torch.nn.modules import module as registry
 
 from imagewright import limits
 from imagewright.models.acceleration import AccelerationFlow, InitialVelocity
+from imagewright.models.aligned import AlignedFlowMap
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.classifier import Classifier
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
+from imagewright.models.coupled import CoupledConsistencyModel
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.masked_diffusion import LearnedMaskingModel, MaskedDiffusionModel
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from imagewright.models.recast import Recast
 from imagewright.models.routed import RoutedMap
 from imagewright.models.segments import MultistepConsistencyModel
 from imagewright.models.timesteps import TimestepPrecond
 from imagewright.models.tokens import PixelCodec
 from imagewright.models.trajectory import TrajectoryModel
 from imagewright.models.vq import VQTokenizer
+from imagewright.models.weighted import GuidedDenoiser
 from imagewright.networks import NETWORKS, Network
 from imagewright.networks.config import NetworkConfig, did_you_mean
 from imagewright.shapes import misfit
@@ -41,20 +45,24 @@ from imagewright.types import UserError
 T = TypeVar("T", bound=nn.Module)
 MODELS: dict[str, type[nn.Module]] = {
     "AccelerationFlow": AccelerationFlow,
+    "AlignedFlowMap": AlignedFlowMap,
     "CausalTokenModel": CausalTokenModel,
     "Classifier": Classifier,
     "ConsistencyModel": ConsistencyModel,
     "ContinuousConsistencyModel": ContinuousConsistencyModel,
+    "CoupledConsistencyModel": CoupledConsistencyModel,
     "EDM2Precond": EDM2Precond,
     "EDMFlow": EDMFlow,
     "EDMPrecond": EDMPrecond,
     "FewStepGenerator": FewStepGenerator,
+    "GuidedDenoiser": GuidedDenoiser,
     "InitialVelocity": InitialVelocity,
     "LearnedMaskingModel": LearnedMaskingModel,
     "MaskedDiffusionModel": MaskedDiffusionModel,
     "MaskedTokenModel": MaskedTokenModel,
     "MultistepConsistencyModel": MultistepConsistencyModel,
     "PixelCodec": PixelCodec,
+    "Recast": Recast,
     "RoutedMap": RoutedMap,
     "TimestepPrecond": TimestepPrecond,
     "TrajectoryModel": TrajectoryModel,

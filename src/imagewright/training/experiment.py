@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import math
@@ -247,6 +246,9 @@ def _start_from(name: str, model: nn.Module, parts: Parts, product: str) -> None
             f"start {name} knows noise levels up to {theirs:g}; this run's sigma_max is {ours:g} and must be no less"
         )
     weights, wanted = model.state_dict(), module.state_dict()
+    afresh, left = getattr(module, "begins_afresh", ()), getattr(model, "for_training", ())
+    own = {k: v for k, v in wanted.items() if k.startswith(afresh) and k not in weights}
+    weights = {**own, **{k: v for k, v in weights.items() if k in wanted or not k.startswith(left)}}
     different = [k for k in {**wanted, **weights} if k not in wanted or k not in weights]
     different += [k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape]
     if different:
@@ -381,9 +383,10 @@ def _run(
     )
 
     def snapshot(picture: bool) -> None:
-        if processes.is_first:
+        product = trainer.product()
+        if product is not None:
             require_there(folder)
-            export(experiment, trainer, assembled.images, folder, torch.device(device), picture=picture)
+            export(experiment, trainer, product, assembled.images, folder, torch.device(device), picture=picture)
             log.picture(folder / "samples" / f"{trainer.images:012d}.png", trainer.images)
 
     if resume:
@@ -397,6 +400,7 @@ def _run(
 def export(
     experiment: Experiment,
     trainer: Trainer,
+    model: nn.Module,
     images: ImageSet,
     folder: Path,
     device: torch.device,
@@ -404,8 +408,6 @@ def export(
     picture: bool = True,
 ) -> None:
     """Write the product's averaged weights as a model, and a snapshot: samples, or what is given back of pictures."""
-    model = copy.deepcopy(trainer.learners[experiment.method.product].module)
-    model.load_state_dict(trainer.product_state())
     spec = dataclasses.replace(images.spec, empty_classes=images.empty_classes)
     origin: dict[str, Any] = {
         "teacher": None,
