@@ -47,6 +47,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("times", "holdout"), (math.ulp(0), 1)),
     **dict.fromkeys(("factors", "omega"), (-math.inf, math.inf)),
     **dict.fromkeys(("sigma", "levels", "std", "pollution", "at_most"), (math.ulp(0), math.inf)),
+    **dict.fromkeys(("alphas", "betas"), (math.ulp(0), math.inf)),
 }
 """Least and most of every number that a command takes, by the option's name; infinity itself is never allowed."""
 
