@@ -40,8 +40,18 @@ from imagewright.types import (
 
 SPEC = DataSpec(name="toy", resolution=8, channels=1, num_classes=3)
 LABELS = torch.tensor([0, 2, 1, 1])
-NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, label_dim=3, model_channels=8,
-                         channel_mult=(1,), num_blocks=1, attn_resolutions=(), dropout=0, label_dropout=0.1)  # fmt: skip
+NETWORK = SongUNetConfig(
+    img_resolution=8,
+    in_channels=1,
+    out_channels=1,
+    label_dim=3,
+    model_channels=8,
+    channel_mult=(1,),
+    num_blocks=1,
+    attn_resolutions=(),
+    dropout=0.0,
+    label_dropout=0.1,
+)
 
 
 def teacher() -> EDMPrecond:
@@ -216,7 +226,7 @@ def test_without_guidance_it_is_ordinary_distillation() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"first": 1.0}, r"method.first is 1.0; it must lie in \(0, 1\)"),
+        ({"first": 1.0}, r"method.first is 1.0; it must lie in \[0, 1\)"),
         ({"halving_rate": 0.0}, "method.halving_rate is 0.0"),
         ({"weights": (2.0, 1.0)}, "method.weights is"),
         ({"direction": "up"}, "method.direction is 'up'; allowed: sample, encode"),
@@ -232,6 +242,20 @@ def test_a_teacher_that_always_saw_its_label_is_refused() -> None:
     always = EDMPrecond(SongUNet(replace(NETWORK, label_dropout=0.0)))
     with pytest.raises(UserError, match="label-dropout above 0"):
         GuidedDistillation().parts(teacher=always, spec=SPEC)
+
+
+def test_a_guided_student_can_be_halved_further() -> None:
+    known = GuidedDenoiser.from_denoiser(teacher(), (1.0, 5.0))
+    method = GuidedDistillation(start_steps=2, first=0.0)
+    parts = method.parts(teacher=known, spec=SPEC)
+    assert isinstance(parts.student, GuidedDenoiser) and parts.student is not parts.teacher is known
+    assert [type(e).__name__ for e in events(method, parts, Clock(0, 0, 100))] == ["Update"]
+    with pytest.raises(UserError, match="it must be 0 for a teacher that is told"):
+        GuidedDistillation().parts(teacher=known, spec=SPEC)
+    with pytest.raises(UserError, match="it must be 0 for a teacher that is told"):
+        method.parts(teacher=teacher(), spec=SPEC)
+    with pytest.raises(UserError, match="the teacher was trained for"):
+        replace(method, weights=(1.0, 2.0)).parts(teacher=known, spec=SPEC)
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
