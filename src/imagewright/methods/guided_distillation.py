@@ -94,11 +94,11 @@ class GuidedDistillation(ProgressiveDistillation):
         begun = images - self.first * total_images
         return 2 * self.start_steps if begun < 0 else super().steps_at(begun, total_images * (1 - self.first))
 
-    def rate_left(self, share: float) -> float:
-        begun = (share - self.first) / (1 - self.first)
+    def rate_left(self, images: float, total_images: float) -> float:
+        begun = images - self.first * total_images
         if begun >= 0:
-            return self.halving_rate * super().rate_left(begun)
-        return 1 - share / self.first if self.anneal else 1.0
+            return self.halving_rate * super().rate_left(begun, total_images * (1 - self.first))
+        return 1 - images / (self.first * total_images) if self.anneal else 1.0
 
     def parts(self, *, teacher: Denoiser, spec: DataSpec) -> Parts:
         """teacher: an EDM-preconditioned denoiser that knows images with and without their class, or a guided student.
