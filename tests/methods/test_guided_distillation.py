@@ -196,10 +196,10 @@ def test_stage_one_learns_the_guided_answer_at_a_strength_for_each_image() -> No
     weight = asked[0].weight
     assert weight is not None and len(set(weight.tolist())) == 4 and bool(((weight >= 1) & (weight <= 5)).all())
     # The student starts as the conditional teacher, so at w = 0 its loss would be nothing.
-    assert float(update.loss.min()) > 1e-3
+    assert float(update.loss.detach().mean()) > 1e-4
     alone = replace(method, weights=(1.0, 1.0 + 1e-9))
     [update] = events(alone, alone.parts(teacher=known, spec=SPEC), Clock(0, 0, 100))
-    assert float(update.loss.max()) < 1e-8
+    assert float(update.loss.detach().max()) < 1e-10
 
 
 def test_without_guidance_it_is_ordinary_distillation() -> None:
