@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory, Jump, adaptive_weight
+from imagewright.methods.adversary import adaptive_weight
+from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory, Jump
 from imagewright.methods.distances import Distance
 from imagewright.methods.pairs import heun_step, match
 from imagewright.models.consistency import ConsistencyModel

@@ -40,7 +40,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imagewright.checks import require_whole
-from imagewright.methods.consistency_trajectory import Adversarial, adaptive_weight, discriminator_part
+from imagewright.methods.adversary import adaptive_weight
+from imagewright.methods.consistency_trajectory import Adversarial, discriminator_part
 from imagewright.methods.distances import Distance, Features
 from imagewright.methods.noise_couplings import Stored, check_coupling
 from imagewright.methods.pairs import column

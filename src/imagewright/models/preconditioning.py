@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from imagewright.checks import require_positive
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
-NoiseLabel = Literal["log", "angle"]
+NoiseLabel = Literal["log", "angle", "time"]
 
 
 class Describable(Protocol):
@@ -107,8 +107,9 @@ class Preconditioned(nn.Module, ABC):
 class EDMPrecond(Preconditioned):
     """Unit variance of the network's input and target at every sigma, for data of deviation sigma_data.
 
-    noise_label: how the network is told sigma: "log", ln(sigma) / 4, or "angle", TrigFlow's time arctan(sigma / sd).
-    Raises UserError unless 0 <= sigma_min < sigma_max, sigma_data > 0 and the label is one of the two.
+    noise_label: how the network is told sigma: "log", ln(sigma) / 4; "angle", TrigFlow's time arctan(sigma / sd); or
+    "time", that of the straight path, sigma / (sigma + sd).
+    Raises UserError unless 0 <= sigma_min < sigma_max, sigma_data > 0 and the label is one of the three.
     """
 
     settings: ClassVar[tuple[str, ...]] = ("sigma_min", "sigma_max", "sigma_data", "noise_label")
@@ -133,7 +134,9 @@ class EDMPrecond(Preconditioned):
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """What the network is told of a noise level."""
-        return sigma.log() / 4 if self.noise_label == "log" else torch.atan(sigma / self.sigma_data)
+        if self.noise_label == "log":
+            return sigma.log() / 4
+        return torch.atan(sigma / self.sigma_data) if self.noise_label == "angle" else sigma / (sigma + self.sigma_data)
 
 
 def edm_row(sigma: Tensor, sigma_data: float) -> Scalings:
