@@ -16,7 +16,13 @@ from imagewright.bench.claims.runner import check_seeds, run_claim
 from imagewright.bench.claims.verdict import LEAST_SEEDS
 from imagewright.bench.decoding import measure_cache, measure_masked_decoding
 from imagewright.bench.orders import draw_orders, measure_orders
-from imagewright.bench.speed import measure_loop, measure_sampling, measure_tangent, measure_training
+from imagewright.bench.speed import (
+    measure_loop,
+    measure_sampling,
+    measure_tangent,
+    measure_training,
+    measure_trajectory,
+)
 from imagewright.bench.updates import measure_updates
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say, table
@@ -33,8 +39,8 @@ imagewright bench claims --list | --ledger
 imagewright bench orders [--out orders.png]
 imagewright bench updates RECIPE ... [--against RECIPE] [--out updates.json]
 
-speed   ratios within one process: one-step sampling, training step, sCM's tangent, raster decoding with its cache, and
-        masked decoding, each against a peer or bound
+speed   ratios within one process: one-step sampling, training step, sCM's tangent, DSNO's call, raster decoding with
+        its cache, and masked decoding, each against a peer or bound
 claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
 updates seconds that one update of a recipe's model takes, with all that it takes of other networks, against a recipe
 orders  error of every deterministic sampler against network calls, on a mixture whose flow is known exactly
@@ -43,8 +49,8 @@ orders  error of every deterministic sampler against network calls, on a mixture
 
 def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> None:
     """One-step sampling against the bare network, a training step against diffusers' UNet2DModel and a bare loop, sCM's
-    tangent against a forward pass, and the decoding of tokens: raster order with and without a cache, and eight masked
-    passes against raster order.
+    tangent against a forward pass, DSNO's call against a single one, and the decoding of tokens: raster order with and
+    without a cache, and eight masked passes against raster order.
 
     Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown.
 
@@ -59,6 +65,7 @@ def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> Non
         *measure_training(target, rounds),
         measure_loop(target, rounds),
         measure_tangent(target, rounds),
+        measure_trajectory(target, rounds),
         measure_cache(target, rounds),
         measure_masked_decoding(target, rounds),
     ]

@@ -26,6 +26,7 @@ from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.masked_diffusion import LearnedMaskingModel, MaskedDiffusionModel
+from imagewright.models.operator import TrajectoryOperator
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from imagewright.models.segments import MultistepConsistencyModel
 from imagewright.models.timesteps import TimestepPrecond
@@ -57,6 +58,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "PixelCodec": PixelCodec,
     "TimestepPrecond": TimestepPrecond,
     "TrajectoryModel": TrajectoryModel,
+    "TrajectoryOperator": TrajectoryOperator,
     "VEFlow": VEFlow,
     "VEPrecond": VEPrecond,
     "VPFlow": VPFlow,
