@@ -165,7 +165,7 @@ def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device) - before)
     with _InUse() as memory:
         action()
-    return memory.most
+    return int(memory.most)
 
 
 class _InUse(TorchDispatchMode):  # type: ignore[no-untyped-call]
