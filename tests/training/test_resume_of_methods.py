@@ -27,6 +27,7 @@ from imagewright.methods.em_distillation import EMDistillation
 from imagewright.methods.f_distill import FDistill
 from imagewright.methods.flow_matching import FlowMatching
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
+from imagewright.methods.multi_student import TeacherScoreMatching
 from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation
 from imagewright.methods.rectified_flow_pp import RectifiedFlowPlusPlus
 from imagewright.methods.score_of_mixture import ScoreOfMixtureDistillation, ScoreOfMixtureTraining
@@ -37,7 +38,7 @@ from imagewright.methods.vct import Learnt, VariationalConsistencyTraining
 from imagewright.models.segments import segment_stops
 from imagewright.networks import SongUNetConfig
 from imagewright.recipes import RECIPES
-from imagewright.samplers import Accelerated, Jumps, MultistepConsistency, Straight
+from imagewright.samplers import Accelerated, Heun, Jumps, MultistepConsistency, Straight
 from imagewright.training.experiment import Experiment, run_experiment
 
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
@@ -61,6 +62,7 @@ METHODS = {
     "dmd2": (DMD2(fake_updates=2, sigmas=(2.0,)), MultistepConsistency(sigmas=(2.0,), clip=False)),
     "emd": (EMDistillation(steps=2, gamma_z=1e-3), MultistepConsistency()),
     "f-distill": (FDistill(every=2, ratio_decay=0.5, judged="all"), MultistepConsistency()),
+    "tsm": (TeacherScoreMatching(), Heun(num_steps=2)),
     "smt": (ScoreOfMixtureTraining(score_updates=2), MultistepConsistency()),
     "smd": (ScoreOfMixtureDistillation(score_updates=2), MultistepConsistency()),
     "dsno": (OperatorDistillation(slots=3, dropout=0.1), MultistepConsistency()),
@@ -136,7 +138,7 @@ def test_resuming_changes_no_bit(
     learns = "Training" in type(method).__name__ or name in FRESH
     data = replace(BASE.data, couplings=pairs(name, couplings))
     experiment = Experiment(
-        data=data, method=method, network=NETWORK if learns else None,
+        data=data, method=method, network=NETWORK if learns or name == "tsm" else None,
         given=given(name, request),
         sampler=sampler, training=TRAINING,
     )  # fmt: skip
@@ -160,7 +162,7 @@ def test_how_a_batch_is_cut_up_moves_no_loss(
     for micro in (16, 4):
         training = replace(TRAINING, total_images=16, micro_batch=micro)
         experiment = Experiment(
-            data=data, method=method, network=NETWORK if learns else None,
+            data=data, method=method, network=NETWORK if learns or name == "tsm" else None,
         given=given(name, request),
             sampler=sampler, training=training,
         )  # fmt: skip

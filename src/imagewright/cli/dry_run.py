@@ -22,6 +22,7 @@ from imagewright.cli.console import duration, say
 from imagewright.data import ImageSet
 from imagewright.data.couplings import Couplings
 from imagewright.data.negatives import Negatives
+from imagewright.data.partition import of_classes
 from imagewright.metrics.perceptual import INSTALLED, perceptual_network
 from imagewright.models.files import ModelFile
 from imagewright.recipes import RECIPES
@@ -79,9 +80,10 @@ class StandIns(Sources):
             class_names=tuple(map(str, range(classes))) if data.labels else (),
         )
         pixels = np.zeros((0, side, side, channels), np.uint8)
-        return ImageSet(
+        empty = ImageSet(
             spec=spec, pixels=pixels, labels=np.zeros(0, np.int64), names=(), source=data.source, digests=()
         )
+        return of_classes(empty, data.classes)
 
     def model(self, name: str) -> ModelFile:
         """The model, or the product of the recipe of that name, untrained."""

@@ -34,6 +34,7 @@ from imagewright.methods.pairs import check_range, column
 from imagewright.models.consistency import edm_teacher
 from imagewright.models.segments import MultistepConsistencyModel, segment_boundaries
 from imagewright.noise import StepNoise
+from imagewright.precision import wide
 from imagewright.samplers.addim import addim_step
 from imagewright.types import (
     Average,
@@ -104,7 +105,7 @@ class Segmented:
     def draw_levels(self, per_segment: int, sigma_max: float, noise: StepNoise, images: Tensor) -> Levels:
         """A segment, then one of its steps, each uniformly."""
         steps, like = self.segments * per_segment, images[:, 0, 0, 0]
-        angles = torch.arange(steps + 1, dtype=torch.float64) / steps * math.atan(sigma_max)
+        angles = wide(torch.arange(steps + 1, device=images.device)) / steps * math.atan(sigma_max)
         grid = angles.tan().to(images)
         bottom = noise.integers(self.segments, like) * per_segment
         upper = bottom + noise.integers(per_segment, like) + 1

@@ -45,6 +45,11 @@ def finite_tangent(g: Tensor, sigma: Tensor) -> Tensor:
     return g
 
 
+def shortened(g: Tensor, c: float) -> Tensor:
+    """A tangent [N, C, H, W] of about unit length: g / (|g| + c), the norm over the image."""
+    return g / (column(g.flatten(1).norm(dim=1)) + c)
+
+
 def consistency_parts(
     student: ConsistencyModel, features: Features | None, distance: Distance, **more: Frozen
 ) -> Parts:

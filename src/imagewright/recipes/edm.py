@@ -12,7 +12,7 @@ from imagewright.data.augment import Augment
 from imagewright.methods.edm import EDM
 from imagewright.networks import DhariwalUNetConfig, EDM2UNetConfig, SongUNetConfig
 from imagewright.paths.noise_levels import LogNormal
-from imagewright.recipes.published import eps_of_mean, power_average
+from imagewright.recipes.published import eps_of_mean
 from imagewright.samplers import Heun
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
@@ -186,26 +186,42 @@ def imagenet64() -> Experiment:
     )
 
 
-def edm2_imagenet64() -> Experiment:
-    """ImageNet-64 with EDM2's S network, as published (Karras et al. 2024, 2312.02696; 32 GPUs): bf16 for its fp16."""
-    run, batch, total = imagenet64(), 2048, 1024 * 2**20
-    return replace(
-        run,
-        method=EDM(noise_levels=LogNormal(mean=-0.8, std=1.6), uncertainty=True),
-        network=EDM2UNetConfig(**FROM_DATA),
+def edm2_imagenet64_s() -> Experiment:
+    """ImageNet-64, EDM2's S network and training (Karras et al. 2024, 2312.02696; preset edm2-img64-s)."""
+    return _edm2(192, 0.0100, 1_073_741_824)
+
+
+def edm2_imagenet64_xs() -> Experiment:
+    """EDM2's XS, an eighth as long: the weak model that guides S (preset edm2-img64-s-autog-fid)."""
+    return _edm2(128, 0.0120, 134_217_728)
+
+
+def _edm2(channels: int, lr: float, images: int) -> Experiment:
+    """EDM2's presets; its averages are made of the two that are kept (`tune ema`), the plain one is ours."""
+    batch = 2048
+    return Experiment(
+        data=DataConfig(source="imagenet-64x64.zip"),
+        method=EDM(uncertainty=True, noise_levels=LogNormal(mean=-0.8, std=1.6)),
+        network=EDM2UNetConfig(**FROM_DATA, model_channels=channels),
         sampler=Heun(num_steps=32),
-        training=replace(
-            run.training,
-            total_images=total,
+        training=TrainingConfig(
+            total_images=images,
             batch=batch,
-            precision="bf16",
+            micro_batch=64,
+            precision="fp16",
             optimizer=OptimizerConfig(
-                lr=1e-2, betas=(0.9, 0.99), lr_ramp_images=10_000_000, lr_decay_images=35_000 * batch,
+                lr=lr,
+                betas=(0.9, 0.99),
+                lr_ramp_images=10_000_000,
+                lr_decay_images=35_000 * batch,
                 eps=eps_of_mean(3 * 64 * 64),
             ),
-            ema=replace(power_average(0.05, total), power_std=(0.05, 0.1)),
+            ema=EmaConfig(halflife_images=50_000_000, power_std=(0.05, 0.1)),
+            log_images=100_000,
+            snapshot_images=10_000_000,
+            checkpoint_images=10_000_000,
         ),
-    )  # fmt: skip
+    )
 
 
 FAMILY: Mapping[str, Callable[[], Experiment]] = {
@@ -218,5 +234,6 @@ FAMILY: Mapping[str, Callable[[], Experiment]] = {
     "edm-cifar10-uncond": cifar10_uncond,
     "edm-cifar10-uncond-ncsnpp": cifar10_uncond_ncsnpp,
     "edm-imagenet64": imagenet64,
-    "edm2-imagenet64": edm2_imagenet64,
+    "edm2-imagenet64-s": edm2_imagenet64_s,
+    "edm2-imagenet64-xs": edm2_imagenet64_xs,
 }

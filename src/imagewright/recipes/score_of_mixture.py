@@ -86,7 +86,7 @@ def smt_emoji64_32() -> Experiment:
 
 def smt_cifar10_uncond() -> Experiment:
     """CIFAR-10 without classes, SMT as published; the generator begins untrained."""
-    run = _published(edm.cifar10_uncond(), 1e-4)
+    run = _mirrored(_published(edm.cifar10_uncond(), 1e-4))
     network = replace(edm.cifar10_uncond().network, dropout=0.13)
     return replace(run, method=ScoreOfMixtureTraining(), network=network)
 
@@ -109,7 +109,7 @@ def smt_imagenet64_warmup() -> Experiment:
 
 def smd_cifar10_uncond() -> Experiment:
     """CIFAR-10 without classes, SMD as published."""
-    run = _published(edm.cifar10_uncond(), 5e-5)
+    run = _mirrored(_published(edm.cifar10_uncond(), 5e-5))
     return replace(run, method=ScoreOfMixtureDistillation()).giving(teacher="runs/edm-cifar10-uncond")
 
 
@@ -138,6 +138,11 @@ def _published(of: Experiment, lr: float) -> Experiment:
             checkpoint_images=5_000 * BATCH,
         ),
     )
+
+
+def _mirrored(run: Experiment) -> Experiment:
+    """As the program's CIFAR-10 is; its ImageNet is not."""
+    return replace(run, data=replace(run.data, xflip=True))
 
 
 def _adamw(lr: float, *, lr_ramp_images: int = 0, lr_cooldown_images: int = 0) -> OptimizerConfig:

@@ -97,10 +97,10 @@ def vct_ecm_imagenet64() -> Experiment:
     method = VariationalConsistencyTraining(base=ECM_IMAGENET64, coupling=Learnt(beta=90.0, blocks=2), kernel="li")
     optimizer = OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), lr_decay_images=2_000 * batch, clip_norm=CLIP)
     return replace(
-        edm.edm2_imagenet64(),
+        edm.edm2_imagenet64_s(),
         method=method,
         network=EDM2UNetConfig(**edm.FROM_DATA, dropout=0.4, dropout_below=16),
-        start="runs/edm2-imagenet64",
+        start="runs/edm2-imagenet64-s",
         sampler=MultistepConsistency(sigmas=(1.526 / (1 - 1.526 / 80),)),
         training=_training(batch, total, optimizer, power_average(0.1, total)),
     )

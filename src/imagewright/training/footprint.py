@@ -39,7 +39,8 @@ def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = 
     told: tuple[Any, ...] = ()
     if isinstance(network, UNet):
         x = torch.empty(1, network.config.in_channels, *spec.shape[1:], device="meta")
-        told = (level, Condition(destination=level if network.config.destination else None))
+        to, weight = (level if asked else None for asked in (network.config.destination, network.config.weight))
+        told = (level, Condition(destination=to, weight=weight))
     elif hasattr(config, "values") and hasattr(config, "length"):
         x = torch.empty(1, config.length, dtype=torch.int64, device="meta")
         told = (level, UNCONDITIONAL)

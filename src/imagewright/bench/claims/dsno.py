@@ -24,7 +24,6 @@ from imagewright.training.config import EmaConfig
 from imagewright.types import UNCONDITIONAL, Batch, Clock, Coupling, DataSpec, Event
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Packed(OperatorDistillation):
     """The same, of pairs whose points come as channels before the image, as the plane's loader has no place for them."""
