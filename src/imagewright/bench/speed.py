@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from imagewright.data import ImageSet, Loader
 from imagewright.methods.continuous_consistency import ContinuousConsistencyDistillation, tangent, trig_output
+from imagewright.methods.dsno import OperatorDistillation
 from imagewright.methods.edm import EDM
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
+from imagewright.models.operator import TrajectoryOperator
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.samplers import MultistepConsistency
@@ -125,6 +130,71 @@ def measure_tangent(device: torch.device, rounds: int) -> Ratio:
     _, _, (steps, _, _) = alternate(distilled, learnt, device, max(rounds // 3, 1))
     details = {"forward passes": 1 / ratios[0], "steps of EDM that a step of sCD costs": 1 / steps}
     return Ratio("sCM's tangent", ours, "a forward pass", theirs, *ratios, details=details)
+
+
+def measure_trajectory(device: torch.device, rounds: int) -> Ratio:
+    """DSNO's one call for four points of a trajectory against a single call of the network inside.
+
+    details: what its call takes in single calls, by the clock and by the memory that is in use at most beside weights.
+    """
+    levels = OperatorDistillation().levels
+    model = TrajectoryOperator(_network(0), levels=levels).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x, label = torch.randn(BATCH // 4, 3, RESOLUTION, RESOLUTION, device=device), torch.zeros(BATCH // 4, device=device)
+    x = x.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def whole() -> None:
+        model.trajectory(x)
+
+    @torch.no_grad()
+    def single() -> None:
+        model.network(x, label)
+
+    ours, theirs, ratios = alternate(whole, single, device, rounds, BATCH // 4)
+    memory = peak_bytes(whole, device) / peak_bytes(single, device)
+    details = {"single calls by the clock": 1 / ratios[0], "by memory": memory}
+    return Ratio("DSNO's call, four points", ours, "a single call of its network", theirs, *ratios, details=details)
+
+
+def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
+    """The most memory that an action has in use at once, beyond what was before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    with _InUse() as memory:
+        action()
+    return int(memory.most)
+
+
+class _InUse(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the tensors that were made while it is on, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now, self.most = 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given | self._known:
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, memory: torch.UntypedStorage) -> None:
+        size, key = memory.nbytes(), memory._cdata
+        self._known.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+        def gone() -> None:
+            self._known.discard(key)
+            self.now -= size
+
+        weakref.finalize(memory, gone)
 
 
 def _trained(method: Method, parts: Parts, device: torch.device) -> Callable[[], object]:

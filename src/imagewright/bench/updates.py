@@ -82,7 +82,8 @@ class Updates:
     ) -> None:
         assembled = assemble(experiment, sources=sources or _WithoutPairs())
         training = replace(experiment.training, batch=batch, micro_batch=None)
-        loader = _MadeUpPairs(assembled.images, batch, paired=experiment.data.couplings is not None)
+        times = getattr(experiment.method, "path_times", ())
+        loader = _MadeUpPairs(assembled.images, batch, experiment.data.couplings is not None, times)
         self._log = _Counts()
         self._trainer = Trainer(
             experiment.method,
@@ -176,8 +177,8 @@ class _WithoutPairs(Sources):
 class _MadeUpPairs:
     """The part of a `Loader` that the trainer asks for; the pairs are noise beside the batch's own images."""
 
-    def __init__(self, images: ImageSet, batch: int, paired: bool) -> None:
-        self._loader, self._paired = Loader(images, batch, 0), paired
+    def __init__(self, images: ImageSet, batch: int, paired: bool, times: Sequence[float] = ()) -> None:
+        self._loader, self._paired, self._times = Loader(images, batch, 0), paired, times
         self.image_set = images
         self.follow = self._loader.follow
 
@@ -185,4 +186,10 @@ class _MadeUpPairs:
         batch: Batch = self._loader.batch(position, size)
         if not self._paired:
             return batch
-        return replace(batch, coupling=Coupling(torch.randn_like(batch.images), batch.images, batch.cond))
+        images, noise = batch.images, torch.randn_like(batch.images)
+        if not self._times:
+            return replace(batch, coupling=Coupling(noise, images, batch.cond))
+        times = torch.tensor(self._times).expand(len(images), -1)
+        t = times[:, :, None, None, None]
+        points = (1 - t) * images[:, None] + t * noise[:, None]
+        return replace(batch, coupling=Coupling(noise, images, batch.cond, points, times))

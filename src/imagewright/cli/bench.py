@@ -17,7 +17,14 @@ from imagewright.bench.claims.verdict import LEAST_SEEDS
 from imagewright.bench.decoding import measure_cache, measure_masked_decoding
 from imagewright.bench.flows import measure_pairs, measure_student
 from imagewright.bench.orders import draw_orders, measure_orders
-from imagewright.bench.speed import Ratio, measure_loop, measure_sampling, measure_tangent, measure_training
+from imagewright.bench.speed import (
+    Ratio,
+    measure_loop,
+    measure_sampling,
+    measure_tangent,
+    measure_training,
+    measure_trajectory,
+)
 from imagewright.bench.updates import measure_updates
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say, table
@@ -34,8 +41,8 @@ imagewright bench claims --list | --ledger
 imagewright bench orders [--out orders.png]
 imagewright bench updates RECIPE ... [--against RECIPE] [--out updates.json]
 
-speed   ratios within one process: one-step sampling, training step, sCM's tangent, raster decoding with its cache,
-        masked decoding, pairs and small students, each against a peer or bound
+speed   ratios within one process: one-step sampling, training step, sCM's tangent, DSNO's call, raster decoding with
+        its cache, masked decoding, pairs and small students, each against a peer or bound
 claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
 updates seconds that one update of a recipe's model takes, with all that it takes of other networks, against a recipe
 orders  error of every deterministic sampler against network calls, on a mixture whose flow is known exactly
@@ -47,6 +54,7 @@ MEASURES: Mapping[str, Callable[..., Ratio | Sequence[Ratio]]] = {
     "training": measure_training,
     "loop": measure_loop,
     "tangent": measure_tangent,
+    "trajectory": measure_trajectory,
     "cache": measure_cache,
     "masked": measure_masked_decoding,
     "pairs": measure_pairs,
@@ -56,15 +64,16 @@ MEASURES: Mapping[str, Callable[..., Ratio | Sequence[Ratio]]] = {
 
 def speed(rounds: int = 9, device: str = "auto", only: tuple[str, ...] = (), out: Path | None = None) -> None:
     """One-step sampling against the bare network, a training step against diffusers' UNet2DModel and a bare loop, sCM's
-    tangent against a forward pass, the decoding of tokens (raster order with and without a cache, and eight masked
-    passes against raster order), pairs stored against the bare sampler, and a small flow's call against its teacher's.
+    tangent against a forward pass, DSNO's call against a single one, the decoding of tokens (raster order with and
+    without a cache, and eight masked passes against raster order), pairs stored against the bare sampler, and a small
+    flow's call against its teacher's.
 
     Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown.
 
     Args:
         rounds: measurements of each side.
         device: auto, cpu, cuda, mps.
-        only: some of sampling, training, loop, tangent, cache, masked, pairs, student; default all.
+        only: some of sampling, training, loop, tangent, trajectory, cache, masked, pairs, student; default all.
         out: also write the figures as JSON.
     """
     for name in only:
