@@ -142,8 +142,8 @@ CLAIM = Claim(
     "S = 1, 2, 4 segments and S calls a sample, against the teacher's DDIM on the same levels, progressive "
     "distillation (PD) to 2 steps and consistency distillation (CD) in S steps at searched levels. All start from the "
     "weights of one trained denoiser and cost 3,000 passes of the network; on a tuning seed the students had four "
-    "rates, PD three and two first numbers of steps, CD three. Controls at S = 4: eta = 0 (DDIM in place of aDDIM), and "
-    "estimates compared without invDDIM. aDDIM against DDIM as samplers, on the teacher.",
+    "rates, PD three and two first numbers of steps, CD three. Controls at S = 4: eta = 0 (DDIM in place of aDDIM), "
+    "and estimates compared without invDDIM. aDDIM against DDIM as samplers, on the teacher.",
     measure="energy distance x 1000",
     cost="NFE per sample",
     run=run,

@@ -88,5 +88,10 @@ def _shown(claim: Any, rows: Any) -> list[Any]:
     return shown
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """As JSON."""
     print(json.dumps(rehearse(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()
