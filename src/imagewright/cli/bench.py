@@ -12,6 +12,7 @@ import tyro
 from imagewright.bench.claims import KEYS, load_claim
 from imagewright.bench.claims.claim import DEFAULT_SEEDS
 from imagewright.bench.claims.ledger import read_records, write_ledger
+from imagewright.bench.claims.rearranging import rearrange
 from imagewright.bench.claims.runner import check_seeds, run_claim
 from imagewright.bench.claims.verdict import LEAST_SEEDS
 from imagewright.bench.decoding import measure_cache, measure_masked_decoding
@@ -37,6 +38,7 @@ from imagewright.version import versions
 HELP = """imagewright bench speed [--only pairs student] [--rounds 9] [--device auto] [--out speed.json]
 imagewright bench claims KEY ... | --all [--seeds 10000 10001 ...] [--fresh] [--out docs/claims]
 imagewright bench claims --all --seeds 10005 10006 ... --out again --compare docs/claims --at-most 60
+imagewright bench claims KEY ... | --all --rearranged
 imagewright bench claims --list | --ledger
 imagewright bench orders [--out orders.png]
 imagewright bench updates RECIPE ... [--against RECIPE] [--out updates.json]
@@ -121,6 +123,7 @@ def claims(
     compare: Path | None = None,
     at_most: float | None = None,
     smoke: bool = False,
+    rearranged: bool = False,
     list: bool = False,
     ledger: bool = False,
 ) -> None:
@@ -136,6 +139,8 @@ def claims(
         compare: folder of earlier records; says whose verdict has changed.
         at_most: only claims that took no more CPU seconds a seed, by the records in --compare, or else in --out.
         smoke: the same code on a fraction of the work; records nothing.
+        rearranged: measure nothing; note in records that their claims' files were rearranged since, if both codes
+            rehearse alike. It takes a repository whose files are committed.
         list: show all claims and the verdicts in --out.
         ledger: write claims.md and its figures from the records, beside --out.
     """
@@ -152,6 +157,11 @@ def claims(
         keys = KEYS
     if at_most is not None:
         keys = _affordable(keys, earlier, at_most)
+    if rearranged:
+        for key in earlier if all else keys:
+            noted = rearrange(key, out / f"{key}.json")
+            say(f"{key}: " + ("rearranged, the rehearsals are equal" if noted else "the record's own code"))
+        keys = ()
     for key in keys:
         record = _run(key, seeds, out, fresh, smoke)
         if compare is not None and key in earlier and not smoke:
