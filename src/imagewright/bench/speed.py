@@ -138,7 +138,7 @@ def measure_trajectory(device: torch.device, rounds: int) -> Ratio:
     details: what its call takes in single calls, by the clock and by the memory that is in use at most beside weights.
     """
     levels = OperatorDistillation().levels
-    model = TrajectoryOperator(_network(0), levels=levels).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = TrajectoryOperator(network(0), levels=levels).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, label = torch.randn(BATCH // 4, 3, RESOLUTION, RESOLUTION, device=device), torch.zeros(BATCH // 4, device=device)
     x = x.to(memory_format=torch.channels_last)
 

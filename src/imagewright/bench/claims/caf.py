@@ -101,11 +101,6 @@ class Crossing(Reflow):
         )
         return distil(method, Parts(flow=Trained(module=flow)), mixture_points(self.oracle), run, self.learnt)
 
-    def row(self, name: str, flow: Any, sampler: Any) -> Row:
-        """How far what is drawn from held-out noise is from the teacher's point."""
-        more = {"energy distance x 1000": self.distance(flow, sampler)}
-        return Row(name=name, score=self.error(flow, sampler), cost=sampler.nfe, more=more)
-
 
 def contest(seed: int, budget: Budget, turned: bool) -> Crossing:
     """The work of a seed on one kind of pairs."""
