@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from imagewright.cli import composing
+from imagewright.cli.composing import experiment_of
 from imagewright.cli.dry_run import StandIns
 from imagewright.cli.main import main
-from imagewright.cli.train import experiment_of
 from imagewright.data import ImageSet, write_edm_zip
 from imagewright.models.files import load_model
 from imagewright.recipes.composed import LEAST_IMAGES, auto, distill, lasting

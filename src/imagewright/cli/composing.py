@@ -106,14 +106,20 @@ def _teachers_run(teacher: str, name: str, resolution: int) -> Experiment:
     """The run that made a teacher; of a shipped model, or one without a record, what its images tell."""
     folder = Path(teacher)
     if (folder / "experiment.json").exists():
-        path = folder / "experiment.json"
-        run = experiment_from_json(read_record(folder)["experiment"], path)
-        if not isinstance(run, Experiment):
-            raise UserError(f"{path} is no record of a run")
+        run = experiment_of(folder)
         return replace(run, data=located(run, folder).data)
     if name not in EMBEDDED:
         raise UserError(f"{teacher} has no experiment.json that says which images it was trained on; use `train`")
     return replace(RECIPES["edm-emoji64-32"](), data=DataConfig(source=name, resolution=resolution))
+
+
+def experiment_of(folder: Path) -> Experiment:
+    """The experiment of a run folder, from its record alone. Raises UserError where this version cannot rebuild it."""
+    path = folder / "experiment.json"
+    experiment = experiment_from_json(read_record(folder)["experiment"], path)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{path} is no record of a run")
+    return experiment
 
 
 def _option(args: Sequence[str], name: str) -> str | None:

@@ -18,7 +18,7 @@ from imagewright.cli.evaluate_accuracy import evaluate_accuracy, show_accuracy
 from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.cli.score_file import keep
-from imagewright.cli.scoring import extractor_for, reference_images, training_data
+from imagewright.cli.scoring import extractor_for, real_images, reference_images
 from imagewright.data import ImageSet, open_images
 from imagewright.files import try_output
 from imagewright.metrics.bits import BitsSettings
@@ -191,7 +191,7 @@ def _evaluate_command(
             for _ in seeds or (seed,):
                 SharedGenerator(generator, group).help()
         return
-    reference = reference_images(data or training_data(target, file.spec), file.spec, split or "all")
+    reference = real_images(target, data, file.spec, split or "all")
     named = reference.spec.name if data is None else data
     extractor = extractor_for(named, inception, pick_device(device), features)
     embedded = embed(reference, extractor)

@@ -30,6 +30,7 @@ COMMANDS = {
     "report": ("imagewright.cli.report", "write one HTML page about one or more runs"),
     "data": ("imagewright.cli.data", "inspect or convert image sets"),
     "import": ("imagewright.cli.import_", "turn official weights into a model folder, once"),
+    "join": ("imagewright.cli.join", "make one model of students that each know some of the classes"),
     "export": ("imagewright.cli.export", "copy a run's model into a folder of two files"),
     "push": ("imagewright.cli.push", "upload a model to a hub of model repositories"),
     "bench": ("imagewright.cli.bench", "measure speed ratios, and the papers' claims in miniature"),

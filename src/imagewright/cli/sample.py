@@ -35,6 +35,7 @@ EPILOG = """examples:
   imagewright sample emoji64-32 --sampler restart-cifar10-vp-75
   imagewright sample runs/edm-digits --guidance auto --guide runs/small --weight 2 --interval 0.2 3
   imagewright sample runs/cd-digits --set sigmas=[0.8] --npz --out two-steps
+  imagewright sample runs/guided-digits --weight 2       # a student that is told the strength: one call a step
 """
 
 

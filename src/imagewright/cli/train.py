@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from imagewright.cli.command import plainly
-from imagewright.cli.composing import COMPOSED, Run, usual_folder
+from imagewright.cli.composing import COMPOSED, Run, experiment_of, usual_folder
 from imagewright.cli.console import bar, pace, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run, parameters
 from imagewright.cli.train_chain import ChainRun, own_file, parse_chain, resumed_chain, run_chain
@@ -241,15 +241,6 @@ def parse(args: Sequence[str], default: Run) -> Run:
             registry=NONE,
         )
     return replace(run, experiment=without_options(run.experiment))
-
-
-def experiment_of(folder: Path) -> Experiment:
-    """The experiment of a run folder, from its record alone. Raises UserError where this version cannot rebuild it."""
-    path = folder / "experiment.json"
-    experiment = experiment_from_json(read_record(folder)["experiment"], path)
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{path} is no record of a run")
-    return experiment
 
 
 def _resumed(args: list[str]) -> tuple[str, Run, list[str] | None]:

@@ -14,6 +14,7 @@ from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
 from imagewright.training.ema import Ema, averages
 from imagewright.training.parallel import Whole
+from imagewright.training.radam import FusedRAdam
 from imagewright.training.shares import Share
 from imagewright.types import Trained, UserError
 
@@ -54,6 +55,8 @@ class Learner:
     @property
     def can_halt(self) -> bool:
         """Whether `step` minds a flag on the device; where not, whoever calls it has to look at the gradient first."""
+        if isinstance(self.optimizer, FusedRAdam):
+            return self.optimizer.minds
         return bool(self.optimizer.defaults.get("fused"))
 
     def gradient(self) -> Tensor:
@@ -155,7 +158,8 @@ def _make_optimizer(
             parameters, o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=True
         )
     if o.kind == "radam":
-        return torch.optim.RAdam(parameters, foreach=True, **settings)
+        on_cuda = parameters[0].device.type == "cuda"
+        return (FusedRAdam if on_cuda else torch.optim.RAdam)(parameters, foreach=True, **settings)
     kind = torch.optim.AdamW if o.kind == "adamw" else torch.optim.Adam
     return kind(parameters, fused=True, **settings)
 

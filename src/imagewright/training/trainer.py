@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 import time
@@ -16,9 +17,11 @@ from torch import nn
 
 from imagewright.data import Loader
 from imagewright.data.loader import Turns
+from imagewright.networks.compiling import compile_network
 from imagewright.networks.recompute import blocks
 from imagewright.noise import BatchNoise
 from imagewright.precision import casts, tf32, wide
+from imagewright.samplers.generator import SMALL
 from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
     State,
@@ -31,6 +34,7 @@ from imagewright.training.checkpoint import (
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
 from imagewright.training.ema import Following, Power
+from imagewright.training.graphs import Graphs
 from imagewright.training.interrupts import Interrupted, interrupts
 from imagewright.training.learners import Learner
 from imagewright.training.log import Log
@@ -112,8 +116,7 @@ class Trainer:
         mine = self._micro_batches()
         whole, start = config.batch, mine.start * self.micro
         turns = Turns(stride=whole, first=start, count=len(mine), size=self.micro, end=config.total_images)
-        if hasattr(loader, "follow"):  # who makes its batches up need not know what comes
-            loader.follow(turns, self.device)
+        loader.follow(turns, self.device)
         self.step_index, self.images = 0, 0
         self.watch = Watch(self.device)
         self._following: dict[tuple[str, str], Following] = {}
@@ -121,6 +124,7 @@ class Trainer:
         self.learners = self._prepare()
         sharded = any(held.local for held in self.held.values())
         self._saver = Saver(self.processes, config.keep_checkpoints, run, shares=sharded)
+        self.graphs = self._graphs(mine)
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
@@ -140,10 +144,21 @@ class Trainer:
                 block.recompute = self.config.recompute
             if self.config.compile and not isinstance(role, Average):
                 # The network, not the wrapper: methods also call a model by other names than forward.
-                getattr(role.module, "network", role.module).compile()
+                compile_network(getattr(role.module, "network", role.module))
         if self.method.product not in learners:
             raise ValueError(f"the method's product {self.method.product!r} is not among its trained parts")
         return learners
+
+    def _graphs(self, mine: range) -> Graphs | None:
+        """What replays steps; None where nothing can, or shall."""
+        small = sum(p.numel() for learner in self.learners.values() for p in learner.parameters) <= SMALL
+        wanted = small if self.config.graphs is None else self.config.graphs
+        several = len(mine) > 1 or self.processes.world > 1  # whose gradients leave in the midst of a pass
+        if self.device.type != "cuda" or not wanted or several or self.config.precision == "fp16":
+            return None
+        places = range(mine.start * self.micro, mine.stop * self.micro)
+        config = self.config
+        return Graphs(self.method, self.parts, self.learners, config.precision, config.batch, places, self.device)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -273,35 +288,63 @@ class Trainer:
     def train_step(self) -> float:
         """One step of the method on one batch. Returns the mean loss of the product's newest update that is known."""
         clock = Clock(self.step_index, self.images, self.config.total_images)
+        if self.graphs is None:
+            self._plain_step(clock, clock)
+        elif not (self.graphs.ready and self._replayed_step(self.graphs, clock)):
+            with self.graphs.plain(clock) as watched:
+                self._plain_step(clock, watched)
+        self.step_index += 1
+        self.images += self.config.batch
+        return self.watch.losses.get(self.method.product, math.nan)
+
+    def _replayed_step(self, graphs: Graphs, clock: Clock) -> bool:
+        """The step by its recording; False, and nothing has happened, where there is none."""
+        (j,) = self._micro_batches()
+        events = graphs.step(self._batch(j, clock), self.config.seed, clock.step)
+        for event in events or ():
+            self._answer([event])
+        return events is not None
+
+    def _plain_step(self, clock: Clock, told: Clock) -> None:
+        """told: the clock that the method sees."""
         mine = self._micro_batches()
         noises = [self._noise(j, clock) for j in mine]
-        steps = [self._events(j, noise, clock) for j, noise in zip(mine, noises, strict=True)]
+        steps = [self._events(j, noise, clock, told) for j, noise in zip(mine, noises, strict=True)]
         for held in self.held.values():
             held.begin()
-        phase = 0
-        while True:
+        for phase in itertools.count():
             events: list[Event | None] = []
             for noise, generator in zip(noises, steps, strict=True):
-                with noise.for_networks(phase):
-                    with casts(self.config.precision, self.device):
-                        event = next(generator, None)
-                    if isinstance(event, Update):
-                        self._backward(event, last=noise is noises[-1])
-                events.append(event)
+                events.append(self._next(generator, noise, phase, last=noise is noises[-1]))
             if any(_kind(e) != _kind(events[0]) for e in events):
                 raise ValueError(f"micro-batches of one step yielded different events: {[_kind(e) for e in events]}")
             if events[0] is None:
                 break
-            if isinstance(events[0], Update):
-                self._step([e for e in events if isinstance(e, Update)])
-            elif isinstance(events[0], Restart):
-                self.learners[events[0].part].restart()
-            else:
-                self._follow(events[0])
-            phase += 1
-        self.step_index += 1
-        self.images += self.config.batch
-        return self.watch.losses.get(self.method.product, math.nan)
+            self._answer(events)
+
+    def _next(self, generator: Iterator[Event], noise: BatchNoise, phase: int, *, last: bool) -> Event | None:
+        """One micro-batch's next event, with its gradients; None at the end. last: of the step's micro-batches."""
+        with noise.for_networks(phase):
+            with casts(self.config.precision, self.device):
+                if self.graphs is None:
+                    event = next(generator, None)
+                else:
+                    with self.graphs.event(phase, noise) as came:
+                        event = next(generator, None)
+                        came.append(event)
+            if isinstance(event, Update):
+                self._backward(event, last=last)
+        return event
+
+    def _answer(self, events: Sequence[Event | None]) -> None:
+        """Do what the step's micro-batches, which are at the same event, ask for."""
+        event = events[0]
+        if isinstance(event, Update):
+            self._step([e for e in events if isinstance(e, Update)])
+        elif isinstance(event, Restart):
+            self.learners[event.part].restart()
+        elif event is not None:
+            self._follow(event)
 
     def _micro_batches(self) -> range:
         share = self.config.batch // self.micro // self.processes.world
@@ -311,9 +354,9 @@ class Trainer:
         places = range(j * self.micro, (j + 1) * self.micro)
         return BatchNoise(self.config.seed, clock.step, places, self.config.batch, self.device)
 
-    def _events(self, j: int, noise: BatchNoise, clock: Clock) -> Iterator[Event]:
+    def _events(self, j: int, noise: BatchNoise, clock: Clock, told: Clock) -> Iterator[Event]:
         """The method's step on one micro-batch, whose images are asked for when it begins and not before."""
-        yield from self.method.step(self.parts, self._batch(j, clock), noise, clock)
+        yield from self.method.step(self.parts, self._batch(j, clock), noise, told)
 
     def _batch(self, j: int, clock: Clock) -> Any:
         return self.loader.batch(clock.images + j * self.micro, self.micro).map(self._here)
