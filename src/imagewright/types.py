@@ -85,6 +85,11 @@ class DataSpec:
         """[C, H, W] of one image."""
         return (self.channels, self.resolution, self.resolution)
 
+    @property
+    def known_classes(self) -> tuple[int, ...]:
+        """Classes of which there are pictures."""
+        return tuple(k for k in range(self.num_classes) if k not in self.empty_classes)
+
 
 @dataclass(frozen=True)
 class Coupling(Example):
@@ -199,6 +204,15 @@ class FlowMap(Protocol):
 
     def __call__(self, x: Tensor, sigma: Tensor, sigma_to: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         """x: [N, C, H, W]; sigma, sigma_to: [N]. Returns [N, C, H, W], dtype of x."""
+        ...
+
+
+@runtime_checkable
+class KnowsNoise(Protocol):
+    """A flow map that has learnt which noise belongs to an image, for samplers that put noise back."""
+
+    def noise_of(self, images: Tensor, fresh: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """Noise of images, of unit level, from fresh standard normal noise; all [N, C, H, W]."""
         ...
 
 

@@ -403,7 +403,7 @@ def test_perceptual_distance_uses_the_given_features() -> None:
         (lambda: ConsistencyTrajectory().parts(teacher=VPPrecond(Told()), spec=SPEC), "is a VPPrecond"),
         (
             lambda: ConsistencyTrajectory().parts(teacher=ConsistencyModel(Told()), spec=SPEC),  # type: ignore[arg-type]
-            "the teacher is a ConsistencyModel; distillation needs an EDMPrecond denoiser",
+            "the teacher is a ConsistencyModel; distillation needs a denoiser that knows every noise level",
         ),
         (
             lambda: ConsistencyTrajectory().parts(teacher=EDMPrecond(nn.Conv2d(1, 1, 1)), spec=SPEC),

@@ -17,7 +17,7 @@ from imagewright import limits
 from imagewright.cli.command import run
 from imagewright.cli.console import say
 from imagewright.cli.edit_tokens import check_model, fill_tokens
-from imagewright.cli.scoring import reference_images, training_data
+from imagewright.cli.scoring import real_images
 from imagewright.data import from_uint8, to_uint8
 from imagewright.data.pixels import BadPicture, Pixels, box_reduce, decode, with_channels
 from imagewright.files import read_bytes, write_json
@@ -175,7 +175,7 @@ def _picture(
         raise UserError(f"--factor is {factor}; it must be at least 2 and divide the model's {spec.resolution} pixels")
     if image is None:
         assert index is not None
-        images = reference_images(data or training_data(model, spec), spec, "test")
+        images = real_images(model, data, spec, "test")
         if not 0 <= index < len(images):
             raise UserError(f"--index is {index}; there are {len(images)} held-out pictures, 0 to {len(images) - 1}")
         known = int(images.labels[index])

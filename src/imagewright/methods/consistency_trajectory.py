@@ -61,7 +61,7 @@ from imagewright.models.trajectory import TrajectoryModel
 from imagewright.networks.discriminator import ConvDiscriminator, ProjectedDiscriminator
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
-from imagewright.paths.schedules import karras_sigmas
+from imagewright.paths.schedules import karras_grid
 from imagewright.precision import wide
 from imagewright.types import (
     Average,
@@ -254,7 +254,7 @@ class ConsistencyTrajectory:
     def _jump(self, parts: Any, images: Tensor, z: Tensor, n: int, noise: StepNoise) -> Jump:
         """t uniform on the grid's points with n below them, s uniform on those from u = n points below t downwards."""
         model, like = parts.student, images[:, 0, 0, 0]
-        grid = karras_sigmas(self.grid_points, model.sigma_min, model.sigma_max, self.rho).to(images)
+        grid = karras_grid(self.grid_points, model.sigma_min, model.sigma_max, self.rho, images.device, images.dtype)
         start = noise.integers(self.grid_points - n, like)
         left = self.grid_points - (start + n)  # points that s may be
         end = start + n + (noise.uniform(wide(like)) * left).floor().long()

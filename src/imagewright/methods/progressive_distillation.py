@@ -37,7 +37,7 @@ from imagewright.methods.pairs import check_range, column
 from imagewright.models.consistency import edm_teacher
 from imagewright.models.preconditioning import EDMPrecond, student_network
 from imagewright.noise import StepNoise
-from imagewright.paths.schedules import karras_sigmas
+from imagewright.paths.schedules import karras_grid, karras_sigmas
 from imagewright.samplers import Euler
 from imagewright.types import (
     Average,
@@ -141,7 +141,7 @@ class ProgressiveDistillation:
 
     def _intervals(self, steps: int, model: Any, images: Tensor, noise: StepNoise) -> tuple[Tensor, Tensor, Tensor]:
         """Start, middle and end, each [N], of intervals drawn uniformly from the grid of `steps` steps."""
-        grid = karras_sigmas(2 * steps + 1, model.sigma_min, model.sigma_max, self.rho).to(images)
+        grid = karras_grid(2 * steps + 1, model.sigma_min, model.sigma_max, self.rho, images.device, images.dtype)
         first = 2 * noise.integers(steps, images[:, 0, 0, 0])
         return grid[first], grid[first + 1], grid[first + 2]
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from imagewright.networks.config import UNetConfig, require
 from imagewright.networks.layers import Init, Resample, ToldNumber
+from imagewright.networks.recompute import Block
 from imagewright.networks.tangents import attention, convolved
 from imagewright.networks.unet import Layer, Role, UNet, decoder_plan, encoder_plan
 from imagewright.noise import dropout
@@ -53,6 +54,8 @@ class EDM2UNetConfig(UNetConfig):
     """Share of the residual branch."""
     attn_balance: float = 0.3
     """Share of the attention."""
+    dropout_below: int | None = None
+    """Dropout in the blocks of this resolution and lower ones alone; None = in all."""
     clip_act: float | None = 256.0
     """A block's outputs are cut at this; None = they are not."""
 
@@ -63,6 +66,8 @@ class EDM2UNetConfig(UNetConfig):
             require(isinstance(value, int) and value >= 1, name, value, "a positive integer")
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        below = self.dropout_below
+        require(below is None or (isinstance(below, int) and below >= 1), "dropout_below", below, "positive, or null")
         require(self.clip_act is None or self.clip_act > 0, "clip_act", self.clip_act, "positive, or null")
         for name in ("augment_dim", "double_norm"):
             require(not getattr(self, name), name, getattr(self, name), "0 or false: this network has no such part")
@@ -144,7 +149,7 @@ class EDM2UNet(UNet):
         return self.out_conv.weight
 
 
-class EDM2Block(nn.Module):
+class EDM2Block(Block):
     """Resampling, a residual branch that the embedding scales, then attention; the encoder normalises each pixel first.
 
     forward: x [N, in_channels, H, W], emb [N, emb_channels] -> [N, out_channels, H', W'].
@@ -153,6 +158,8 @@ class EDM2Block(nn.Module):
     def __init__(self, layer: Layer, config: EDM2UNetConfig, emb_channels: int, *, decoder: bool) -> None:
         super().__init__()
         self.config, self.decoder = config, decoder
+        drops = config.dropout_below is None or layer.resolution <= config.dropout_below
+        self.dropout = config.dropout if drops else 0.0
         wide, out = layer.in_channels, layer.out_channels
         self.num_heads = out // config.channels_per_head if layer.attention else 0
         if self.num_heads:
@@ -175,7 +182,7 @@ class EDM2Block(nn.Module):
         y = self.conv_res0(mp_silu(x))
         scale = self.emb_linear(emb, self.emb_gain) + 1
         y = mp_silu(y * scale.to(y.dtype)[:, :, None, None])
-        y = self.conv_res1(dropout(y, config.dropout, self.training))
+        y = self.conv_res1(dropout(y, self.dropout, self.training))
         if self.decoder and self.conv_skip is not None:
             x = self.conv_skip(x)
         x = mp_sum(x, y, config.res_balance)
@@ -194,7 +201,10 @@ class EDM2Block(nn.Module):
 
 
 class MPConv(nn.Module):
-    """A convolution (odd kernel) or, without one, a linear layer, of unit weight vectors. Equations 47 and 66."""
+    """A convolution (odd kernel) or, without one, a linear layer, of unit weight vectors. Equations 47 and 66.
+
+    forced: what training writes back into `weight`, of any of its rows.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *kernel: int) -> None:
         super().__init__()
@@ -203,10 +213,14 @@ class MPConv(nn.Module):
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         if self.training and self.weight.requires_grad:
             # Not through autograd's eyes: micro-batches run before the first of them goes backward.
-            self.weight.data.copy_(unit(self.weight.data))
+            self.weight.data.copy_(self.forced(self.weight.data))
         w = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         w = (unit(w) * (gain / math.sqrt(w[0].numel()))).to(x.dtype)
         return x @ w.t() if w.ndim == 2 else convolved(x, w, padding=w.shape[-1] // 2)
+
+    @staticmethod
+    def forced(rows: Tensor) -> Tensor:
+        return unit(rows)
 
 
 class MPFourier(nn.Module):

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.networks.layers import class_index
+from imagewright.networks.recompute import Block
 from imagewright.noise import dropout
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
@@ -115,7 +116,7 @@ class TokenTransformer(Network):
         counts = (config.side, config.side, config.channels) if config.causal else (config.length + 1,)
         self.positions = nn.ParameterList(nn.Parameter(torch.empty(count, width)) for count in counts)
         self.norm = nn.LayerNorm(width, eps=EPS)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(TokenBlock(config) for _ in range(config.depth))
         self.dense = nn.Linear(width, width)
         self.head_norm = nn.LayerNorm(width, eps=EPS)
         self.bias = nn.Parameter(torch.zeros(config.values))
@@ -124,7 +125,7 @@ class TokenTransformer(Network):
             _truncated(table, STD)
         if not config.post_norm:
             for module in self.blocks:
-                assert isinstance(module, Block)
+                assert isinstance(module, TokenBlock)
                 for layer in (module.out, module.down):
                     _truncated(layer.weight, STD / (2 * config.depth) ** 0.5)
 
@@ -188,7 +189,7 @@ class TokenTransformer(Network):
         return F.linear(h, self.tokens.weight[: self.config.values], self.bias)
 
 
-class Block(nn.Module):
+class TokenBlock(Block):
     """Attention and two layers, each added to its input."""
 
     def __init__(self, config: TokenTransformerConfig) -> None:

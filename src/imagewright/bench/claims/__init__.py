@@ -23,6 +23,7 @@ KEYS: tuple[str, ...] = (
     "dmd",
     "dmd2",
     "uni_instruct",
+    "multi_student",
     "em_distillation",
     "score_of_mixture",
     "ddo",
