@@ -18,6 +18,8 @@ KEYS: tuple[str, ...] = (
     "multistep_consistency",
     "ctm",
     "scm",
+    "vct",
+    "dsno",
     "dmd",
     "dmd2",
     "uni_instruct",
