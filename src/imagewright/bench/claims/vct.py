@@ -42,10 +42,9 @@ class PointEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(2, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 4)
-        )
-        nn.init.zeros_(self.layers[-1].weight)
+        last = nn.Linear(WIDTH, 4)
+        nn.init.zeros_(last.weight)
+        self.layers = nn.Sequential(nn.Linear(2, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(), last)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         found: Tensor = self.layers(x.flatten(1))
