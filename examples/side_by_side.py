@@ -69,6 +69,8 @@ class Row:
     """Whether it learns from the teacher's pairs."""
     phased: bool = False
     """Whether the fake network learns alone first, and ratio and adversary come later still."""
+    parts: tuple[str, ...] = ()
+    """Classes of its students, which share its images and are joined; empty: there is one, of all."""
     ways: tuple[str, ...] = ()
     """Options of `evaluate`, one measurement for each; empty: as the recipe's sampler goes."""
     points: bool = False
@@ -166,6 +168,10 @@ EMOJI = (
     Row(name="DMD2", recipe="dmd2-{}-gan", steps=5, passes=57),
     Row(name="SiD", recipe="sid", passes=13),
     Row(name="Uni-Instruct, JKL", recipe="uni-jkl", phased=True, passes=16),
+    Row(name="EMD, K = 4", recipe="em-distillation", passes=28),
+    Row(name="SMD", recipe="smd", steps=5, passes=77),
+    Row(name="SMT, warmed up", recipe="smt", teacher="--warmup", steps=5, passes=73),
+    Row(name="MSD, two students", recipe="multi-student", couplings=True, parts=("0-4", "5-8"), passes=11),
 )
 
 
@@ -222,6 +228,7 @@ SETTINGS = {
         equal_passes=True,
         cooldown=True,
         options="--training.batch 16 --training.channels-last --training.ema.halflife-images 200",
+        pairs=1_000,
         scored=946,
         teacher_steps=(12, (1,)),
     ),
@@ -250,7 +257,7 @@ def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
     folders = {row: [out / f"seed-{seed}" / _folder_name(row) for seed in seeds] for row in setting.rows}
     for row, places in folders.items():
         for seed, folder in zip(seeds, places, strict=True):
-            _train(row, setting, teacher, folder, seed)
+            _students(row, setting, teacher, folder, seed)
             _measure(row, setting, folder)
     students = {row.name: [_scores(folder / "metrics.json") for folder in places] for row, places in folders.items()}
     table = {"data": setting.data, "images": setting.images, "scored": setting.scored, "seeds": list(seeds)}
@@ -282,14 +289,27 @@ def _curves(table: Mapping[str, Any], path: Path) -> None:
         figure.savefig(aside, format="png")
 
 
+def _students(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) -> None:
+    """A row's training, or those of its parts and one model of them."""
+    if not row.parts:
+        _train(row, setting, teacher, folder, seed)
+        return
+    places = [folder / f"part-{part}" for part in row.parts]
+    shared = replace(setting, images=setting.images // len(row.parts))
+    for part, place in zip(row.parts, places, strict=True):
+        _train(replace(row, options=f"{row.options} --data.classes {part}"), shared, teacher, place, seed)
+    if not (folder / "model.safetensors").exists():
+        _command(f"join {' '.join(map(str, places))} --out {folder}")
+
+
 def _train(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) -> None:
-    """A row's training, from where it stands."""
+    """A training, from where it stands."""
     total = _product_images(row, setting) * row.steps
     words = [f"--resume --training.seed {seed} --training.total-images {total}", setting.options]
     if setting.cooldown:
         words.append(f"--training.optimizer.lr-cooldown-images {total // 2}")
     if row.couplings:
-        stores = f"{folder.parents[1]}/couplings"
+        stores = f"{folder.parents[2 if row.parts else 1]}/couplings"
         words.append(f"--data.couplings {stores} {f'{stores}-real' if row.real_pairs else ''}")
     if row.before:
         first = f"{folder}-before"
@@ -356,8 +376,8 @@ def chosen(words: Sequence[str] | None = None) -> tuple[Path, Setting, list[int]
     parser.add_argument("seeds", nargs="*", type=int, help="of the trainings (default: 0)")
     parser.add_argument("--images", type=int, help="from which each product learns, in place of the setting's")
     parser.add_argument("--scored", type=int, help="images of every measurement")
-    parser.add_argument("--pairs", type=int, help="of the teacher's, for those that learn from them")
     parser.add_argument("--steps", type=int, help="of Heun, with which the teacher is measured and drawn")
+    parser.add_argument("--pairs", type=int, help="drawn for those that learn from them")
     parser.add_argument("--rows", nargs="+", help="names of methods, as the table has them (default: all)")
     asked = parser.parse_args(words)
     setting, name = SETTINGS[asked.name], asked.name

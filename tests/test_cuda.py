@@ -141,9 +141,9 @@ def test_a_bad_number_stops_the_run_and_moves_nothing(tmp_path: Path) -> None:
     before = {k: v.clone() for k, v in t.learners["denoiser"].module.state_dict().items()}
     honest, calls = type(t)._backward, []
 
-    def spoiled(self: Trainer, update: Any) -> None:
+    def spoiled(self: Trainer, update: Any, **rest: Any) -> None:
         calls.append(None)
-        honest(self, replace(update, loss=update.loss * float("nan")) if len(calls) == 1 else update)
+        honest(self, replace(update, loss=update.loss * float("nan")) if len(calls) == 1 else update, **rest)
 
     t._backward = spoiled.__get__(t)  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"step 1 \(16 images\): the gradient of part 'denoiser' is not finite"):

@@ -9,7 +9,9 @@ micro-batch or the process in which it is computed; a resumed run needs no saved
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
@@ -37,6 +39,15 @@ def seed_networks(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
+MANY, MOST_THREADS = 2**18, 8
+"""Numbers from which on several threads draw an `ImageNoise`'s, and how many at most."""
+
+
+@lru_cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
 class ImageNoise:
     """A generator per image. Numbers are drawn in float32 on the CPU, so every device and dtype sees the same ones.
 
@@ -51,8 +62,16 @@ class ImageNoise:
         if len(like) != len(self._generators):
             raise ValueError(f"noise for {len(self._generators)} images asked to fill {len(like)}")
         out = torch.empty(like.shape, dtype=torch.float32)
-        for row, generator in zip(out, self._generators, strict=True):
-            getattr(row, fill)(generator=generator)
+
+        def draw(rows: range) -> None:
+            for i in rows:
+                getattr(out[i], fill)(generator=self._generators[i])
+
+        threads = min(MOST_THREADS, os.cpu_count() or 1) if out.numel() >= MANY else 1
+        if threads == 1:
+            draw(range(len(out)))
+        else:  # torch lets go of Python's lock while it draws
+            list(_pool(threads).map(draw, (range(k, len(out), threads) for k in range(threads))))
         return out.to(like)
 
     def normal(self, like: Tensor) -> Tensor:

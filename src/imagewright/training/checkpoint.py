@@ -179,9 +179,12 @@ def prune(folder: Path, keep: int, world: int = 1) -> None:
     gone = [*found[:-keep], *folder.glob(".state-*.partial")]
     for path in [*folder.glob("rows-*.safetensors"), *folder.glob(".rows-*.partial")]:
         match = _ROWS.fullmatch(path.name)
-        if match and match["images"] <= newest:  # later ones are being written
-            whole = match["partial"] is None and match["images"] in kept
-            if not whole or (match["images"] == newest and int(match["world"]) != world):
+        if match and match["partial"]:
+            if match["images"] < newest:  # else one may be being written
+                gone.append(path)
+        elif match and match["images"] <= newest:
+            others = match["images"] == newest and int(match["world"]) != world
+            if others or match["images"] not in kept:
                 gone.append(path)
     for path in gone:
         path.unlink(missing_ok=True)

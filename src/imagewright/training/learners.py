@@ -96,6 +96,7 @@ class Learner:
                 self.optimizer.found_inf = halted  # type: ignore[attr-defined]  # the fused kernels' own word for it
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.held.settle()
         for average in self.averages:
             average.update(self.held.state, images, self.config.batch)
         return rate

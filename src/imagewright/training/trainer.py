@@ -17,6 +17,7 @@ from torch import nn
 
 from imagewright.data import Loader
 from imagewright.data.loader import Turns
+from imagewright.networks.compiling import compile_network
 from imagewright.networks.recompute import blocks
 from imagewright.noise import BatchNoise
 from imagewright.precision import casts, tf32, wide
@@ -115,8 +116,7 @@ class Trainer:
         mine = self._micro_batches()
         whole, start = config.batch, mine.start * self.micro
         turns = Turns(stride=whole, first=start, count=len(mine), size=self.micro, end=config.total_images)
-        if hasattr(loader, "follow"):  # who makes its batches up need not know what comes
-            loader.follow(turns, self.device)
+        loader.follow(turns, self.device)
         self.step_index, self.images = 0, 0
         self.watch = Watch(self.device)
         self._following: dict[tuple[str, str], Following] = {}
@@ -144,7 +144,7 @@ class Trainer:
                 block.recompute = self.config.recompute
             if self.config.compile and not isinstance(role, Average):
                 # The network, not the wrapper: methods also call a model by other names than forward.
-                getattr(role.module, "network", role.module).compile()
+                compile_network(getattr(role.module, "network", role.module))
         if self.method.product not in learners:
             raise ValueError(f"the method's product {self.method.product!r} is not among its trained parts")
         return learners
@@ -153,8 +153,8 @@ class Trainer:
         """What replays steps; None where nothing can, or shall."""
         small = sum(p.numel() for learner in self.learners.values() for p in learner.parameters) <= SMALL
         wanted = small if self.config.graphs is None else self.config.graphs
-        sharded = any(held.local for held in self.held.values())
-        if self.device.type != "cuda" or not wanted or len(mine) > 1 or sharded or self.config.precision == "fp16":
+        several = len(mine) > 1 or self.processes.world > 1  # whose gradients leave in the midst of a pass
+        if self.device.type != "cuda" or not wanted or several or self.config.precision == "fp16":
             return None
         places = range(mine.start * self.micro, mine.stop * self.micro)
         config = self.config
@@ -276,7 +276,7 @@ class Trainer:
                     self.on_stop(self.images)
                     raise Interrupted(saved, interrupted[0] if interrupted else signal.SIGTERM)
                 self._leave()
-                if self._passed(self.config.checkpoint_images):
+                if self._passed(self.config.checkpoint_images) and self.images < self.config.total_images:
                     self.save(wait=False)
                 self._saver.look()
             self.save()

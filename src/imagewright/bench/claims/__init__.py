@@ -20,6 +20,8 @@ KEYS: tuple[str, ...] = (
     "scm",
     "vct",
     "dsno",
+    "align_your_flow",
+    "guided_distillation",
     "dmd",
     "dmd2",
     "uni_instruct",
