@@ -12,7 +12,7 @@ from imagewright.training.checkpoint import State, load_optimizer_state, optimiz
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
 from imagewright.training.ema import Ema, averages
-from imagewright.types import Trained, UserError
+from imagewright.types import Settles, Trained, UserError
 
 
 class _State(TypedDict):
@@ -31,6 +31,7 @@ class Learner:
         named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
+        self.settling = [m for m in self.module.modules() if isinstance(m, Settles)]
         self.lr_scale = role.lr_scale
         self.optimizer = _make_optimizer(self.parameters, config, role.betas)
         begin(self.optimizer)
@@ -52,9 +53,14 @@ class Learner:
         return bool(self.optimizer.defaults.get("fused"))
 
     def gradient(self, processes: Processes) -> Tensor:
-        """Sum the gradients over all processes, undo the loss scale, and clip. Returns their norm before, []."""
+        """Sum the gradients over all processes, undo the loss scale, and clip. Returns their norm before, [].
+
+        What modules noted beside their gradients (`Settles`) is summed and settled, too.
+        """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         processes.average_(gradients)
+        for module in self.settling:
+            module.settle(processes.total)
         self.scaler.unscale_(self.optimizer)
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         limit = self.config.optimizer.clip_norm
@@ -132,6 +138,9 @@ def _make_optimizer(
         return torch.optim.SGD(
             parameters, o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=True
         )
+    if o.kind == "adafactor":
+        # torch squares the first: the published 1e-30. Rates are in units of a weight's own root mean square.
+        return torch.optim.Adafactor(parameters, o.lr, eps=(1e-15, 1e-3), weight_decay=o.weight_decay, foreach=True)
     if o.kind == "radam":
         return torch.optim.RAdam(parameters, foreach=True, **settings)
     kind = torch.optim.AdamW if o.kind == "adamw" else torch.optim.Adam
