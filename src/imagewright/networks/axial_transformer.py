@@ -228,4 +228,5 @@ class AxialTransformer(Network):
 
     def _where(self, first: int) -> Tensor:
         """Vectors of rows and columns, [H, W, width]; first: 0 of the encoder, 2 of the decoders."""
-        return self.positions[first][:, None] + self.positions[first + 1]
+        rows, columns = self.positions[first], self.positions[first + 1]
+        return rows[:, None] + columns  # type: ignore[no-any-return]

@@ -2,8 +2,8 @@
 
 Source   Child et al. 2019 (Sparse Transformer, arXiv 1904.10509), section 4: `patterns.Window` and `Stride` are the
          strided pattern's two, `Block` and `Summary` the fixed one's; `Union` lets one head see both, `Split` gives
-         heads different ones. Released: openai/sparse_attention, which computes strided attention as local attention of the
-         transposed sequence, as here.
+         heads different ones. Released: openai/sparse_attention, which computes strided attention as local attention
+         of the transposed sequence, as here.
 Departs  A `Summary` place sees itself, too, where it stands alone: the first ones would see nothing. The released fixed
          pattern is the union of both.
 """
