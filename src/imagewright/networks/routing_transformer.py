@@ -247,8 +247,11 @@ class RoutingTransformer(CausalBody):
         return [module for module in self.modules() if isinstance(module, Routing)]
 
     def commitment(self) -> Tensor:
-        """Of the last training pass, summed over the blocks, [N]."""
-        return torch.stack([r.commitment for r in self.routings() if r.commitment is not None]).sum(0)
+        """Of the last training pass, summed over the blocks, [N]; to be asked for once."""
+        noted = [r.commitment for r in self.routings() if r.commitment is not None]
+        for routing in self.routings():  # what is part of a graph is no part of a module, which may be copied
+            routing.commitment = None
+        return torch.stack(noted).sum(0)
 
     @contextmanager
     def selecting(self, selection: Selection) -> Iterator[None]:
