@@ -176,7 +176,7 @@ class Routing(Pattern):
         flat = rows.reshape(n, heads, t * m, w)
         own, their = (_gathered(each, flat).view(n, heads, t, m, w, -1) for each in (x, value))
         logits = (own @ query[:, :, :, None, :, None])[..., 0].masked_fill(~valid, -torch.inf)
-        counts = inside.gather(3, picked)[..., None]
+        counts = inside.gather(3, picked)[..., None].to(value.dtype)
         mixed: Tensor = (logits.softmax(-1)[..., None, :] @ their)[..., 0, :] * counts
         return mixed.sum(3) / (counts.sum(3) + SHARE)
 
@@ -184,9 +184,10 @@ class Routing(Pattern):
         """Note the commitment, and, once a pass, what the centroids shall move to."""
         nearest = scores.argmax(-1)
         near = self.centroids[torch.arange(len(self.centroids), device=x.device)[:, None], nearest]
-        self.commitment = (x - near).square().flatten(1).mean(1)
+        commitment = (x - near).square().flatten(1).mean(1)
         if computing_again():
             return
+        self.commitment = commitment
         with torch.no_grad():
             hot = F.one_hot(nearest, self.centroids.shape[1]).to(self.centroids)
             self.count += hot.sum((0, 2))
