@@ -1,4 +1,4 @@
-"""`imagewright bench speed | claims | orders | updates`: ratios of speed, claims in miniature, errors of samplers."""
+"""`imagewright bench speed | claims | orders | updates | decoding`: ratios of speed, claims, errors of samplers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from imagewright.bench.decoding import measure_cache, measure_masked_decoding
 from imagewright.bench.orders import draw_orders, measure_orders
 from imagewright.bench.speed import measure_loop, measure_sampling, measure_tangent, measure_training
 from imagewright.bench.updates import measure_updates
+from imagewright.cli.bench_decoding import decoding
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.train import find_experiment
@@ -32,11 +33,14 @@ imagewright bench claims --all --seeds 10005 10006 ... --out again --compare doc
 imagewright bench claims --list | --ledger
 imagewright bench orders [--out orders.png]
 imagewright bench updates RECIPE ... [--against RECIPE] [--out updates.json]
+imagewright bench decoding [--tokens 256 1024] [--out growth.json]
 
 speed   ratios within one process: one-step sampling, training step, sCM's tangent, raster decoding with its cache, and
         masked decoding, each against a peer or bound
 claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
 updates seconds that one update of a recipe's model takes, with all that it takes of other networks, against a recipe
+decoding
+        how training and decoding of causal networks grow with the tokens: dense, sparse, routing, axial, Perceiver AR
 orders  error of every deterministic sampler against network calls, on a mixture whose flow is known exactly
 """
 
@@ -254,6 +258,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "claims": claims,
     "orders": orders,
     "updates": updates,
+    "decoding": decoding,
 }
 
 
