@@ -156,7 +156,7 @@ CLAIM = Claim(
     paper="2506.14603",
     headline="ImageNet-512 FID 1.70 at four steps (sCD 1.84 there, and worse with more); without autoguidance 2.32",
     miniature="8 modes in the plane, exact velocity: a map to any level (AYF) and a consistency model (sCD) from the "
-    "weights of one small denoiser, 1,200 updates each at 6 passes of the network, each at its own best rate, drawn with "
+    "weights of one small denoiser, 1,200 updates each of 6 passes of the network, at its own best rate, drawn with "
     "stops at the same levels, even in the straight path's time. Then, 600 updates, two classes that branch, trained "
     "denoisers: four jumps of a student whose teacher a weaker model guides, against one whose teacher is alone; gamma "
     "and strength as `tune jumps` finds them on other points.",
