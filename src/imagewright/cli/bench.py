@@ -1,4 +1,4 @@
-"""`imagewright bench speed | claims | orders | updates`: ratios of speed, claims in miniature, errors of samplers."""
+"""`imagewright bench speed | claims | orders | updates | decoding`: ratios of speed, claims, errors of samplers."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from imagewright.bench.speed import (
     measure_trajectory,
 )
 from imagewright.bench.updates import measure_updates
+from imagewright.cli.bench_decoding import decoding
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.train import find_experiment
@@ -42,11 +43,14 @@ imagewright bench claims KEY ... | --all --rearranged
 imagewright bench claims --list | --ledger
 imagewright bench orders [--out orders.png]
 imagewright bench updates RECIPE ... [--against RECIPE] [--out updates.json]
+imagewright bench decoding [--tokens 256 1024] [--out growth.json]
 
 speed   ratios within one process: one-step sampling, training step, sCM's tangent, DSNO's call, raster decoding with
         its cache, masked decoding, pairs and small students, each against a peer or bound
 claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
 updates seconds that one update of a recipe's model takes, with all that it takes of other networks, against a recipe
+decoding
+        how training and decoding of causal networks grow with the tokens: dense, sparse, routing, axial, Perceiver AR
 orders  error of every deterministic sampler against network calls, on a mixture whose flow is known exactly
 """
 
@@ -289,6 +293,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "claims": claims,
     "orders": orders,
     "updates": updates,
+    "decoding": decoding,
 }
 
 

@@ -40,7 +40,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "index": (0, MANY),
     "label": (-1, MANY),
     # sizes and strengths
-    **dict.fromkeys(("resolution", "size", "workers"), (1, MANY)),
+    **dict.fromkeys(("resolution", "size", "workers", "tokens", "width"), (1, MANY)),
     "channels": (1, 3),
     "factor": (2, MANY),
     "order": (1, 2),

@@ -60,7 +60,8 @@ def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = 
 
     counter = FlopCounterMode(display=False)
     with counter, _FusedAttention(), saved_tensors_hooks(keep, lambda tensor: tensor):
-        shell(x, *told)
+        # What a training step computes, where that is not all of what the network can be asked for.
+        getattr(shell, "training_pass", shell)(x, *told)
     own = {p.untyped_storage()._cdata for p in shell.parameters()}
     return Footprint(counter.get_total_flops(), sum(m.nbytes() for key, m in kept.items() if key not in own))
 
