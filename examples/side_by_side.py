@@ -2,14 +2,16 @@
 
     python examples/side_by_side.py flow-maps-digits        # an hour or so on two cores
     python examples/side_by_side.py matching-digits 0 1 2   # three trainings of every row
+    python examples/side_by_side.py flows-digits            # flows beside the best of both, half an hour
     python examples/side_by_side.py emoji64-32 0 1          # some of both families, hours on two cores
     python examples/side_by_side.py emoji64-32 --images 320 --scored 473 --steps 6    # the same, cut short
     python examples/side_by_side.py matching-digits --rows Diff-Instruct SiD          # some of its rows
 
 Flow maps are the consistency and trajectory models, measured at one, two and four calls; `matching-...` are the
-one-step generators that match distributions. In a family on digits the product gets equally many updates, of as many
-images; on emoji every row may do as many passes through networks as CD does with so many images. Scores are of classes
-drawn as often as the reference has them (`imagewright evaluate`).
+one-step generators that match distributions; `flows-...` are the reflowed ones, at up to nine calls. In a family on
+digits the product gets equally many updates, of as many images, and so does a stage before it; on emoji every row may
+do as many passes through networks as CD does with so many images. Scores are of classes drawn as often as the reference
+has them (`imagewright evaluate`).
 Seeds are those of the trainings; teacher, pairs and the noises that are drawn from are the same for all. table.json,
 with the scores of every seed, and samples.png, of the first, go to runs/NAME, or runs/NAME-IMAGES where the number of
 images is another than the setting's. The same call again goes on where it was interrupted.
@@ -35,7 +37,8 @@ from imagewright.training.snapshots import grid, save_image
 
 STOPS: dict[int, tuple[float, ...]] = {1: (), 2: (0.4,), 4: (4.0, 1.0, 0.3)}
 """Number of calls: noise levels on the way of a model that may stop anywhere. One choice for all, not searched."""
-ANYWHERE = tuple(STOPS.values())
+ANYWHERE = tuple(f"--set sigmas=[{','.join(map(str, stops))}]" for stops in STOPS.values())
+EULER = tuple(f"--set order=1 --steps {calls}" for calls in (1, 2, 4, 9))
 COLUMNS = 12
 
 
@@ -55,8 +58,14 @@ class Row:
     """Whether it learns from the teacher's pairs."""
     phased: bool = False
     """Whether the fake network learns alone first, and ratio and adversary come later still."""
-    stops: tuple[tuple[float, ...], ...] = ()
-    """One measurement for each; empty: as the recipe's sampler goes."""
+    parts: tuple[str, ...] = ()
+    """Classes of its students, which share its images and are joined; empty: there is one, of all."""
+    ways: tuple[str, ...] = ()
+    """Options of `evaluate`, one measurement for each; empty: as the recipe's sampler goes."""
+    real_pairs: bool = False
+    """Whether it learns from real images' pairs too, the recipe's share of them."""
+    before: tuple[str, str] | None = None
+    """The recipe of the stage before, and the option by which the product is given."""
     passes: int = 6
     """Of an update of the product, with all that it takes of other networks: a call is 1, a gradient through it 2 more.
     CD has a Heun step of the teacher, one call of the target, one of the student and its gradient."""
@@ -69,15 +78,15 @@ def _multistep(segments: int) -> Row:
 
 
 FLOW_MAPS = (
-    Row(name="CD", recipe="cd", stops=ANYWHERE),
-    Row(name="CD, continuous time", recipe="ctcd", stops=ANYWHERE),
+    Row(name="CD", recipe="cd", ways=ANYWHERE),
+    Row(name="CD, continuous time", recipe="ctcd", ways=ANYWHERE),
     Row(name="progressive distillation", recipe="pd"),
     *(_multistep(segments) for segments in (1, 2, 4)),
-    Row(name="CTM", recipe="ctm", stops=ANYWHERE),
-    Row(name="sCD", recipe="scd", stops=ANYWHERE),
-    Row(name="sCT", recipe="sct", teacher="--start", stops=ANYWHERE),
-    Row(name="CT", recipe="ct", teacher=None, stops=ANYWHERE),
-    Row(name="iCT", recipe="ict", teacher=None, stops=ANYWHERE),
+    Row(name="CTM", recipe="ctm", ways=ANYWHERE),
+    Row(name="sCD", recipe="scd", ways=ANYWHERE),
+    Row(name="sCT", recipe="sct", teacher="--start", ways=ANYWHERE),
+    Row(name="CT", recipe="ct", teacher=None, ways=ANYWHERE),
+    Row(name="iCT", recipe="ict", teacher=None, ways=ANYWHERE),
 )
 MATCHING = (
     Row(name="DMD", recipe="dmd", couplings=True),
@@ -91,15 +100,48 @@ MATCHING = (
     Row(name="Uni-Instruct, FKL", recipe="uni-fkl", phased=True),
     Row(name="Uni-Instruct, JKL", recipe="uni-jkl", phased=True),
 )
+FLOWS = (
+    FLOW_MAPS[0],
+    FLOW_MAPS[1],
+    MATCHING[0],
+    MATCHING[2],
+    Row(name="2-rectified flow++", recipe="rfpp", couplings=True, ways=EULER),
+    Row(
+        name="Simple ReFlow",
+        recipe="simple-reflow",
+        couplings=True,
+        real_pairs=True,
+        ways=(*EULER[:3], "--steps 5"),
+    ),
+    Row(
+        name="SlimFlow, a quarter of the size",
+        recipe="slimflow-{}-distil",
+        teacher=None,
+        couplings=True,
+        before=("slimflow-{}", "--flow"),
+    ),
+    Row(
+        name="constant acceleration",
+        recipe="caf",
+        teacher=None,
+        couplings=True,
+        before=("caf-{}-velocity", "--velocity"),
+        ways=tuple(f"--steps {calls - 1}" for calls in (2, 4, 9)),
+    ),
+)
 
 
 EMOJI = (
-    Row(name="CD", recipe="cd", stops=((),)),
-    Row(name="sCD", recipe="scd", stops=((),)),
-    Row(name="CTM", recipe="ctm", stops=((),), passes=17),
+    Row(name="CD", recipe="cd", ways=ANYWHERE[:1]),
+    Row(name="sCD", recipe="scd", ways=ANYWHERE[:1]),
+    Row(name="CTM", recipe="ctm", ways=ANYWHERE[:1], passes=17),
     Row(name="DMD2", recipe="dmd2-{}-gan", steps=5, passes=57),
     Row(name="SiD", recipe="sid", passes=13),
     Row(name="Uni-Instruct, JKL", recipe="uni-jkl", phased=True, passes=16),
+    Row(name="EMD, K = 4", recipe="em-distillation", passes=28),
+    Row(name="SMD", recipe="smd", steps=5, passes=77),
+    Row(name="SMT, warmed up", recipe="smt", teacher="--warmup", steps=5, passes=73),
+    Row(name="MSD, two students", recipe="multi-student", couplings=True, parts=("0-4", "5-8"), passes=11),
 )
 
 
@@ -130,6 +172,15 @@ SETTINGS = {
     "matching-digits": Setting(
         data="digits", rows=MATCHING, images=9_600, cooldown=True, pairs=3_000, teacher_recipe="edm-digits"
     ),
+    "flows-digits": Setting(
+        data="digits",
+        rows=FLOWS,
+        images=28_000,
+        cooldown=True,
+        pairs=5_000,
+        teacher_recipe="edm-digits",
+        teacher_steps=(18, (1, 2, 4, 9)),
+    ),
     "emoji64-32": Setting(
         data="emoji64-32",
         rows=EMOJI,
@@ -137,6 +188,7 @@ SETTINGS = {
         equal_passes=True,
         cooldown=True,
         options="--training.batch 16 --training.channels-last --training.ema.halflife-images 200",
+        pairs=1_000,
         scored=946,
         teacher_steps=(12, (1,)),
     ),
@@ -158,10 +210,12 @@ def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
         _command(f"evaluate {teacher} {n} --sampler heun --steps {heun} --out {scores}")
     if any(row.couplings for row in setting.rows):
         _command(f"couple {teacher} --n {setting.pairs} --sampler heun --steps 18 --out {out}/couplings")
+    if any(row.real_pairs for row in setting.rows):
+        _command(f"couple {teacher} --invert {setting.data} --sampler heun --steps 18 --out {out}/couplings-real")
     folders = {row: [out / f"seed-{seed}" / _folder_name(row) for seed in seeds] for row in setting.rows}
     for row, places in folders.items():
         for seed, folder in zip(seeds, places, strict=True):
-            _train(row, setting, teacher, folder, seed)
+            _students(row, setting, teacher, folder, seed)
             _measure(row, setting, folder)
     students = {row.name: [_scores(folder / "metrics.json") for folder in places] for row, places in folders.items()}
     table = {"data": setting.data, "images": setting.images, "scored": setting.scored, "seeds": list(seeds)}
@@ -169,25 +223,48 @@ def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
     _sheet(teacher, setting.teacher_steps[0], [str(places[0]) for places in folders.values()], out / "samples.png")
 
 
+def _students(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) -> None:
+    """A row's training, or those of its parts and one model of them."""
+    if not row.parts:
+        _train(row, setting, teacher, folder, seed)
+        return
+    places = [folder / f"part-{part}" for part in row.parts]
+    shared = replace(setting, images=setting.images // len(row.parts))
+    for part, place in zip(row.parts, places, strict=True):
+        _train(replace(row, options=f"{row.options} --data.classes {part}"), shared, teacher, place, seed)
+    if not (folder / "model.safetensors").exists():
+        _command(f"join {' '.join(map(str, places))} --out {folder}")
+
+
 def _train(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) -> None:
-    """A row's training, from where it stands."""
+    """A training, from where it stands."""
     total = _product_images(row, setting) * row.steps
-    words = [f"train {recipe_of(row, setting)} --out {folder} --resume"]
-    words += [f"--training.seed {seed} --training.total-images {total}", setting.options, row.options]
-    if row.teacher:
-        words.append(f"{row.teacher} {teacher}")
+    words = [f"--resume --training.seed {seed} --training.total-images {total}", setting.options]
     if setting.cooldown:
         words.append(f"--training.optimizer.lr-cooldown-images {total // 2}")
     if row.couplings:
-        words.append(f"--data.couplings {folder.parents[1]}/couplings")
+        stores = f"{folder.parents[2 if row.parts else 1]}/couplings"
+        words.append(f"--data.couplings {stores} {f'{stores}-real' if row.real_pairs else ''}")
+    if row.before:
+        first = f"{folder}-before"
+        _command(" ".join([f"train {named(row.before[0], setting)} --out {first}", *words]))
+        words.append(f"{row.before[1]} {first}")
+    words.append(row.options)
+    if row.teacher:
+        words.append(f"{row.teacher} {teacher}")
     if row.phased:
         words.append(f"--method.fake-only-images {total // 10} --method.plain-images {total // 5}")
-    _command(" ".join(words))
+    _command(" ".join([f"train {recipe_of(row, setting)} --out {folder}", *words]))
 
 
 def recipe_of(row: Row, setting: Setting) -> str:
     """The name of a row's recipe."""
-    return row.recipe.format(setting.data) if "{}" in row.recipe else f"{row.recipe}-{setting.data}"
+    return named(row.recipe, setting)
+
+
+def named(recipe: str, setting: Setting) -> str:
+    """A recipe's name with that of the data set."""
+    return recipe.format(setting.data) if "{}" in recipe else f"{recipe}-{setting.data}"
 
 
 def _product_images(row: Row, setting: Setting) -> int:
@@ -200,9 +277,8 @@ def _count(setting: Setting) -> str:
 
 def _measure(row: Row, setting: Setting, folder: Path) -> None:
     """The scores of a row that are not there yet."""
-    ways = [f"--set sigmas=[{','.join(map(str, stops))}]" for stops in row.stops] or [""]
     done = len(_scores(folder / "metrics.json")) if (folder / "metrics.json").exists() else 0
-    for way in ways[done:]:
+    for way in (row.ways or ("",))[done:]:
         _command(f"evaluate {folder} {_count(setting)} {way} --metrics fd prdc --no-yardsticks")
 
 
@@ -235,6 +311,7 @@ def chosen(words: Sequence[str] | None = None) -> tuple[Path, Setting, list[int]
     parser.add_argument("--images", type=int, help="from which each product learns, in place of the setting's")
     parser.add_argument("--scored", type=int, help="images of every measurement")
     parser.add_argument("--steps", type=int, help="of Heun, with which the teacher is measured and drawn")
+    parser.add_argument("--pairs", type=int, help="drawn for those that learn from them")
     parser.add_argument("--rows", nargs="+", help="names of methods, as the table has them (default: all)")
     asked = parser.parse_args(words)
     setting, name = SETTINGS[asked.name], asked.name
@@ -247,6 +324,8 @@ def chosen(words: Sequence[str] | None = None) -> tuple[Path, Setting, list[int]
         setting, name = replace(setting, images=asked.images), f"{name}-{asked.images}"
     if asked.scored is not None:
         setting = replace(setting, scored=asked.scored)
+    if asked.pairs is not None:
+        setting = replace(setting, pairs=asked.pairs)
     if asked.steps is not None:
         setting = replace(setting, teacher_steps=(asked.steps, setting.teacher_steps[1]))
     return Path("runs") / name, setting, asked.seeds or [0]

@@ -22,10 +22,12 @@ TINY = """
 import dataclasses
 from imagewright.networks import SongUNetConfig
 from imagewright.recipes import RECIPES
+from imagewright.samplers import Heun
 
 run = RECIPES["edm-digits"]()
 experiment = dataclasses.replace(
     run,
+    sampler=Heun(num_steps=4),  # of a run's grids, which cost more than its steps
     network=SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
                            num_blocks=1, attn_resolutions=(), dropout=0.1),
     training=dataclasses.replace(run.training, total_images=64, batch=16, log_images=16, snapshot_images=32,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
@@ -101,6 +101,32 @@ def read_tensors(path: Path, *, finite: bool = True) -> dict[str, Tensor]:
     if finite:
         require_finite(path, state)
     return state
+
+
+class Stored(Mapping[str, Tensor]):
+    """The tensors of a safetensors file whose names begin so, by the rest of their names; each is read when asked for.
+
+    Raises UserError naming the file when it is missing or damaged, and where a number is not finite.
+    """
+
+    def __init__(self, path: Path, prefix: str = "") -> None:
+        self.path, self.prefix = path, prefix
+        self._names = [name.removeprefix(prefix) for name in read_head(path).tensors if name.startswith(prefix)]
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(self.prefix + name)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.path} is not a whole safetensors file: {error}") from None
+        require_finite(self.path, {name: tensor})
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def require_finite(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -22,8 +22,8 @@ ROWS, BLOCK = 32, 64
 """Pixels and channels of one tile; 64 numbers of 16 bits are one line of the cache."""
 SHARE = 512
 """Pixels that one program sums over."""
-SIZE = 1024
-"""Numbers that one program drops out of."""
+QUADS = 8
+"""Fours of pixels in one tile of dropout."""
 
 
 def activates(x: Tensor) -> bool:
@@ -34,7 +34,10 @@ def activates(x: Tensor) -> bool:
 
 def drops(h: Tensor) -> bool:
     """Whether `dropped` can stand for PyTorch's operations on h."""
-    return h.ndim == 4 and _runs(h) and (_last(h) or h.is_contiguous())
+    if h.ndim != 4 or not _runs(h):
+        return False
+    pixels = h.shape[2] * h.shape[3]  # a word decides on four numbers, and no kernel cuts it
+    return (_last(h) and pixels % 4 == 0) or (h.is_contiguous() and h.shape[1] * pixels % 4 == 0)
 
 
 def _runs(x: Tensor) -> bool:
@@ -51,7 +54,7 @@ def _last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
-def dropped(h: Tensor, p: float, key: int, places: range) -> Tensor:
+def dropped(h: Tensor, p: float, key: int | Tensor, places: range) -> Tensor:
     """h [N, C, H, W] with dropout, by the numbers of `noise.BatchNoise`: the draw's key and the images' places."""
     out: Tensor = _Dropped.apply(h, p, key, places)  # type: ignore[no-untyped-call]
     return out
@@ -59,20 +62,24 @@ def dropped(h: Tensor, p: float, key: int, places: range) -> Tensor:
 
 class _Dropped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, p: float, key: int, places: range) -> Tensor:
+    def forward(ctx: Any, h: Tensor, p: float, key: int | Tensor, places: range) -> Tensor:
         from imagewright import kernels
 
         ctx.settings = p, key, places
-        h = h if _last(h) else h.contiguous()
-        y, (channels, pixels) = torch.empty_like(h), (h.shape[1], h.shape[2] * h.shape[3])
-        kernels.dropped[(-(-h.numel() // SIZE),)](
-            h, y, key, places.start, round(p * 2**16) - 2**15, 1 / (1 - p), len(places), channels, pixels, h.numel(),
-            _last(h), SIZE,
+        n, last = len(h), _last(h) and h.shape[2] * h.shape[3] % 4 == 0
+        ctx.last = last
+        y, channels, quads = torch.empty_like(h), h.shape[1] if last else 1, h[0, :1].numel() if last else h[0].numel()
+        quads //= 4
+        grid = (-(-channels // BLOCK), -(-quads // QUADS), n) if last else (1, -(-quads // (QUADS * BLOCK)), n)
+        kernels.dropped[grid](
+            h, y, key, places.start, round(p * 2**16) - 2**15, 1 / (1 - p), len(places), channels, quads,
+            isinstance(key, Tensor), last, QUADS, BLOCK,
         )  # fmt: skip
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dy = dy.contiguous(memory_format=torch.channels_last if ctx.last else torch.contiguous_format)
         return dropped(dy, *ctx.settings), None, None, None
 
 
@@ -132,14 +139,14 @@ class _Activated(torch.autograd.Function):
         parts, stats = torch.empty(n, splits, 2, channels, device=x.device), torch.empty(2, n, groups, device=x.device)
         coefficients = torch.empty(2, n, channels, device=x.device)
         blocks = -(-channels // BLOCK)
-        kernels.sums[n, splits, blocks](x, parts, pixels, channels, min(SHARE, pixels), splits, ROWS, BLOCK)
+        kernels.sums[blocks, splits, n](x, parts, pixels, channels, min(SHARE, pixels), splits, ROWS, BLOCK)
         kernels.normalisation[n, groups](
             parts, _or(weight, x), _or(bias, x), _or(scale, x), _or(shift, x), coefficients, stats, _step(scale),
             _step(shift), pixels, channels, groups, eps, splits, size, _padded(size), weight is not None,
             scale is not None, num_warps=1,
         )  # fmt: skip
         y = torch.empty_like(x)
-        kernels.applied[n, -(-pixels // ROWS), blocks](x, coefficients, y, pixels, channels, silu, ROWS, BLOCK)
+        kernels.applied[blocks, -(-pixels // ROWS), n](x, coefficients, y, pixels, channels, silu, ROWS, BLOCK)
         ctx.save_for_backward(x, weight, bias, scale, shift, coefficients, stats)
         ctx.settings = groups, eps, silu
         return y
@@ -161,7 +168,7 @@ class _Activated(torch.autograd.Function):
         splits, size, blocks = -(-pixels // SHARE), channels // groups, -(-channels // BLOCK)
         parts, by_x = torch.empty(n, splits, 2, channels, device=x.device), torch.empty(2, n, channels, device=x.device)
         gradients = torch.empty(4, n, channels, device=x.device)
-        kernels.back_sums[n, splits, blocks](
+        kernels.back_sums[blocks, splits, n](
             x, dy, coefficients, parts, pixels, channels, min(SHARE, pixels), silu, splits, ROWS, BLOCK
         )
         kernels.back_normalisation[n, groups](
@@ -169,7 +176,7 @@ class _Activated(torch.autograd.Function):
             groups, splits, size, _padded(size), weight is not None, scale is not None, num_warps=1,
         )  # fmt: skip
         dx = torch.empty_like(x)
-        kernels.back_applied[n, -(-pixels // ROWS), blocks](
+        kernels.back_applied[blocks, -(-pixels // ROWS), n](
             x, dy, coefficients, by_x, dx, pixels, channels, silu, ROWS, BLOCK
         )
         dweight, dbias = gradients[2:].sum(1) if weight is not None else (None, None)

@@ -1,6 +1,7 @@
 """Kernels in Triton's language for GPUs: what PyTorch's own do in many passes over memory.
 
-Images lie channels last: pixel by pixel, [N, P, C]. Everything is summed in float32. Import it only where triton is.
+Images lie channels last: pixel by pixel, [N, P, C]. Everything is summed in float32. Programs that follow each other
+read what lies side by side: channels change first, then pixels, then images. Import it only where triton is.
 """
 # mypy: ignore-errors
 
@@ -35,8 +36,8 @@ def _slope(z):
 @triton.jit
 def sums(x, out, pixels, channels, per, SPLITS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Sums and sums of squares over a share of the pixels, out [N, SPLITS, 2, C]."""
-    n, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    n, split = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     first = tl.zeros([ROWS, BLOCK], tl.float32)
     second = tl.zeros([ROWS, BLOCK], tl.float32)
     for i in range(0, per, ROWS):
@@ -85,8 +86,8 @@ def normalisation(
 @triton.jit
 def applied(x, coefficients, y, pixels, channels, SILU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """y = silu(factor x + added), of coefficients [2, N, C]."""
-    n, images = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    n, images = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     v, place, inside = _tile(x, n, tl.program_id(1) * ROWS + tl.arange(0, ROWS), c, pixels, channels)
     factor = tl.load(coefficients + n * channels + c, mask=c < channels, other=0.0)
     added = tl.load(coefficients + (images + n) * channels + c, mask=c < channels, other=0.0)
@@ -102,8 +103,8 @@ def back_sums(
     SILU: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums of dz, and of dz x, over a share of the pixels, where y = silu(z); out [N, SPLITS, 2, C]."""
-    n, split, images = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(0)
-    c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    n, split, images = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(2)
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     factor = tl.load(coefficients + n * channels + c, mask=c < channels, other=0.0)
     added = tl.load(coefficients + (images + n) * channels + c, mask=c < channels, other=0.0)
     first = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -168,8 +169,8 @@ def back_applied(
     x, dy, coefficients, by_x, dx, pixels, channels, SILU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """dx = factor dz + multiple x + constant."""
-    n, images = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    n, images = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     v, place, inside = _tile(x, n, row, c, pixels, channels)
     d = _numbers(dy, n, row, c, pixels, channels)
@@ -200,23 +201,41 @@ def _mixed(word):
 
 @triton.jit(do_not_specialize=["key", "first", "least"])
 def dropped(
-    h, y, key, first, least, factor, places, channels, pixels, total, LAST: tl.constexpr, SIZE: tl.constexpr
+    h, y, key, first, least, factor, places, channels, quads,
+    STORED: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y = h times factor where `BatchNoise.kept` lets through, else 0; LAST: whether channels lie last in both.
+    """y = h times factor where `BatchNoise.kept` lets through, else 0.
 
-    first: the place of the first image, of `places` in each block; least: of the 16 bits, signed, that pass.
+    LAST: channels lie last in both, and a word decides on four pixels next to each other, of `quads` fours; else it
+    does on four numbers next to each other, and there is one channel. A word is made once, and nothing is divided but
+    the image's own number: on a GPU a division of 64 bits takes longer than all else here. key: a number, or where it
+    is STORED. first: the place of the first image, of `places` in each block; least: of the 16 bits, signed, that pass.
     """
     GOLDEN: tl.constexpr = -7046029254386353131
-    i = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    inside = i < total
-    row, number = i // (channels * pixels), i % (channels * pixels)
+    n = tl.program_id(2)
+    seed = tl.load(key) if STORED else key
+    start = _mixed((n % places + first).to(tl.int64) * GOLDEN + seed)
+    start = _mixed(start + (n // places).to(tl.int64) * GOLDEN)
+    base = n.to(tl.int64) * channels * quads * 4
     if LAST:
-        number = (number % channels) * pixels + number // channels
-    start = _mixed((row % places + first) * GOLDEN + key)
-    start = _mixed(start + (row // places) * GOLDEN)
-    word = _mixed(start + (number // 4 + 1) * GOLDEN)
-    sixteen = (word >> ((number % 4) * 16)) & 0xFFFF
-    sixteen = (sixteen ^ 0x8000) - 0x8000
-    value = tl.load(h + i, mask=inside, other=0.0).to(tl.float32) * factor
-    value = tl.where(sixteen >= least, value, 0.0)
-    tl.store(y + i, value.to(y.dtype.element_ty), mask=inside)
+        c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        g = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        inside = (g < quads)[:, None] & (c < channels)[None, :]
+        word = _mixed(start + (c.to(tl.int64)[None, :] * quads + g[:, None] + 1) * GOLDEN)
+        at = base + g[:, None].to(tl.int64) * 4 * channels + c[None, :]
+        for j in tl.static_range(4):
+            _passed(h, y, at + j * channels, inside, word >> (16 * j), least, factor)
+    else:
+        g = (tl.program_id(1) * ROWS * BLOCK + tl.arange(0, ROWS * BLOCK)).to(tl.int64)
+        j = tl.arange(0, 4)
+        word = _mixed(start + (g + 1) * GOLDEN)
+        at = base + g[:, None] * 4 + j[None, :]
+        _passed(h, y, at, (g < quads)[:, None] & (j < 4)[None, :], word[:, None] >> (16 * j)[None, :], least, factor)
+
+
+@triton.jit
+def _passed(h, y, at, inside, word, least, factor):
+    """What of h the lowest 16 bits of the words let through, into y."""
+    sixteen = ((word & 0xFFFF) ^ 0x8000).to(tl.int32) - 0x8000
+    value = tl.load(h + at, mask=inside, other=0.0).to(tl.float32) * factor
+    tl.store(y + at, tl.where(sixteen >= least, value, 0.0).to(y.dtype.element_ty), mask=inside)

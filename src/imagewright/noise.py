@@ -9,14 +9,15 @@ micro-batch or the process in which it is computed; a resumed run needs no saved
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from imagewright import fused
 
@@ -38,6 +39,15 @@ def seed_networks(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
+MANY, MOST_THREADS = 2**18, 8
+"""Numbers from which on several threads draw an `ImageNoise`'s, and how many at most."""
+
+
+@lru_cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
 class ImageNoise:
     """A generator per image. Numbers are drawn in float32 on the CPU, so every device and dtype sees the same ones.
 
@@ -52,8 +62,16 @@ class ImageNoise:
         if len(like) != len(self._generators):
             raise ValueError(f"noise for {len(self._generators)} images asked to fill {len(like)}")
         out = torch.empty(like.shape, dtype=torch.float32)
-        for row, generator in zip(out, self._generators, strict=True):
-            getattr(row, fill)(generator=generator)
+
+        def draw(rows: range) -> None:
+            for i in rows:
+                getattr(out[i], fill)(generator=self._generators[i])
+
+        threads = min(MOST_THREADS, os.cpu_count() or 1) if out.numel() >= MANY else 1
+        if threads == 1:
+            draw(range(len(out)))
+        else:  # torch lets go of Python's lock while it draws
+            list(_pool(threads).map(draw, (range(k, len(out), threads) for k in range(threads))))
         return out.to(like)
 
     def normal(self, like: Tensor) -> Tensor:
@@ -198,7 +216,12 @@ class BatchNoise(StepNoise):
         block, within = row // len(self._places), row % len(self._places)
         return _mixed(_mixed((within + self._places.start) * _GOLDEN + key) + block * _GOLDEN)
 
-    def _key_of(self, like: Tensor, purpose: str) -> int:
+    @property
+    def drew_in_common(self) -> bool:
+        """Whether anything was drawn for the whole batch, on the host."""
+        return bool(self._draws["common"])
+
+    def _key_of(self, like: Tensor, purpose: str) -> int | Tensor:
         """Of a new draw."""
         self._check(like)
         self._draws[purpose] += 1
@@ -207,6 +230,51 @@ class BatchNoise(StepNoise):
     def _check(self, like: Tensor) -> None:
         if like.ndim == 0 or len(like) % len(self._places):
             raise ValueError(f"noise for {len(self._places)} images asked to fill {tuple(like.shape)}")
+
+
+class RecordedNoise(BatchNoise):
+    """Of a step that is recorded once and done again: keys lie in the device's memory, and `tell` says whose they are.
+
+    The numbers are those of a `BatchNoise` of that seed and step. It draws nothing in common, and leaves torch's
+    generator alone.
+    """
+
+    MOST = 8192
+    """Draws of a step."""
+
+    def __init__(self, places: range, batch: int, device: torch.device) -> None:
+        super().__init__(0, 0, places, batch, device)
+        self._keys = torch.zeros(self.MOST, dtype=torch.int64, device=device)
+        self._slots: dict[tuple[int, int], int] = {}
+
+    def tell(self, seed: int, step: int) -> None:
+        """From here on what is recorded draws the numbers of that step."""
+        keys = torch.tensor([derive_seed(seed, step, *draw) for draw in self._slots], dtype=torch.int64)
+        keys = keys.pin_memory() if self._device.type == "cuda" else keys
+        self._keys[: len(keys)].copy_(keys, non_blocking=True)
+
+    @contextmanager
+    def for_networks(self, phase: int) -> Iterator[None]:
+        """While the body runs, which begins the step anew, networks draw their dropout from here."""
+        self._draws = {"method": 0, "networks": phase << 32, "common": 0}
+        before, _networks[0] = _networks[0], self
+        try:
+            yield
+        finally:
+            _networks[0] = before
+
+    @contextmanager
+    def same_dropout(self) -> Iterator[None]:
+        """Run the body, then put the count of draws back."""
+        before = self._draws["networks"]
+        yield
+        self._draws["networks"] = before
+
+    def _key_of(self, like: Tensor, purpose: str) -> Tensor:
+        self._check(like)
+        self._draws[purpose] += 1
+        slot = self._slots.setdefault((self._draws[purpose], _PURPOSES[purpose]), len(self._slots))
+        return self._keys[slot]
 
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, as the signed number with the same bits
@@ -249,7 +317,7 @@ def dropout(h: Tensor, p: float, training: bool) -> Tensor:
 @lru_cache
 def _drops_the_same(device: torch.device) -> bool:
     """Whether the kernel lets through what `BatchNoise.kept` does, in both memory formats: tried once."""
-    h, ours, its = torch.ones(6, 5, 3, 3, device=device), *(BatchNoise(2**40, 7, range(3, 6), 8, device) for _ in "ab")
+    h, ours, its = torch.ones(6, 5, 6, 2, device=device), *(BatchNoise(2**40, 7, range(3, 6), 8, device) for _ in "ab")
     try:
         return all(
             torch.equal(its.dropped(h.contiguous(memory_format=format), 0.3) != 0, ours.kept(h, 0.3))
@@ -259,45 +327,42 @@ def _drops_the_same(device: torch.device) -> bool:
         return False
 
 
+def twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For a pass through networks that is computed twice: within the second context dropout is as within the first."""
+    source = _networks[0]
+    drawn = 0 if source is None else source._draws["networks"]
+
+    @contextmanager
+    def second() -> Iterator[None]:
+        before, _networks[0] = _networks[0], source
+        since, _second[0] = _second[0], True
+        count = 0 if source is None else source._draws["networks"]
+        if source is not None:
+            source._draws["networks"] = drawn
+        try:
+            yield
+        finally:
+            _networks[0], _second[0] = before, since
+            if source is not None:
+                source._draws["networks"] = count
+
+    return nullcontext(), second()
+
+
+_second = [False]
+
+
+def computing_again() -> bool:
+    """Whether this is the second time that a pass through networks is computed, for what has to be noted once."""
+    return _second[0]
+
+
 def kept(like: Tensor, p: float) -> Tensor:
     """Where dropout with probability p lets through, bool of like's shape [N, ...]; drawn as `dropout` draws."""
     source = None if torch.compiler.is_compiling() else _networks[0]
     if source is None:
         return torch.rand(like.shape, device=like.device) >= p
     return source.kept(like, p)
-
-
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-    """function(*inputs), of which backward computes again what it needs, with the same dropout, in place of keeping it.
-
-    While it is computed again `computing_again` is true, for what has to happen once.
-    """
-    source = _networks[0]
-    drawn = source._draws["networks"] if source is not None else 0
-
-    @contextmanager
-    def again() -> Iterator[None]:
-        since, before, now = _again[0], _networks[0], 0
-        _again[0], _networks[0] = True, source
-        if source is not None:
-            now, source._draws["networks"] = source._draws["networks"], drawn
-        try:
-            yield
-        finally:
-            _again[0], _networks[0] = since, before
-            if source is not None:
-                source._draws["networks"] = now
-
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
-    return result
-
-
-_again = [False]
-
-
-def computing_again() -> bool:
-    """Whether backward computes again, by `recomputed`, what forward had computed before."""
-    return _again[0]
 
 
 def _below_one(uniform: Tensor) -> Tensor:

@@ -52,12 +52,15 @@ class Condition(Example):
     destination: float32 [N], noise label of the level to which a flow map shall go; set by the map, not by its caller.
     share: float32 [N] in [0, 1], of real images in the mixture of real and generated ones that is asked about, for
     networks that are told it (`networks.mixture`); None = one half.
+    weight: float32 [N], strength of the guidance that a student is to draw with (`models.weighted`), 1 = none;
+    None = the model's own.
     """
 
     label: Tensor | None = None
     augment: Tensor | None = None
     destination: Tensor | None = None
     share: Tensor | None = None
+    weight: Tensor | None = None
 
 
 UNCONDITIONAL = Condition()
@@ -81,6 +84,11 @@ class DataSpec:
     def shape(self) -> tuple[int, int, int]:
         """[C, H, W] of one image."""
         return (self.channels, self.resolution, self.resolution)
+
+    @property
+    def known_classes(self) -> tuple[int, ...]:
+        """Classes of which there are pictures."""
+        return tuple(k for k in range(self.num_classes) if k not in self.empty_classes)
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,15 @@ class FlowMap(Protocol):
 
     def __call__(self, x: Tensor, sigma: Tensor, sigma_to: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         """x: [N, C, H, W]; sigma, sigma_to: [N]. Returns [N, C, H, W], dtype of x."""
+        ...
+
+
+@runtime_checkable
+class KnowsNoise(Protocol):
+    """A flow map that has learnt which noise belongs to an image, for samplers that put noise back."""
+
+    def noise_of(self, images: Tensor, fresh: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
+        """Noise of images, of unit level, from fresh standard normal noise; all [N, C, H, W]."""
         ...
 
 

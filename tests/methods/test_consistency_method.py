@@ -243,7 +243,7 @@ def test_student_and_target_start_as_copies_of_the_teacher() -> None:
         ),
         (
             lambda: ConsistencyDistillation().parts(teacher=ConsistencyModel(Scaled()), spec=SPEC),  # type: ignore[arg-type]
-            "the teacher is a ConsistencyModel; distillation needs an EDMPrecond denoiser",
+            "the teacher is a ConsistencyModel; distillation needs a denoiser that knows every noise level",
         ),
         (
             lambda: ConsistencyDistillation().parts(teacher=EDMPrecond(Scaled(), sigma_min=0.0), spec=SPEC),

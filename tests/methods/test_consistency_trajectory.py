@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory, Jump, adaptive_weight
+from imagewright.methods.adversary import adaptive_weight
+from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory, Jump
 from imagewright.methods.distances import Distance
 from imagewright.methods.pairs import heun_step, match
 from imagewright.models.consistency import ConsistencyModel
@@ -402,7 +403,7 @@ def test_perceptual_distance_uses_the_given_features() -> None:
         (lambda: ConsistencyTrajectory().parts(teacher=VPPrecond(Told()), spec=SPEC), "is a VPPrecond"),
         (
             lambda: ConsistencyTrajectory().parts(teacher=ConsistencyModel(Told()), spec=SPEC),  # type: ignore[arg-type]
-            "the teacher is a ConsistencyModel; distillation needs an EDMPrecond denoiser",
+            "the teacher is a ConsistencyModel; distillation needs a denoiser that knows every noise level",
         ),
         (
             lambda: ConsistencyTrajectory().parts(teacher=EDMPrecond(nn.Conv2d(1, 1, 1)), spec=SPEC),

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.data import Loader, open_images
-from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory, adaptive_weight
+from imagewright.methods.adversary import adaptive_weight
+from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.networks.discriminator import ConvDiscriminator, ProjectedDiscriminator

@@ -29,13 +29,14 @@ from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.noise import StepNoise
 from imagewright.oracles import GaussianMixture
 from imagewright.paths.noise_levels import LogNormal
-from imagewright.types import UNCONDITIONAL, Condition, UserError
+from imagewright.types import UNCONDITIONAL, Condition, DataSpec, UserError
 
 GRID = torch.linspace(-16, 16, 8001, dtype=torch.float64)[:, None, None, None]
 DATA = GaussianMixture(
     torch.tensor([-1.0, 1.5]).double().reshape(2, 1, 1, 1), torch.tensor([0.4, 0.7]).double(), torch.tensor([1.0, 2.0])
 )
 SIGMA = 0.8
+SPEC = DataSpec(name="toy", resolution=8, channels=1, num_classes=4)
 
 
 def normal(mean: float | Tensor, std: float | Tensor) -> GaussianMixture:
@@ -187,7 +188,7 @@ def test_bad_levels(bad: dict[str, Any]) -> None:
 
 def test_generator_and_fake_score_are_the_teacher_without_dropout() -> None:
     known = teacher()
-    roles = matching_parts(known)
+    roles = matching_parts(known, SPEC)
     x, sigma = numbers(3, 1, 8, 8).float(), torch.tensor([0.1, 1.0, 40.0])
     with torch.no_grad():
         expected = known.eval()(x, sigma)
@@ -203,22 +204,22 @@ def test_generator_and_fake_score_are_the_teacher_without_dropout() -> None:
 
 def test_another_kind_of_teacher_is_refused() -> None:
     for wrong in (VPPrecond(teacher().network), FewStepGenerator.from_denoiser(teacher())):
-        with pytest.raises(UserError, match="distillation needs an EDMPrecond denoiser"):
-            matching_parts(wrong)
+        with pytest.raises(UserError, match="distillation needs a denoiser that knows every noise level"):
+            matching_parts(wrong, SPEC)
 
 
 def test_fresh_noise_asks_for_every_class() -> None:
     like = torch.empty(3000, 1, 8, 8)
-    generator = matching_parts(teacher(label_dim=4))["generator"].module
+    generator = matching_parts(teacher(label_dim=4), SPEC)["generator"].module
     latents, cond = fresh_noise(generator, like, StepNoise(0))
     assert latents.shape == like.shape and cond.label is not None
     assert abs(float(latents.std()) - 1) < 0.01
     assert (torch.bincount(cond.label, minlength=4) - 750).abs().max() < 100
-    assert fresh_noise(matching_parts(teacher())["generator"].module, like, StepNoise(0))[1] == UNCONDITIONAL
+    assert fresh_noise(matching_parts(teacher(), SPEC)["generator"].module, like, StepNoise(0))[1] == UNCONDITIONAL
 
 
 def test_the_generator_is_asked_at_pure_noise() -> None:
-    generator = matching_parts(teacher(label_dim=4))["generator"].module
+    generator = matching_parts(teacher(label_dim=4), SPEC)["generator"].module
     latents, cond = numbers(2, 1, 8, 8).float(), Condition(label=torch.tensor([1, 3]))
     generated = generate(generator, latents, cond)
     assert generated.cond is cond

@@ -414,6 +414,7 @@ def test_recipes_have_the_published_settings() -> None:
         assert (run.method, run.training.optimizer.lr) == (SMD, lr)
     for name in ("smt-cifar10-uncond", "smt-imagenet64", "smd-cifar10-uncond", "smd-imagenet64"):
         t = RECIPES[name]().training
+        assert RECIPES[name]().data.xflip == ("cifar10" in name)  # main/data/*_dataset.py
         assert (t.batch, t.micro_batch, t.total_images, t.precision) == (280, 40, 280 * 400_000, "bf16")
         assert (t.optimizer.kind, t.optimizer.weight_decay, t.optimizer.clip_norm) == ("adamw", 0.01, 10.0)
 

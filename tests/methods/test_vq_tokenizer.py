@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.vq_tokenizer import VQTokenizerTraining, entropy_loss, gradient_penalty
+from imagewright.methods.adversary import gradient_penalty
+from imagewright.methods.vq_tokenizer import VQTokenizerTraining, entropy_loss
 from imagewright.models.vq import VQTokenizer
 from imagewright.networks import VQAutoencoder, VQAutoencoderConfig
 from imagewright.noise import StepNoise
@@ -77,10 +78,9 @@ def test_the_penalty_of_a_linear_discriminator_is_its_weight_squared() -> None:
     real = torch.randn(3, 1, 8, 8, dtype=torch.float64, requires_grad=True)
     logits = (real.flatten(1) @ weight)[:, None] * torch.tensor([1.0, 3.0])  # two places, mean 2
     penalty = gradient_penalty(logits, real)
-    # Colours in units of their range, which is 2 wide: four times the square.
-    torch.testing.assert_close(penalty, (16 * weight.square().sum()).expand(3))
+    torch.testing.assert_close(penalty, (4 * weight.square().sum()).expand(3))
     (slope,) = torch.autograd.grad(penalty.sum(), weight)
-    torch.testing.assert_close(slope, 96 * weight)
+    torch.testing.assert_close(slope, 24 * weight)
 
 
 def test_the_loss_is_the_sum_of_its_parts() -> None:

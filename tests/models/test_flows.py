@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,18 +12,31 @@ from torch import Tensor, nn
 
 from imagewright.guidance import Guided, SkipScale, SkipTuned
 from imagewright.methods.consistency import ConsistencyDistillation
+from imagewright.methods.consistency_limits import ContinuousTimeDistillation
+from imagewright.methods.consistency_trajectory import ConsistencyTrajectory
+from imagewright.methods.continuous_consistency import ContinuousConsistencyDistillation
 from imagewright.methods.distances import Distance
 from imagewright.methods.dmd2 import DMD2
+from imagewright.methods.f_distill import FDistill
+from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation
+from imagewright.methods.progressive_distillation import ProgressiveDistillation
+from imagewright.methods.uni_instruct import UniInstruct
+from imagewright.models.acceleration import InitialVelocity
+from imagewright.models.consistency import edm_teacher
 from imagewright.models.description import build, describe
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.flow import SIGMA_MAX, SIGMA_MIN, EDMFlow, VelocityFlow, VPFlow, flow_of
+from imagewright.models.judging import answer_and_maps, bottleneck
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned, VEPrecond, VPPrecond, iDDPMPrecond
+from imagewright.models.recast import Recast
+from imagewright.models.trajectory import TrajectoryModel
 from imagewright.networks import SongUNet, SongUNetConfig
+from imagewright.noise import StepNoise
 from imagewright.paths.schedules import karras_sigmas
 from imagewright.pretrained import find_model
 from imagewright.samplers import SAMPLERS, Heun, Straight
 from imagewright.samplers.generator import ImageGenerator, usual_sampler
-from imagewright.types import Condition, DataSpec, UserError
+from imagewright.types import Batch, Clock, Condition, DataSpec, Update, UserError
 
 MU, S = 0.3, 0.4
 
@@ -187,12 +201,70 @@ def test_every_sampler_and_wrapper_takes_a_flow(kind: str) -> None:
     assert type(usual_sampler(flow)) is Straight
 
 
-def test_students_are_distilled_from_flows() -> None:
-    for teacher in (FLOWS["of a denoiser"](), FLOWS["of fresh weights through EDM's factors"]()):
-        frozen = teacher.eval().requires_grad_(False)
-        student = ConsistencyDistillation(distance=Distance()).parts(teacher=frozen, spec=SPEC).student
-        assert student.sigma_max == 80.0
-        assert DMD2().parts(teacher=frozen, spec=SPEC).generator.sigma_max == 80.0
+SOURCES: dict[str, Callable[[nn.Module], Preconditioned]] = {
+    "edm flow": EDMFlow,
+    "velocity": VelocityFlow,
+    "vp": VPPrecond,
+    "vp flow": VPFlow,
+    "ve": VEPrecond,
+    "initial velocity": lambda network: InitialVelocity(network, alpha=1.4),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_any_denoiser_of_every_level_is_one_with_edms_preconditioning(kind: str) -> None:
+    source = SOURCES[kind](network()).eval()
+    teacher = edm_teacher(source)
+    assert type(teacher) is EDMPrecond
+    assert (teacher.sigma_min, teacher.sigma_max) == (max(0.002, source.sigma_min), 80.0)
+    sigma, cond = torch.tensor([0.021, 0.1, 0.7, 3.0, 20.0, 80.0]), Condition(label=torch.arange(6) % 3)
+    x = (sigma**2 + 0.25).sqrt()[:, None, None, None] * numbers(6, 1).float()
+    want = source(x, sigma, cond)
+    torch.testing.assert_close(teacher(x, sigma, cond), want, rtol=2e-4, atol=2e-4)
+    x, sigma = x.double(), sigma.double()
+    torch.testing.assert_close(teacher.double()(x, sigma, cond), source(x, sigma, cond))
+    again = build(describe(teacher)).double().eval()
+    again.load_state_dict(teacher.state_dict())
+    assert torch.equal(again(x, sigma, cond), teacher(x, sigma, cond))
+    answer, maps = answer_and_maps(teacher, x, sigma, cond)
+    assert torch.equal(answer, teacher(x, sigma, cond))
+    torch.testing.assert_close(maps[-1], bottleneck(source, x, sigma, cond).double())
+
+
+def test_a_recast_network_is_told_where_to_go_in_its_own_words() -> None:
+    flow = VelocityFlow(network()).eval()
+    model = TrajectoryModel.from_denoiser(edm_teacher(flow)).eval()
+    told: list[Tensor] = []
+    model.network.network.embed_destination = lambda label, cond: told.append(label) or torch.zeros(len(label), 32)
+    x, sigma, to = numbers(2, 1).float(), torch.tensor([5.0, 1.0]), torch.tensor([0.25, 0.5])
+    torch.testing.assert_close(model.towards(x, sigma, to), flow(x, sigma), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(told[0], 999 * to / (1 + to), rtol=1e-5, atol=1e-3)
+
+
+STUDENTS: dict[str, Any] = {
+    "cd": ConsistencyDistillation(distance=Distance()),
+    "ctcd": ContinuousTimeDistillation(),
+    "ctm": ConsistencyTrajectory(distance=Distance(), adversarial=None),
+    "scd": ContinuousConsistencyDistillation(),
+    "mcd": MultistepConsistencyDistillation(),
+    "pd": ProgressiveDistillation(),
+    "dmd2": DMD2(),
+    "uni": UniInstruct(),
+    "f": FDistill(),
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_students_learn_from_a_flow_that_says_the_velocity(name: str) -> None:
+    method, flow = STUDENTS[name], VelocityFlow(network()).eval().requires_grad_(False)
+    parts = method.parts(teacher=flow, spec=SPEC)
+    batch = Batch(numbers(2, 7).float(), Condition(label=torch.tensor([0, 2])))
+    events = [e for e in method.step(parts, batch, StepNoise(0, 1), Clock(0, 0, 100)) if isinstance(e, Update)]
+    assert events and all(torch.isfinite(e.loss).all() for e in events)
+    product = getattr(parts, method.product)
+    assert type(product.network) is Recast
+    assert product.network.config.dropout == (0.2 if name == "uni" else 0.0)  # which keeps its teacher's
+    assert {p.data_ptr() for p in product.parameters()}.isdisjoint(p.data_ptr() for p in flow.parameters())
 
 
 @pytest.mark.parametrize("kind", FLOWS)

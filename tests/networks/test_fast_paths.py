@@ -21,6 +21,7 @@ from imagewright.networks import (
 from imagewright.networks import block as block_module
 from imagewright.networks import pixel_unet as pixel_module
 from imagewright.networks.layers import group_norm
+from imagewright.networks.tangents import derivative
 from imagewright.types import Condition
 
 IMAGES: dict[str, Any] = {"img_resolution": 8, "in_channels": 3, "label_dim": 10, "model_channels": 32, "num_blocks": 1}
@@ -81,3 +82,26 @@ def test_normalisation_stays_in_half_precision() -> None:
     exact = norm(x.bfloat16().float())
     assert ((half.float() - exact).norm() / exact.norm()).item() < 4e-3
     torch.testing.assert_close(norm(x), torch.nn.functional.group_norm(x, 16, norm.weight, norm.bias, 1e-5))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_on_rows_is_attention(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a GPU, taken on the CPU: values, gradients and a derivative along a direction."""
+    config = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=16, channel_mult=(1,),
+                            num_blocks=1, attn_resolutions=(8,), dropout=0.0)  # fmt: skip
+    block = next(b for b in SongUNet(config).blocks().values() if b.num_heads)
+    block.num_heads = heads
+    for p in block.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x = torch.randn(2, 16, 8, 8).to(memory_format=torch.channels_last)
+    found = []
+    for rows in (False, True):
+        taken = (lambda x: x.is_contiguous(memory_format=torch.channels_last)) if rows else (lambda x: False)
+        monkeypatch.setattr("imagewright.networks.block.on_rows", taken)
+        monkeypatch.setattr("imagewright.networks.tangents.on_rows", taken)
+        answer = block.attended(x)
+        learned = [p for name, p in block.named_parameters() if name.startswith(("qkv", "proj"))]
+        gradients = torch.autograd.grad(answer.square().sum(), learned)
+        found.append((answer, *gradients, *derivative(block.attended, (x,), (torch.cos(x),))))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

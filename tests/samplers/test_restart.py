@@ -125,10 +125,10 @@ def test_small_churn_is_inside_restarts_only():
 
 @pytest.mark.parametrize("interval", [(0.1, 2.0), (1.0, 1.2)])
 def test_a_cycle_keeps_the_variance_of_a_gaussian(interval):
-    oracle = GaussianOracle(torch.zeros(1, dtype=torch.float64), std=0.5)
-    count = 6000
+    shape = (6, 1000)  # images of independent numbers: noise is made image by image
+    oracle = GaussianOracle(torch.zeros(shape[1:], dtype=torch.float64), std=0.5)
     sampler = Restart(num_steps=60, intervals=((40, 2, *interval),))
-    drawn = sampler(oracle, normal(count, 1, seed=3), noise=noise(1, count))
+    drawn = sampler(oracle, normal(*shape, seed=3), noise=noise(1, shape[0]))
     assert float(drawn.std()) == pytest.approx(0.5, rel=0.03)
 
 

@@ -18,8 +18,8 @@ from imagewright.training.distributed import Processes
 from imagewright.training.locking import LOCK, sole_trainer
 
 SIZES = (
-    "--training.total-images", "384", "--training.batch", "16", "--training.micro-batch", "8",
-    "--training.log-images", "16", "--training.snapshot-images", "128", "--training.checkpoint-images", "32",
+    "--training.total-images", "192", "--training.batch", "16", "--training.micro-batch", "8",
+    "--training.log-images", "16", "--training.snapshot-images", "96", "--training.checkpoint-images", "32",
     "--device", "cpu",
 )  # fmt: skip
 SLOW = """
@@ -63,17 +63,17 @@ def train_and_kill(args: list[str], run: Path, after: int) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("name", "after"), [("edm", 9), ("cd", 6)])
+@pytest.mark.parametrize(("name", "after"), [("edm", 5), ("cd", 4)])
 def test_a_killed_run_ends_with_the_same_bits(home: Path, tiny_recipe: Path, name: str, after: int) -> None:
     whole, killed = home / f"{name}-whole", home / f"{name}-killed"
     if not whole.exists():
         main(arguments(name, whole, tiny_recipe))
     train_and_kill(arguments(name, killed, tiny_recipe), killed, after)
-    assert not (killed / "model.safetensors").exists() or not (killed / "samples" / "000000000384.png").exists()
+    assert not (killed / "model.safetensors").exists() or not (killed / "samples" / "000000000192.png").exists()
     main(["train", "--resume", str(killed)])
-    for file in ("model.safetensors", "checkpoints/state-000000000384.safetensors", "samples/000000000384.png"):
+    for file in ("model.safetensors", "checkpoints/state-000000000192.safetensors", "samples/000000000192.png"):
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
-    assert [line["step"] for line in log_of(killed)] == list(range(1, 25))
+    assert [line["step"] for line in log_of(killed)] == list(range(1, 13))
     assert [strip(line) for line in log_of(killed)] == [strip(line) for line in log_of(whole)]
 
 
@@ -93,7 +93,7 @@ def test_a_run_that_never_reached_a_checkpoint_starts_again(home: Path, tiny_rec
         path.unlink()
     main(["train", "--resume", str(killed)])
     assert (killed / "model.safetensors").read_bytes() == (home / "edm-whole" / "model.safetensors").read_bytes()
-    assert [line["step"] for line in log_of(killed)] == list(range(1, 25))
+    assert [line["step"] for line in log_of(killed)] == list(range(1, 13))
 
 
 # --- one folder, one trainer

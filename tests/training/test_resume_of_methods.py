@@ -21,20 +21,24 @@ from imagewright.methods.continuous_consistency import (
 from imagewright.methods.distances import Distance
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
+from imagewright.methods.dsno import OperatorDistillation
+from imagewright.methods.easy_consistency import EasyConsistencyTuning
 from imagewright.methods.em_distillation import EMDistillation
 from imagewright.methods.f_distill import FDistill
 from imagewright.methods.flow_matching import FlowMatching
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
+from imagewright.methods.multi_student import TeacherScoreMatching
 from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation
 from imagewright.methods.rectified_flow_pp import RectifiedFlowPlusPlus
 from imagewright.methods.score_of_mixture import ScoreOfMixtureDistillation, ScoreOfMixtureTraining
 from imagewright.methods.simple_reflow import SimpleReflow
 from imagewright.methods.slimflow import AnnealingReflow, FlowGuidedDistillation
 from imagewright.methods.uni_instruct import UniInstruct
+from imagewright.methods.vct import Learnt, VariationalConsistencyTraining
 from imagewright.models.segments import segment_stops
 from imagewright.networks import SongUNetConfig
 from imagewright.recipes import RECIPES
-from imagewright.samplers import Accelerated, Jumps, MultistepConsistency, Straight
+from imagewright.samplers import Accelerated, Heun, Jumps, MultistepConsistency, Straight
 from imagewright.training.experiment import Experiment, run_experiment
 
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
@@ -46,6 +50,8 @@ TRAINING = replace(
 ADVERSARIAL = Adversarial(start=0.3, width=8)
 METHODS = {
     "ict": (ImprovedConsistencyTraining(s0=4, s1=16), MultistepConsistency()),
+    "ecm": (EasyConsistencyTuning(stages=2), MultistepConsistency()),
+    "vct": (VariationalConsistencyTraining(coupling=Learnt(channels=4)), MultistepConsistency(sigmas=(0.8,))),
     "multistep": (MultistepConsistencyDistillation(segments=2), Jumps(sigmas=segment_stops(2))),
     "ctm": (ConsistencyTrajectory(grid_points=6, target_decay=0.9, adversarial=ADVERSARIAL), Jumps()),
     "uni": (
@@ -56,8 +62,10 @@ METHODS = {
     "dmd2": (DMD2(fake_updates=2, sigmas=(2.0,)), MultistepConsistency(sigmas=(2.0,), clip=False)),
     "emd": (EMDistillation(steps=2, gamma_z=1e-3), MultistepConsistency()),
     "f-distill": (FDistill(every=2, ratio_decay=0.5, judged="all"), MultistepConsistency()),
+    "tsm": (TeacherScoreMatching(), Heun(num_steps=2)),
     "smt": (ScoreOfMixtureTraining(score_updates=2), MultistepConsistency()),
     "smd": (ScoreOfMixtureDistillation(score_updates=2), MultistepConsistency()),
+    "dsno": (OperatorDistillation(slots=3, dropout=0.1), MultistepConsistency()),
     "flow": (FlowMatching(), Straight(num_steps=2)),
     "rfpp": (RectifiedFlowPlusPlus(image=Distance(kind="l2"), dropout=0.1), Straight(num_steps=1)),
     "simple-reflow": (SimpleReflow(), Straight(num_steps=2)),
@@ -72,8 +80,8 @@ METHODS = {
     "scd": (ContinuousConsistencyDistillation(warmup=0.5), MultistepConsistency()),
     "sct": (ContinuousConsistencyTraining(warmup=0.5), MultistepConsistency()),
 }
-PAIRED = ("dmd", "rfpp", "simple-reflow", "slimflow", "slimflow-distil", "caf-velocity", "caf", "caf-gan")
-FRESH = ("flow", "slimflow", "caf-velocity", "caf", "caf-gan")
+PAIRED = ("dmd", "dsno", "rfpp", "simple-reflow", "slimflow", "slimflow-distil", "caf-velocity", "caf", "caf-gan")
+FRESH = ("ecm", "flow", "slimflow", "caf-velocity", "caf", "caf-gan")
 """Methods that begin with a network of their own, whatever they are called."""
 
 
@@ -93,6 +101,7 @@ def couplings(teacher: Path) -> Path:
             "--out",
             str(folder),
             *["--n", "40", "--sampler", "heun", "--steps", "2", "--shard", "16"],
+            *["--times", *map(str, OperatorDistillation(slots=3).path_times)],
         ]
     )
     return folder
@@ -129,7 +138,7 @@ def test_resuming_changes_no_bit(
     learns = "Training" in type(method).__name__ or name in FRESH
     data = replace(BASE.data, couplings=pairs(name, couplings))
     experiment = Experiment(
-        data=data, method=method, network=NETWORK if learns else None,
+        data=data, method=method, network=NETWORK if learns or name == "tsm" else None,
         given=given(name, request),
         sampler=sampler, training=TRAINING,
     )  # fmt: skip
@@ -153,7 +162,7 @@ def test_how_a_batch_is_cut_up_moves_no_loss(
     for micro in (16, 4):
         training = replace(TRAINING, total_images=16, micro_batch=micro)
         experiment = Experiment(
-            data=data, method=method, network=NETWORK if learns else None,
+            data=data, method=method, network=NETWORK if learns or name == "tsm" else None,
         given=given(name, request),
             sampler=sampler, training=training,
         )  # fmt: skip

@@ -23,6 +23,7 @@ from imagewright.networks import SongUNetConfig
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.recipes import RECIPES
+from imagewright.samplers import Heun
 from imagewright.training.chain import Chain, Stage
 from imagewright.training.experiment import DataConfig, Experiment, assemble, run_experiment
 from imagewright.training.given import Sources
@@ -47,7 +48,7 @@ from imagewright.types import (
 
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
                          num_blocks=1, attn_resolutions=())  # fmt: skip
-BASE = RECIPES["edm-digits"]()
+BASE = replace(RECIPES["edm-digits"](), sampler=Heun(num_steps=2))  # of a run's grids, which cost more than its steps
 TRAINING = replace(BASE.training, total_images=32, batch=16, log_images=16, snapshot_images=32, checkpoint_images=16)
 
 

@@ -14,6 +14,7 @@ from imagewright.cli.main import main
 from imagewright.networks import SongUNetConfig
 from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
+from imagewright.samplers import Heun
 from imagewright.training.chain import Chain, Stage, read_chain
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
@@ -23,7 +24,7 @@ from imagewright.types import UserError
 
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
                          num_blocks=1, attn_resolutions=())  # fmt: skip
-BASE = RECIPES["edm-digits"]()
+BASE = replace(RECIPES["edm-digits"](), sampler=Heun(num_steps=2))  # of a run's grids, which cost more than its steps
 RUN = replace(BASE, network=NETWORK, training=TrainingConfig(total_images=16, batch=16, log_images=16))
 FILE = """
 from dataclasses import replace

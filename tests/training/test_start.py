@@ -13,7 +13,7 @@ from imagewright.methods.dmd2 import DMD2
 from imagewright.methods.progressive_distillation import ProgressiveDistillation
 from imagewright.networks import SongUNetConfig
 from imagewright.recipes import RECIPES
-from imagewright.samplers import MultistepConsistency
+from imagewright.samplers import Heun, MultistepConsistency
 from imagewright.training.checkpoint import checkpoints, load_checkpoint
 from imagewright.training.config import OptimizerConfig
 from imagewright.training.experiment import Experiment, assemble, run_experiment
@@ -21,7 +21,7 @@ from imagewright.types import UserError
 
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
                          num_blocks=1, attn_resolutions=(), dropout=0.0)  # fmt: skip
-BASE = RECIPES["edm-digits"]()
+BASE = replace(RECIPES["edm-digits"](), sampler=Heun(num_steps=2))  # of a run's grids, which cost more than its steps
 TRAINING = replace(BASE.training, total_images=16, batch=16, log_images=16, snapshot_images=16, checkpoint_images=16)
 
 

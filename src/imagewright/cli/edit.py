@@ -17,11 +17,12 @@ from imagewright import limits
 from imagewright.cli.command import run
 from imagewright.cli.console import say
 from imagewright.cli.edit_tokens import check_model, fill_tokens
-from imagewright.cli.scoring import reference_images, training_data
+from imagewright.cli.scoring import real_images
 from imagewright.data import from_uint8, to_uint8
 from imagewright.data.pixels import BadPicture, Pixels, box_reduce, decode, with_channels
 from imagewright.files import read_bytes, write_json
 from imagewright.models.files import ModelFile, weights_hash
+from imagewright.models.weighted import at_weight
 from imagewright.noise import ImageNoise
 from imagewright.pretrained import find_model
 from imagewright.samplers import MultistepConsistency, editing
@@ -93,6 +94,7 @@ def edit(
     seed: int = 0,
     label: int | None = None,
     class_name: str | None = None,
+    weight: float | None = None,
     data: str | None = None,
     out: Path = Path("edits"),
     device: str = "auto",
@@ -119,6 +121,7 @@ def edit(
         seed: of the noise.
         label: class index, -1 = none; default that of the picture at --index.
         class_name: the class by name.
+        weight: strength of the guidance, of a model that is told it; default its own.
         data: where --index looks; default what the model was trained on.
         out: folder for the pictures.
         device: auto, cpu, cuda, mps.
@@ -127,6 +130,7 @@ def edit(
              "levels": levels, "data": data}  # fmt: skip
     _check(task, given, n, seed)
     file = find_model(model)
+    file = file if weight is None else replace(file, model=at_weight(file.model, weight))
     check_model(model, file.model, task, given)
     generator = generator_from(file, device=pick_device(device))
     noise = ImageNoise(seed, range(n))
@@ -142,7 +146,7 @@ def edit(
     save_image(out / f"{task}.png", grid(row, len(row)), scale=scale)
     for i, result in enumerate(results):
         save_image(out / f"{task}-{i}.png", result)
-    _record(out / f"{task}.json", model, file, task, given, n, seed, picked)
+    _record(out / f"{task}.json", model, file, task, given | {"weight": weight}, n, seed, picked)
     say(f"{len(results)} results in {out}; row: {out / f'{task}.png'}")
 
 
@@ -172,7 +176,7 @@ def _picture(
         raise UserError(f"--factor is {factor}; it must be at least 2 and divide the model's {spec.resolution} pixels")
     if image is None:
         assert index is not None
-        images = reference_images(data or training_data(model, spec), spec, "test")
+        images = real_images(model, data, spec, "test")
         if not 0 <= index < len(images):
             raise UserError(f"--index is {index}; there are {len(images)} held-out pictures, 0 to {len(images) - 1}")
         known = int(images.labels[index])

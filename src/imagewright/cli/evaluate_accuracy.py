@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from imagewright.cli.console import OUT, bar, say, table
-from imagewright.cli.scoring import reference_images, training_data
+from imagewright.cli.scoring import real_images
 from imagewright.metrics.accuracy import measure_accuracy
 from imagewright.models.files import ModelFile
 from imagewright.training.distributed import pick_device
@@ -18,7 +18,7 @@ def evaluate_accuracy(
     """The entry of metrics.json. Raises UserError for a model that names no classes, and for other pictures."""
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}; it must be at least 1")
-    images = reference_images(data or training_data(target, file.spec), file.spec, split)
+    images = real_images(target, data, file.spec, split)
     if n is not None:
         if not 1 <= n <= len(images):
             raise UserError(f"--n is {n}; there are {len(images)} images in split {split}, so it must be 1 to that")

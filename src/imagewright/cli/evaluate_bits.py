@@ -6,7 +6,7 @@ from typing import Any
 
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.sampling import Changes
-from imagewright.cli.scoring import reference_images, training_data
+from imagewright.cli.scoring import real_images
 from imagewright.metrics.bits import USUAL_PASSES, BitsSettings, measure_bits, scorer
 from imagewright.metrics.lossless import CODECS, codec_bits
 from imagewright.models.files import ModelFile
@@ -31,7 +31,7 @@ def evaluate_bits(
     scored = scorer(model)
     if batch_size < 1 or seed < 0:
         raise UserError(f"--batch-size is {batch_size} and --seed {seed}; they must be at least 1 and 0")
-    images = reference_images(data or training_data(target, file.spec), file.spec, split)
+    images = real_images(target, data, file.spec, split)
     if n is not None:
         if not 1 <= n <= len(images):
             raise UserError(f"--n is {n}; there are {len(images)} images in split {split}, so it must be 1 to that")

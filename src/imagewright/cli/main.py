@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from imagewright.cli.console import say, told_errors
+from imagewright.cli.console import first_alone, say, told_errors
 from imagewright.cli.known import require_known
 from imagewright.errors import UserError
 from imagewright.version import __version__
@@ -30,12 +30,15 @@ COMMANDS = {
     "report": ("imagewright.cli.report", "write one HTML page about one or more runs"),
     "data": ("imagewright.cli.data", "inspect or convert image sets"),
     "import": ("imagewright.cli.import_", "turn official weights into a model folder, once"),
+    "join": ("imagewright.cli.join", "make one model of students that each know some of the classes"),
     "export": ("imagewright.cli.export", "copy a run's model into a folder of two files"),
     "push": ("imagewright.cli.push", "upload a model to a hub of model repositories"),
     "bench": ("imagewright.cli.bench", "measure speed ratios, and the papers' claims in miniature"),
     "completion": ("imagewright.cli.completion", "print a completion script for bash or zsh"),
 }
 """Every command: its file and what it is for."""
+SHARED = ("train", "sample", "couple", "evaluate", "data", "distill")
+"""Commands whose work several processes share; others are the first one's alone."""
 
 EXAMPLES = """
 examples:
@@ -66,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             say(__version__)
         elif args[0] in COMMANDS:
             require_known(args)
+            if args[0] not in SHARED and not first_alone():
+                return
             importlib.import_module(COMMANDS[args[0]][0]).main(args[1:])
         else:
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)

@@ -20,6 +20,7 @@ def report(
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
     out: Path | None = None,
     seed: int = 0,
+    weight: float | None = None,
 ) -> None:
     """Write one HTML page about one or more runs: samples, trajectory, losses, quality against cost, neighbours.
 
@@ -29,6 +30,7 @@ def report(
         runs: run folders; several are compared side by side, and so are the stages of a chain.
         out: where the page goes; default report.html in the first run's folder.
         seed: of the images shown.
+        weight: strength of the guidance at which they are drawn, of runs whose model is told it; default its own.
     """
     if not runs:
         raise UserError("imagewright report needs at least one run folder")
@@ -37,7 +39,9 @@ def report(
     try_output(path)
     for folder in (each for given in runs for each in (stage_folders(given) or [given])):
         say(f"collecting {folder}")
-        sections.append(collect_run(folder, seed=seed))
+        sections.append(collect_run(folder, seed=seed, weight=weight))
+    if weight is not None and all(section.weight is None for section in sections):
+        raise UserError(f"--weight is {weight:g}; no model of these runs is told the strength of guidance")
     write_report(path, sections)
     say(f"written to {path}")
 

@@ -12,8 +12,9 @@ from typing import Any, Literal, NotRequired, TypedDict
 from torch import nn
 
 from imagewright.files import read_json
-from imagewright.guidance import Guided, LayerSkipped, SkipScale, SkipTuned, classifier_free
+from imagewright.guidance import Guided, LayerSkipped, SkipScale, SkipTuned, classifier_free, knows_no_label
 from imagewright.models.files import ModelFile, weights_hash
+from imagewright.models.weighted import at_weight, takes_weight
 from imagewright.precision import Precision
 from imagewright.pretrained import find_model
 from imagewright.samplers import PRESETS, SAMPLERS
@@ -71,6 +72,7 @@ class _Tuned(TypedDict):
     format: str
     sampler: dict[str, Any]
     skips: NotRequired[list[tuple[float, list[int]]] | None]
+    weight: NotRequired[float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class Changes:
     guide: str | None = None
     """Of guidance auto: a run that is smaller or less trained, or trained on the model's own samples (SIMS)."""
     weight: float | None = None
-    """Strength of the guidance; 1 is none."""
+    """Strength of the guidance; 1 is none. Of a student that is told it, without --guidance: within its training."""
     interval: tuple[float, float] | None = None
     """Noise levels between which to guide, low first; default all."""
     skip_scale: float | None = None
@@ -98,11 +100,18 @@ class Changes:
         if self.precision is not None and not draws:
             raise UserError(f"--precision is {self.precision}; it has no effect here, where no images are drawn by it")
         model = file.model
+        if takes_weight(model):
+            if self.guidance != "none":
+                raise UserError(
+                    f"--guidance {self.guidance} has no effect: this model is told the strength of guidance; give "
+                    "--weight alone"
+                )
+            model = model if self.weight is None else at_weight(model, self.weight)
         if self.skip_scale is not None:
             model = SkipTuned(model, SkipScale(bottom=self.skip_scale))
         if self.guidance == "none":
             for name in ("guide", "weight", "interval"):
-                if getattr(self, name) is not None:
+                if getattr(self, name) is not None and not (name == "weight" and takes_weight(file.model)):
                     raise UserError(f"--{name} needs --guidance auto or --guidance cfg")
             return model
         if self.weight is None:
@@ -136,10 +145,9 @@ class Changes:
 
 
 def _require_label_dropout(file: ModelFile) -> None:
-    config = getattr(getattr(file.model, "network", None), "config", None)
     if not file.spec.num_classes:
         raise UserError("--guidance cfg needs a model with classes; this one has none")
-    if not getattr(config, "label_dropout", 0):
+    if not knows_no_label(file.model):
         raise UserError(
             "--guidance cfg needs a model trained with --network.label-dropout above 0; this one always saw its label"
         )
@@ -177,9 +185,13 @@ def make_generator(
     """A generator on a device with the sampler asked for, of the changed model."""
     sampler = make_sampler(file, name, steps, settings)
     if name is not None and name.endswith(".json"):
-        skips = read_tuned(Path(name)).get("skips")
-        if skips:
-            file = replace(file, model=LayerSkipped(file.model, {float(level): ids for level, ids in skips}))
+        found = read_tuned(Path(name))
+        if found.get("skips"):
+            file = replace(file, model=LayerSkipped(file.model, {float(level): ids for level, ids in found["skips"]}))
+        if found.get("weight") is not None:
+            if changes and changes.weight is not None:
+                raise UserError(f"{name} holds the strength that belongs to its sampler; --weight does not go with it")
+            file = replace(file, model=at_weight(file.model, found["weight"]))
     changed = replace(file, model=changes.apply(file, draws=True)) if changes else file
     precision = changes.precision if changes else None
     return generator_from(changed, sampler, pick_device(device), precision=precision or "fp32")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from imagewright.data import ImageSet, open_images
+from imagewright.data.partition import of_classes
 from imagewright.metrics.extractors import OF_DATA, find_extractor
 from imagewright.metrics.features import FeatureExtractor
 from imagewright.training.record import get_field, read_record
@@ -23,6 +24,19 @@ def training_data(model: str, spec: DataSpec) -> str:
     if spec.name in OF_DATA:
         return spec.name
     raise UserError(f"{model} does not say which images it was trained on; name them with --data")
+
+
+def real_images(model: str, data: str | None, spec: DataSpec, split: str) -> ImageSet:
+    """What a model is compared with: the set that is named, else what it was trained on, of the classes that it knows.
+
+    Raises UserError where neither says.
+    """
+    if data is not None:
+        return reference_images(data, spec, split)
+    images = reference_images(training_data(model, spec), spec, split)
+    if not (Path(model) / "experiment.json").exists():
+        return images
+    return of_classes(images, get_field(read_record(Path(model))["experiment"], "data.classes") or ())
 
 
 def reference_images(source: str, spec: DataSpec, split: str, *, own_colours: bool = False) -> ImageSet:

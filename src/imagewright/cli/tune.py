@@ -1,4 +1,4 @@
-"""`imagewright tune skip | ema | lcsc | bespoke | autodiffusion | times | sims`: searches over a trained model."""
+"""`imagewright tune skip | ema | lcsc | bespoke | autodiffusion | times | jumps | sims | ddo`: searches."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from imagewright.cli.command import dispatch
 from imagewright.cli.console import bar, say
 from imagewright.cli.sampling import Changes
 from imagewright.cli.tune_common import Scorer, Scoring, Told, fresh, print_scores, save, tuned_path, write
+from imagewright.cli.tune_ddo import ddo
 from imagewright.cli.tune_lcsc import lcsc
 from imagewright.cli.tune_sims import sims
 from imagewright.guidance import SkipScale, SkipTuned
 from imagewright.guidance.layer_skipping import layers_of
+from imagewright.models.weighted import at_weight
 from imagewright.pretrained import find_model
-from imagewright.samplers import Heun, MultistepConsistency
+from imagewright.samplers import Heun, Jumps, MultistepConsistency
 from imagewright.samplers.generator import sampler_to_json
 from imagewright.training.distributed import pick_device
 from imagewright.training.posthoc import reconstruct
@@ -27,6 +29,7 @@ from imagewright.tuning import autodiffusion as auto
 from imagewright.tuning.bespoke import BespokeTraining, train_bespoke
 from imagewright.tuning.consistency_times import Levels, TimesSearch, search_times
 from imagewright.tuning.feature_distance import FeatureDistance
+from imagewright.tuning.jumps import JumpsSearch, search_jumps
 from imagewright.tuning.scores import lowest
 from imagewright.types import UserError, kind_of
 
@@ -38,7 +41,9 @@ lcsc           a linear combination of a run's kept weights, searched for the sa
 bespoke        a solver of few steps learnt for this very model (Bespoke solvers)
 autodiffusion  which time steps to take, and which layers to skip at each (AutoDiffusion)
 times          the noise levels of a flow map's further steps (consistency models)
+jumps          how much noise a flow map's jumps draw anew, and at which strength of guidance (Align Your Flow)
 sims           train a copy on the model's own samples, and move away from it (SIMS)
+ddo            alpha and beta of a round against the model's former self (DDO)
 
 examples:
   imagewright tune skip runs/edm-digits --steps 5
@@ -47,7 +52,9 @@ examples:
   imagewright tune lcsc runs/edm-digits --sampler unipc --steps 8 --out runs/edm-digits-lcsc
   imagewright tune bespoke runs/edm-digits --steps 5     # then: sample --sampler runs/edm-digits/tuned/bespoke2-5.json
   imagewright tune times runs/cd-digits --steps 2        # then: sample --sampler runs/cd-digits/tuned/times-2.json
+  imagewright tune jumps runs/ayf-digits --steps 4       # then: sample --sampler runs/ayf-digits/tuned/jumps-4.json
   imagewright tune sims runs/edm-digits --out runs/edm-digits-sims
+  imagewright tune ddo ddo-digits --reference runs/edm-digits --out runs/ddo-sweep
 """
 
 
@@ -224,6 +231,54 @@ def times(
     write(path, model, {"sampler": sampler_to_json(MultistepConsistency(sigmas=found.sigmas)), "found": record})
 
 
+def jumps(
+    model: Annotated[str, tyro.conf.Positional],
+    steps: int = 4,
+    shift: float = 1.0,
+    gammas: tuple[float, ...] = JumpsSearch.gammas,
+    strengths: int = JumpsSearch.strengths,
+    told: Told = Scoring(),  # noqa: B008, frozen
+    out: Path | None = None,
+) -> None:
+    """Search gamma, and the strength of guidance of a model that is told it, for jumps at stops even in time.
+
+    Args:
+        model: run or model folder of a flow map that stops anywhere, such as ayf-digits or ctm-digits.
+        steps: network calls of the sampler.
+        shift: of the stops, as the sampler's.
+        gammas: what is tried; a single step has none.
+        strengths: how many are tried, evenly over the range of training.
+        told: about the score.
+        out: file to write; default tuned/jumps-<steps>.json in the run folder.
+    """
+    file = find_model(model)
+    if kind_of(file.model) != "flow_map":
+        raise UserError(f"{model} is no flow map; tune jumps searches the jumps of one, such as an ayf-digits run")
+    path, config = (
+        out or tuned_path(model, f"jumps-{steps}"),
+        JumpsSearch(steps=steps, gammas=gammas, strengths=strengths),
+    )
+    trained = getattr(file.model, "weights", None)
+    if told.changes.weight is not None:
+        raise UserError("--weight has no effect here; --strengths of the model's range are what is tried")
+    scorer = Scorer.of(model, file, told)
+
+    def sampler(gamma: float) -> Jumps:
+        return Jumps(num_steps=steps, shift=shift, gamma=gamma)
+
+    def score(gamma: float, weight: float | None) -> float:
+        asked = file.model if weight is None else at_weight(file.model, weight)
+        return scorer.score(asked, file, sampler(gamma))
+
+    expected = len(config.weights(trained)) + (len(gammas) if steps > 1 else 0)
+    with bar("settings", expected, "scores") as advance_to:
+        found = search_jumps(score, config, trained, lambda k, value: advance_to(k, f"{value:.4g}"))
+    words = {f"gamma {g:g}" + ("" if w is None else f", weight {w:g}"): value for (g, w), value in found.measured}
+    print_scores("jumps", words)
+    record = {"measured": found.measured, "images": told.n, "seed": told.seed}
+    write(path, model, {"sampler": sampler_to_json(sampler(found.gamma)), "weight": found.weight, "found": record})
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "skip": skip,
     "ema": ema,
@@ -231,7 +286,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bespoke": bespoke,
     "autodiffusion": autodiffusion,
     "times": times,
+    "jumps": jumps,
     "sims": sims,
+    "ddo": ddo,
 }
 
 

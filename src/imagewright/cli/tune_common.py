@@ -12,7 +12,7 @@ from torch import nn
 
 from imagewright.cli.console import OUT, say, table
 from imagewright.cli.sampling import TUNED, Changes
-from imagewright.cli.scoring import extractor_for, reference_images, training_data
+from imagewright.cli.scoring import extractor_for, real_images, training_data
 from imagewright.files import write_json
 from imagewright.metrics import embed
 from imagewright.metrics.draws import frechet_of_model
@@ -62,7 +62,7 @@ class Scorer:
     def of(cls, model: str, file: ModelFile, told: Scoring) -> Scorer:
         """Real training images through the extractor of their set, or through Inception's weights."""
         source = told.data or training_data(model, file.spec)
-        images = reference_images(source, file.spec, "train" if source in ("digits", "emoji64") else "all")
+        images = real_images(model, told.data, file.spec, "train" if source in ("digits", "emoji64") else "all")
         target = pick_device(told.device)
         extractor = extractor_for(source, told.inception, target)
         return cls(extractor, embed(images, extractor).moments, target, told)

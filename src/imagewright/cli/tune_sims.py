@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from imagewright.cli.composing import experiment_of
 from imagewright.cli.console import OUT, bar, pace, say, table
 from imagewright.cli.sampling import Changes
-from imagewright.cli.scoring import extractor_for, reference_images, training_data
-from imagewright.cli.train import experiment_of, find_experiment
+from imagewright.cli.scoring import extractor_for, real_images, training_data
+from imagewright.cli.train import find_experiment
 from imagewright.cli.tune_common import Scoring, Told
 from imagewright.data import open_images
 from imagewright.data.edm_zip import write_edm_zip
@@ -164,7 +165,7 @@ def sims(
     images = Images(experiment, out, samples, budget[0], pollution, told.device)
     source = told.data or training_data(model, file.spec)
     extractor = extractor_for(source, told.inception, pick_device(told.device))
-    moments = embed(reference_images(source, file.spec, "all"), extractor).moments
+    moments = embed(real_images(model, told.data, file.spec, "all"), extractor).moments
 
     def score(base: str, auxiliary: str | None, strength: float) -> float:
         return frechet_of_model(images.generator(base, auxiliary, strength), told.n, extractor, moments, seed=told.seed)

@@ -141,7 +141,9 @@ class ImageSet:
 
     @property
     def empty_classes(self) -> tuple[int, ...]:
-        """Classes without pictures, which nothing can be learnt of."""
+        """Classes without pictures, which nothing can be learnt of; where there are no pictures, what `spec` says."""
+        if not len(self):
+            return self.spec.empty_classes
         counts = np.bincount(self.labels[self.labels >= 0], minlength=self.spec.num_classes)
         return tuple(np.flatnonzero(counts[: self.spec.num_classes] == 0).tolist())
 

@@ -1,6 +1,14 @@
 """What changes a denoiser without training it: wrappers that are again denoisers, and so compose."""
 
-from imagewright.guidance.guided import Guided, Unlabelled, classifier_free, evaluations, sims
+from imagewright.guidance.guided import (
+    Guided,
+    Unlabelled,
+    classifier_free,
+    evaluations,
+    guided_by,
+    knows_no_label,
+    sims,
+)
 from imagewright.guidance.layer_skipping import LayerSkipped
 from imagewright.guidance.skip_tuning import SkipScale, SkipTuned, skip_ratios
 
@@ -12,6 +20,8 @@ __all__ = [
     "Unlabelled",
     "classifier_free",
     "evaluations",
+    "guided_by",
+    "knows_no_label",
     "sims",
     "skip_ratios",
 ]

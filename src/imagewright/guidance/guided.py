@@ -101,6 +101,18 @@ def classifier_free(denoiser: Denoiser, weight: float, interval: tuple[float, fl
     return Guided(denoiser, Unlabelled(denoiser), weight, interval)
 
 
+def guided_by(main: Denoiser, guide: Denoiser, x: Tensor, sigma: Tensor, cond: Condition, weight: Tensor) -> Tensor:
+    """D_w of two denoisers at a strength of its own for each image, [N]; what a guided student learns. Two calls."""
+    answer = main(x, sigma, cond)
+    return torch.lerp(guide(x, sigma, cond), answer, weight[:, None, None, None].to(answer))
+
+
+def knows_no_label(model: object) -> bool:
+    """Whether a model's network was shown images without their class, so that it can guide by its unlabelled answer."""
+    config = getattr(getattr(model, "network", None), "config", None)
+    return bool(getattr(config, "label_dim", 0) and getattr(config, "label_dropout", 0))
+
+
 def sims(base: Denoiser, auxiliary: Denoiser, omega: float) -> Guided:
     """D_base + omega (D_base - D_auxiliary): omega = 0 is the base model, -1 the auxiliary, trained on its samples."""
     return Guided(base, auxiliary, 1 + omega)

@@ -86,6 +86,7 @@ def _unet(config: ADMUNetConfig, model: nn.Module) -> dict[str, Any]:
     for fault, why in (
         (config.label_scale != scale, f"label_scale is {config.label_scale}; diffusers' is {scale}"),
         (config.destination, "it is told a destination"),
+        (config.weight, "it is told the strength of guidance"),
         (config.double_norm, "double_norm is set"),
         (config.augment_dim, "it takes an augmentation vector"),
         (

@@ -152,7 +152,7 @@ def from_edm2(state: StateDict, config: Mapping[str, Any]) -> EDM2Precond:
 
 
 def _edm2_arguments() -> set[str]:
-    return {*_network_arguments(EDM2UNet), "resample_filter"} - {"augment_dim", "destination", "double_norm"}
+    return {*_network_arguments(EDM2UNet), "resample_filter"} - {"augment_dim", "destination", "double_norm", "weight"}
 
 
 def _edm2_network(config: Mapping[str, Any], channels: Any) -> UNet:

@@ -2,7 +2,7 @@
 
 denoiser     (x [N, C, H, W], sigma [N], label [N]) -> the estimate of x0
 generator    (noise [N, C, H, W] of variance 1, label [N]) -> an image, in one call: consistency and trajectory models,
-             and one-step generators
+             and one-step generators; of several students behind one table of classes all are asked, and one is heard
 A model without classes has no input `label`; -1 is no class. N is free, all else is fixed; float32.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from imagewright.files import replacing
 from imagewright.models.preconditioning import Preconditioned
+from imagewright.models.routed import RoutedMap
 from imagewright.models.segments import MultistepConsistencyModel
 from imagewright.models.start_map import StartMap
 from imagewright.models.trajectory import TrajectoryModel
@@ -37,7 +38,7 @@ class _Denoiser(nn.Module):
 
 
 class _OneStep(nn.Module):
-    def __init__(self, model: StartMap | TrajectoryModel) -> None:
+    def __init__(self, model: StartMap | TrajectoryModel | RoutedMap) -> None:
         super().__init__()
         self.model = model
 
@@ -47,12 +48,14 @@ class _OneStep(nn.Module):
         start = noise * self.model.sigma_max
         if isinstance(self.model, TrajectoryModel):
             return self.model(start, sigma, torch.zeros_like(sigma), cond)  # type: ignore[no-any-return]
+        if isinstance(self.model, RoutedMap):
+            return self.model.start_everywhere(start, sigma, cond)
         return self.model.start(start, sigma, cond)
 
 
 def _graph(model: nn.Module, spec: DataSpec) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
     """The function to write, inputs to write it with, and which of their sizes are free."""
-    if isinstance(model, StartMap | TrajectoryModel):
+    if isinstance(model, StartMap | TrajectoryModel | RoutedMap):
         wrapped: nn.Module = _OneStep(model)
     elif isinstance(model, Preconditioned) and not isinstance(model, MultistepConsistencyModel):
         wrapped = _Denoiser(model)

@@ -21,7 +21,10 @@ Departs    The velocity's network has the image's channels; the program's has as
            here the decay is constant. Its acceleration and adversary choose the weights of the best FID, here the
            last. Fake and real images are augmented apart, and mean logits are over all of both discriminators', not
            of each alike; the discriminator is the library's (`networks.discriminator`), convolutional unless
-           `projections` are given. Inpainting by inversion is left out.
+           `projections` are given. In the third stage the program mirrors half of the real images and none of the
+           pairs, here `data.xflip` mirrors both or neither. Its steps begin at s rounded down to thousandths, here at
+           s; its reconstructions keep the inversion's v0, here it is asked for anew at the noise. Inpainting by
+           inversion is left out.
 Checked    losses, gradients, weight, draws and inversions against the program's numbers; the path's ends; N steps are
            exact with true velocity and acceleration; alpha = 1 is flow matching; resume bit for bit.
 """
@@ -37,7 +40,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imagewright.checks import require_whole
-from imagewright.methods.consistency_trajectory import Adversarial, adaptive_weight, discriminator_part
+from imagewright.methods.adversary import adaptive_weight
+from imagewright.methods.consistency_trajectory import Adversarial, discriminator_part
 from imagewright.methods.distances import Distance, Features
 from imagewright.methods.noise_couplings import Stored, check_coupling
 from imagewright.methods.pairs import column

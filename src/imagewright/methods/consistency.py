@@ -31,7 +31,7 @@ from imagewright.methods.distances import Distance, Features
 from imagewright.methods.pairs import check_grid, check_range, column, consistency_parts, heun_step, match
 from imagewright.models.consistency import ConsistencyModel, edm_teacher
 from imagewright.noise import StepNoise
-from imagewright.paths.schedules import karras_sigmas
+from imagewright.paths.schedules import karras_grid
 from imagewright.types import Batch, Clock, DataSpec, Denoiser, Event, Frozen, Parts, UserError
 
 
@@ -121,6 +121,6 @@ def _random_interval(
     points: int, rho: float, model: ConsistencyModel, images: Tensor, noise: StepNoise
 ) -> tuple[Tensor, Tensor]:
     """Upper and lower noise level, each [N], of intervals drawn uniformly from the grid."""
-    grid = karras_sigmas(points, model.sigma_min, model.sigma_max, rho).to(images)
+    grid = karras_grid(points, model.sigma_min, model.sigma_max, rho, images.device, images.dtype)
     upper = noise.integers(points - 1, images[:, 0, 0, 0])
     return grid[upper], grid[upper + 1]

@@ -44,13 +44,14 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imagewright.checks import require_non_negative, require_positive
+from imagewright.methods.adversary import HasLastLayer, adaptive_weight
 from imagewright.methods.diff_augment import DiffAugment
 from imagewright.methods.distances import Distance, Features
 from imagewright.methods.edm import denoising_loss
@@ -60,7 +61,7 @@ from imagewright.models.trajectory import TrajectoryModel
 from imagewright.networks.discriminator import ConvDiscriminator, ProjectedDiscriminator
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
-from imagewright.paths.schedules import karras_sigmas
+from imagewright.paths.schedules import karras_grid
 from imagewright.precision import wide
 from imagewright.types import (
     Average,
@@ -80,16 +81,6 @@ from imagewright.types import (
 
 SHARED = 0xC7
 """Sets the draws that a whole step shares apart from all others."""
-SCALE = 2.0**12
-"""Of losses whose gradients are compared: in half precision those of a mean over pixels would vanish."""
-
-
-@runtime_checkable
-class HasLastLayer(Protocol):
-    """A network that says where gradients of losses are compared; see `networks.UNet.last_layer`."""
-
-    @property
-    def last_layer(self) -> nn.Parameter: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +254,7 @@ class ConsistencyTrajectory:
     def _jump(self, parts: Any, images: Tensor, z: Tensor, n: int, noise: StepNoise) -> Jump:
         """t uniform on the grid's points with n below them, s uniform on those from u = n points below t downwards."""
         model, like = parts.student, images[:, 0, 0, 0]
-        grid = karras_sigmas(self.grid_points, model.sigma_min, model.sigma_max, self.rho).to(images)
+        grid = karras_grid(self.grid_points, model.sigma_min, model.sigma_max, self.rho, images.device, images.dtype)
         start = noise.integers(self.grid_points - n, like)
         left = self.grid_points - (start + n)  # points that s may be
         end = start + n + (noise.uniform(wide(like)) * left).floor().long()
@@ -277,18 +268,6 @@ class ConsistencyTrajectory:
             for t, t_next in zip(jump.path[:-1], jump.path[1:], strict=True):
                 x = heun_step(parts.teacher, x, t, t_next, cond)
             return _by_one_jump(parts, replace(jump, x=x, t=jump.u), cond)
-
-
-def adaptive_weight(loss: Tensor, other: Tensor, layer: nn.Parameter) -> Tensor:
-    """|grad loss| / (|grad other| + 1e-4) at a layer's weight, at most 1e4; a number, without gradient.
-
-    loss, other: [N]; the gradients are those of their means. Esser et al. 2021 (VQGAN, arXiv 2012.09841), eq. 7.
-    """
-    first, second = (
-        torch.autograd.grad(SCALE * each.mean(), layer, retain_graph=True)[0].norm() / SCALE for each in (loss, other)
-    )
-    weight: Tensor = (first / (second + 1e-4)).clamp(max=1e4)
-    return weight
 
 
 def _by_one_jump(parts: Any, jump: Jump, cond: Condition) -> Tensor:

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from imagewright.checks import require_positive
 from imagewright.guidance import classifier_free
-from imagewright.methods.pairs import check_range, column, finite_tangent
+from imagewright.methods.pairs import check_range, column, finite_tangent, shortened
 from imagewright.models.consistency import ContinuousConsistencyModel, edm_teacher
 from imagewright.models.preconditioning import NoiseLabel
 from imagewright.networks.tangents import derivative
@@ -109,7 +109,7 @@ class _Continuous:
         """The tangent [N, C, H, W], kept from exploding."""
         match self.tangent:
             case "normalise":
-                return g / (column(g.flatten(1).norm(dim=1)) + self.tangent_c)
+                return shortened(g, self.tangent_c)
             case "clip":
                 return g.clamp(-1, 1)
             case "none":

@@ -24,7 +24,7 @@ from imagewright.models.generator import FewStepGenerator
 from imagewright.models.preconditioning import EDMPrecond, student_network
 from imagewright.noise import StepNoise
 from imagewright.precision import wide
-from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Frozen, Trained, UserError
+from imagewright.types import UNCONDITIONAL, Condition, DataSpec, Denoiser, Frozen, Trained, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +93,33 @@ class Generated(NamedTuple):
     cond: Condition
 
 
-def matching_parts(teacher: Denoiser, *, sigma_max: float | None = None, dropout: bool = False) -> dict[str, Any]:
+def matching_parts(
+    teacher: Denoiser,
+    spec: DataSpec,
+    *,
+    student: Denoiser | None = None,
+    sigma_max: float | None = None,
+    dropout: bool = False,
+) -> dict[str, Any]:
     """The roles: generator and fake_score start from the teacher's weights, without its dropout unless `dropout`.
 
-    teacher: an EDM-preconditioned denoiser. sigma_max: the generator's level of pure noise; None = the teacher's.
+    teacher: an EDM-preconditioned denoiser. spec: of the data, of whose known classes the generator is asked alone.
+    student: a denoiser, of another size say, that the generator starts from in the teacher's place. sigma_max: the
+    generator's level of pure noise; None = the teacher's. Raises UserError for denoisers of another kind, and for a
+    student of another range of noise levels.
     """
     known = edm_teacher(teacher)
     start = known if dropout else with_network(known, student_network(known))
+    begin = start if student is None else edm_teacher(student)
+    if (begin.sigma_max, begin.sigma_data, begin.noise_label) != (start.sigma_max, start.sigma_data, start.noise_label):
+        raise UserError(
+            f"student has sigma_max {begin.sigma_max:g}, sigma_data {begin.sigma_data:g} and noise label "
+            f"{begin.noise_label}; the teacher has {start.sigma_max:g}, {start.sigma_data:g} and {start.noise_label}"
+        )
+    generator = FewStepGenerator.from_denoiser(begin, sigma_max)
+    generator.asked = spec.known_classes if spec.empty_classes else None
     return {
-        "generator": Trained(module=FewStepGenerator.from_denoiser(start, sigma_max)),
+        "generator": Trained(module=generator),
         "teacher": Frozen(module=known),
         "fake_score": Trained(module=copy.deepcopy(start).requires_grad_(True).train(), ema=False),
     }
@@ -115,11 +133,18 @@ def with_network(denoiser: EDMPrecond, network: nn.Module) -> EDMPrecond:
 
 
 def fresh_noise(generator: FewStepGenerator, like: Tensor, noise: StepNoise) -> tuple[Tensor, Condition]:
-    """Standard normal latents, shape of `like` [N, C, H, W], and classes drawn uniformly, where there are any."""
+    """Standard normal latents, shape of `like` [N, C, H, W], and classes drawn uniformly, where there are any.
+
+    They are drawn from those that the generator is asked for.
+    """
     latents = noise.normal(like)
-    classes = generator.num_classes
-    label = noise.integers(classes, like[:, 0, 0, 0]) if classes else None
-    return latents, Condition(label=label) if classes else UNCONDITIONAL
+    if not generator.num_classes:
+        return latents, UNCONDITIONAL
+    asked = generator.asked
+    label = noise.integers(generator.num_classes if asked is None else len(asked), like[:, 0, 0, 0])
+    if asked is not None:
+        label = torch.tensor(asked).to(label.device, non_blocking=True)[label]
+    return latents, Condition(label=label)
 
 
 def generate(generator: FewStepGenerator, latents: Tensor, cond: Condition) -> Generated:

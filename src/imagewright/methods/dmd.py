@@ -66,10 +66,17 @@ class DMD:
             raise UserError("method.regression is set; it has no effect while method.regression_weight is 0")
 
     def parts(
-        self, *, teacher: Denoiser, spec: DataSpec, features: Features | None = None, couplings: bool = True
+        self,
+        *,
+        teacher: Denoiser,
+        spec: DataSpec,
+        student: Denoiser | None = None,
+        features: Features | None = None,
+        couplings: bool = True,
     ) -> Parts:
         """teacher: an EDM-preconditioned denoiser; generator and fake_score start from its weights.
 
+        student: a denoiser from which the generator starts in the teacher's place (`methods.multi_student`).
         couplings: whether the batches will bring the teacher's pairs. Raises UserError for another teacher, where the
         regression lacks pairs or, if perceptual, its features.
         """
@@ -78,7 +85,7 @@ class DMD:
                 f"method.regression_weight is {self.regression_weight}, which needs couplings: give data.couplings "
                 "(written by `imagewright couple`), or set it to 0"
             )
-        roles = matching_parts(teacher)
+        roles = matching_parts(teacher, spec, student=student)
         check_levels(teacher, levels=self.levels, fake_levels=self.fake_levels)
         if self.regression_weight and self.regression.kind == "perceptual":
             if not isinstance(features, nn.Module):

@@ -83,9 +83,11 @@ class DMD2:
             )
         check_decreasing("method.sigmas", self.sigmas)
 
-    def parts(self, *, teacher: Denoiser, spec: DataSpec) -> Parts:
-        """teacher: an EDM-preconditioned denoiser. Raises UserError for another, and for sigmas outside its range."""
-        roles = matching_parts(teacher)
+    def parts(self, *, teacher: Denoiser, spec: DataSpec, student: Denoiser | None = None) -> Parts:
+        """teacher: an EDM-preconditioned denoiser. student: as `methods.dmd.DMD.parts`.
+
+        Raises UserError for another, and for sigmas outside its range."""
+        roles = matching_parts(teacher, spec, student=student)
         check_levels(teacher, levels=self.levels, fake_levels=self.fake_levels)
         check_stops("method.sigmas", self.sigmas, teacher.sigma_min, teacher.sigma_max)
         if self.fake_gan:

@@ -15,7 +15,8 @@ Fake       denoising of g(z), uncorrected; one update before each of the generat
 Start      g(z) = D(sigma* z; sigma*) at the log-SNR `start_log_snr` = -2 ln sigma*; classes uniform; no real image.
 Source     The paper; no program is public. Its tables' step sizes, rates, betas and K, as the recipes have them, are
            known to us at second hand, and so are w, that noise in z stays, and that eps and z move at once.
-Departs    Levels are those of EDM's grid, the paper's of its teacher's cosine schedule. The generator's input is
+Departs    Errors are means over an image's numbers, where the paper has sums; Adam's eps is as much smaller.
+           Levels are those of EDM's grid, the paper's of its teacher's cosine schedule. The generator's input is
            sigma* z, in the paper's coordinates a part in 800 short of unit variance at -6. One average of the weights.
 Checked    one step without z is Diff-Instruct to the bit; no drift where the denoisers agree, whatever z does; there
            the chain's variance is 1 / (1 - gamma / 2); moments of a linear generator's chain against their closed
@@ -114,7 +115,7 @@ class EMDistillation:
                 f"method.start_log_snr is {self.start_log_snr}, sigma {start:.3g}; "
                 f"the teacher knows noise levels from {teacher.sigma_min:g} to {teacher.sigma_max:g}"
             )
-        roles = matching_parts(teacher, sigma_max=start)
+        roles = matching_parts(teacher, spec, sigma_max=start)
         check_levels(teacher, levels=self.levels, fake_levels=self.fake_levels)
         roles["fake_score"] = replace(roles["fake_score"], lr_scale=self.fake_rate)
         return Parts(**roles)

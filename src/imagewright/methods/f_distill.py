@@ -119,7 +119,7 @@ class FDistill:
 
         Raises UserError for another.
         """
-        roles = matching_parts(teacher)
+        roles = matching_parts(teacher, spec)
         check_levels(teacher, levels=self.levels)
         known = roles["teacher"].module
         check_bottleneck(known.network)

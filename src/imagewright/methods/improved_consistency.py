@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from imagewright.checks import require_positive
 from imagewright.methods.distances import Distance, Features
-from imagewright.methods.pairs import check_grid, check_range, column, consistency_parts, match
+from imagewright.methods.pairs import Neighbours, check_grid, check_range, column, consistency_parts, match
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
@@ -81,14 +81,26 @@ class ImprovedConsistencyTraining:
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
         """One update of the student."""
-        grid = karras_sigmas(self.grid_points(clock.fraction), self.sigma_min, self.sigma_max, self.rho)
-        upper = self.draw_intervals(grid, noise, batch.images[:, 0, 0, 0])
-        grid = grid.to(batch.images)
-        t, t_next = grid[upper], grid[upper + 1]
+        t, t_next, weight = self.neighbours(clock.fraction, noise, batch.images[:, 0, 0, 0])
         z = noise.normal(batch.images)
         pair = (batch.images + column(t) * z, t), (batch.images + column(t_next) * z, t_next)
-        weight = 1 / (t - t_next) if self.by_gap else None
         yield from match(parts, *pair, batch.cond, noise, self.distance, self.target_decay, weight)
+
+    def neighbours(self, fraction: float, noise: StepNoise, like: Tensor, most: float = math.inf) -> Neighbours:
+        """Ends, cut at `most`, of intervals of the grid at a fraction of training, and their weights; like: [N]."""
+        grid = self._grid(fraction)
+        upper = self.draw_intervals(grid, noise, like)
+        grid = grid.clamp(max=most).to(like)
+        t, t_next = grid[upper], grid[upper + 1]
+        return Neighbours(t, t_next, 1 / (t - t_next) if self.by_gap else None)
+
+    def last_weight(self, fraction: float) -> float:
+        """The weight of the grid's uppermost interval."""
+        grid = self._grid(fraction)
+        return 1 / float(grid[0] - grid[1]) if self.by_gap else 1.0
+
+    def _grid(self, fraction: float) -> Tensor:
+        return karras_sigmas(self.grid_points(fraction), self.sigma_min, self.sigma_max, self.rho)
 
     def draw_intervals(self, grid: Tensor, noise: StepNoise, like: Tensor) -> Tensor:
         """Indices int64 [N] into the falling grid of the upper ends of intervals; like: [N]."""

@@ -34,6 +34,7 @@ from imagewright.methods.pairs import check_range, column
 from imagewright.models.consistency import edm_teacher
 from imagewright.models.segments import MultistepConsistencyModel, segment_boundaries
 from imagewright.noise import StepNoise
+from imagewright.precision import wide
 from imagewright.samplers.addim import addim_step
 from imagewright.types import (
     Average,
@@ -91,7 +92,9 @@ class Segmented:
         if not 0 <= self.target_decay < 1:
             raise UserError(f"method.target_decay is {self.target_decay}; it must lie in [0, 1)")
         if self.distance.kind == "perceptual":
-            raise UserError("method.distance.kind is 'perceptual'; allowed: l1, l2, pseudo_huber")
+            raise UserError(
+                "method.distance.kind is 'perceptual'; allowed: l1, l2, norm, pseudo_huber, pseudo_huber_each"
+            )
 
     def steps_per_segment(self, fraction: float) -> int:
         """Teacher steps in each segment at a fraction of training in [0, 1]: N(i) / S, a whole number."""
@@ -102,7 +105,7 @@ class Segmented:
     def draw_levels(self, per_segment: int, sigma_max: float, noise: StepNoise, images: Tensor) -> Levels:
         """A segment, then one of its steps, each uniformly."""
         steps, like = self.segments * per_segment, images[:, 0, 0, 0]
-        angles = torch.arange(steps + 1, dtype=torch.float64) / steps * math.atan(sigma_max)
+        angles = wide(torch.arange(steps + 1, device=images.device)) / steps * math.atan(sigma_max)
         grid = angles.tan().to(images)
         bottom = noise.integers(self.segments, like) * per_segment
         upper = bottom + noise.integers(per_segment, like) + 1

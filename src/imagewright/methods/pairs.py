@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,11 @@ def finite_tangent(g: Tensor, sigma: Tensor) -> Tensor:
     return g
 
 
+def shortened(g: Tensor, c: float) -> Tensor:
+    """A tangent [N, C, H, W] of about unit length: g / (|g| + c), the norm over the image."""
+    return g / (column(g.flatten(1).norm(dim=1)) + c)
+
+
 def consistency_parts(
     student: ConsistencyModel, features: Features | None, distance: Distance, **more: Frozen
 ) -> Parts:
@@ -57,6 +62,14 @@ def consistency_parts(
     return Parts(student=Trained(module=student), target=Average(module=target, of="student"), **more)
 
 
+class Neighbours(NamedTuple):
+    """Noise levels [N] of the two ends of a pair, and the weight of its loss, [N] or None for 1; upper > lower >= 0."""
+
+    upper: Tensor
+    lower: Tensor
+    weight: Tensor | None
+
+
 def match(
     parts: Any,
     upper: tuple[Tensor, Tensor],
@@ -66,12 +79,22 @@ def match(
     distance: Distance,
     target_decay: float,
     weight: Tensor | None = None,
+    beside: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Event]:
-    """weight * d(f(x_t, t), stopgrad f-(x_t', t')); then the target follows. upper, lower: (x, sigma); weight: [N]."""
+    """weight * d(f(x_t, t), stopgrad f-(x_t', t')); then the target follows. upper, lower: (x, sigma); weight: [N].
+
+    At a lower level of 0 the image itself is aimed at. beside: further terms of the loss by name, [N] each.
+    """
     with noise.same_dropout(), torch.no_grad():
-        aim = parts.target.start(*lower, cond)
+        x, sigma = lower
+        # Networks are told a logarithm: they are asked a little above 0, and not heard there.
+        answer = parts.target.start(x, sigma.clamp(min=torch.finfo(sigma.dtype).tiny), cond)
+        aim = torch.where(column(sigma > 0), answer, x)
     loss = distance(parts.student.start(*upper, cond), aim, getattr(parts, "features", None))
-    yield Update("student", loss if weight is None else weight * loss, at=upper[1])
+    loss = loss if weight is None else weight * loss
+    terms = dict(beside or {})
+    told = {"consistency": loss, **terms} if terms else {}
+    yield Update("student", sum(terms.values(), loss), parts=told, at=upper[1])
     yield Follow("target", "student", target_decay)
 
 

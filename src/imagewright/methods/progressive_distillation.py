@@ -37,7 +37,7 @@ from imagewright.methods.pairs import check_range, column
 from imagewright.models.consistency import edm_teacher
 from imagewright.models.preconditioning import EDMPrecond, student_network
 from imagewright.noise import StepNoise
-from imagewright.paths.schedules import karras_sigmas
+from imagewright.paths.schedules import karras_grid, karras_sigmas
 from imagewright.samplers import Euler
 from imagewright.types import (
     Average,
@@ -85,16 +85,20 @@ class ProgressiveDistillation:
         steps = [self.start_steps >> k for k in range(halvings + 1)]
         return tuple(n for n in steps for _ in range(2 if n <= 2 else 1))
 
-    def steps_at(self, images: float, total_images: int) -> int:
+    def steps_at(self, images: float, total_images: float) -> int:
         """Steps of the student after `images` of a run's `total_images`."""
         shares = self.stages
         return shares[min(int(images * len(shares) / total_images), len(shares) - 1)]
 
     def rate_at(self, clock: Clock) -> float:
-        """Share of the learning rate that is left within the stage: from 1 down to 0 in a straight line."""
+        """The learning rate of a step, in units of the run's."""
+        return self.rate_left(clock.images, clock.total_images)
+
+    def rate_left(self, images: float, total_images: float) -> float:
+        """What is left of the rate within the stage: from 1 down to 0 in a straight line."""
         if not self.anneal:
             return 1.0
-        shares, place = self.stages, clock.fraction * len(self.stages)
+        shares, place = self.stages, images * len(self.stages) / total_images
         steps = shares[min(int(place), len(shares) - 1)]
         return 1 - (place - shares.index(steps)) / shares.count(steps)
 
@@ -116,9 +120,12 @@ class ProgressiveDistillation:
         x = batch.images + column(t) * noise.normal(batch.images)
         with torch.no_grad():
             aim = two_steps(parts.teacher.eval(), x, t, t_mid, t_next, batch.cond)
-        error = (parts.student(x, t, batch.cond) - aim).square().flatten(1).mean(1)
-        loss = (1 / t**2).clamp(min=1) * error
-        yield Update("student", loss, {"error": error}, at=t, rate=self.rate_at(clock))
+        yield self.learnt(parts.student, x, t, batch.cond, aim, self.rate_at(clock))
+
+    def learnt(self, student: Any, x: Tensor, t: Tensor, cond: Condition, aim: Tensor, rate: float) -> Update:
+        """The student's step towards an answer, by the truncated SNR weight."""
+        error = (student(x, t, cond) - aim).square().flatten(1).mean(1)
+        return Update("student", (1 / t**2).clamp(min=1) * error, {"error": error}, at=t, rate=rate)
 
     def _is_new(self, steps: int, clock: Clock) -> bool:
         """Whether the step before had more steps to learn. Raises UserError where it had more than twice as many."""
@@ -134,7 +141,7 @@ class ProgressiveDistillation:
 
     def _intervals(self, steps: int, model: Any, images: Tensor, noise: StepNoise) -> tuple[Tensor, Tensor, Tensor]:
         """Start, middle and end, each [N], of intervals drawn uniformly from the grid of `steps` steps."""
-        grid = karras_sigmas(2 * steps + 1, model.sigma_min, model.sigma_max, self.rho).to(images)
+        grid = karras_grid(2 * steps + 1, model.sigma_min, model.sigma_max, self.rho, images.device, images.dtype)
         first = 2 * noise.integers(steps, images[:, 0, 0, 0])
         return grid[first], grid[first + 1], grid[first + 2]
 

@@ -15,7 +15,8 @@ Departs    Stored images are float16 as the sampler gave them, the program's are
            real pairs, and how they are mixed, are not in the program: here by weight (`data.coupling_weights`), and
            the recipes are configs F and E, without. Without LPIPS the perceptual distance is the shipped
            classifier's. A step whose gradient overflows in half precision is skipped by the trainer's scaler. The
-           rate's ramp is one step ahead of the program's, whose first is 0, and its average begins at the second step.
+           rate's ramp is one step ahead of the program's, whose first is 0, which stops a step short of the whole rate
+           and stays there; its average begins with the third step's weights.
 Checked    the losses against the program's formulas, in closed form, and their limits; the flow at the start is the
            teacher's; resume bit for bit.
 """

@@ -255,7 +255,7 @@ class ScoreOfMixtureDistillation:
 
     def parts(self, *, teacher: Denoiser, spec: DataSpec) -> Parts:
         """teacher: an EDM-preconditioned denoiser with a bottleneck. Raises UserError for another."""
-        roles = matching_parts(teacher)
+        roles = matching_parts(teacher, spec)
         check_levels(teacher, levels=self.levels, score_levels=self.score_levels)
         fake = JudgingDenoiser.from_denoiser(roles["fake_score"].module, spec.shape)
         roles["fake_score"] = Trained(module=fake, ema=False)

@@ -13,7 +13,7 @@ Choices    1 weight: w = 1 / stopgrad of that very image's loss ("loss"); before
            6, 7 solver and grid: `samplers.Straight` with r = 0.4 and the sigmoid grid of k = 20, five steps and 9
              calls
 Guidance   away from a worse model at sampling, as for any denoiser (`--guidance auto`); it doubles the calls.
-Source     The paper's public summaries and reviews; the authors' program is not public.
+Source     The paper's public summaries and reviews. No program of the authors' is public, and the paper names none.
 Departs    Not stated there, and so chosen: phi's filter and share (0.5), dropout (0.03 on CIFAR-10, a quarter of
            the teacher's elsewhere), the share of real pairs (0.05, theirs among the 1,050,000), r and k as stated by
            others than the authors. No pairs are projected (their gain is at most 0.02 of FID, at the price of a

@@ -18,6 +18,8 @@ Which step the paper has the teacher make both of the target's Euler steps; the 
 Departs    The network is told 999 t, the program's 999 (1 - t). A pair is mirrored by a coin of its own, the program's
            by one for the batch. The student begins as the teacher's average, the program's as its raw weights. The
            program's average begins with (1 + n) / (10 + n) for its n-th step, here n^-9 as nearly (`rampup_ratio`).
+           Its rate's ramp begins with a step of rate 0, and its gradients that are not finite become 0 or 1e5; here
+           the ramp is a step ahead, and the trainer stops.
            One step is from 0.999 z and comes out 1e-3 shorter. Classes of fresh noise are the pairs', as there. What
            the program has and no command of its README uses is left out: weights by signal-to-noise ratio, "t1".
 Checked    losses and gradients against the program's numbers, all schedules; z stays of unit variance; b = 1 and b = 0

@@ -187,7 +187,7 @@ class UniInstruct:
         Raises UserError for another teacher, for a network without a bottleneck where there is a discriminator, and for
         one that does not take this augmentation's labels.
         """
-        roles = matching_parts(teacher, sigma_max=self.start_sigma, dropout=True)
+        roles = matching_parts(teacher, spec, sigma_max=self.start_sigma, dropout=True)
         check_levels(teacher, levels=self.levels, fake_levels=self.fake_levels)
         network = roles["fake_score"].module.network
         if self.judges:

@@ -26,11 +26,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imagewright.checks import require_non_negative, require_positive
+from imagewright.methods.adversary import gradient_penalty
 from imagewright.methods.distances import Distance, Features
 from imagewright.models.vq import VQTokenizer, codebook_usage
 from imagewright.networks.blur_discriminator import BlurDiscriminator, Judge
@@ -121,7 +121,7 @@ class VQTokenizerTraining:
         loss = kept + refused
         numbers = {"real": kept, "fake": refused}
         if self.r1:
-            numbers["r1"] = gradient_penalty(logits, real)
+            numbers["r1"] = RANGE**2 * gradient_penalty(logits, real)  # per colour range
             loss = loss + self.r1 * numbers["r1"]
         return Update("discriminator", loss, parts=numbers)
 
@@ -136,10 +136,3 @@ def entropy_loss(distances: Tensor, temperature: float) -> Tensor:
     each = -(shares * log_shares).sum(2).mean(1)
     mean = shares.mean((0, 1))
     return each + (mean * (mean + TINY).log()).sum()
-
-
-def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """|grad D|^2 of each image, [N], differentiable, per colour range; D is the mean of its logits [N, K]."""
-    (slope,) = torch.autograd.grad(logits.mean(1).sum(), images, create_graph=True)
-    squares: Tensor = (RANGE * slope).square().flatten(1).sum(1)
-    return squares

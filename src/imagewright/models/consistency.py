@@ -15,7 +15,8 @@ from typing import Self
 from torch import Tensor
 
 from imagewright.models.flow import EDMFlow
-from imagewright.models.preconditioning import EDMPrecond, Scalings, student_network
+from imagewright.models.preconditioning import EDMPrecond, Preconditioned, Scalings, student_network
+from imagewright.models.recast import knows_every_level, recast
 from imagewright.models.start_map import StartMap
 from imagewright.types import UserError, kind_of
 
@@ -54,16 +55,20 @@ class ContinuousConsistencyModel(ConsistencyModel):
 
 
 def edm_teacher(teacher: object) -> EDMPrecond:
-    """The teacher, if its trajectories can be distilled: an EDM-preconditioned denoiser, and no flow map.
+    """The teacher, if its trajectories can be distilled: a denoiser of every noise level, and no flow map.
 
-    Of a flow with EDM's preconditioning, the denoiser that it is over EDM's range of noise levels. Raises UserError
-    otherwise.
+    Of one with another preconditioning than EDM's, a flow or a VP or VE denoiser, the same with EDM's (`recast`).
+    Raises UserError otherwise.
     """
     if isinstance(teacher, EDMFlow):
         return teacher.as_denoiser()
     # A consistency model has EDM's wrapper too, but its answer is no posterior mean.
-    if not isinstance(teacher, EDMPrecond) or kind_of(teacher) != "denoiser":
-        raise UserError(f"the teacher is a {type(teacher).__name__}; distillation needs an EDMPrecond denoiser")
+    if not isinstance(teacher, Preconditioned) or kind_of(teacher) != "denoiser" or not knows_every_level(teacher):
+        raise UserError(
+            f"the teacher is a {type(teacher).__name__}; distillation needs a denoiser that knows every noise level"
+        )
+    if not isinstance(teacher, EDMPrecond):
+        return recast(teacher)
     if not 0 < teacher.sigma_min < teacher.sigma_max < math.inf:
         raise UserError(
             f"the teacher's sigma_min is {teacher.sigma_min} and sigma_max is {teacher.sigma_max}; "

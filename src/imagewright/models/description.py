@@ -1,7 +1,8 @@
 """Models as JSON: `describe` says what a module is, `build` makes it again, without its weights.
 
 A description is {"class": name, **constructor arguments}; an argument that is itself a module is again
-one. A network's only argument is its configuration: {"class": "SongUNet", "config": {...}}.
+one, and one that is a list of modules a list of descriptions. A network's only argument is its
+configuration: {"class": "SongUNet", "config": {...}}.
 """
 
 from __future__ import annotations
@@ -17,20 +18,26 @@ from torch.nn.modules import module as registry
 
 from imagewright import limits
 from imagewright.models.acceleration import AccelerationFlow, InitialVelocity
+from imagewright.models.aligned import AlignedFlowMap
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.classifier import Classifier
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
+from imagewright.models.coupled import CoupledConsistencyModel
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.masked_diffusion import LearnedMaskingModel, MaskedDiffusionModel
+from imagewright.models.operator import TrajectoryOperator
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from imagewright.models.recast import Recast
+from imagewright.models.routed import RoutedMap
 from imagewright.models.segments import MultistepConsistencyModel
 from imagewright.models.timesteps import TimestepPrecond
 from imagewright.models.tokens import PixelCodec
 from imagewright.models.trajectory import TrajectoryModel
 from imagewright.models.vq import VQTokenizer
+from imagewright.models.weighted import GuidedDenoiser
 from imagewright.networks import NETWORKS, Network
 from imagewright.networks.config import NetworkConfig, did_you_mean
 from imagewright.shapes import misfit
@@ -39,22 +46,28 @@ from imagewright.types import UserError
 T = TypeVar("T", bound=nn.Module)
 MODELS: dict[str, type[nn.Module]] = {
     "AccelerationFlow": AccelerationFlow,
+    "AlignedFlowMap": AlignedFlowMap,
     "CausalTokenModel": CausalTokenModel,
     "Classifier": Classifier,
     "ConsistencyModel": ConsistencyModel,
     "ContinuousConsistencyModel": ContinuousConsistencyModel,
+    "CoupledConsistencyModel": CoupledConsistencyModel,
     "EDM2Precond": EDM2Precond,
     "EDMFlow": EDMFlow,
     "EDMPrecond": EDMPrecond,
     "FewStepGenerator": FewStepGenerator,
+    "GuidedDenoiser": GuidedDenoiser,
     "InitialVelocity": InitialVelocity,
     "LearnedMaskingModel": LearnedMaskingModel,
     "MaskedDiffusionModel": MaskedDiffusionModel,
     "MaskedTokenModel": MaskedTokenModel,
     "MultistepConsistencyModel": MultistepConsistencyModel,
     "PixelCodec": PixelCodec,
+    "Recast": Recast,
+    "RoutedMap": RoutedMap,
     "TimestepPrecond": TimestepPrecond,
     "TrajectoryModel": TrajectoryModel,
+    "TrajectoryOperator": TrajectoryOperator,
     "VEFlow": VEFlow,
     "VEPrecond": VEPrecond,
     "VPFlow": VPFlow,
@@ -169,4 +182,11 @@ def _build_model(model: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Mod
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
     if missing:
         raise UserError(f"{model.__name__} needs {', '.join(missing)}")
-    return model(**{name: build(v) if isinstance(v, Mapping) else v for name, v in arguments.items()})
+    return model(**{name: _argument(value) for name, value in arguments.items()})
+
+
+def _argument(value: Any) -> Any:
+    """An argument as the constructor takes it: descriptions are built."""
+    if isinstance(value, Mapping):
+        return build(value)
+    return [_argument(each) for each in value] if isinstance(value, list) else value

@@ -6,6 +6,8 @@ Source   Karras et al. 2024 (arXiv 2312.02696), appendix B.2, equations 14 to 21
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from imagewright.models.preconditioning import EDMPrecond, NoiseLabel
@@ -16,6 +18,8 @@ class EDM2Precond(EDMPrecond):
     """EDM's denoiser with `log_variance`, which only training asks for."""
 
     settings = (*EDMPrecond.settings, "logvar_channels")
+    for_training: ClassVar[tuple[str, ...]] = ("logvar_",)
+    """What a run that starts from these weights may leave."""
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -18,9 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from imagewright import limits
-from imagewright.arrays import Head, read_head, read_tensors
+from imagewright.arrays import Head, Stored, read_head, read_tensors
 from imagewright.files import of_format, parse_json, read_formatted, replacing
 from imagewright.models.description import blueprint, build, describe
+from imagewright.models.routed import RoutedMap
 from imagewright.shapes import Within
 from imagewright.types import DataSpec, ModelKind, UserError, kind_of
 
@@ -100,7 +102,7 @@ def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
 
 
 def load_model(folder: Path) -> ModelFile:
-    """Read a model in eval mode, float32, on the CPU.
+    """Read a model in eval mode, float32, on the CPU; of a `RoutedMap` no student until it is needed.
 
     What is described is held against the names and shapes of the weights before it is built: it costs no more than
     they. Raises UserError naming the file when it is missing, damaged, of an unknown format, or not as described.
@@ -108,17 +110,22 @@ def load_model(folder: Path) -> ModelFile:
     weights_path = folder / "model.safetensors"
     header, where, head = _described(folder)
     try:
-        fault = _misfit(blueprint(header["model"], len(head.tensors)), head)
+        planned = blueprint(header["model"], len(head.tensors))
+        fault = _misfit(planned, head)
         spec = spec_of(header["data"])
     except (TypeError, UserError) as error:
         raise UserError(f"{where} is damaged: {error}") from None
     if fault is not None:
         raise UserError(f"{weights_path} does not fit its description: {fault}")
-    state = read_tensors(weights_path)
+    routed = isinstance(planned, RoutedMap)
+    state = Stored(weights_path) if routed else read_tensors(weights_path)  # of many students one may be asked for
     if weights_hash(state) != header["weights_sha256"]:
         raise UserError(f"{weights_path} does not hold the weights that its description is of")
-    model = build(header["model"])
-    model.load_state_dict(state)  # which copies into float32
+    if isinstance(planned, RoutedMap):
+        model: nn.Module = planned.read_by(partial(_student, folder, header))
+    else:
+        model = build(header["model"])
+        model.load_state_dict(state)  # which copies into float32
     fault = _unlike(model, header["kind"], spec)
     if fault is not None:
         raise UserError(f"{where} is damaged: {fault}")
@@ -129,6 +136,16 @@ def load_model(folder: Path) -> ModelFile:
         origin=header["origin"],
         weights_sha256=header["weights_sha256"],
     )
+
+
+def _student(folder: Path, header: ModelRecord, k: int) -> nn.Module:
+    """A student of a model that was opened, float32, on the CPU. UserError where another model has taken its place."""
+    path = folder / "model.safetensors"
+    if read_model_record(folder)["weights_sha256"] != header["weights_sha256"]:
+        raise UserError(f"{path} is another model than it was when it was opened; open it anew")
+    student = build(header["model"]["students"][k])
+    student.load_state_dict(dict(Stored(path, f"students.{k}.")))
+    return student
 
 
 def has_model(folder: Path) -> bool:
@@ -188,6 +205,10 @@ def _unlike(model: nn.Module, kind: str, spec: DataSpec) -> str | None:
     """What the header says of a model that the model is not."""
     if kind_of(model) != kind:
         return f"kind is {kind!r}; the model is a {kind_of(model)}"
+    if isinstance(model, RoutedMap):
+        if len(model.table) != spec.num_classes:
+            return f"data.num_classes is {spec.num_classes}; the table is of {len(model.table)}"
+        return next((fault for each in model.students if (fault := _unlike(each, kind, spec)) is not None), None)
     config = getattr(getattr(model, "network", None), "config", None)
     side, classes = getattr(config, "img_resolution", spec.resolution), getattr(config, "label_dim", 0)
     if side != spec.resolution:

@@ -134,12 +134,8 @@ FLOWS: Mapping[type[Preconditioned], type[Preconditioned]] = {
     EDM2Precond: EDMFlow,
     VPPrecond: VPFlow,
     VEPrecond: VEFlow,
-    EDMFlow: EDMFlow,
-    VPFlow: VPFlow,
-    VEFlow: VEFlow,
-    VelocityFlow: VelocityFlow,
 }
-"""The flow of each denoiser that has an exact one."""
+"""The flow of each denoiser that has an exact one and is none."""
 
 
 def flow_of(denoiser: object, dropout: float = 0.0) -> Preconditioned:
@@ -147,15 +143,16 @@ def flow_of(denoiser: object, dropout: float = 0.0) -> Preconditioned:
 
     Raises UserError for a denoiser that knows a table of noise levels alone, or is no network with a preconditioning.
     """
-    kind = FLOWS.get(type(denoiser))  # type: ignore[arg-type]  # of another class there is none
+    kind: Any = type(denoiser) if isinstance(denoiser, Flow) else FLOWS.get(type(denoiser))  # type: ignore[arg-type]
     if kind is None or not isinstance(denoiser, Preconditioned):
         names = ", ".join(sorted(kind.__name__ for kind in FLOWS))
         raise UserError(
             f"the teacher is a {type(denoiser).__name__}, which has no exact flow at every time; a flow starts from "
-            f"one of {names}"
+            f"another, or from one of {names}"
         )
     own = {name: getattr(denoiser, name) for name in kind.settings if name not in ("sigma_min", "sigma_max")}
-    return kind(student_network(denoiser, dropout), **own)
+    flow: Preconditioned = kind(student_network(denoiser, dropout), **own)
+    return flow
 
 
 def forgotten(flow: Preconditioned) -> Preconditioned:

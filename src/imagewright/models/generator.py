@@ -20,6 +20,9 @@ class FewStepGenerator(StartMap):
     It is no map along trajectories: what it keeps is the law.
     """
 
+    asked: tuple[int, ...] | None = None
+    """Classes that training asks it for; None = all. Not described: a model's file says which it never saw."""
+
     @classmethod
     def from_denoiser(cls, denoiser: EDMPrecond, sigma_max: float | None = None) -> Self:
         """A generator that starts from a copy of a denoiser's network; sigma_max: level of pure noise, None = its."""

@@ -8,12 +8,14 @@ Source   Yin et al. 2024 (DMD2, arXiv 2405.14867), section 4.3: the fake score's
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned
+from imagewright.models.recast import Ask, Recast
 from imagewright.networks import UNet
 from imagewright.networks.bottleneck_head import BottleneckHead, HasBottleneck
 from imagewright.types import UNCONDITIONAL, Condition, UserError
@@ -61,7 +63,7 @@ def encoder_maps(denoiser: Preconditioned, x: Tensor, sigma: Tensor, cond: Condi
     seen: list[Tensor] = []
 
     def encoder(x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
-        network = denoiser.network
+        network = _innermost(denoiser)
         if isinstance(network, UNet):
             seen.extend(_last_of_each_side(*network.encode(x, network.embed(noise_label, cond))))
         else:
@@ -69,7 +71,7 @@ def encoder_maps(denoiser: Preconditioned, x: Tensor, sigma: Tensor, cond: Condi
             seen.append(network.bottleneck(x, noise_label, cond))
         return x
 
-    denoiser.through(encoder, x, sigma, cond)
+    _asked(denoiser, encoder, x, sigma, cond)
     return seen
 
 
@@ -77,7 +79,7 @@ def answer_and_maps(
     denoiser: Preconditioned, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL
 ) -> tuple[Tensor, list[Tensor]]:
     """E[x0 | x] [N, C, H, W], and `encoder_maps`; a U-Net's encoder runs once for both."""
-    unet = denoiser.network
+    unet = _innermost(denoiser)
     if not isinstance(unet, UNet):
         return denoiser(x, sigma, cond), encoder_maps(denoiser, x, sigma, cond)
     seen: list[Tensor] = []
@@ -88,7 +90,19 @@ def answer_and_maps(
         seen.extend(_last_of_each_side(hidden, skips))
         return unet.decode(hidden, skips, emb)
 
-    return denoiser.through(network, x, sigma, cond), seen
+    return _asked(denoiser, network, x, sigma, cond), seen
+
+
+def _innermost(denoiser: Preconditioned) -> nn.Module:
+    """The network itself, where a flow's was recast."""
+    network = denoiser.network
+    return network.network if isinstance(network, Recast) else network
+
+
+def _asked(denoiser: Preconditioned, network: Ask, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+    """The denoiser with another function in the innermost network's place."""
+    outer = denoiser.network
+    return denoiser.through(partial(outer.through, network) if isinstance(outer, Recast) else network, x, sigma, cond)
 
 
 def _last_of_each_side(hidden: Tensor, skips: list[Tensor]) -> list[Tensor]:

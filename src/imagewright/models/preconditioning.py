@@ -20,22 +20,28 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
-from imagewright.networks import UNet
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
-NoiseLabel = Literal["log", "angle"]
+NoiseLabel = Literal["log", "angle", "time"]
 
 
 class Describable(Protocol):
     """What can say of itself, as JSON, how it is built; see `models.description`."""
 
     def describe(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """A network of which there is a copy with other settings; `networks.UNet` is one."""
+
+    def with_settings(self, **settings: Any) -> nn.Module: ...
 
 
 class Scalings(NamedTuple):
@@ -101,8 +107,9 @@ class Preconditioned(nn.Module, ABC):
 class EDMPrecond(Preconditioned):
     """Unit variance of the network's input and target at every sigma, for data of deviation sigma_data.
 
-    noise_label: how the network is told sigma: "log", ln(sigma) / 4, or "angle", TrigFlow's time arctan(sigma / sd).
-    Raises UserError unless 0 <= sigma_min < sigma_max, sigma_data > 0 and the label is one of the two.
+    noise_label: how the network is told sigma: "log", ln(sigma) / 4; "angle", TrigFlow's time arctan(sigma / sd); or
+    "time", that of the straight path, sigma / (sigma + sd).
+    Raises UserError unless 0 <= sigma_min < sigma_max, sigma_data > 0 and the label is one of the three.
     """
 
     settings: ClassVar[tuple[str, ...]] = ("sigma_min", "sigma_max", "sigma_data", "noise_label")
@@ -123,17 +130,24 @@ class EDMPrecond(Preconditioned):
         self.noise_label = noise_label
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        total = sigma**2 + self.sigma_data**2
-        return Scalings(
-            c_skip=self.sigma_data**2 / total,
-            c_out=sigma * self.sigma_data / total.sqrt(),
-            c_in=1 / total.sqrt(),
-            c_noise=self.c_noise(sigma),
-        )
+        return edm_row(sigma, self.sigma_data)._replace(c_noise=self.c_noise(sigma))
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """What the network is told of a noise level."""
-        return sigma.log() / 4 if self.noise_label == "log" else torch.atan(sigma / self.sigma_data)
+        if self.noise_label == "log":
+            return sigma.log() / 4
+        return torch.atan(sigma / self.sigma_data) if self.noise_label == "angle" else sigma / (sigma + self.sigma_data)
+
+
+def edm_row(sigma: Tensor, sigma_data: float) -> Scalings:
+    """EDM's factors at noise levels [N], the label ln(sigma) / 4."""
+    total = sigma**2 + sigma_data**2
+    return Scalings(
+        c_skip=sigma_data**2 / total,
+        c_out=sigma * sigma_data / total.sqrt(),
+        c_in=1 / total.sqrt(),
+        c_noise=sigma.log() / 4,
+    )
 
 
 class VPPrecond(Preconditioned):
@@ -248,7 +262,7 @@ def student_network(teacher: Preconditioned, dropout: float = 0.0) -> nn.Module:
     """
     network = teacher.network
     student: nn.Module = copy.deepcopy(network)
-    if isinstance(network, UNet):
+    if isinstance(network, Adjustable):
         student = network.with_settings(dropout=dropout, label_dropout=0.0)
     elif dropout:
         raise UserError(

@@ -33,16 +33,24 @@ class TrajectoryModel(EDMPrecond):
         """g: where the jump's straight line meets sigma = 0, [N, C, H, W]; the denoiser at sigma_to = sigma."""
         parameter = next(self.network.parameters(), None)
         dtype = torch.promote_types(torch.float32 if parameter is None else parameter.dtype, torch.float32)
-        told = self.c_noise(sigma_to.to(dtype).clamp(min=self.sigma_min))
+        told = self.label_to(sigma_to.to(dtype))
         return super().forward(x, sigma, replace(cond, destination=told))
 
     def forward(  # type: ignore[override]  # a flow map takes where to go before the condition
         self, x: Tensor, sigma: Tensor, sigma_to: Tensor, cond: Condition = UNCONDITIONAL
     ) -> Tensor:
         """As `types.FlowMap`."""
-        ratio = (sigma_to.clamp(min=self.sigma_min) / sigma)[:, None, None, None]
+        ratio = (self.end(sigma_to) / sigma)[:, None, None, None]
         jumped: Tensor = ratio * x + (1 - ratio) * self.towards(x, sigma, sigma_to, cond)
         return jumped.to(x.dtype)
+
+    def end(self, sigma_to: Tensor) -> Tensor:
+        """The level where a jump towards sigma_to ends."""
+        return sigma_to.clamp(min=self.sigma_min)
+
+    def label_to(self, sigma_to: Tensor) -> Tensor:
+        """What the network is told of where to go."""
+        return self.c_noise(sigma_to.clamp(min=self.sigma_min))
 
     def denoiser(self) -> ContainedDenoiser:
         """g(x, t, t) as a `Denoiser` with the same weights: for ODE samplers and for the likelihood."""
@@ -54,13 +62,18 @@ class TrajectoryModel(EDMPrecond):
 
         Raises UserError when the denoiser's network cannot be told a destination.
         """
-        if not isinstance(denoiser.network, Teachable):
-            raise UserError(
-                f"the denoiser's network is a {type(denoiser.network).__name__}, which cannot be told where to go; "
-                "it needs a method told_destination()"
-            )
-        network = cast(Teachable, student_network(denoiser, dropout)).told_destination().requires_grad_(True)
+        network = told_destination(denoiser, dropout).requires_grad_(True)
         return cls(network, denoiser.sigma_min, denoiser.sigma_max, denoiser.sigma_data, denoiser.noise_label).train()
+
+
+def told_destination(denoiser: EDMPrecond, dropout: float = 0.0) -> nn.Module:
+    """A student's network that is told where to go. Raises UserError when the denoiser's cannot be."""
+    if not isinstance(denoiser.network, Teachable):
+        raise UserError(
+            f"the denoiser's network is a {type(denoiser.network).__name__}, which cannot be told where to go; "
+            "it needs a method told_destination()"
+        )
+    return cast(Teachable, student_network(denoiser, dropout)).told_destination()
 
 
 class ContainedDenoiser(nn.Module):

@@ -6,16 +6,18 @@ Source   Song et al. 2021 (2011.13456) for DDPM++ and NCSN++; Dhariwal and Nicho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from imagewright.networks.layers import DownConv, Init, Resample, UpConv, conv, group_norm, linear
-from imagewright.networks.tangents import attention
+from imagewright.networks.recompute import Block
+from imagewright.networks.tangents import attention, on_rows
 from imagewright.noise import dropout
 from imagewright.types import UserError
 
@@ -62,7 +64,7 @@ class BlockStyle:
         return heads
 
 
-class UNetBlock(nn.Module):
+class UNetBlock(Block):
     """norm, silu, resampling, conv, embedding, norm, silu, dropout, conv, plus a skip branch; then attention.
 
     forward: x [N, in_channels, H, W], emb [N, emb_channels] -> [N, out_channels, H', W'].
@@ -142,15 +144,28 @@ class UNetBlock(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         """Self-attention over all pixels of [N, C, H, W]; q, k, v alternate along the channels of a head."""
-        split = rearrange(self.qkv(self.norm2(x)), "n (h c s) y x -> s n h (y x) c", h=self.num_heads, s=3)
-        q, k, v = split.contiguous().unbind()  # the fused kernels want a place's numbers side by side
-        attended = attention(q, k, v)
-        if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
-            attended = rearrange(attended, "n h (y x) c -> n y x (h c)", y=x.shape[2]).permute(0, 3, 1, 2)
+        h, height = self.norm2(x), x.shape[2]
+        if on_rows(h):
+            attended = rearrange(attention(*self._from_rows(h)), "n h (y x) c -> n y x (h c)", y=height)
+            attended = attended.permute(0, 3, 1, 2)
         else:
-            attended = rearrange(attended, "n h (y x) c -> n (h c) y x", y=x.shape[2])
+            split = rearrange(self.qkv(h), "n (h c s) y x -> s n h (y x) c", h=self.num_heads, s=3)
+            q, k, v = split.contiguous().unbind()  # the fused kernels want a place's numbers side by side
+            attended = rearrange(attention(q, k, v), "n h (y x) c -> n (h c) y x", y=height)
         projected: Tensor = self.proj(attended)
         return projected
+
+    def _from_rows(self, h: Tensor) -> Iterator[Tensor]:
+        """q, k, v, each [N, heads, T, C], of h [N, C, H, W], channels last.
+
+        The weight's rows are put in their order, so that a place's numbers lie side by side without being moved.
+        """
+        assert self.qkv.bias is not None
+        weight = rearrange(self.qkv.weight[:, :, 0, 0], "(h c s) i -> (s h c) i", h=self.num_heads, s=3)
+        bias = rearrange(self.qkv.bias, "(h c s) -> (s h c)", h=self.num_heads, s=3)
+        rows = h.permute(0, 2, 3, 1).flatten(0, 2)
+        told = F.linear(rows, weight, bias).view(len(h), -1, 3, self.num_heads, h.shape[1] // self.num_heads)
+        return (each.transpose(1, 2) for each in told.unbind(2))
 
 
 def _unit(vector: Tensor) -> Tensor:

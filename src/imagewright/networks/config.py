@@ -101,6 +101,8 @@ class UNetConfig(NetworkConfig):
     """Probability of hiding an image's class in training, for classifier-free guidance."""
     destination: bool = False
     """Also told the noise level to go to (`Condition.destination`), as the network of a trajectory model is."""
+    weight: bool = False
+    """Also told the strength of guidance (`Condition.weight`), as guided students are."""
     double_norm: bool = False
     """The embedding scales and shifts after each second norm by vectors that are normalised themselves (sCM)."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from imagewright.networks.block import BlockStyle
 from imagewright.networks.config import UNetConfig
-from imagewright.networks.layers import Init, PositionalEmbedding, conv, group_norm, linear
+from imagewright.networks.layers import Init, PositionalEmbedding, ToldNumber, conv, group_norm, linear
 from imagewright.networks.unet import Layer, Role, UNet, build_block, decoder_plan, encoder_plan
 from imagewright.types import Condition
 
@@ -49,6 +49,7 @@ class DhariwalUNet(UNet):
         if config.destination:
             self.map_layer0_to = linear(channels, emb_channels, INIT)
             self.map_layer1_to = linear(emb_channels, emb_channels, INIT)
+        self.map_weight = ToldNumber(channels, emb_channels, INIT) if config.weight else None
         init_label = Init("kaiming_normal", weight=math.sqrt(config.label_dim))
         self.map_label = linear(config.label_dim, emb_channels, init_label, bias=False) if config.label_dim else None
 
@@ -81,7 +82,7 @@ class DhariwalUNet(UNet):
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if self.map_label is not None:
             emb = emb + self.map_label(self._label_rows(cond, emb))
-        return self._with_destination(F.silu(emb), cond)
+        return self._told(F.silu(emb), cond)
 
     def embed_destination(self, noise_label: Tensor, cond: Condition) -> Tensor:
         # Without the class, as in the published ADM network of CTM; that of DDPM++ is told it twice.

@@ -5,7 +5,9 @@ and embedding keeps the expected magnitude. In training every forward pass write
 (equation 66), so that a learning rate means an angle.
 
 Keys       those of the published checkpoints, below `unet.`.
-Departs    Writing back is skipped for weights that take no gradient. Attention runs in the stock kernel.
+Departs    Writing back is skipped for weights that take no gradient. Attention runs in the stock kernel. What students
+           add, a destination and a strength of guidance, are plain layers whose answer, at first zero, is added to the
+           embedding.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imagewright.networks.config import UNetConfig, require
-from imagewright.networks.layers import Resample
+from imagewright.networks.layers import Init, Resample, ToldNumber
+from imagewright.networks.recompute import Block
 from imagewright.networks.tangents import attention, convolved
 from imagewright.networks.unet import Layer, Role, UNet, decoder_plan, encoder_plan
 from imagewright.noise import dropout
 from imagewright.types import Condition
 
 EPS = 1e-4
+TOLD = Init("xavier_uniform")
+"""Of the layers that a student adds: plain ones, whose first answers are zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,8 @@ class EDM2UNetConfig(UNetConfig):
     """Share of the residual branch."""
     attn_balance: float = 0.3
     """Share of the attention."""
+    dropout_below: int | None = None
+    """Dropout in the blocks of this resolution and lower ones alone; None = in all."""
     clip_act: float | None = 256.0
     """A block's outputs are cut at this; None = they are not."""
 
@@ -59,8 +66,10 @@ class EDM2UNetConfig(UNetConfig):
             require(isinstance(value, int) and value >= 1, name, value, "a positive integer")
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        below = self.dropout_below
+        require(below is None or (isinstance(below, int) and below >= 1), "dropout_below", below, "positive, or null")
         require(self.clip_act is None or self.clip_act > 0, "clip_act", self.clip_act, "positive, or null")
-        for name in ("augment_dim", "destination", "double_norm"):
+        for name in ("augment_dim", "double_norm"):
             require(not getattr(self, name), name, getattr(self, name), "0 or false: this network has no such part")
 
 
@@ -79,6 +88,8 @@ class EDM2UNet(UNet):
         self.emb_fourier = MPFourier(noise_channels)
         self.emb_noise = MPConv(noise_channels, emb_channels)
         self.emb_label = MPConv(config.label_dim, emb_channels) if config.label_dim else None
+        self.map_weight = ToldNumber(noise_channels, emb_channels, TOLD) if config.weight else None
+        self.map_to = ToldNumber(noise_channels, emb_channels, TOLD) if config.destination else None
 
         stem = config.model_channels * config.channel_mult[0]
         self._encoder = list(encoder_plan(config, stem_channels=stem))
@@ -102,10 +113,18 @@ class EDM2UNet(UNet):
         if self.emb_label is not None:
             told = self.emb_label(self._label_rows(cond, emb) * math.sqrt(self.config.label_dim))
             emb = mp_sum(emb, told.expand_as(emb), self.config.label_balance)
-        return mp_silu(emb)
+        return self._told(mp_silu(emb), cond)
 
     def embed_destination(self, noise_label: Tensor, cond: Condition) -> Tensor:
-        raise NotImplementedError("this network knows no destination; its configuration refuses one")
+        assert self.map_to is not None
+        told: Tensor = self.map_to(noise_label)
+        return told
+
+    def _with_destination(self, emb: Tensor, cond: Condition) -> Tensor:
+        # Added: a block has one vector, whose magnitude is kept, and no place for a second one.
+        if self.map_to is None:
+            return emb
+        return emb + self.embed_destination(self._destination(cond), cond)
 
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
@@ -130,7 +149,7 @@ class EDM2UNet(UNet):
         return self.out_conv.weight
 
 
-class EDM2Block(nn.Module):
+class EDM2Block(Block):
     """Resampling, a residual branch that the embedding scales, then attention; the encoder normalises each pixel first.
 
     forward: x [N, in_channels, H, W], emb [N, emb_channels] -> [N, out_channels, H', W'].
@@ -139,6 +158,8 @@ class EDM2Block(nn.Module):
     def __init__(self, layer: Layer, config: EDM2UNetConfig, emb_channels: int, *, decoder: bool) -> None:
         super().__init__()
         self.config, self.decoder = config, decoder
+        drops = config.dropout_below is None or layer.resolution <= config.dropout_below
+        self.dropout = config.dropout if drops else 0.0
         wide, out = layer.in_channels, layer.out_channels
         self.num_heads = out // config.channels_per_head if layer.attention else 0
         if self.num_heads:
@@ -161,7 +182,7 @@ class EDM2Block(nn.Module):
         y = self.conv_res0(mp_silu(x))
         scale = self.emb_linear(emb, self.emb_gain) + 1
         y = mp_silu(y * scale.to(y.dtype)[:, :, None, None])
-        y = self.conv_res1(dropout(y, config.dropout, self.training))
+        y = self.conv_res1(dropout(y, self.dropout, self.training))
         if self.decoder and self.conv_skip is not None:
             x = self.conv_skip(x)
         x = mp_sum(x, y, config.res_balance)
@@ -180,7 +201,10 @@ class EDM2Block(nn.Module):
 
 
 class MPConv(nn.Module):
-    """A convolution (odd kernel) or, without one, a linear layer, of unit weight vectors. Equations 47 and 66."""
+    """A convolution (odd kernel) or, without one, a linear layer, of unit weight vectors. Equations 47 and 66.
+
+    forced: what training writes back into `weight`, of any of its rows.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *kernel: int) -> None:
         super().__init__()
@@ -189,10 +213,14 @@ class MPConv(nn.Module):
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         if self.training and self.weight.requires_grad:
             # Not through autograd's eyes: micro-batches run before the first of them goes backward.
-            self.weight.data.copy_(unit(self.weight.data))
+            self.weight.data.copy_(self.forced(self.weight.data))
         w = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         w = (unit(w) * (gain / math.sqrt(w[0].numel()))).to(x.dtype)
         return x @ w.t() if w.ndim == 2 else convolved(x, w, padding=w.shape[-1] // 2)
+
+    @staticmethod
+    def forced(rows: Tensor) -> Tensor:
+        return unit(rows)
 
 
 class MPFourier(nn.Module):

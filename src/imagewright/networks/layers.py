@@ -207,6 +207,23 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+class ToldNumber(nn.Module):
+    """A further number in a network's embedding, inert until it is trained: its last layer begins as zeros.
+
+    A positional embedding and two layers, as the noise level has them. forward: [N] -> [N, out_channels].
+    """
+
+    def __init__(self, num_channels: int, out_channels: int, init: Init) -> None:
+        super().__init__()
+        self.waves = PositionalEmbedding(num_channels)
+        self.layer0 = linear(num_channels, out_channels, init)
+        self.layer1 = linear(out_channels, out_channels, Init(init.scheme, weight=0))
+
+    def forward(self, number: Tensor) -> Tensor:
+        told: Tensor = self.layer1(F.silu(self.layer0(self.waves(number).to(self.layer0.weight.dtype))))
+        return told
+
+
 def one_hot(label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """int64 [N] in [-1, classes) -> [N, classes]; -1 is a row of zeros. Raises on a label out of range."""
     return F.one_hot(label + 1, classes + 1)[:, 1:].to(dtype)

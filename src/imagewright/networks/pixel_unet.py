@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.networks.layers import Init, PositionalEmbedding, class_index, conv, group_norm, linear
+from imagewright.networks.recompute import Block
 from imagewright.networks.tangents import GroupNorm, attention
 from imagewright.noise import dropout
 from imagewright.types import UNCONDITIONAL, Condition, UserError
@@ -148,7 +149,7 @@ class PixelUNet(Network):
         return told
 
 
-class AddingBlock(nn.Module):
+class AddingBlock(Block):
     """x [N, in_channels, H, W], condition [N, D] -> [N, out_channels, H, W]; what the condition says is added."""
 
     def __init__(self, in_channels: int, out_channels: int, told: int, dropout: float) -> None:
@@ -181,7 +182,7 @@ class ScaledNorm(nn.Module):
         return torch.addcmul(shift, self.norm(x), scale + 1)
 
 
-class ScalingBlock(nn.Module):
+class ScalingBlock(Block):
     """As `AddingBlock`; the condition scales and shifts both normalisations."""
 
     def __init__(self, in_channels: int, out_channels: int, told: int, dropout: float) -> None:
@@ -242,7 +243,7 @@ class PatchTransformer(nn.Module):
         return F.pixel_shuffle(h.reshape(len(x), -1, rows, h.shape[2] // rows), self.patch)
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(Block):
     """A layer of DiT: attention, then two layers with GELU; the condition scales, shifts and gates both."""
 
     def __init__(self, width: int, heads: int, told: int, dropout: float) -> None:

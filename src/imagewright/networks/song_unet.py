@@ -24,6 +24,7 @@ from imagewright.networks.layers import (
     Init,
     PositionalEmbedding,
     Resample,
+    ToldNumber,
     conv,
     fir_kernel,
     group_norm,
@@ -93,6 +94,7 @@ class SongUNet(UNet):
         if config.destination:
             self.map_layer0_to = linear(noise_channels, emb_channels, INIT)
             self.map_layer1_to = linear(emb_channels, emb_channels, INIT)
+        self.map_weight = ToldNumber(noise_channels, emb_channels, INIT) if config.weight else None
 
         style = BlockStyle(
             emb_channels=emb_channels,
@@ -120,7 +122,7 @@ class SongUNet(UNet):
         emb = self._with_class(self._waves(noise_label), cond)
         if self.map_augment is not None and cond.augment is not None:
             emb = emb + self.map_augment(cond.augment.to(emb.dtype))
-        return self._with_destination(F.silu(self.map_layer1(F.silu(self.map_layer0(emb)))), cond)
+        return self._told(F.silu(self.map_layer1(F.silu(self.map_layer0(emb)))), cond)
 
     def embed_destination(self, noise_label: Tensor, cond: Condition) -> Tensor:
         emb = self._with_class(self._waves(noise_label), cond)

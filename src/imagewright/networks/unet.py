@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from imagewright.networks.block import BlockStyle, UNetBlock
 from imagewright.networks.config import Network, UNetConfig
-from imagewright.networks.layers import one_hot
+from imagewright.networks.layers import ToldNumber, one_hot
 from imagewright.noise import kept
 from imagewright.types import UNCONDITIONAL, Condition
 
@@ -108,6 +108,8 @@ class UNet(Network, ABC):
     config: UNetConfig
     enc: nn.ModuleDict
     dec: nn.ModuleDict
+    map_weight: ToldNumber | None
+    _encoder: list[Layer]
     _decoder: list[Layer]
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
@@ -124,6 +126,11 @@ class UNet(Network, ABC):
     def merging_blocks(self) -> list[nn.Module]:
         """The decoder's blocks that take a skip connection, in order: from the lowest resolution up."""
         return [self.dec[layer.name] for layer in self._decoder if layer.role is Role.MERGE]
+
+    def plan(self) -> dict[str, Layer]:
+        """All layers by name ("enc.8x8_block0"), in the order in which they run."""
+        stages = {"enc": self._encoder, "dec": self._decoder}
+        return {f"{stage}.{layer.name}": layer for stage, layers in stages.items() for layer in layers}
 
     def blocks(self) -> dict[str, UNetBlock]:
         """The residual blocks by name ("enc.8x8_block0"), in the order in which they run."""
@@ -170,6 +177,15 @@ class UNet(Network, ABC):
         """
         return self.with_settings(destination=True, augment_dim=0)
 
+    def time_layers(self) -> list[nn.Module]:
+        """The layers through which the noise level comes into the embedding."""
+        names = ("map_layer0", "map_layer1", "emb_noise")
+        return [module for name, module in self.named_children() if name in names]
+
+    def told_weight(self) -> Self:
+        """A copy that is also told the strength of guidance, and does not mind it until it is trained."""
+        return self.with_settings(weight=True)
+
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the last convolution of the last output block: where methods compare gradients of losses."""
@@ -182,12 +198,24 @@ class UNet(Network, ABC):
         changed.load_state_dict(self.state_dict(), strict=False)
         return changed.to(next(self.parameters()))
 
+    def _told(self, emb: Tensor, cond: Condition) -> Tensor:
+        """The embedding [N or 1, emb_channels] with the strength of guidance in it, the destination's behind it."""
+        if self.map_weight is not None:
+            if cond.weight is None:
+                raise ValueError("this network is told the strength of guidance; it was not told any")
+            emb = emb + self.map_weight(cond.weight)
+        return self._with_destination(emb, cond)
+
     def _with_destination(self, emb: Tensor, cond: Condition) -> Tensor:
         if not self.config.destination:
             return emb
+        return torch.cat([emb, self.embed_destination(self._destination(cond), cond).expand(emb.shape[0], -1)], dim=1)
+
+    @staticmethod
+    def _destination(cond: Condition) -> Tensor:
         if cond.destination is None:
             raise ValueError("this network goes from one noise level to another; it was not told where to go")
-        return torch.cat([emb, self.embed_destination(cond.destination, cond).expand(emb.shape[0], -1)], dim=1)
+        return cond.destination
 
     def _label_rows(self, cond: Condition, like: Tensor) -> Tensor:
         """One-hot labels [N or 1, label_dim]; zeros where there is none, or where dropout hides it."""

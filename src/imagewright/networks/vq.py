@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.networks.layers import Init, conv, group_norm
+from imagewright.networks.recompute import Block
 from imagewright.types import UserError
 
 EPS = 1e-6
@@ -160,7 +161,7 @@ class VQAutoencoder(Network):
         return self.decode(quantised.passed), quantised
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Block):
     """Twice normalisation, swish and a 3x3 convolution, added to the input; to a 1x1 of itself where the width changes.
 
     No convolution has a bias.

@@ -15,6 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -33,6 +34,15 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) 
     _require_range(n, sigma_min, sigma_max)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return torch.pow(high + _fractions(n) * (low - high), rho)
+
+
+@lru_cache
+def karras_grid(
+    n: int, sigma_min: float, sigma_max: float, rho: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """`karras_sigmas` on a device, sent there once: sending makes the host wait. Not to be changed in place."""
+    with torch.inference_mode(False):
+        return karras_sigmas(n, sigma_min, sigma_max, rho).to(device, dtype)
 
 
 # --- grids --------------------------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from imagewright.interop.hub import PREFIX, load_from_hub
 from imagewright.models.files import ModelFile, has_model, load_model
+from imagewright.models.weighted import at_weight
 from imagewright.samplers.generator import ImageGenerator, generator_from
 from imagewright.types import Sampler, UserError
 
@@ -42,9 +44,18 @@ def _number_of_stage(folder: Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def load(name: str | Path, sampler: Sampler | None = None, device: torch.device | str = "cpu") -> ImageGenerator:
+def load(
+    name: str | Path,
+    sampler: Sampler | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    weight: float | None = None,
+) -> ImageGenerator:
     """The generator of a shipped model, a run or model folder, or one on a hub: `load("emoji64-32").generate(16)`.
 
-    sampler: None = the one saved with the model. Raises UserError if there is no such model.
+    sampler: None = the one saved with the model. weight: strength of the guidance, of a model that is told it; None =
+    its own. Raises UserError if there is no such model, or for a strength that it was not trained for.
     """
-    return generator_from(find_model(name), sampler, device)
+    file = find_model(name)
+    file = file if weight is None else replace(file, model=at_weight(file.model, weight))
+    return generator_from(file, sampler, device)

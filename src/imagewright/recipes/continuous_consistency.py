@@ -5,7 +5,7 @@ scd_in64); of sct-imagenet64 those of the paper as far as they are known. Two st
 1.1 on ImageNet-64 (`--set sigmas=[0.821]`).
 Departs    Denoisers are TrigFlow's, as in the paper; FastGen starts from EDM's. Of FastGen's averages the one that it
            evaluates is kept. RAdam's first steps, which divide by nothing, grow with the gradient: ours, see
-           `_cifar10_training`, are larger. In sct-imagenet64 the network is ADM where the paper has EDM2's, and dropout
+           `cifar10_training`, are larger. In sct-imagenet64 the network is ADM where the paper has EDM2's, and dropout
            is in all blocks where the paper's is at resolutions <= 16.
 """
 
@@ -89,7 +89,7 @@ def scd_cifar10() -> Experiment:
     """CIFAR-10 distillation: 500,000 steps of 512, RAdam at 1e-4, no dropout."""
     run = trigflow_cifar10()
     method = ContinuousConsistencyDistillation(noise_levels=CIFAR10, warmup=WARMUP_STEPS / 500_000)
-    return _student(replace(run, network=None), method, _cifar10_training(500_000), teacher="runs/trigflow-cifar10")
+    return _student(replace(run, network=None), method, cifar10_training(500_000), teacher="runs/trigflow-cifar10")
 
 
 def sct_cifar10() -> Experiment:
@@ -98,15 +98,15 @@ def sct_cifar10() -> Experiment:
     # The denoiser's network has an input for augmentation; it is kept, and given nothing.
     run = replace(run, network=replace(run.network, dropout=0.2, augment_dim=run.method.augment_dim))
     method = ContinuousConsistencyTraining(noise_levels=CIFAR10, warmup=WARMUP_STEPS / 350_000)
-    return _student(run, method, _cifar10_training(350_000), start="runs/trigflow-cifar10")
+    return _student(run, method, cifar10_training(350_000), start="runs/trigflow-cifar10")
 
 
 def scd_imagenet64() -> Experiment:
     """ImageNet-64 distillation: 600,000 steps of 1024, Adam at 7e-5 falling as 1 / sqrt after 35,000 steps."""
     method = ContinuousConsistencyDistillation(noise_levels=IMAGENET64, warmup=WARMUP_STEPS / 600_000)
     run = replace(trigflow_imagenet64(), network=None)
-    training = _imagenet64_training(1024, 600_000)
-    optimizer = replace(training.optimizer, clip_norm=10 * math.sqrt(3 * 64 * 64))  # see _cifar10_training
+    training = imagenet64_training(1024, 600_000)
+    optimizer = replace(training.optimizer, clip_norm=10 * math.sqrt(3 * 64 * 64))  # see cifar10_training
     return _student(run, method, replace(training, optimizer=optimizer), teacher="runs/trigflow-imagenet64")
 
 
@@ -115,7 +115,7 @@ def sct_imagenet64() -> Experiment:
     run = trigflow_imagenet64()
     run = replace(run, network=replace(run.network, dropout=0.45))
     method = ContinuousConsistencyTraining(noise_levels=IMAGENET64, warmup=WARMUP_STEPS / 400_000)
-    return _student(run, method, _imagenet64_training(2048, 400_000), start="runs/trigflow-imagenet64")
+    return _student(run, method, imagenet64_training(2048, 400_000), start="runs/trigflow-imagenet64")
 
 
 def _trigflow(run: Experiment, levels: LogNormal) -> Experiment:
@@ -126,7 +126,7 @@ def _trigflow(run: Experiment, levels: LogNormal) -> Experiment:
     )
 
 
-def _cifar10_training(steps: int) -> TrainingConfig:
+def cifar10_training(steps: int) -> TrainingConfig:
     """RAdam (0.9, 0.99) at 1e-4 in full precision, an average of 0.9999.
 
     FastGen's tangents have root mean square 1 where ours have length 1. With w at its optimum its gradients are
@@ -139,11 +139,11 @@ def _cifar10_training(steps: int) -> TrainingConfig:
         micro_batch=64,
         optimizer=OptimizerConfig(kind="radam", lr=1e-4, betas=(0.9, 0.99), eps=1e-8 * math.sqrt(3 * 32 * 32)),
         ema=EmaConfig(halflife_images=halflife_images(batch, 0.9999), rampup_ratio=None),
-        **_paced(batch),
+        **paced(batch),
     )
 
 
-def _imagenet64_training(batch: int, steps: int) -> TrainingConfig:
+def imagenet64_training(batch: int, steps: int) -> TrainingConfig:
     """Adam (0.9, 0.99) at 7e-5, an average of 0.9999, bf16 networks with a float32 tangent."""
     optimizer = OptimizerConfig(
         lr=7e-5, betas=(0.9, 0.99), eps=1e-11 * math.sqrt(3 * 64 * 64), lr_decay_images=35_000 * batch
@@ -155,11 +155,11 @@ def _imagenet64_training(batch: int, steps: int) -> TrainingConfig:
         precision="bf16",
         optimizer=optimizer,
         ema=EmaConfig(halflife_images=halflife_images(batch, 0.9999), rampup_ratio=None, power_std=(0.05, 0.1)),
-        **_paced(batch),
+        **paced(batch),
     )
 
 
-def _paced(batch: int) -> dict[str, Any]:
+def paced(batch: int) -> dict[str, Any]:
     return {"log_images": 100 * batch, "snapshot_images": 10_000 * batch, "checkpoint_images": 10_000 * batch}
 
 

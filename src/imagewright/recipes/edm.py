@@ -10,7 +10,8 @@ from typing import Any
 
 from imagewright.data.augment import Augment
 from imagewright.methods.edm import EDM
-from imagewright.networks import DhariwalUNetConfig, SongUNetConfig
+from imagewright.networks import DhariwalUNetConfig, EDM2UNetConfig, SongUNetConfig
+from imagewright.paths.noise_levels import LogNormal
 from imagewright.recipes.published import eps_of_mean
 from imagewright.samplers import Heun
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
@@ -185,6 +186,44 @@ def imagenet64() -> Experiment:
     )
 
 
+def edm2_imagenet64_s() -> Experiment:
+    """ImageNet-64, EDM2's S network and training (Karras et al. 2024, 2312.02696; preset edm2-img64-s)."""
+    return _edm2(192, 0.0100, 1_073_741_824)
+
+
+def edm2_imagenet64_xs() -> Experiment:
+    """EDM2's XS, an eighth as long: the weak model that guides S (preset edm2-img64-s-autog-fid)."""
+    return _edm2(128, 0.0120, 134_217_728)
+
+
+def _edm2(channels: int, lr: float, images: int) -> Experiment:
+    """EDM2's presets; its averages are made of the two that are kept (`tune ema`), the plain one is ours."""
+    batch = 2048
+    return Experiment(
+        data=DataConfig(source="imagenet-64x64.zip"),
+        method=EDM(uncertainty=True, noise_levels=LogNormal(mean=-0.8, std=1.6)),
+        network=EDM2UNetConfig(**FROM_DATA, model_channels=channels),
+        sampler=Heun(num_steps=32),
+        training=TrainingConfig(
+            total_images=images,
+            batch=batch,
+            micro_batch=64,
+            precision="fp16",
+            optimizer=OptimizerConfig(
+                lr=lr,
+                betas=(0.9, 0.99),
+                lr_ramp_images=10_000_000,
+                lr_decay_images=35_000 * batch,
+                eps=eps_of_mean(3 * 64 * 64),
+            ),
+            ema=EmaConfig(halflife_images=50_000_000, power_std=(0.05, 0.1)),
+            log_images=100_000,
+            snapshot_images=10_000_000,
+            checkpoint_images=10_000_000,
+        ),
+    )
+
+
 FAMILY: Mapping[str, Callable[[], Experiment]] = {
     "edm-digits": digits,
     "edm-emoji64-16": emoji64_16,
@@ -195,4 +234,6 @@ FAMILY: Mapping[str, Callable[[], Experiment]] = {
     "edm-cifar10-uncond": cifar10_uncond,
     "edm-cifar10-uncond-ncsnpp": cifar10_uncond_ncsnpp,
     "edm-imagenet64": imagenet64,
+    "edm2-imagenet64-s": edm2_imagenet64_s,
+    "edm2-imagenet64-xs": edm2_imagenet64_xs,
 }

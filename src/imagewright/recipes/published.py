@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+from imagewright.training.config import EmaConfig
+from imagewright.training.ema import gamma_of_std
+
 
 def halflife_images(batch: int, decay: float) -> float:
     """Half-life, in images, of an average that keeps `decay` at every step of `batch` images."""
@@ -20,3 +23,8 @@ def eps_of_mean(numbers: int, *, eps: float = 1e-8, loss_scale: float = 1.0) -> 
     distillation) and those that are made of them.
     """
     return eps / (numbers * loss_scale)
+
+
+def power_average(std: float, total_images: int) -> EmaConfig:
+    """EDM2's average of relative width `std`, nearly: a half-life that grows with the run for all of it."""
+    return EmaConfig(halflife_images=total_images, rampup_ratio=math.log(2) / (gamma_of_std(std) + 1))

@@ -145,6 +145,7 @@ class Neighbours:
 class RunSection:
     """Everything the page shows of one run. Empty pieces are explained in `missing`, by field name.
 
+    weight: strength of the guidance at which images were drawn; None = the model is told none.
     likelihoods:  entries of metrics.json, each with a `metrics.bits.BitsReport` as plain values, and "codecs" in it.
     first_images: images 0 .. 9 of the seed; runs of the same data get the same noise and labels.
     """
@@ -155,6 +156,7 @@ class RunSection:
     model: Mapping[str, Any] = field(default_factory=dict)
     experiment: Mapping[str, Any] = field(default_factory=dict)
     sampler_nfe: int | None = None
+    weight: float | None = None
     log: tuple[Mapping[str, float], ...] = ()
     snapshots: tuple[Snapshot, ...] = ()
     measures: tuple[Measure, ...] = ()
@@ -185,11 +187,17 @@ class RunSection:
 
 
 def collect_run(
-    folder: Path, *, seed: int = 0, device: str = "auto", on_progress: OnProgress | None = None
+    folder: Path,
+    *,
+    seed: int = 0,
+    weight: float | None = None,
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
 ) -> RunSection:
     """Read a run folder and draw from its model.
 
-    seed: of all images drawn. device: auto, cpu, cuda, mps.
+    seed: of all images drawn. weight: strength of the guidance, of a model that is told it; None = its own.
+    device: auto, cpu, cuda, mps.
     on_progress: called with (images drawn, images to draw).
     Raises UserError when the folder holds no run, or a file in it is damaged.
     """
@@ -206,7 +214,9 @@ def collect_run(
         missing["model"] = Missing(reason="A classifier draws no images; `imagewright evaluate` measures its accuracy.")
     elif pieces["model"]:
         # Resolved, so that a run folder named like a shipped model is still the folder.
-        generator = load(folder.resolve(), device=pick_device(device))
+        asked = weight if pieces["model"]["model"].get("weights") else None
+        generator = load(folder.resolve(), device=pick_device(device), weight=asked)
+        pieces["weight"] = getattr(generator.model, "weight", None)
         pieces |= _draw(generator, seed, on_progress or (lambda done, total: None))
         samples = np.concatenate([pieces["first_images"], *(row.images for row in pieces["classes"])])
         pieces |= _compare(samples, generator.spec, pieces["experiment"], folder, missing)

@@ -192,7 +192,7 @@ def sampler_words(settings: Mapping[str, Any]) -> str:
     """A sampler in words: "heun, 18 steps, S_churn 40"; settings that have their usual value are left out."""
     name = str(settings.get("class", "images from files"))
     usual = sampler_to_json(SAMPLERS[name]()) if name in SAMPLERS else {}
-    words = [name, *([f"{settings['num_steps']} steps"] if "num_steps" in settings else [])]
+    words = [name, *([f"{settings['num_steps']} steps"] if settings.get("num_steps") else [])]
     for key, value in settings.items():
         if key not in ("class", "num_steps") and _listed(value) != _listed(usual.get(key)):
             words.append(f"{key} {_listed(value)}")

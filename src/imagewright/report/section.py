@@ -75,6 +75,9 @@ def _summary(run: RunSection) -> str:
         words.append(f"teacher {origin['teacher']}")
     if run.model.get("sampler"):
         words.append(f"default sampler {sampler_words(run.model['sampler'])}")
+    if run.weight is not None:
+        low, high = run.model["model"]["weights"]
+        words.append(f"told the strength of guidance, {low:g} to {high:g}, here {run.weight:g}")
     return "; ".join(words) + "."
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imagewright.paths.grids import check_decreasing, check_stops
 from imagewright.samplers.grid import per_row
-from imagewright.types import UNCONDITIONAL, Condition, FlowMap, ModelKind, Noise, OnStep, UserError
+from imagewright.types import UNCONDITIONAL, Condition, FlowMap, KnowsNoise, ModelKind, Noise, OnStep, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class MultistepConsistency:
         x = self._jump(flow_map, latents * high, high, cond, on_step)
         for sigma in self.sigmas:
             assert noise is not None
-            x = self._jump(flow_map, x + math.sqrt(sigma**2 - low**2) * noise.normal(x), sigma, cond, on_step)
+            x = self._jump(flow_map, renoised(flow_map, x, sigma, noise, cond), sigma, cond, on_step)
         return x
 
     def _jump(self, flow_map: FlowMap, x: Tensor, sigma: float, cond: Condition, on_step: OnStep | None) -> Tensor:
@@ -62,3 +62,15 @@ class MultistepConsistency:
         if on_step is not None:
             on_step(x, start, sigma)
         return start
+
+
+def renoised(flow_map: FlowMap, x: Tensor, sigma: float, noise: Noise, cond: Condition) -> Tensor:
+    """Images [N, C, H, W] with noise up to a level again.
+
+    They stand for points at sigma_min (2303.01469, algorithm 1); a map that knows which noise belongs to an image says
+    it, and takes them as clean (Silvestri et al. 2025, arXiv 2502.18197).
+    """
+    fresh = noise.normal(x)
+    if isinstance(flow_map, KnowsNoise):
+        return x + sigma * flow_map.noise_of(x, fresh, cond)
+    return x + math.sqrt(sigma**2 - flow_map.sigma_min**2) * fresh

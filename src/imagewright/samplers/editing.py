@@ -16,7 +16,6 @@ Checked    P against A and Omega; known parts come out exactly; what an exact fl
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from imagewright.paths.grids import check_decreasing
 from imagewright.paths.schedules import karras_sigmas
+from imagewright.samplers.consistency import renoised
 from imagewright.samplers.grid import per_row
 from imagewright.types import UNCONDITIONAL, Condition, FlowMap, Noise, OnStep, UserError
 
@@ -117,8 +117,7 @@ class Editing:
         x = picture if isinstance(known, Nothing) else kept
         for step, sigma in enumerate(self.sigmas):
             # The first level is added to a picture without noise, the others to points of sigma_min.
-            added = sigma if step == 0 else math.sqrt(sigma**2 - low**2)
-            noisy = x + added * noise.normal(x)
+            noisy = x + sigma * noise.normal(x) if step == 0 else renoised(flow_map, x, sigma, noise, cond)
             start = flow_map(noisy, per_row(noisy, sigma), noisy.new_zeros(len(noisy)), cond)
             start = start.clamp(-1, 1) if self.clip else start
             x = start + kept - known(start)

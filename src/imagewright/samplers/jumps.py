@@ -14,8 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from imagewright.checks import require_positive
 from imagewright.paths.grids import check_decreasing, check_stops
-from imagewright.samplers.grid import per_row
+from imagewright.samplers.grid import check_steps, per_row
 from imagewright.types import UNCONDITIONAL, Condition, FlowMap, ModelKind, Noise, OnStep, UserError
 
 
@@ -23,25 +24,43 @@ from imagewright.types import UNCONDITIONAL, Condition, FlowMap, ModelKind, Nois
 class Jumps:
     """Jump through the levels to the clean image.
 
-    sigmas: where to stop on the way, decreasing; () = one jump. gamma: share of noise drawn anew at every stop, in
-    [0, 1]. clip: keep the final image in [-1, 1].
+    sigmas: where to stop on the way, decreasing; () = one jump. num_steps: how many jumps, in their place, whose stops
+    are even in the time t = sigma / (sigma + shift) of the straight path. gamma: share of noise drawn anew at every
+    stop, in [0, 1]. clip: keep the final image in [-1, 1].
     """
 
     model_kind: ClassVar[ModelKind] = "flow_map"
 
     sigmas: tuple[float, ...] = ()
+    num_steps: int | None = None
+    shift: float = 1.0
     gamma: float = 0.0
     clip: bool = True
 
     def __post_init__(self) -> None:
         check_decreasing("sampler.sigmas", self.sigmas)
+        if self.num_steps is not None:
+            check_steps(self.num_steps)
+            if self.sigmas:
+                raise UserError(
+                    f"sampler.num_steps is {self.num_steps} and sampler.sigmas is {self.sigmas}; give one of them"
+                )
+        require_positive("sampler.shift", self.shift)
         if not 0 <= self.gamma <= 1:
             raise UserError(f"sampler.gamma is {self.gamma}; it must lie in [0, 1]")
 
     @property
     def nfe(self) -> int:
         """Network evaluations per image."""
-        return 1 + len(self.sigmas)
+        return self.num_steps or 1 + len(self.sigmas)
+
+    def stops(self, sigma_max: float) -> tuple[float, ...]:
+        """The levels on the way down from sigma_max."""
+        if self.num_steps is None:
+            return self.sigmas
+        highest = sigma_max / (sigma_max + self.shift)
+        times = [highest * left / self.num_steps for left in range(self.num_steps - 1, 0, -1)]
+        return tuple(self.shift * t / (1 - t) for t in times)
 
     @torch.no_grad()
     def __call__(
@@ -54,12 +73,13 @@ class Jumps:
         on_step: OnStep | None = None,
     ) -> Tensor:
         """As `types.Sampler`; returns the dtype of the latents."""
-        if self.sigmas and self.gamma > 0 and noise is None:
-            raise UserError(f"sampler.gamma is {self.gamma}; putting noise back needs a noise source")
         high, low = flow_map.sigma_max, flow_map.sigma_min
-        check_stops("sampler.sigmas", self.sigmas, low, high)
+        sigmas = self.stops(high)
+        if sigmas and self.gamma > 0 and noise is None:
+            raise UserError(f"sampler.gamma is {self.gamma}; putting noise back needs a noise source")
+        check_stops("sampler.sigmas", sigmas, low, high)
         x, sigma = latents * high, high
-        for level in self.sigmas:
+        for level in sigmas:
             below = low + math.sqrt(1 - self.gamma**2) * (level - low)
             x = self._jump(flow_map, x, sigma, below if self.gamma < 1 else 0.0, cond, on_step)
             if self.gamma > 0:

@@ -49,7 +49,7 @@ class Replay:
     def __call__(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         if not x.is_cuda or torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing():
             return self._forward(x, noise_label, cond)
-        given = (x, noise_label, cond.label, cond.augment, cond.destination)
+        given = (x, noise_label, cond.label, cond.augment, cond.destination, cond.weight)
         casts = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         key = (casts, *(None if t is None else (t.shape, t.dtype, t.stride()) for t in given))
         if key not in self._recorded:
@@ -66,8 +66,8 @@ class _Recorded:
 
     def __init__(self, forward: Callable[..., Tensor], given: tuple[Tensor | None, ...]) -> None:
         self._inputs = [None if t is None else t.clone() for t in given]
-        x, noise_label, label, augment, destination = self._inputs
-        cond = Condition(label=label, augment=augment, destination=destination)
+        x, noise_label, label, augment, destination, weight = self._inputs
+        cond = Condition(label=label, augment=augment, destination=destination, weight=weight)
         casts = torch.is_autocast_enabled("cuda")
         # A cache of cast weights would outlive the recording whose memory it lies in.
         with torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=casts, cache_enabled=False):

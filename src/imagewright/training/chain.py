@@ -181,12 +181,17 @@ def _is_work(value: Any) -> bool:
     return whole and list(inspect.signature(value).parameters) == list(inspect.signature(Work.__call__).parameters)[1:]
 
 
+def placed_name(name: str, folders: Mapping[str, Path]) -> str:
+    """Where a thing lies: the folder of a stage that is named, else the name."""
+    return str(folders[name.removeprefix(OF_STAGE)]) if name.startswith(OF_STAGE) else name
+
+
 def placed(experiment: Experiment, folders: Mapping[str, Path]) -> Experiment:
     """The experiment with the folders of earlier stages in place of their names."""
     for path in places(experiment).values():
         value = get_field(experiment, path)
         if isinstance(value, str) and value.startswith(OF_STAGE):
-            experiment = set_field(experiment, path, str(folders[value.removeprefix(OF_STAGE)]))
+            experiment = set_field(experiment, path, placed_name(value, folders))
     return experiment
 
 

@@ -1,16 +1,26 @@
-"""The full state of a run in one safetensors file: networks, averages, optimisers, loss scales and the clock.
+"""The full state of a run: networks, averages, optimisers, loss scales and the clock.
+
+One safetensors file, `state-IMAGES.safetensors`. Of a run whose processes have a share of their networks each it holds
+what is whole, and names the files beside it, one of each process, that hold their rows (`training.shares`):
+`rows-IMAGES-K-of-N.safetensors`. It is read on any number of processes.
 
 Randomness and data order are functions of the clock (`noise.StepNoise`, `data.Loader`), so no generator is stored.
-A file is written aside, flushed and renamed: whatever kills a run, the newest checkpoint on disk is whole.
+A file is written aside, flushed and renamed, that which names the others last: whatever kills a run, the newest
+checkpoint on disk is whole.
+
+Own files, and not `torch.distributed.checkpoint`: that writes its plan as a pickle (`.metadata`), which would have to
+be executed to read it; its safetensors writer is younger than the torch that this package runs with, takes tensors
+alone, and knows no checksum.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from safetensors.torch import save_file
@@ -20,11 +30,12 @@ from imagewright.arrays import read_head, read_tensors
 from imagewright.files import parse_json, replacing
 from imagewright.models.files import weights_hash
 from imagewright.shapes import brief, misfit
+from imagewright.training.shares import Rows, Share
 from imagewright.types import UserError
 
 FORMAT = "imagewright-checkpoint/2"
 State = dict[str, Any]
-"""Nested dictionaries (string keys) and lists of tensors and JSON values."""
+"""Nested dictionaries (string keys) and lists of tensors, shares of tensors and JSON values."""
 
 
 class _Head(TypedDict):
@@ -32,26 +43,51 @@ class _Head(TypedDict):
     run: str | None
     sha256: str
     state: dict[str, Any]
+    rows: NotRequired[list[str]]
+
+
+class Snapshot:
+    """A state as it is now, in memory of its own, ready to be written while the run goes on."""
+
+    def __init__(self, state: State) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        self._rows: dict[str, Tensor] = {}
+        self._skeleton = _split(state, "", self._tensors, self._rows)
+
+    def write_rows(self, path: Path, rank: int, world: int) -> str:
+        """Write this process's rows, one of `world` files beside the checkpoint at `path`. Returns its checksum."""
+        with replacing(_rows_path(path, rank, world)) as aside:
+            save_file(self._rows, aside)
+        return weights_hash(self._rows)
+
+    def write(self, path: Path, run: str | None = None, rows: Sequence[str] = ()) -> None:
+        """Write what is whole. run: what the state is of (`record.identity`); no other run goes on from it.
+
+        rows: checksums of what each process has written of the rest.
+        """
+        head = {
+            "format": FORMAT,
+            "run": run,
+            "sha256": _checksum(self._skeleton, self._tensors),
+            "state": self._skeleton,
+            **({"rows": list(rows)} if rows else {}),
+        }
+        # One entry: safetensors writes several in no fixed order, and equal states should be equal files.
+        with replacing(path) as aside:
+            save_file(self._tensors, aside, metadata={"imagewright": json.dumps(head)})
 
 
 def save_checkpoint(path: Path, state: State, run: str | None = None) -> None:
-    """Write a nested state atomically: tensors as tensors, the rest as JSON in the header, with a checksum of all.
-
-    run: what the state is of (`record.identity`); no other run goes on from it.
-    """
-    tensors: dict[str, Tensor] = {}
-    skeleton = _split(state, "", tensors)
-    head = {"format": FORMAT, "run": run, "sha256": _checksum(skeleton, tensors), "state": skeleton}
-    # One entry: safetensors writes several in no fixed order, and equal states should be equal files.
-    with replacing(path) as aside:
-        save_file(tensors, aside, metadata={"imagewright": json.dumps(head)})
+    """Write a nested state without shares atomically: tensors as tensors, the rest as JSON in the header."""
+    Snapshot(state).write(path, run)
 
 
-def load_checkpoint(path: Path, run: str | None = None) -> State:
-    """Read what `save_checkpoint` wrote, after so many images as the name says.
+def load_checkpoint(path: Path, run: str | None = None, *, whole: bool = True) -> State:
+    """Read what was written, after so many images as the name says.
 
-    run: what it has to be of; None = of any. Raises UserError naming the file when it is damaged, of another format, of
-    another run, or of another moment.
+    run: what it has to be of; None = of any. whole: put tensors that several processes have written together; else they
+    are `Rows`, which are read where they are asked for. Raises UserError naming the file when it is damaged, of another
+    format, of another run, or of another moment.
     """
     try:
         head = parse_json(read_head(path).texts.get("imagewright", "{}"), f"{path}: its state", dict)
@@ -65,7 +101,7 @@ def load_checkpoint(path: Path, run: str | None = None) -> State:
         tensors = read_tensors(path)
         if _checksum(head["state"], tensors) != head["sha256"]:
             raise UserError(f"{path} does not have the checksum that it was written with")
-        state = _join(head["state"], tensors)
+        state = _join(head["state"], tensors, _read_rows(path, head.get("rows", [])), whole)
     except KeyError as error:
         raise UserError(f"{path} lacks the tensor {error}") from None
     except UserError as error:
@@ -78,6 +114,22 @@ def load_checkpoint(path: Path, run: str | None = None) -> State:
     if type(images) is not int or path.name != checkpoint_path(path.parent, images).name:
         raise UserError(f"{path} holds the state after {brief(images)} images, not what its name says")
     return state
+
+
+def _read_rows(path: Path, checksums: Sequence[str]) -> dict[str, Rows]:
+    """Tensors in pieces by their names, from the files of all processes that wrote a checkpoint."""
+    pieces: dict[str, list[Tensor]] = {}
+    for rank, checksum in enumerate(checksums):
+        there = _rows_path(path, rank, len(checksums))
+        found = read_tensors(there)
+        if weights_hash(found) != checksum:
+            raise UserError(f"{there} does not have the checksum that it was written with")
+        for name, piece in found.items():
+            pieces.setdefault(name, []).append(piece)
+    for name, each in pieces.items():
+        if any(p.ndim == 0 or p.shape[1:] != each[0].shape[1:] or p.dtype != each[0].dtype for p in each):
+            raise UserError(f"{path} has rows of {name!r} that do not fit each other")
+    return {name: Rows(each) for name, each in pieces.items()}
 
 
 def _checksum(skeleton: Any, tensors: Mapping[str, Tensor]) -> str:
@@ -107,15 +159,45 @@ def checkpoint_path(folder: Path, images: int) -> Path:
     return folder / f"state-{images:012d}.safetensors"
 
 
+def _rows_path(path: Path, rank: int, world: int) -> Path:
+    return path.with_name(f"{path.stem.replace('state', 'rows')}-{rank + 1:04d}-of-{world:04d}.safetensors")
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints of a folder, oldest first."""
     return sorted(folder.glob("state-*.safetensors"))
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what an interrupted write left behind."""
-    for path in [*checkpoints(folder)[:-keep], *folder.glob(".state-*.partial")]:
+def prune(folder: Path, keep: int, world: int = 1) -> None:
+    """Remove all but the newest `keep` checkpoints, and what an interrupted write left behind.
+
+    world: processes whose rows the newest one has; it may replace one of the same moment that others have written.
+    """
+    found = checkpoints(folder)
+    newest = found[-1].stem.removeprefix("state-") if found else ""
+    kept = {path.stem.removeprefix("state-") for path in found[-keep:]}
+    gone = [*found[:-keep], *folder.glob(".state-*.partial")]
+    for path in [*folder.glob("rows-*.safetensors"), *folder.glob(".rows-*.partial")]:
+        match = _ROWS.fullmatch(path.name)
+        if match and match["partial"]:
+            if match["images"] < newest:  # else one may be being written
+                gone.append(path)
+        elif match and match["images"] <= newest:
+            others = match["images"] == newest and int(match["world"]) != world
+            if others or match["images"] not in kept:
+                gone.append(path)
+    for path in gone:
         path.unlink(missing_ok=True)
+
+
+_ROWS = re.compile(r"\.?rows-(?P<images>\d{12})-\d{4}-of-(?P<world>\d{4})\.safetensors(?P<partial>\..*)?")
+
+
+def copied(found: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+    """Put tensors where others of the same names lie."""
+    with torch.no_grad():
+        for name, place in places.items():
+            place.copy_(found[name])
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, names: list[str]) -> State:
@@ -155,22 +237,28 @@ def _moments(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tens
     return {**step, "row_var": weight[..., :1], "col_var": weight[..., :1, :]}
 
 
-def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+def _split(value: Any, path: str, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> Any:
+    if isinstance(value, Share):
+        if len(value.rows):
+            rows[path] = value.rows.detach().cpu().clone().contiguous()
+        return {"$rows": path}
     if isinstance(value, Tensor):
         tensors[path] = value.detach().cpu().clone().contiguous()
         return {"$tensor": path}
     if isinstance(value, Mapping):
-        return {k: _split(v, f"{path}/{k}", tensors) for k, v in value.items()}
+        return {k: _split(v, f"{path}/{k}", tensors, rows) for k, v in value.items()}
     if isinstance(value, list):
-        return [_split(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
+        return [_split(v, f"{path}/{i}", tensors, rows) for i, v in enumerate(value)]
     return value
 
 
-def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _join(value: Any, tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], whole: bool) -> Any:
     if isinstance(value, dict):
         if value.keys() == {"$tensor"}:
             return tensors[value["$tensor"]]
-        return {k: _join(v, tensors) for k, v in value.items()}
+        if value.keys() == {"$rows"}:
+            return rows[value["$rows"]].whole() if whole else rows[value["$rows"]]
+        return {k: _join(v, tensors, rows, whole) for k, v in value.items()}
     if isinstance(value, list):
-        return [_join(v, tensors) for v in value]
+        return [_join(v, tensors, rows, whole) for v in value]
     return value

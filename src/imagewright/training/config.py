@@ -18,6 +18,7 @@ from imagewright.types import Span, UserError
 
 Cooldown = Literal["linear", "cosine"]
 OptimizerKind = Literal["adafactor", "adam", "adamw", "radam", "sgd"]
+Parallel = Literal["replicate", "shard"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,13 @@ class TrainingConfig:
     channels_last: bool = False
     compile: bool = False
     """Compile the trained networks with torch.compile."""
+    graphs: bool | None = None
+    """Replay a step's passes as one CUDA graph where the method permits; none = up to 50 million parameters."""
+    recompute: bool = False
+    """Do not keep what is inside of a network's blocks for backward: less memory, a third more computation."""
+    parallel: Parallel = "replicate"
+    """Of several processes each has every network whole (replicate), or a share of its blocks, moments and averages
+    (shard)."""
     log_images: Span = 2_000
     """Images between two lines of the log."""
     snapshot_images: Span = 50_000
@@ -161,6 +169,8 @@ class TrainingConfig:
         check_trackers(self.trackers)
         if self.precision not in get_args(Precision):
             raise UserError(f"training.precision is {self.precision!r}; allowed: {', '.join(get_args(Precision))}")
+        if self.parallel not in get_args(Parallel):
+            raise UserError(f"training.parallel is {self.parallel!r}; allowed: {', '.join(get_args(Parallel))}")
         if self.seed < 0:
             raise UserError(f"training.seed is {self.seed}; it must be >= 0")
         if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):

@@ -1,7 +1,6 @@
-"""How many processes train together, and the few things they say to each other (torchrun starts them).
+"""How many processes work together, and the few things they say to each other (torchrun starts them).
 
-Gradients are averaged with one `torch.distributed.all_reduce` per optimiser step rather than by DDP's hooks: a method
-calls its networks several times, in any order, between two updates, which those hooks do not allow for.
+How they hold networks and add up gradients: `training.parallel`.
 """
 
 from __future__ import annotations
@@ -30,20 +29,11 @@ class Processes:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def average_(self, gradients: list[Tensor]) -> None:
-        """Sum tensors over all processes, in place. (Losses are divided by the global count beforehand.)"""
-        if self.world > 1 and gradients:
-            flat = torch.cat([g.flatten() for g in gradients])
-            with _told_as_lost():
-                dist.all_reduce(flat)
-            for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-                gradient.copy_(summed.view_as(gradient))
-
     def total(self, value: Tensor) -> Tensor:
         """Sum of a tensor over all processes."""
         if self.world > 1:
             value = value.clone()
-            with _told_as_lost():
+            with told_as_lost():
                 dist.all_reduce(value)
         return value
 
@@ -51,15 +41,24 @@ class Processes:
         """Whether the flag is set in any process. Hosts speak to each other here; no device is waited for."""
         return flag if self.world == 1 else bool(self.total(torch.tensor(float(flag))) > 0)
 
+    def from_first(self, number: float) -> float:
+        """The first process's number."""
+        if self.world == 1:
+            return number
+        told = torch.tensor(number, dtype=torch.float64)
+        with told_as_lost():
+            dist.broadcast(told, 0)
+        return told.item()
+
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.world > 1:
-            with _told_as_lost():
+            with told_as_lost():
                 dist.barrier()
 
 
 @contextmanager
-def _told_as_lost() -> Iterator[None]:
+def told_as_lost() -> Iterator[None]:
     """Turn what is said where processes no longer reach each other into a UserError."""
     try:
         yield
@@ -75,12 +74,17 @@ def processes() -> Iterator[Processes]:
         yield Processes()
         return
     # Both where there are GPUs: `--device cpu` has to work there too.
-    with _told_as_lost():
+    with told_as_lost():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun has started these processes anew, after one of them was lost (`--max-restarts`)."""
+    return _whole("TORCHELASTIC_RESTART_COUNT", 0, 0, 1 << 20) > 0
 
 
 def _world_size() -> int:

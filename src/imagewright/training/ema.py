@@ -64,17 +64,22 @@ def gamma_of_std(std: float) -> float:
 
 
 class Ema:
-    """One average of one network: float32 copies of its parameters and persistent buffers, by state-dict name."""
+    """One average of one network: float32 copies of its parameters and persistent buffers, by state-dict name.
 
-    def __init__(self, module: nn.Module, profile: Profile) -> None:
+    source: the network, or tensors by such names in whose memory its values are found, as of one that is sharded.
+    """
+
+    def __init__(self, source: nn.Module | Mapping[str, Tensor], profile: Profile) -> None:
         self.profile = profile
-        self.state: dict[str, Tensor] = {k: v.detach().clone() for k, v in module.state_dict().items()}
-        self._module, self._following = module, Following(self.state, module.state_dict())
+        tensors = source.state_dict() if isinstance(source, nn.Module) else source
+        self.state: dict[str, Tensor] = {k: v.detach().clone() for k, v in tensors.items()}
+        self._source, self._following = source, Following(self.state, tensors)
 
-    def update(self, module: nn.Module, images: int, batch: int) -> None:
+    def update(self, source: nn.Module | Mapping[str, Tensor], images: int, batch: int) -> None:
         """Move towards the network's present weights; buffers that are not floating point are copied."""
-        if module is not self._module:
-            self._module, self._following = module, Following(self.state, module.state_dict())
+        if source is not self._source:
+            tensors = source.state_dict() if isinstance(source, nn.Module) else source
+            self._source, self._following = source, Following(self.state, tensors)
         self._following.move(1 - self.profile.decay(images, batch))
 
 
@@ -94,8 +99,8 @@ class Following:
             mine.copy_(theirs)
 
 
-def averages(module: nn.Module, config: EmaConfig) -> list[Ema]:
+def averages(source: nn.Module | Mapping[str, Tensor], config: EmaConfig) -> list[Ema]:
     """The averages that a configuration asks for; the first is the one that samples and is exported."""
     profiles: list[Profile] = [HalfLife(config.halflife_images, config.rampup_ratio)]
     profiles += [Power(std) for std in config.power_std]
-    return [Ema(module, p) for p in profiles]
+    return [Ema(source, p) for p in profiles]

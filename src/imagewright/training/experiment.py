@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import math
@@ -27,6 +26,7 @@ from torch import nn
 from imagewright.checks import require_whole
 from imagewright.data import ImageSet, Loader, open_images
 from imagewright.data.couplings import Couplings, Mixture, mixed
+from imagewright.data.partition import of_classes
 from imagewright.files import try_output, write_json
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.kinds import KINDS
@@ -69,6 +69,9 @@ class DataConfig:
     """Mirror images at random (without telling the network)."""
     labels: bool = True
     """Train class-conditionally where the set has classes."""
+    classes: tuple[str, ...] = ()
+    """Learn from pictures of these classes alone, by number, range of numbers ("0-249") or name; () = all. The model is
+    told classes by the numbers that they have in the whole set. Pairs (`couplings`) stay those of all classes."""
     skip_bad: bool = False
     """Leave out unusable files instead of refusing the set."""
     workers: int = 0
@@ -85,11 +88,13 @@ class DataConfig:
             object.__setattr__(self, "couplings", alone)
         if self.coupling_weights and not isinstance(self.couplings, tuple):
             raise UserError("data.coupling_weights has no effect without several folders in data.couplings")
+        if self.classes and not self.labels:
+            raise UserError("data.classes chooses among labels; it goes with data.labels")
         require_whole("data.workers", self.workers, 0, 1024)
 
     def open(self, on_progress: Callable[[int, int], None] | None = None) -> ImageSet:
         """Open and check the images."""
-        return open_images(
+        images = open_images(
             self.source,
             resolution=self.resolution,
             split=self.split,  # type: ignore[arg-type]  # checked by open_images
@@ -97,6 +102,7 @@ class DataConfig:
             skip_bad=self.skip_bad,
             on_progress=on_progress,
         )
+        return of_classes(images, self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +170,7 @@ def assemble(
     """Open the data, build the networks, load the teacher. Raises UserError where they do not fit together."""
     sources = sources or Sources()
     images = sources.images(experiment.data, on_progress)
-    spec, method = images.spec, experiment.method
+    spec, method = dataclasses.replace(images.spec, empty_classes=images.empty_classes), experiment.method
     check_examples(method, images)
     wanted = inspect.signature(method.parts).parameters
     given = {"spec": spec, **gather(method, experiment.given, spec, sources)}
@@ -240,6 +246,9 @@ def _start_from(name: str, model: nn.Module, parts: Parts, product: str) -> None
             f"start {name} knows noise levels up to {theirs:g}; this run's sigma_max is {ours:g} and must be no less"
         )
     weights, wanted = model.state_dict(), module.state_dict()
+    afresh, left = getattr(module, "begins_afresh", ()), getattr(model, "for_training", ())
+    own = {k: v for k, v in wanted.items() if k.startswith(afresh) and k not in weights}
+    weights = {**own, **{k: v for k, v in weights.items() if k in wanted or not k.startswith(left)}}
     different = [k for k in {**wanted, **weights} if k not in wanted or k not in weights]
     different += [k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape]
     if different:
@@ -374,9 +383,10 @@ def _run(
     )
 
     def snapshot(picture: bool) -> None:
-        if processes.is_first:
+        product = trainer.product()
+        if product is not None:
             require_there(folder)
-            export(experiment, trainer, assembled.images, folder, torch.device(device), picture=picture)
+            export(experiment, trainer, product, assembled.images, folder, torch.device(device), picture=picture)
             log.picture(folder / "samples" / f"{trainer.images:012d}.png", trainer.images)
 
     if resume:
@@ -390,6 +400,7 @@ def _run(
 def export(
     experiment: Experiment,
     trainer: Trainer,
+    model: nn.Module,
     images: ImageSet,
     folder: Path,
     device: torch.device,
@@ -397,8 +408,6 @@ def export(
     picture: bool = True,
 ) -> None:
     """Write the product's averaged weights as a model, and a snapshot: samples, or what is given back of pictures."""
-    model = copy.deepcopy(trainer.learners[experiment.method.product].module)
-    model.load_state_dict(trainer.product_state())
     spec = dataclasses.replace(images.spec, empty_classes=images.empty_classes)
     origin: dict[str, Any] = {
         "teacher": None,

@@ -39,7 +39,8 @@ def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = 
     told: tuple[Any, ...] = ()
     if isinstance(network, UNet):
         x = torch.empty(1, network.config.in_channels, *spec.shape[1:], device="meta")
-        told = (level, Condition(destination=level if network.config.destination else None))
+        to, weight = (level if asked else None for asked in (network.config.destination, network.config.weight))
+        told = (level, Condition(destination=to, weight=weight))
     elif hasattr(config, "values") and hasattr(config, "length"):
         x = torch.empty(1, config.length, dtype=torch.int64, device="meta")
         told = (level, UNCONDITIONAL)
@@ -63,6 +64,12 @@ def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = 
         getattr(shell, "training_pass", shell)(x, *told)
     own = {p.untyped_storage()._cdata for p in shell.parameters()}
     return Footprint(counter.get_total_flops(), sum(m.nbytes() for key, m in kept.items() if key not in own))
+
+
+def model_footprint(model: nn.Module, spec: DataSpec, precision: Precision = "fp32") -> Footprint | None:
+    """Of one call of a model on one image, by its `network`; a model may show it several rows an image (`rows`)."""
+    found, rows = footprint(getattr(model, "network", None), spec, precision), getattr(model, "rows", 1)
+    return None if found is None else Footprint(rows * found.flops, rows * found.activation_bytes)
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from imagewright.shapes import misfit
-from imagewright.training.checkpoint import State, load_optimizer_state, optimizer_state, require_fit
+from imagewright.training.checkpoint import State, copied, load_optimizer_state, optimizer_state, require_fit
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
 from imagewright.training.ema import Ema, averages
+from imagewright.training.parallel import Whole
+from imagewright.training.radam import FusedRAdam
+from imagewright.training.shares import Share
 from imagewright.types import Settles, Trained, UserError
 
 
@@ -23,24 +27,26 @@ class _State(TypedDict):
 
 
 class Learner:
-    """Backward, gradient exchange, clipping, optimiser step and averages of one `Trained` part."""
+    """Backward, gradient exchange, clipping, optimiser step and averages of one `Trained` part.
 
-    def __init__(self, role: Trained, config: TrainingConfig, device: torch.device) -> None:
+    held: how the processes of the run hold it; None = there is one.
+    """
+
+    def __init__(self, role: Trained, config: TrainingConfig, device: torch.device, held: Whole | None = None) -> None:
         self.module: nn.Module = role.module
         self.config = config
-        named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
-        self.names = [n for n, _ in named]
-        self.parameters = [p for _, p in named]
+        self.held = held or Whole(self.module, Processes())
+        self.names, self.parameters = list(self.held.weights), list(self.held.weights.values())
         self.settling = [m for m in self.module.modules() if isinstance(m, Settles)]
         self.lr_scale = role.lr_scale
         self.optimizer = _make_optimizer(self.parameters, config, role.betas)
         begin(self.optimizer)
-        self.averages: list[Ema] = averages(self.module, config.ema) if role.ema else []
+        self.averages: list[Ema] = averages(self.held.state, config.ema) if role.ema else []
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
-    def backward(self, loss: Tensor) -> None:
-        """Add this loss's gradients; only this part's parameters receive any."""
-        torch.autograd.backward(self.scaler.scale(loss), inputs=self.parameters)
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add this loss's gradients; only this part's parameters receive any. last: of the step's micro-batches."""
+        self.held.backward(self.scaler.scale(loss), last=last)
 
     def restart(self) -> None:
         """Forget the optimiser's moments and its count of steps."""
@@ -50,23 +56,35 @@ class Learner:
     @property
     def can_halt(self) -> bool:
         """Whether `step` minds a flag on the device; where not, whoever calls it has to look at the gradient first."""
+        if isinstance(self.optimizer, FusedRAdam):
+            return self.optimizer.minds
         return bool(self.optimizer.defaults.get("fused"))
 
-    def gradient(self, processes: Processes) -> Tensor:
+    def gradient(self) -> Tensor:
         """Sum the gradients over all processes, undo the loss scale, and clip. Returns their norm before, [].
 
         What modules noted beside their gradients (`Settles`) is summed and settled, too.
         """
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        processes.average_(gradients)
+        self.held.gradients()
         for module in self.settling:
-            module.settle(processes.total)
+            module.settle(self.held.processes.total)
         self.scaler.unscale_(self.optimizer)
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm = self.held.norm()
+        for found in self._overflows():  # which another process may have, in its share
+            found.copy_(torch.maximum(found, 1 - torch.isfinite(norm).to(found)))
         limit = self.config.optimizer.clip_norm
         if limit is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
         return norm
+
+    def _overflows(self) -> list[Tensor]:
+        """What the loss scale found in this step's gradients, one number of 0 or 1 each; [] without a scale.
+
+        The scaler keeps its findings to itself.
+        """
+        if not self.scaler.is_enabled():
+            return []
+        return list(self.scaler._per_optimizer_states[id(self.optimizer)]["found_inf_per_device"].values())
 
     def step(self, images: int, factor: float = 1.0, halted: Tensor | None = None) -> float:
         """One optimiser step, after `gradient`, at `images` images seen (this batch counted). Returns its rate.
@@ -84,25 +102,27 @@ class Learner:
                 self.optimizer.found_inf = halted  # type: ignore[attr-defined]  # the fused kernels' own word for it
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.held.settle()
         for average in self.averages:
-            average.update(self.module, images, self.config.batch)
+            average.update(self.held.state, images, self.config.batch)
         return rate
 
     def _scaled_step(self, halted: Tensor | None) -> None:
         if halted is not None:
-            # The scaler keeps its findings to itself, but multiplies a fused step's gradients by nothing and skips it
-            # where it found an overflow; of a run that has to halt it is told one.
-            for found in self.scaler._per_optimizer_states[id(self.optimizer)]["found_inf_per_device"].values():
+            # The scaler multiplies a fused step's gradients by nothing and skips it where it found an overflow; of a
+            # run that has to halt it is told one.
+            for found in self._overflows():
                 found.copy_(torch.maximum(found, halted.to(found.device)))
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def state(self) -> State:
         """Everything that a resumed run needs, as nested tensors and numbers."""
+        moments = optimizer_state(self.optimizer, self.names)
         return {
-            "module": dict(self.module.state_dict()),
-            "optimizer": optimizer_state(self.optimizer, self.names),
-            "averages": {a.profile.name: a.state for a in self.averages},
+            "module": self._shares(self.held.state),
+            "optimizer": {n: {k: self.held.share(n, v) for k, v in each.items()} for n, each in moments.items()},
+            "averages": {a.profile.name: self._shares(a.state) for a in self.averages},
             "scaler": dict(self.scaler.state_dict()),
         }
 
@@ -111,26 +131,31 @@ class Learner:
         fault = misfit(state, _State)
         if fault is not None:
             raise UserError(f"the checkpoint is damaged: {fault}")
-        require_fit(state["module"], self.module.state_dict(), "the checkpoint's module")
         if state["averages"].keys() != {a.profile.name for a in self.averages}:
             raise UserError(
                 f"the checkpoint holds the averages {sorted(state['averages'])}; this run has "
                 f"{sorted(a.profile.name for a in self.averages)}"
             )
-        for average in self.averages:
-            name = average.profile.name
-            require_fit(state["averages"][name], average.state, f"the checkpoint's average {name}")
-        load_optimizer_state(self.optimizer, self.names, state["optimizer"])
-        self.module.load_state_dict(state["module"])
-        for average in self.averages:
-            for name, value in state["averages"][average.profile.name].items():
-                average.state[name].copy_(value)
+        mine = self.held.mine
+        kept = {"module": state["module"], **{f"average {name}": each for name, each in state["averages"].items()}}
+        places = {"module": self.held.state, **{f"average {a.profile.name}": a.state for a in self.averages}}
+        found = {what: {n: mine(n, v) for n, v in each.items()} for what, each in kept.items()}
+        for what, tensors in places.items():
+            require_fit(found[what], tensors, f"the checkpoint's {what}")
+        moments = {n: {k: mine(n, v) for k, v in each.items()} for n, each in state["optimizer"].items()}
+        absent = self.held.local.keys() - self.held.weights.keys()  # of which this process has no row
+        load_optimizer_state(self.optimizer, self.names, {n: v for n, v in moments.items() if n not in absent})
+        for what, tensors in places.items():
+            copied(found[what], tensors)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
+    def _shares(self, values: Mapping[str, Tensor]) -> dict[str, Tensor | Share]:
+        return {name: self.held.share(name, value) for name, value in values.items()}
+
 
 def _make_optimizer(
-    parameters: list[nn.Parameter], config: TrainingConfig, betas: tuple[float, float] | None
+    parameters: list[Tensor], config: TrainingConfig, betas: tuple[float, float] | None
 ) -> torch.optim.Optimizer:
     o = config.optimizer
     settings: dict[str, Any] = {"lr": o.lr, "betas": betas or o.betas, "eps": o.eps, "weight_decay": o.weight_decay}
@@ -142,7 +167,8 @@ def _make_optimizer(
         # torch squares the first: the published 1e-30. Rates are in units of a weight's own root mean square.
         return torch.optim.Adafactor(parameters, o.lr, eps=(1e-15, 1e-3), weight_decay=o.weight_decay, foreach=True)
     if o.kind == "radam":
-        return torch.optim.RAdam(parameters, foreach=True, **settings)
+        on_cuda = parameters[0].device.type == "cuda"
+        return (FusedRAdam if on_cuda else torch.optim.RAdam)(parameters, foreach=True, **settings)
     kind = torch.optim.AdamW if o.kind == "adamw" else torch.optim.Adam
     return kind(parameters, fused=True, **settings)
 

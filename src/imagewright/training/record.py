@@ -44,9 +44,12 @@ FREE = (
     "training.checkpoint_images",
     "training.weights_images",
     "training.micro_batch",
+    "training.recompute",
+    "training.parallel",
     "data.workers",
 )
-"""Settings that a resumed run may change: how long it lasts, what it writes when, how a batch is cut up and read."""
+"""Settings that a resumed run may change: how long it lasts, what it writes when, how a batch is cut up, read and held
+in memory."""
 Inputs = dict[str, dict[str, Any]]
 """Of each thing that a run was given: what identifies it, `where` it lies from the run's folder, and the absolute
 `places` where it lay."""

@@ -22,7 +22,7 @@ from imagewright.metrics.extractors import find_extractor
 from imagewright.models.files import ModelFile, has_model, save_model, weights_hash
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_to_json
-from imagewright.training.chain import OF_STAGE
+from imagewright.training.chain import placed_name
 from imagewright.training.record import experiment_from_json, located, read_record
 from imagewright.training.weights import stored
 from imagewright.tuning.scores import lowest
@@ -54,7 +54,7 @@ class DrawNegatives:
 
     def __call__(self, folder: Path, stages: Mapping[str, Path], device: Any) -> None:
         """As `training.chain.Work`."""
-        file = find_model(_placed(self.given["model"], stages))
+        file = find_model(placed_name(self.given["model"], stages))
         tokens = kind_of(file.model) == "token_model"
         generator = generator_from(with_tokens_shown(file) if tokens else file, device=device)
         codec: Any = getattr(file.model, "codec", None)
@@ -112,7 +112,7 @@ class KeepBest:
         """As `training.chain.Work`."""
         if has_model(folder):
             return
-        run = _placed(self.given["run"], stages)
+        run = placed_name(self.given["run"], stages)
         file, experiment = find_model(run), experiment_from_json(read_record(Path(run))["experiment"], Path(run))
         reference = located(experiment, Path(run)).given["reference"]
         models: dict[str, Callable[[], nn.Module]] = {
@@ -133,10 +133,6 @@ class KeepBest:
         best = lowest(scores.items())
         origin = {**file.origin, "kept": best, "scores": scores}
         save_model(folder, replace(file, model=models[best]().to("cpu"), origin=origin))
-
-
-def _placed(name: str, stages: Mapping[str, Path]) -> str:
-    return str(stages[name.removeprefix(OF_STAGE)]) if name.startswith(OF_STAGE) else name
 
 
 def _with_weights(model: nn.Module, path: Path) -> nn.Module:

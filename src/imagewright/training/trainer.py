@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, TypedDict
 
 import torch
+from torch import nn
 
 from imagewright.data import Loader
 from imagewright.data.loader import Turns
-from imagewright.errors import ENDINGS
+from imagewright.networks.compiling import compile_network
+from imagewright.networks.recompute import blocks
 from imagewright.noise import BatchNoise
 from imagewright.precision import casts, tf32, wide
+from imagewright.samplers.generator import SMALL
 from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
     State,
     checkpoint_path,
     checkpoints,
+    copied,
     load_checkpoint,
-    prune,
     require_fit,
-    save_checkpoint,
 )
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
 from imagewright.training.ema import Following, Power
+from imagewright.training.graphs import Graphs
+from imagewright.training.interrupts import Interrupted, interrupts
 from imagewright.training.learners import Learner
 from imagewright.training.log import Log
+from imagewright.training.parallel import Whole, hold
+from imagewright.training.saving import Saver
 from imagewright.training.snapshots import snapshot_path
 from imagewright.training.watch import NotFinite, Seen, Watch
 from imagewright.training.weights import store
@@ -51,14 +56,6 @@ from imagewright.types import (
     Update,
     UserError,
 )
-
-
-class Interrupted(Exception):  # noqa: N818, not an error: the user asked for it
-    """A signal was honoured after a whole step; the state is saved at `checkpoint`. signal: its number."""
-
-    def __init__(self, checkpoint: Path, number: int) -> None:
-        super().__init__(str(checkpoint))
-        self.checkpoint, self.number = checkpoint, number
 
 
 @dataclass(frozen=True)
@@ -119,45 +116,59 @@ class Trainer:
         mine = self._micro_batches()
         whole, start = config.batch, mine.start * self.micro
         turns = Turns(stride=whole, first=start, count=len(mine), size=self.micro, end=config.total_images)
-        if hasattr(loader, "follow"):  # who makes its batches up need not know what comes
-            loader.follow(turns, self.device)
+        loader.follow(turns, self.device)
         self.step_index, self.images = 0, 0
         self.watch = Watch(self.device)
         self._following: dict[tuple[str, str], Following] = {}
+        self.held: dict[str, Whole] = {}
         self.learners = self._prepare()
+        sharded = any(held.local for held in self.held.values())
+        self._saver = Saver(self.processes, config.keep_checkpoints, run, shares=sharded)
+        self.graphs = self._graphs(mine)
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> dict[str, Learner]:
-        learners = {}
+        learners, shard = {}, self.config.parallel == "shard" and self.processes.world > 1
         for name, role in self.parts.roles.items():
             role.module.to(self.device)
-            if self.config.channels_last:
+            if self.config.channels_last and not shard:  # shards are rows in the plain order
                 role.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if isinstance(role, Frozen):
-                role.module.eval().requires_grad_(False)
-            elif isinstance(role, Average):
-                role.module.train().requires_grad_(False)
-            else:
-                role.module.train()
-                learners[name] = Learner(role, self.config, self.device)
+            role.module.train(not isinstance(role, Frozen))
+            if not isinstance(role, Trained):
+                role.module.requires_grad_(False)
+            self.held[name] = hold(role.module, self.processes, self.device, shard=shard)
+            if isinstance(role, Trained):
+                learners[name] = Learner(role, self.config, self.device, self.held[name])
+            for block in blocks(role.module):
+                block.recompute = self.config.recompute
             if self.config.compile and not isinstance(role, Average):
                 # The network, not the wrapper: methods also call a model by other names than forward.
-                getattr(role.module, "network", role.module).compile()
+                compile_network(getattr(role.module, "network", role.module))
         if self.method.product not in learners:
             raise ValueError(f"the method's product {self.method.product!r} is not among its trained parts")
         return learners
+
+    def _graphs(self, mine: range) -> Graphs | None:
+        """What replays steps; None where nothing can, or shall."""
+        small = sum(p.numel() for learner in self.learners.values() for p in learner.parameters) <= SMALL
+        wanted = small if self.config.graphs is None else self.config.graphs
+        several = len(mine) > 1 or self.processes.world > 1  # whose gradients leave in the midst of a pass
+        if self.device.type != "cuda" or not wanted or several or self.config.precision == "fp16":
+            return None
+        places = range(mine.start * self.micro, mine.stop * self.micro)
+        config = self.config
+        return Graphs(self.method, self.parts, self.learners, config.precision, config.batch, places, self.device)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state(self) -> State:
         """All that a run needs to go on as if it had never stopped."""
-        averages = {n: r for n, r in self.parts.roles.items() if isinstance(r, Average)}
         return {
             "step": self.step_index,
             "images": self.images,
             "learners": {name: learner.state() for name, learner in self.learners.items()},
-            "targets": {name: dict(role.module.state_dict()) for name, role in averages.items()},
+            "targets": {n: {k: h.share(k, v) for k, v in h.state.items()} for n, h in self._targets().items()},
         }
 
     def load_state(self, state: State) -> None:
@@ -165,36 +176,43 @@ class Trainer:
         fault = misfit(state, _State)
         if fault is None and state["images"] != state["step"] * self.config.batch:
             fault = f"it is of step {state['step']} and {state['images']} images; a batch has {self.config.batch}"
-        targets = {n: r.module for n, r in self.parts.roles.items() if isinstance(r, Average)}
+        targets = self._targets()
         for found, wanted in (("learners", self.learners), ("targets", targets)):
             if fault is None and state[found].keys() != wanted.keys():
                 fault = f"{found} are {', '.join(state[found])}; this run has {', '.join(wanted)}"
         if fault is not None:
             raise UserError(f"the checkpoint is damaged: {fault}")
-        for name, module in targets.items():
-            require_fit(state["targets"][name], module.state_dict(), f"the checkpoint's target {name}")
+        mine = {n: {k: h.mine(k, v) for k, v in state["targets"][n].items()} for n, h in targets.items()}
+        for name, held in targets.items():
+            require_fit(mine[name], held.state, f"the checkpoint's target {name}")
         for name, learner in self.learners.items():
             learner.load_state(state["learners"][name])
-        for name, module in targets.items():
-            module.load_state_dict(state["targets"][name])
+        for name, held in targets.items():
+            copied(mine[name], held.state)
         self.step_index, self.images = state["step"], state["images"]
 
-    def save(self) -> Path:
-        """Write a checkpoint (first process only) and remove old ones. Raises UserError for a run that is no good."""
+    def _targets(self) -> dict[str, Whole]:
+        return {n: self.held[n] for n, role in self.parts.roles.items() if isinstance(role, Average)}
+
+    def save(self, *, wait: bool = True) -> Path:
+        """Write a checkpoint and remove old ones. Raises UserError for a run that is no good, or a full disk.
+
+        wait: until it is there, in all processes; else it is written while the run goes on.
+        """
         self._look()
         path = checkpoint_path(self.folder, self.images)
         self.log.write(self.step_index, self.images, {})  # what a run that goes on from here would not know
-        if self.processes.is_first:
-            save_checkpoint(path, self.state(), self.run)
-            prune(self.folder, self.config.keep_checkpoints)
-        self.processes.wait()
+        self._saver.begin(path, self.state)
+        if wait:
+            self._saver.finish()
+            self.processes.wait()
         return path
 
     def resume(self) -> bool:
         """Load the newest checkpoint of the folder; False if there is none. Raises UserError if it is damaged."""
         found = checkpoints(self.folder)
         if found:
-            state = load_checkpoint(found[-1], self.run)
+            state = load_checkpoint(found[-1], self.run, whole=False)
             try:
                 self.load_state(state)
             except UserError as error:
@@ -214,17 +232,22 @@ class Trainer:
     def _keep_weights(self) -> None:
         """Store the product's weights and power averages beside the checkpoints (first process only)."""
         self._look()
-        if self.processes.is_first:
-            learner = self.learners[self.method.product]
-            store(self.folder.parent, "raw", self.images, learner.module.state_dict())
-            for average in learner.averages:
-                if isinstance(average.profile, Power):
-                    store(self.folder.parent, average.profile.name, self.images, average.state)
+        learner = self.learners[self.method.product]
+        powers = {a.profile.name: a.state for a in learner.averages if isinstance(a.profile, Power)}
+        for kind, tensors in {"raw": learner.held.state, **powers}.items():
+            whole = learner.held.gathered(tensors)
+            if self.processes.is_first:
+                store(self.folder.parent, kind, self.images, whole)
 
     def product_state(self) -> dict[str, torch.Tensor]:
-        """Averaged weights of the method's product (raw ones where it has no average)."""
+        """Averaged weights of the method's product (raw ones where it has no average); on the first process, whole."""
         learner = self.learners[self.method.product]
-        return learner.averages[0].state if learner.averages else dict(learner.module.state_dict())
+        return learner.held.gathered(learner.averages[0].state if learner.averages else learner.held.state)
+
+    def product(self) -> nn.Module | None:
+        """The product with these weights, a module of its own; None on other processes than the first. All ask."""
+        whole = self.product_state()
+        return self.held[self.method.product].copied(whole) if self.processes.is_first else None
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -236,7 +259,7 @@ class Trainer:
         Raises Interrupted after a signal (state and model saved), UserError when a loss stops being finite.
         """
         started, first_images = time.monotonic(), self.images
-        with _interrupts() as interrupted, tf32(self.config.tf32):
+        with self._saver, interrupts() as interrupted, tf32(self.config.tf32):
             if self.images:
                 self._leave(again=True)
             while self.images < self.config.total_images:
@@ -253,9 +276,10 @@ class Trainer:
                     self.on_stop(self.images)
                     raise Interrupted(saved, interrupted[0] if interrupted else signal.SIGTERM)
                 self._leave()
-                if self._passed(self.config.checkpoint_images):
-                    self.save()
-        self.save()
+                if self._passed(self.config.checkpoint_images) and self.images < self.config.total_images:
+                    self.save(wait=False)
+                self._saver.look()
+            self.save()
 
     def _passed(self, interval: float) -> bool:
         """Whether the last step crossed a multiple of `interval` images."""
@@ -264,33 +288,63 @@ class Trainer:
     def train_step(self) -> float:
         """One step of the method on one batch. Returns the mean loss of the product's newest update that is known."""
         clock = Clock(self.step_index, self.images, self.config.total_images)
+        if self.graphs is None:
+            self._plain_step(clock, clock)
+        elif not (self.graphs.ready and self._replayed_step(self.graphs, clock)):
+            with self.graphs.plain(clock) as watched:
+                self._plain_step(clock, watched)
+        self.step_index += 1
+        self.images += self.config.batch
+        return self.watch.losses.get(self.method.product, math.nan)
+
+    def _replayed_step(self, graphs: Graphs, clock: Clock) -> bool:
+        """The step by its recording; False, and nothing has happened, where there is none."""
+        (j,) = self._micro_batches()
+        events = graphs.step(self._batch(j, clock), self.config.seed, clock.step)
+        for event in events or ():
+            self._answer([event])
+        return events is not None
+
+    def _plain_step(self, clock: Clock, told: Clock) -> None:
+        """told: the clock that the method sees."""
         mine = self._micro_batches()
         noises = [self._noise(j, clock) for j in mine]
-        steps = [self._events(j, noise, clock) for j, noise in zip(mine, noises, strict=True)]
-        phase = 0
-        while True:
+        steps = [self._events(j, noise, clock, told) for j, noise in zip(mine, noises, strict=True)]
+        for held in self.held.values():
+            held.begin()
+        for phase in itertools.count():
             events: list[Event | None] = []
             for noise, generator in zip(noises, steps, strict=True):
-                with noise.for_networks(phase):
-                    with casts(self.config.precision, self.device):
-                        event = next(generator, None)
-                    if isinstance(event, Update):
-                        self._backward(event)
-                events.append(event)
+                events.append(self._next(generator, noise, phase, last=noise is noises[-1]))
             if any(_kind(e) != _kind(events[0]) for e in events):
                 raise ValueError(f"micro-batches of one step yielded different events: {[_kind(e) for e in events]}")
             if events[0] is None:
                 break
-            if isinstance(events[0], Update):
-                self._step([e for e in events if isinstance(e, Update)])
-            elif isinstance(events[0], Restart):
-                self.learners[events[0].part].restart()
-            else:
-                self._follow(events[0])
-            phase += 1
-        self.step_index += 1
-        self.images += self.config.batch
-        return self.watch.losses.get(self.method.product, math.nan)
+            self._answer(events)
+
+    def _next(self, generator: Iterator[Event], noise: BatchNoise, phase: int, *, last: bool) -> Event | None:
+        """One micro-batch's next event, with its gradients; None at the end. last: of the step's micro-batches."""
+        with noise.for_networks(phase):
+            with casts(self.config.precision, self.device):
+                if self.graphs is None:
+                    event = next(generator, None)
+                else:
+                    with self.graphs.event(phase, noise) as came:
+                        event = next(generator, None)
+                        came.append(event)
+            if isinstance(event, Update):
+                self._backward(event, last=last)
+        return event
+
+    def _answer(self, events: Sequence[Event | None]) -> None:
+        """Do what the step's micro-batches, which are at the same event, ask for."""
+        event = events[0]
+        if isinstance(event, Update):
+            self._step([e for e in events if isinstance(e, Update)])
+        elif isinstance(event, Restart):
+            self.learners[event.part].restart()
+        elif event is not None:
+            self._follow(event)
 
     def _micro_batches(self) -> range:
         share = self.config.batch // self.micro // self.processes.world
@@ -300,9 +354,9 @@ class Trainer:
         places = range(j * self.micro, (j + 1) * self.micro)
         return BatchNoise(self.config.seed, clock.step, places, self.config.batch, self.device)
 
-    def _events(self, j: int, noise: BatchNoise, clock: Clock) -> Iterator[Event]:
+    def _events(self, j: int, noise: BatchNoise, clock: Clock, told: Clock) -> Iterator[Event]:
         """The method's step on one micro-batch, whose images are asked for when it begins and not before."""
-        yield from self.method.step(self.parts, self._batch(j, clock), noise, clock)
+        yield from self.method.step(self.parts, self._batch(j, clock), noise, told)
 
     def _batch(self, j: int, clock: Clock) -> Any:
         return self.loader.batch(clock.images + j * self.micro, self.micro).map(self._here)
@@ -313,16 +367,17 @@ class Trainer:
         images = tensor.ndim == 4 and tensor.is_floating_point() and self.config.channels_last
         return tensor.contiguous(memory_format=torch.channels_last) if images else tensor
 
-    def _backward(self, update: Update) -> None:
+    def _backward(self, update: Update, *, last: bool) -> None:
         # Dividing the sum by the whole batch makes accumulation, and more processes, add up to one mean.
-        self.learners[update.part].backward(update.loss.sum() / (self.config.batch * update.loss[0].numel()))
+        loss = update.loss.sum() / (self.config.batch * update.loss[0].numel())
+        self.learners[update.part].backward(loss, last=last)
 
     def _step(self, updates: Sequence[Update]) -> None:
         part = updates[0].part
         learner = self.learners[part]
         total = sum((u.loss.detach().sum() for u in updates), torch.zeros((), device=self.device))
         loss = wide(self.processes.total(total)) / self.config.batch
-        norm = learner.gradient(self.processes)
+        norm = learner.gradient()
         scaled = learner.scaler.is_enabled()
         seen = Seen(part, self.step_index, self.images, loss, norm, scaled)
         with self._told():
@@ -342,6 +397,7 @@ class Trainer:
         try:
             yield
         except NotFinite as found:
+            self._saver.finish()
             good = checkpoints(self.folder)
             last, seen = good[-1] if good else "none yet", found.seen
             raise UserError(
@@ -352,7 +408,7 @@ class Trainer:
     def _follow(self, event: Follow) -> None:
         pair = (event.part, event.of)
         if pair not in self._following:
-            self._following[pair] = Following(*(self.parts.roles[n].module.state_dict() for n in pair))
+            self._following[pair] = Following(*(self.held[n].state for n in pair))
         self._following[pair].move(1 - event.decay)
 
 
@@ -360,31 +416,6 @@ def _kind(event: Event | None) -> tuple[str, ...]:
     if event is None:
         return ("end",)
     return (type(event).__name__, event.part)
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect signals that announce the end instead of dying in mid-step; a second one kills as usual.
-
-    One that is ignored stays ignored: `nohup` asks for that.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    previous = {s: handler for s in ENDINGS if (handler := signal.getsignal(s)) != signal.SIG_IGN}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, previous[signal.Signals(number)] or signal.SIG_DFL)
-
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 __all__ = ["Interrupted", "Progress", "Trained", "Trainer"]

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 import torch
 
-from imagewright.bench.gpu import card, emoji, sampling, sharded, training, updates
+from imagewright.bench.gpu import card, emoji, sampling, sharded, tests, training, updates
 from imagewright.bench.gpu.scale import FULL, TOY, Scale
-from imagewright.bench.gpu.timing import Deadline, Numbers, OutOfTime, forget
+from imagewright.bench.gpu.timing import Deadline, Numbers, OutOfTime, alarm, forget
 from imagewright.files import write_json
 from imagewright.version import versions
 
@@ -24,16 +22,17 @@ Part = Callable[[Numbers, Numbers, Scale, torch.device, Deadline, Path], None]
 """(own results, all results, scale, device, deadline, folder): writes what it finds into its own results."""
 
 PARTS: Mapping[str, tuple[Part, float]] = {
-    "a": (card.measure, 0.05),
-    "b": (training.measure, 0.34),
-    "c": (sampling.measure, 0.20),
-    "d": (updates.measure, 0.31),
-    "e": (sharded.measure, 0.10),
+    "a": (card.measure, 0.02),
+    "b": (training.measure, 0.38),
+    "c": (sampling.measure, 0.13),
+    "d": (updates.measure, 0.19),
+    "e": (sharded.measure, 0.06),
+    "t": (tests.measure, 0.26),
     "f": (emoji.measure, 0.0),
 }
 """What measures a part, and its share of the minutes; f has what the others leave."""
-MEASURED_MINUTES = 2.4
-"""Of a to e together, at most, where f is to be run too."""
+MEASURED_MINUTES = 5.0
+"""Of a to t together, at most, where f is to be run too."""
 
 
 def run(options: argparse.Namespace, words: Sequence[str], say: Callable[[str], None]) -> int:
@@ -99,7 +98,7 @@ def _run(
     started = time.monotonic()
     own["status"] = "done"
     try:
-        with _alarm(seconds):
+        with alarm(seconds):
             measure(own, parts, scale, device, Deadline(seconds), folder)
     except OutOfTime:
         own["status"] = "out of time"
@@ -110,22 +109,6 @@ def _run(
     own["wall_seconds"] = time.monotonic() - started
     with suppress(Exception):  # a broken device is the next part's finding
         forget(device)
-
-
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime within it after so long, as soon as Python gets to run: a compiler does not ask the time."""
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise OutOfTime
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _cudnn() -> int | None:

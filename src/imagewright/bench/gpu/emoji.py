@@ -43,15 +43,17 @@ from imagewright.types import Sampler
 
 STAGES = {"teacher": ("edm-emoji64-64", 0.68), "student": ("cd-emoji64-64", 0.8)}
 """Recipe of each, and its share of the time that is left when it begins."""
-SCORING = 45.0
+SCORING = 50.0
 """Seconds kept for grids and scores."""
 SCORED = 946
 """Images of a score: as many as the shipped model's card has."""
 STEPS = {"teacher": (1, 2, 4, 8, 18), "student": (1, 2)}
 SECOND = 0.8
 """Noise level of the student's second step."""
-WARM = 30
-"""Steps before a rate is believed."""
+WARM = 15
+"""Steps before a rate is believed; three times as many are timed."""
+SLOW = 3000.0
+"""Images a second below which the host is what is waited for, and a batch four times as large costs no more."""
 SHIPPED = ("emoji64-32", 12)
 """The model to beat, and the steps of its card. It draws 32x32: what is held against it is halved, by means of 2x2."""
 
@@ -64,7 +66,7 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
         for stage, (recipe, share) in STAGES.items():
             if not (folder / stage / "model.json").exists():
                 seconds = share * (deadline.left - (SCORING if not scale.toy else 0))
-                own[stage] = _train(stage, recipe, seconds, parts, scale, device, folder)
+                own[stage] = _train(stage, recipe, seconds, scale, device, folder)
         reference = _reference(scale)
         for stage in STAGES:
             for steps in STEPS[stage][: 1 if scale.toy else None]:
@@ -83,23 +85,24 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
                 scores[f"{stage} halved, {generator.nfe} calls"] = _score(generator, small, scale)
 
 
-def _train(
-    stage: str, recipe: str, seconds: float, parts: Numbers, scale: Scale, device: torch.device, folder: Path
-) -> Numbers:
+def _train(stage: str, recipe: str, seconds: float, scale: Scale, device: torch.device, folder: Path) -> Numbers:
     """Train a stage to its end and export it. Raises OutOfTime, with the state saved, where the time ends first."""
     runs = folder / "runs"
     experiment = RECIPES[recipe]()
     if "teacher" in experiment.given:
         experiment = experiment.giving(teacher=str(folder / "teacher"))
-    experiment = _at_scale(experiment, parts, scale)
+    experiment = _at_scale(experiment, scale)
     plan_file = runs / "plan.json"
     plan: dict[str, Any] = parse_json(plan_file.read_text(), str(plan_file), dict) if plan_file.exists() else {}
     if stage not in plan:
-        plan[stage] = _length(experiment, seconds, scale, device, runs / f"{stage}-rate")
+        began = time.monotonic()
+        batch, rate = _rate(experiment, scale, device, runs, stage)
+        left = seconds - (time.monotonic() - began) - 5
+        images = 2 * batch if rate is None else int(0.93 * rate * left)
+        plan[stage] = {"batch": batch, "rate": rate, "total_images": max(images // batch, 1) * batch}
         runs.mkdir(parents=True, exist_ok=True)
         write_json(plan_file, plan)
-    total = int(plan[stage]["total_images"])
-    experiment = _of_length(experiment, total)
+    experiment = _of_length(_of_batch(experiment, int(plan[stage]["batch"])), int(plan[stage]["total_images"]))
     end = Deadline(seconds * 1.1)
     started, seen = time.monotonic(), [0, 0]
 
@@ -120,7 +123,7 @@ def _train(
     return {**plan[stage], "wall_seconds": wall, "images_per_second": rate, "batch": experiment.training.batch}
 
 
-def _at_scale(experiment: Experiment, parts: Numbers, scale: Scale) -> Experiment:
+def _at_scale(experiment: Experiment, scale: Scale) -> Experiment:
     """With the formats that suit the device, or shrunk."""
     if scale.toy:
         training = replace(experiment.training, batch=4, micro_batch=None, total_images=8)
@@ -128,30 +131,45 @@ def _at_scale(experiment: Experiment, parts: Numbers, scale: Scale) -> Experimen
         sampler = Heun(num_steps=1) if not experiment.given else experiment.sampler
         network = shrunk(experiment.network)
         return replace(experiment, network=network, training=training, data=data, sampler=sampler)
-    last = bool(parts.get("b", {}).get("channels_last", True))
-    training = replace(experiment.training, precision="bf16", tf32=True, channels_last=last)
+    training = replace(experiment.training, precision="bf16", tf32=True, channels_last=True)
     return replace(experiment, training=training)
 
 
-def _length(experiment: Experiment, seconds: float, scale: Scale, device: torch.device, folder: Path) -> Numbers:
-    """Images that fit the seconds, by the rate of a short run."""
+def _rate(
+    experiment: Experiment, scale: Scale, device: torch.device, folder: Path, stage: str
+) -> tuple[int, float | None]:
+    """The batch to train with, and images a second of short runs with it; the recipe's batch unless that is slow."""
     batch = experiment.training.batch
     if scale.toy:
-        return {"total_images": 2 * batch, "rate": None}
-    steps = 4 * WARM
-    marks: list[float] = []
+        return batch, None
+    rate = _measured(experiment, batch, device, folder / f"{stage}-rate")
+    if rate < SLOW:
+        larger = _measured(experiment, 4 * batch, device, folder / f"{stage}-rate-larger")
+        if larger > 2 * rate:
+            return 4 * batch, larger
+    return batch, rate
+
+
+def _measured(experiment: Experiment, batch: int, device: torch.device, folder: Path) -> float:
+    """Images a second of a short run."""
+    steps, marks = 4 * WARM, []
 
     def watch(progress: Progress) -> None:
         if progress.images in (WARM * batch, steps * batch):
             torch.cuda.synchronize(device)
             marks.append(time.monotonic())
 
-    started = time.monotonic()
-    trial = _of_length(experiment, steps * batch)
-    run_experiment(replace(trial, sampler=None), folder, device=device, resume=True, on_progress=watch)
-    rate = (steps - WARM) * batch / (marks[1] - marks[0])
-    left = seconds - (time.monotonic() - started) - 5
-    return {"total_images": max(int(0.95 * rate * left) // batch, 1) * batch, "rate": rate}
+    trial = replace(_of_length(_of_batch(experiment, batch), steps * batch), sampler=None)
+    run_experiment(trial, folder, device=device, resume=True, on_progress=watch)
+    return (steps - WARM) * batch / (marks[1] - marks[0])
+
+
+def _of_batch(experiment: Experiment, batch: int) -> Experiment:
+    """With another batch, and the rate that Adam wants for it: by the root of how many times as large it is."""
+    training = experiment.training
+    rate = training.optimizer.lr * (batch / training.batch) ** 0.5
+    training = replace(training, batch=batch, micro_batch=None, optimizer=replace(training.optimizer, lr=rate))
+    return replace(experiment, training=training)
 
 
 def _of_length(experiment: Experiment, total: int) -> Experiment:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from imagewright.bench.gpu.scale import Scale, shrunk
-from imagewright.bench.gpu.timing import Deadline, Numbers, forget, timed
+from imagewright.bench.gpu.timing import Deadline, Numbers, aside, forget, timed
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
@@ -26,8 +26,10 @@ from imagewright.samplers.generator import ImageGenerator
 from imagewright.samplers.replay import Replays
 from imagewright.types import Condition, DataSpec, Sampler
 
-BATCHES = 8
-"""Of which one measurement consists."""
+BATCHES = 16
+"""Of which one measurement consists: the first one's noise, and the fetching of the last, have nothing beside them."""
+MOST = 20.0
+"""Seconds for one comparison."""
 
 
 def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, deadline: Deadline, folder: Path) -> None:
@@ -42,12 +44,11 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
     ):
         network = _network(config, spec, scale, device)
         own[name] = {"parameters": sum(p.numel() for p in network.parameters()), "batch": batch}
-        for calls in (1, scale.calls):
-            for graphs in (False, True):
-                deadline.check()
-                key = f"{calls} calls" + (", graphs" if graphs else "")
-                count = min(2 if calls > 1 else 5, scale.timed)
-                own[name][key] = _compared(network, spec, batch, calls, graphs, device, count)
+        for calls, graphs in ((1, True), (1, False), (scale.calls, True)):
+            key = f"{calls} calls" + (", graphs" if graphs else "")
+            count = min(2 if calls > 1 else 3, scale.timed)
+            with aside(own[name], key, deadline, scale.most(MOST)) as found:
+                found |= _compared(network, spec, batch, calls, graphs, device, count, 2 if scale.toy else BATCHES)
         forget(device)
 
 
@@ -59,17 +60,24 @@ def _network(config: UNetConfig, spec: DataSpec, scale: Scale, device: torch.dev
 
 
 def _compared(
-    network: nn.Module, spec: DataSpec, batch: int, calls: int, graphs: bool, device: torch.device, count: int
+    network: nn.Module,
+    spec: DataSpec,
+    batch: int,
+    calls: int,
+    graphs: bool,
+    device: torch.device,
+    count: int,
+    batches: int,
 ) -> Numbers:
     """Seconds for a batch of either side, and how many times as fast as the bare calls ours is."""
     model = (ConsistencyModel if calls == 1 else EDMPrecond)(network, 0.002, 80.0, 0.5)
     sampler: Sampler = MultistepConsistency() if calls == 1 else Heun(num_steps=(calls + 1) // 2)
     generator = ImageGenerator(model, spec, sampler, device, graphs=False)
-    labels = [i % spec.num_classes for i in range(BATCHES * batch)]
+    labels = [i % spec.num_classes for i in range(batches * batch)]
     x = torch.randn(batch, *spec.shape, device=device).contiguous(memory_format=torch.channels_last)
     level = torch.zeros(batch, device=device)
     cond = Condition(label=torch.tensor(labels[:batch], device=device))
-    number = BATCHES if calls == 1 else 1
+    number = batches if calls == 1 else 1
 
     def bare() -> None:
         for _ in range(number * calls):
@@ -86,5 +94,5 @@ def _compared(
 
 
 def _each(action: Callable[[], None], device: torch.device, count: int, batches: int) -> Numbers:
-    found = timed(action, device, 2, count)
+    found = timed(action, device, 2 if batches > 1 else 1, count)
     return {key: value if key == "count" else value / batches for key, value in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,6 +46,10 @@ class Scale:
         """A recipe, of the size of this scale."""
         run = RECIPES[name]()
         return replace(run, network=shrunk(run.network)) if self.toy else run
+
+    def most(self, seconds: float) -> float:
+        """Time for one measurement: none is cut short at toy size."""
+        return math.inf if self.toy else seconds
 
 
 FULL = Scale(

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
+import signal
 import statistics
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -57,6 +62,79 @@ def timed(action: Callable[[], object], device: torch.device, warm: int, count: 
             action()
             each.append(time.perf_counter() - started)
     return {"seconds": statistics.median(each), "least": min(each), "largest": max(each), "count": count}
+
+
+@contextmanager
+def aside(results: Numbers, name: str, deadline: Deadline, most: float = math.inf) -> Iterator[Numbers]:
+    """Results of one measurement, for at most so many seconds; what fails is written down, and nothing else lost.
+
+    Raises OutOfTime where nothing of the whole is left.
+    """
+    deadline.check()
+    own: Numbers = {}
+    results[name] = own
+    started, seconds = time.monotonic(), min(most, deadline.left)
+    try:
+        with alarm(seconds):
+            yield own
+    except Exception as error:
+        # What interrupts a compiler comes out of it as the compiler's own error.
+        late = isinstance(error, OutOfTime) or time.monotonic() - started >= seconds
+        own["error"] = f"out of time, {seconds:.0f} s" if late else "".join(traceback.format_exception(error))[-1500:]
+        error.__traceback__ = None  # which holds the measurement's memory
+    own["wall_seconds"] = time.monotonic() - started
+    deadline.check()
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime within it after so long, as soon as Python gets to run: a compiler does not ask the time.
+
+    One within another puts the outer one back, with what is left of it.
+    """
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    started = time.monotonic()
+    outer, _ = signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))
+    try:
+        yield
+    finally:
+        left = max(outer - (time.monotonic() - started), 0.1) if outer else 0
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, left)
+
+
+def kernels(action: Callable[[], object], device: torch.device, count: int = 20) -> Numbers:
+    """Milliseconds and calls of the kernels that take longest in one call; all kernels', the device's idle time beside.
+
+    wall: from the first kernel's start to the last one's end.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    if device.type != "cuda":
+        return {}
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as watched:
+        action()
+        torch.cuda.synchronize(device)
+    spans: dict[str, list[float]] = {}
+    first, last = math.inf, 0.0
+    for event in watched.events() or []:
+        # An optimiser's step has a span of its own around its kernels.
+        if str(event.device_type).endswith("CUDA") and not event.name.startswith(("Optimizer.", "ProfilerStep")):
+            spans.setdefault(event.name[:160], []).append(event.time_range.elapsed_us() / 1000)
+            first, last = min(first, event.time_range.start), max(last, event.time_range.end)
+    order = sorted(spans, key=lambda name: -sum(spans[name]))
+    return {
+        "longest": [[name, round(sum(spans[name]), 3), len(spans[name])] for name in order[:count]],
+        "milliseconds": sum(map(sum, spans.values())),
+        "wall": (last - first) / 1000 if spans else None,
+        "launches": sum(map(len, spans.values())),
+    }
 
 
 def _mark() -> torch.cuda.Event:

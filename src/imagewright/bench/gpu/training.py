@@ -1,9 +1,10 @@
-"""Part b: a training step of ADM for ImageNet-64 with EDM, through the trainer and as a plain loop.
+"""Part b: a training step of ADM for ImageNet-64 with EDM, as a plain loop and through the trainer in several ways.
 
 The plain loop has the network's dropout and an average too; the trainer also fetches its pictures, draws its noise
 from counters, watches for what is not finite, and logs. Model FLOPs of a step are three forward passes' (multiply-
 adds of convolutions, linear layers and attention count 2); utilisation is their rate over the card's measured bf16
-rate, of part a.
+rate, of part a. Each way has its own time and its own failures; what the longest kernels of some of them were is
+written beside them.
 """
 
 from __future__ import annotations
@@ -12,18 +13,29 @@ import contextlib
 import copy
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.attention
 from torch import nn
 
+from imagewright.bench.gpu import blocks
 from imagewright.bench.gpu.scale import MadeUp, Scale
-from imagewright.bench.gpu.timing import Deadline, Numbers, forget, out_of_memory, peak_bytes, timed
+from imagewright.bench.gpu.timing import (
+    Deadline,
+    Numbers,
+    aside,
+    forget,
+    kernels,
+    out_of_memory,
+    peak_bytes,
+    timed,
+)
 from imagewright.data import Loader
 from imagewright.methods.edm import loss_weight
 from imagewright.precision import tf32
@@ -34,17 +46,42 @@ from imagewright.training.trainer import Trainer
 from imagewright.types import Condition
 
 RECIPE = "edm-imagenet64"
-COMPILING = 150.0
-"""Seconds that have to be left for a compiled step to be tried: compilation alone takes most of them."""
 FEW = 3
-"""Repetitions of what is a yardstick alone."""
+"""Repetitions of what is measured beside a step."""
+MOST = 45.0
+"""Seconds for one way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to train.
+
+    share: of the scale's batch. training: settings that differ. benchmark: whether cuDNN tries its kernels. attention:
+    a backend of torch that comes first. profiled: whether the longest kernels are written down.
+    """
+
+    name: str
+    share: float = 1.0
+    training: Mapping[str, Any] = field(default_factory=dict)
+    benchmark: bool = False
+    attention: str | None = None
+    profiled: bool = False
+
+
+LAST: Mapping[str, Any] = {"channels_last": True, "graphs": False}
+WAYS = (  # recordings last: one that goes wrong could take the device with it
+    Way(name="trainer bf16 channels_last", training=LAST, profiled=True),
+    Way(name="cudnn benchmark", training=LAST, benchmark=True, profiled=True),
+    Way(name="cudnn attention", training=LAST, benchmark=True, attention="CUDNN_ATTENTION"),
+    Way(name="twice the batch", share=2, training=LAST, benchmark=True),
+    Way(name="an eighth of the batch", share=1 / 8, training=LAST),
+    Way(name="graphs", training={**LAST, "graphs": True}, benchmark=True, profiled=True),
+    Way(name="an eighth of the batch, graphs", share=1 / 8, training={**LAST, "graphs": True}),
+)
 
 
 def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, deadline: Deadline, folder: Path) -> None:
-    """The plain loop in three formats, the trainer eager in both memory formats, and compiled in the faster one.
-
-    A compiled step is left out, and said to be, where less than COMPILING is left.
-    """
+    """The plain loop, the ways above, what of a step is the optimiser's, and single blocks, eager and compiled."""
     sources = MadeUp(scale)
     experiment = scale.experiment(RECIPE)
     with torch.device("meta"):
@@ -55,34 +92,43 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
     own |= {"recipe": RECIPE, "parameters": sum(p.numel() for p in network.parameters())}
     own["flops_per_image"] = 3 * flops.flops
     rate = parts.get("a", {}).get("bf16", {}).get("flops")
-    own["runs"] = runs = {}
+    runs: Numbers = {}
+    own["runs"] = runs
 
-    def run(
-        name: str, batch: int, step: Callable[[int], AbstractContextManager[Callable[[], object]]], count: int
-    ) -> None:
-        deadline.check()
-        runs[name] = _halving(step, batch, device, scale, min(count, scale.timed))
-        if "seconds" in runs[name]:
-            images = runs[name]["batch"] / runs[name]["seconds"]
-            runs[name]["images_per_second"] = images
-            if rate is not None:
-                runs[name]["utilisation"] = images * 3 * flops.flops / rate
+    def rated(found: Numbers) -> None:
+        images = found["batch"] / found["seconds"]
+        found["images_per_second"] = images
+        if rate is not None:
+            found["utilisation"] = images * 3 * flops.flops / rate
 
-    for name, rounded, bf16 in (("plain fp32", False, False), ("plain tf32", True, False), ("plain bf16", True, True)):
-        with tf32(rounded):
-            step = partial(_plain, experiment, sources, device, bf16)
-            run(name, scale.batch if bf16 else scale.batch // 4, step, scale.timed if bf16 else FEW)
     with tf32(True):
-        ours = partial(_ours, experiment, sources, device)
-        run("trainer bf16", scale.batch, partial(ours, {}), scale.timed)
-        run("trainer bf16 channels_last", scale.batch, partial(ours, {"channels_last": True}), scale.timed)
-        seconds = [runs[name]["seconds"] for name in ("trainer bf16", "trainer bf16 channels_last")]
-        own["channels_last"] = last = seconds[1] < seconds[0]
-        if deadline.left < COMPILING:
-            own["compiled"] = f"left out: a compilation needs up to {COMPILING:.0f} s"
-        elif not scale.toy:
-            step = partial(ours, {"compile": True, "channels_last": last})
-            run("trainer bf16 compiled", scale.batch, step, scale.timed)
+        with aside(runs, "plain bf16", deadline, scale.most(MOST)) as found:
+            found |= _halving(partial(_plain, experiment, sources, device), scale.batch, device, scale, scale.timed)
+            rated(found)
+        own["blocks"] = {}
+        blocks.measure(own["blocks"], scale, device, deadline)
+        for way in WAYS if not scale.toy else WAYS[:1]:
+            with aside(runs, way.name, deadline, scale.most(MOST)) as found, _as_told(way, device):
+                step = partial(_ours, experiment, sources, device, way.training, found)
+                longest = found.setdefault("kernels", {}) if way.profiled else None
+                batch = max(int(way.share * scale.batch), 1)
+                found |= _halving(step, batch, device, scale, scale.timed, longest)
+                rated(found)
+
+
+@contextlib.contextmanager
+def _as_told(way: Way, device: torch.device) -> Iterator[None]:
+    """torch's own settings of a way."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, way.benchmark and device.type == "cuda"
+    kinds = torch.nn.attention.SDPBackend
+    order = [kinds.FLASH_ATTENTION, kinds.EFFICIENT_ATTENTION, kinds.MATH]
+    first = [getattr(kinds, way.attention)] if way.attention else []
+    try:
+        with torch.nn.attention.sdpa_kernel([*first, *order], set_priority=True) if first else contextlib.nullcontext():
+            yield
+    finally:
+        cudnn.benchmark = before
 
 
 def _halving(
@@ -91,14 +137,17 @@ def _halving(
     device: torch.device,
     scale: Scale,
     count: int,
+    longest: Numbers | None = None,
 ) -> Numbers:
-    """Seconds of a step at the largest batch that fits: what does not is halved."""
+    """Seconds of a step at the largest batch that fits: what does not is halved. longest: gets the longest kernels."""
     while True:
         forget(device)
         try:
             with step(batch) as action:
-                found = timed(action, device, scale.warm, count)
-                return found | {"batch": batch, "peak_bytes": peak_bytes(device)}
+                found = timed(action, device, scale.warm, count) | {"batch": batch, "peak_bytes": peak_bytes(device)}
+                if longest is not None:
+                    longest |= kernels(action, device)
+                return found
         except RuntimeError as error:
             if not out_of_memory(error) or batch == 1:
                 raise
@@ -113,9 +162,14 @@ def built(experiment: Experiment, sources: MadeUp, device: torch.device) -> Asse
 
 @contextlib.contextmanager
 def _ours(
-    experiment: Experiment, sources: MadeUp, device: torch.device, settings: dict[str, Any], batch: int
+    experiment: Experiment,
+    sources: MadeUp,
+    device: torch.device,
+    settings: Mapping[str, Any],
+    found: Numbers,
+    batch: int,
 ) -> Iterator[Callable[[], object]]:
-    """A step of the trainer, its log included."""
+    """A step of the trainer, its log included; why it is not recorded, where it was to be, is noted."""
     training = replace(experiment.training, batch=batch, micro_batch=None, precision="bf16", **settings)
     made = built(experiment, sources, device)
     with tempfile.TemporaryDirectory() as folder:
@@ -129,12 +183,26 @@ def _ours(
             device=device,
         )
         yield trainer.train_step
+        if trainer.graphs is not None:
+            found["recorded"] = trainer.graphs.why_not or True
+        found["learner"] = _learner(trainer, device)
+
+
+def _learner(trainer: Trainer, device: torch.device) -> Numbers:
+    """Seconds of what comes after the passes: the gradient's norm, the optimiser and averages."""
+    (learner,) = trainer.learners.values()
+
+    def update() -> None:
+        for parameter in learner.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        learner.gradient()
+        learner.step(trainer.images + trainer.config.batch)
+
+    return timed(update, device, 1, FEW)
 
 
 @contextlib.contextmanager
-def _plain(
-    experiment: Experiment, sources: MadeUp, device: torch.device, bf16: bool, batch: int
-) -> Iterator[Callable[[], object]]:
+def _plain(experiment: Experiment, sources: MadeUp, device: torch.device, batch: int) -> Iterator[Callable[[], object]]:
     """The loop that anybody would write first: ready batches, one network, fused Adam, an average kept by foreach."""
     made = built(experiment, sources, device)
     model = made.parts.roles["denoiser"].module.to(device).train()
@@ -151,7 +219,7 @@ def _plain(
     def step() -> None:
         images, label = next(batches)
         sigma = (torch.randn(batch, device=device) * 1.2 - 1.2).exp()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16):
             error = (model(noised(images, sigma), sigma, Condition(label=label)) - images).square().flatten(1).mean(1)
         torch.autograd.backward((loss_weight(sigma, 0.5) * error).mean())
         optimizer.step()

@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from imagewright.bench.gpu.scale import MadeUp, Scale
-from imagewright.bench.gpu.timing import Deadline, Numbers, forget, out_of_memory, peak_bytes, timed
+from imagewright.bench.gpu.timing import Deadline, Numbers, aside, forget, kernels, out_of_memory, peak_bytes, timed
 from imagewright.bench.updates import Updates
 from imagewright.precision import tf32
 
-COUNT = 3
+COUNT = 2
 """Updates that are timed of each: a few say enough where one takes a second."""
+MOST = 40.0
+"""Seconds for one recipe."""
 
 
 def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, deadline: Deadline, folder: Path) -> None:
@@ -23,11 +25,10 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
     """
     sources = MadeUp(scale)
     for name, batch in scale.updates.items():
-        with tf32(False):
-            own[name] = _largest(name, batch, sources, scale, device, deadline)
-        if name.startswith(("scd", "md4")) and not scale.toy:
-            with tf32(True):
-                own[f"{name}, tf32"] = _largest(name, batch, sources, scale, device, deadline)
+        rounded = name.startswith(("scd", "md4")) and not scale.toy
+        for key, allowed in ((name, False), (f"{name}, tf32", True))[: 2 if rounded else 1]:
+            with aside(own, key, deadline, scale.most(MOST)) as found, tf32(allowed):
+                found |= _largest(name, batch, sources, scale, device, deadline)
 
 
 def _largest(name: str, batch: int, sources: MadeUp, scale: Scale, device: torch.device, deadline: Deadline) -> Numbers:
@@ -50,6 +51,7 @@ def _measured(name: str, batch: int, sources: MadeUp, scale: Scale, device: torc
         updates = Updates(experiment, device, batch, sources)
     found = timed(updates, device, 0, min(COUNT, scale.timed))
     return found | {
+        "kernels": kernels(updates, device),
         "batch": batch,
         "images_per_second": batch / found["seconds"],
         "precision": experiment.training.precision,

@@ -1,0 +1,223 @@
+"""A step's forward and backward pass as one CUDA graph, where the method permits: recorded once, then one launch.
+
+A small network on a large GPU is held up by the launching of its kernels from Python, hundreds to thousands a step.
+What is recorded does the same to other numbers of the same shapes: the batch is copied to where the recording reads it,
+and the keys of all noise lie in the device's memory (`RecordedNoise`), so a replayed step has the bits of a plain one.
+
+A recording repeats what the host decided when it was made. So the first steps are watched, and a method is recorded
+only if its step reads neither the clock nor torch's generator, waits for nothing, yields one update and after it
+computes nothing and lets averages follow. Any other method's steps stay as they are. The optimiser, averages, log and
+what several processes exchange are not part of the recording.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from imagewright.noise import BatchNoise, RecordedNoise
+from imagewright.precision import Precision, casts
+from imagewright.training.learners import Learner
+from imagewright.types import Clock, Event, Example, Follow, Method, Parts, Update
+
+WATCHED = 2
+"""Plain steps before one is recorded: the first chooses and compiles kernels, the last is looked at."""
+
+Work = Callable[[], None]
+
+
+class _WatchedClock(Clock):
+    """Tells whether a method has asked it anything."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock.step, clock.images, clock.total_images)
+        object.__setattr__(self, "asked", False)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("step", "images", "total_images", "fraction"):
+            object.__setattr__(self, "asked", True)
+        return object.__getattribute__(self, name)
+
+
+def recorded(work: Work, device: torch.device) -> Work:
+    """What does `work` again whenever it is called; on a CUDA device by one launch. It has been done once before."""
+    if device.type != "cuda":
+        work()
+        return work
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        work()  # what compiles, or chooses kernels, does so now
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Threads that decode and pin pictures go on meanwhile: only this one's calls may not wait.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        work()
+    replay: Work = graph.replay
+    return replay
+
+
+class Graphs:
+    """Watches a trainer's first steps, records one if it can, and stands in for those after it.
+
+    batch: images of a step over all processes; places: of those, this process's, in one micro-batch.
+    why_not: the reason for which nothing is recorded; None while it may be, or is.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        parts: Parts,
+        learners: Mapping[str, Learner],
+        precision: Precision,
+        batch: int,
+        places: range,
+        device: torch.device,
+    ) -> None:
+        self._method, self._parts, self._learners, self._precision = method, parts, learners, precision
+        self._size, self._device = batch, device
+        self._noise = RecordedNoise(places, batch, device)
+        self.why_not: str | None = None
+        self._plain_steps = 0
+        self._events: list[Event] = []
+        self._replay: Work | None = None
+
+    # --- watching -----------------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether `step` may stand in for a plain one."""
+        return self.why_not is None and self._plain_steps >= WATCHED
+
+    @property
+    def _looks(self) -> bool:
+        return self.why_not is None and self._plain_steps == WATCHED - 1
+
+    @contextmanager
+    def plain(self, clock: Clock) -> Iterator[Clock]:
+        """While a plain step is done, with this clock."""
+        watched = _WatchedClock(clock) if self._looks else clock
+        self._events = []
+        yield watched
+        if isinstance(watched, _WatchedClock):
+            kinds = [type(event) for event in self._events]
+            if object.__getattribute__(watched, "asked"):
+                self.why_not = "its step asks where the run stands"
+            elif kinds[:1] != [Update] or any(kind is not Follow for kind in kinds[1:]):
+                self.why_not = f"its step yields {', '.join(kind.__name__ for kind in kinds)}"
+        self._plain_steps += 1
+
+    @contextmanager
+    def event(self, phase: int, noise: BatchNoise) -> Iterator[list[Event | None]]:
+        """While a plain step's method goes to its event of that number, which is to be put into the list."""
+        came: list[Event | None] = []
+        if not self._looks:
+            yield came
+            return
+        before, operations = self._generator(), _Operations()
+        with _waits(self._device) as waits, operations if phase else nullcontext():
+            yield came
+        self._events += [event for event in came if event is not None]
+        if waits:
+            self.why_not = "its step waits for the device"
+        elif operations.count:
+            self.why_not = "its step computes after its update"
+        elif not torch.equal(before, self._generator()):
+            self.why_not = "its step draws from torch's generator"
+        elif noise.drew_in_common:
+            self.why_not = "its step draws on the host"
+
+    def _generator(self) -> Tensor:
+        """Where torch's generator of the device stands."""
+        if self._device.type != "cuda":
+            return torch.default_generator.get_state()
+        return torch.cuda.get_rng_state(self._device)
+
+    # --- recording ----------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Example, seed: int, step: int) -> list[Event] | None:
+        """Gradients, in the part's parameters, and the events that they belong to. None where there is no recording."""
+        if self._replay is None:
+            self._record(batch)
+        if self._replay is None or [_layout(t) for t in _tensors(batch)] != [_layout(t) for t in _tensors(self._batch)]:
+            return None
+        torch._foreach_copy_(_tensors(self._batch), _tensors(batch))
+        self._noise.tell(seed, step)
+        self._replay()
+        for parameter, gradient in zip(self._learners[self._update.part].parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        return [_apart(self._update, Tensor.clone), *self._events[1:]]
+
+    def _record(self, batch: Example) -> None:
+        self._batch = batch.map(torch.clone)
+        optimizer = self._learners[self._events[0].part].optimizer
+        try:
+            self._replay = recorded(self._work, self._device)
+        except RuntimeError as error:
+            self.why_not = f"it cannot be recorded: {str(error).strip().splitlines()[0][:200]}"
+        optimizer.zero_grad(set_to_none=True)
+
+    def _work(self) -> None:
+        """The pass itself, from the recording's batch and noise, into its update and gradients."""
+        learner = self._learners[self._events[0].part]
+        learner.optimizer.zero_grad(set_to_none=True)
+        with self._noise.for_networks(0), casts(self._precision, self._device):
+            update: Any = next(iter(self._method.step(self._parts, self._batch, self._noise, Clock(0, 0, 1))))
+        # Not the last: what several processes exchange is no part of a recording.
+        learner.backward(update.loss.sum() / (self._size * update.loss[0].numel()), last=False)
+        self._update = _apart(update, Tensor.detach)
+        self._gradients = [p.grad for p in learner.parameters]
+
+
+def _apart(update: Update, function: Callable[[Tensor], Tensor]) -> Update:
+    """The update with a function of each of its tensors."""
+    parts = {name: function(tensor) for name, tensor in update.parts.items()}
+    at = None if update.at is None else function(update.at)
+    return replace(update, loss=function(update.loss), parts=parts, at=at)
+
+
+def _tensors(batch: Example) -> list[Tensor]:
+    found: list[Tensor] = []
+    batch.map(lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
+    return found
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.stride()
+
+
+@contextmanager
+def _waits(device: torch.device) -> Iterator[list[str]]:
+    """What torch says about waiting for the device while the body runs."""
+    found: list[str] = []
+    if device.type != "cuda":
+        yield found
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    found += [str(w.message) for w in told if "called a synchronizing" in str(w.message)]
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
