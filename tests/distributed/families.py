@@ -28,6 +28,7 @@ from imagewright.data import Loader
 from imagewright.networks import EDM2UNetConfig, VQAutoencoderConfig, WideResNetConfig
 from imagewright.recipes import RECIPES
 from imagewright.training import parallel
+from imagewright.training.checkpoint import checkpoints, load_checkpoint
 from imagewright.training.config import Parallel
 from imagewright.training.distributed import Processes, processes
 from imagewright.training.experiment import Experiment, assemble, run_experiment
@@ -89,12 +90,15 @@ def experiments(folder: Path) -> Iterator[tuple[str, Experiment]]:
     assert isinstance(wide.network, WideResNetConfig)
     yield "wrn", replace(wide, network=replace(wide.network, blocks=1, widen=1))
     steps = RECIPES["pd-digits"]()
-    yield "pd", (steps.stages[0].work if hasattr(steps, "stages") else steps).giving(teacher=teacher)
+    yield "pd", replace(steps, method=replace(steps.method, start_steps=2)).giving(teacher=teacher)
 
 
 def sized(experiment: Experiment) -> Experiment:
-    """The run in few steps; Adam's eps is large, so that it magnifies no rounding."""
-    optimizer = replace(experiment.training.optimizer, eps=1e-3)
+    """The run in few steps that move its weights; Adam's eps is large, so that it magnifies no rounding."""
+    optimizer = replace(
+        experiment.training.optimizer, eps=1e-3, lr=3e-3, lr_ramp_images=0, lr_cooldown_images=0, lr_decay_images=None,
+        clip_norm=1.0,
+    )  # fmt: skip
     return replace(experiment, training=replace(experiment.training, **SIZES, optimizer=optimizer)).in_images()
 
 
@@ -107,9 +111,10 @@ def trainer(experiment: Experiment, folder: Path, group: Processes, **options: A
                    log=Log(folder if group.is_first else None), processes=group, **options)  # fmt: skip
 
 
-def losses(folder: Path) -> list[dict[str, float]]:
+def numbers(folder: Path) -> list[dict[str, float]]:
+    """What the log has over all processes: of each step and part the loss and the gradient's norm."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k.endswith("/loss")} for line in lines]
+    return [{k: v for k, v in line.items() if k.endswith(("/loss", "/grad_norm"))} for line in lines]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -143,12 +148,13 @@ def measure(
         shares = sum(len(held.local) for held in whole.held.values())
         found[way] = {"resumed": resumed(run, folder / way, group), "shares": shares}
     if group.is_first:
-        one = losses(folder / "one")
+        one = numbers(folder / "one")
         for way in ways:
-            both = losses(folder / way / "whole")
+            both = numbers(folder / way / "whole")
             assert len(one) == len(both) == 4 and [a.keys() for a in one] == [b.keys() for b in both]
-            pairs = [(a[k], b[k]) for a, b in zip(one, both, strict=True) for k in a]
-            found[way]["apart"] = max(abs(x - y) / max(abs(x), 1e-2) for x, y in pairs)
+            for name in ("loss", "grad_norm"):
+                pairs = [(a[k], b[k]) for a, b in zip(one, both, strict=True) for k in a if k.endswith(name)]
+                found[way][name] = max(abs(x - y) / max(abs(x), 1e-2) for x, y in pairs)
     return found
 
 
@@ -164,7 +170,10 @@ def main(folder: Path, names: list[str]) -> None:
     chosen = {n: sized(e) for n, e in experiments(folder) if n in names or not {*names} - {"both"}}
     if alone:  # before there is a group: some methods add up over all that there are
         for name, experiment in chosen.items():
-            trainer(experiment, folder / name / "one", Processes()).train()
+            # f-distill divides by a mean over the forward passes of all processes, which one makes in one.
+            micro = SIZES["batch" if name == "f-distill" else "micro_batch"]
+            run = replace(experiment, training=replace(experiment.training, micro_batch=micro))
+            trainer(run, folder / name / "one", Processes()).train()
     with processes() as group:
         found: dict[str, Any] = {}
         for number, (name, experiment) in enumerate(chosen.items()):
@@ -179,6 +188,24 @@ def main(folder: Path, names: list[str]) -> None:
                 print(name, found[name], flush=True)
 
 
+def go_on(folder: Path, begun: Path) -> None:
+    """Resume the sharded run of edm that lies in `begun`, on however many processes there are."""
+    experiment = sized(dict(experiments(folder))["edm"])
+    training = replace(experiment.training, micro_batch=1, parallel="shard", total_images=24)
+    with processes() as group:
+        found = trainer(replace(experiment, training=training), begun, group)
+        assert found.resume() and found.images == 16
+        state = found.product_state()
+        if group.is_first:
+            there = load_checkpoint(checkpoints(begun / "checkpoints")[-1])
+            wanted = there["learners"]["denoiser"]["averages"]["halflife"]
+            assert state.keys() == wanted.keys() and all(torch.equal(state[n], wanted[n]) for n in wanted)
+        found.train()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[2:3] == ["go-on"]:
+        go_on(Path(sys.argv[1]), Path(sys.argv[3]))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])

@@ -63,7 +63,7 @@ def auto(folder: Path) -> list[str]:
 def test_two_processes_write_what_one_does(what: str, home: Path) -> None:
     one, two = home / "one" / what, home / "two" / what
     files = [one, *one.rglob("*")]
-    assert len(files) > 2 or one.is_file()
+    assert len(files) > 1 or one.is_file()
     assert [p.relative_to(one) for p in sorted(files)] == [p.relative_to(two) for p in sorted([two, *two.rglob("*")])]
     for path in files:
         if path.is_file() and path.suffix != ".npz":

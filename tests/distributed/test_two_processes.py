@@ -66,7 +66,8 @@ def test_two_processes_go_on_with_what_one_has_begun(tiny_recipe: Path, home: Pa
     begun = home / "begun"
     args = ["train", str(tiny_recipe), "--out", str(begun), *SIZES]
     main([*args, "--training.total-images", "48"])
-    two_processes(*args, "--resume")
+    two_processes(*args, "--resume", "--training.parallel", "shard")
+    assert len(list((begun / "checkpoints").glob("rows-*96-*-of-0002.safetensors"))) == 2
     assert_same_weights(home / "one", begun)
 
 

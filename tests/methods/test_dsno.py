@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from imagewright.bench.speed import peak_bytes
 from imagewright.cli.dry_run import parameters
-from imagewright.methods.distances import Distance
+from imagewright.methods.distances import Compares, Distance
 from imagewright.methods.dsno import OperatorDistillation, cosine_level, states
+from imagewright.metrics.perceptual import Backbone
 from imagewright.models.description import build, describe
 from imagewright.models.operator import TrajectoryOperator
 from imagewright.models.preconditioning import EDMPrecond
@@ -262,6 +263,22 @@ def test_a_perceptual_distance_looks_at_every_time() -> None:
     assert isinstance(event, Update) and event.loss.shape == (2,) and float(event.loss.min().detach()) > 0
     with pytest.raises(UserError, match="needs a feature network"):
         method.parts(teacher=EDMPrecond(network()), spec=SPEC)
+
+
+def test_vgg_s_maps_are_compared_without_learned_weights() -> None:
+    class Package(nn.Module):
+        def scaling_layer(self, images: Tensor) -> Tensor:
+            return 2 * images
+
+        def net(self, images: Tensor) -> tuple[Tensor, ...]:
+            return images, images[..., ::2, ::2]
+
+    maps = Backbone(Package())
+    a, b = (StepNoise(k).normal(torch.empty(2, 1, 8, 8, dtype=F64)) for k in (1, 2))
+    assert [tuple(m.shape) for m in maps(a)] == [(2, 3, 8, 8), (2, 3, 4, 4)] and not isinstance(maps, Compares)
+    gap = [(m / m.norm(dim=1, keepdim=True) - n / n.norm(dim=1, keepdim=True)) for m, n in zip(maps(a), maps(b))]
+    wanted = sum(g.square().sum(1).flatten(1).mean(1) for g in gap)
+    torch.testing.assert_close(Distance(kind="perceptual")(a, b, maps), wanted)
 
 
 def test_the_student_starts_as_its_teacher() -> None:

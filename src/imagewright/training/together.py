@@ -53,13 +53,14 @@ class SharedGenerator:
         group, size = self._processes, self.spec.resolution
         for first in range(0, n, batch_size * group.world):
             starts = range(first, min(first + batch_size * group.world, n), batch_size)
-            drawn = torch.zeros(batch_size, size, size, self.spec.channels, dtype=torch.uint8)
+            drawn = torch.zeros(batch_size, self.spec.channels, size, size, dtype=torch.uint8)
             if group.rank < len(starts):
                 rows = list(range(starts[group.rank], min(starts[group.rank] + batch_size, n)))
                 images = self._generator.at(rows, labels=None if labels is None else labels[rows], seed=seed)
-                drawn[: len(rows)] = torch.from_numpy(images)
+                drawn[: len(rows)] = torch.from_numpy(images).permute(0, 3, 1, 2)
             received = [torch.empty_like(drawn) for _ in range(group.world)] if group.is_first else None
             with told_as_lost():
                 dist.gather(drawn, received)
             for start, batch in zip(starts, received or (), strict=False):
-                yield batch[: min(batch_size, n - start)].numpy()
+                # Laid out as `to_uint8` does: convolutions of grey pictures round by it.
+                yield batch[: min(batch_size, n - start)].permute(0, 2, 3, 1).contiguous().numpy()

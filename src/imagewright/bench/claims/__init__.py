@@ -18,6 +18,8 @@ KEYS: tuple[str, ...] = (
     "multistep_consistency",
     "ctm",
     "scm",
+    "vct",
+    "dsno",
     "align_your_flow",
     "guided_distillation",
     "dmd",

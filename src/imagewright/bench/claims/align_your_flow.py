@@ -39,7 +39,7 @@ BETAS = (0.9, 0.99)
 LEVELS = LogNormal(mean=-0.5, std=1.4)
 AYF = AlignYourFlow(warmup=0.25)
 SCD = ContinuousConsistencyDistillation(noise_levels=LEVELS, warmup=0.25)
-LR_AYF, LR_SCD = 1e-3, 3e-4
+LR_AYF, LR_SCD = 3e-3, 3e-4
 TREE_SD, TREE_LEVELS = 0.4, LogNormal(mean=-2.3, std=1.5)
 STRENGTHS = (1.0, 3.0)
 

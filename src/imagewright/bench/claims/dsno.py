@@ -1,4 +1,4 @@
-"""DSNO: what learning a whole trajectory at once is worth to its last point, on a mixture of digits (2211.13449)."""
+"""DSNO: what learning a whole trajectory at once is worth to its last point, in the plane (2211.13449)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from imagewright.bench.claims.claim import Budget, Check, Claim, Row, by_how_much
 from imagewright.bench.claims.plane_training import ExactTeacher, PointRun, distil, mixture_points
-from imagewright.data import open_images
-from imagewright.data.pixels import from_uint8
+from imagewright.bench.claims.rings import ring
 from imagewright.methods.dsno import OperatorDistillation
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
@@ -26,20 +25,21 @@ from imagewright.types import UNCONDITIONAL, Batch, Clock, Coupling, DataSpec, E
 
 @dataclass(frozen=True, kw_only=True)
 class Packed(OperatorDistillation):
-    """The same, of pairs whose points come as channels before the image, as the plane's loader has no place for them."""
+    """The same, of pairs whose points come as channels before the image: the plane's loader has no place for them."""
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
         """One update of the student."""
         pair = batch.coupling
         assert pair is not None
         times = torch.tensor(self.path_times).expand(len(pair.images), -1)
-        points = pair.images[:, -self.slots : -1, None] if self.slots > 1 else None
-        whole = Coupling(pair.latents, pair.images[:, -1:], points=points, times=times)
+        states = pair.images.unflatten(1, (-1, SPEC.channels))  # type: ignore[no-untyped-call]
+        points = states[:, -self.slots : -1] if self.slots > 1 else None
+        whole = Coupling(pair.latents, states[:, -1], points=points, times=times)
         yield from super().step(parts, replace(batch, coupling=whole), noise, clock)
 
 
-UPDATES, BATCH, PAIRS, HELD_OUT, MODES = 160, 32, 4096, 1024, 40
-SPEC = DataSpec(name="digits", resolution=8, channels=1)
+UPDATES, BATCH, PAIRS, HELD_OUT = 100, 128, 8192, 2048
+SPEC = DataSpec(name="points", resolution=1, channels=2)
 DSNO = Packed()
 CONTENDERS: dict[str, tuple[OperatorDistillation, int]] = {
     "DSNO": (DSNO, 1),
@@ -49,11 +49,12 @@ CONTENDERS: dict[str, tuple[OperatorDistillation, int]] = {
 }
 """Methods, and how many times as many updates they make."""
 LR = {"DSNO": 4e-3, "no layers over time": 4e-3, "one time": 4e-3, "one time, 4 x updates": 4e-3}
+"""On tuning seed 20 the best of 2e-3, 4e-3 and 8e-3 for DSNO and for one time; the others have the same."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """One seed: digits with noise of their own as a mixture whose flow is exact, and pairs of it."""
+    """One seed: a ring of modes whose flow is exact, and pairs of it."""
 
     seed: int
     pairs: int
@@ -61,10 +62,7 @@ class Lesson:
 
     @cached_property
     def oracle(self) -> GaussianMixture:
-        images = open_images("digits", split="train")
-        rows = StepNoise(self.seed, 3).integers(len(images), torch.empty(MODES)).tolist()
-        means = from_uint8(torch.from_numpy(images.images(rows)))
-        return GaussianMixture(means, 0.15)
+        return ring(self.seed)
 
     @cached_property
     def whole(self) -> Coupling:
@@ -83,13 +81,13 @@ class Lesson:
         return Coupling(z, torch.cat([*(kept[level] for level in levels), images], 1))
 
     def learnt(self, method: OperatorDistillation, updates: int, lr: float) -> float:
-        """Squared error x 1000, of a number of the image, on held-out noise."""
+        """Squared error x 1000 of the last point, a coordinate, on held-out noise."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = SongUNet(
                 SongUNetConfig(
-                    img_resolution=8, in_channels=1, out_channels=1, model_channels=16, channel_mult=(1, 2),
-                    num_blocks=1, attn_resolutions=(), dropout=0.0,
+                    img_resolution=1, in_channels=2, out_channels=2, model_channels=32, channel_mult=(1,),
+                    num_blocks=2, attn_resolutions=(), dropout=0.0,
                 )
             )  # fmt: skip
             parts = method.parts(teacher=EDMPrecond(network), spec=SPEC)
@@ -100,7 +98,7 @@ class Lesson:
         test = self.whole[slice(self.pairs, None)]
         with torch.no_grad():
             made = student.trajectory(test.latents)[:, -1]  # type: ignore[operator]
-        return 1000 * float((made - test.images[:, -1:]).square().mean())
+        return 1000 * float((made - test.images[:, -SPEC.channels :]).square().mean())
 
 
 def run(seed: int, budget: Budget) -> Sequence[Row]:
@@ -108,8 +106,8 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     full = budget == "full"
     lesson = Lesson(seed, PAIRS if full else 64, HELD_OUT if full else 32)
     updates = UPDATES if full else 2
-    test = lesson.whole[slice(lesson.pairs, None)].images[:, -1:]
-    rows = [Row(name="the mean image", score=1000 * float((test - test.mean(0)).square().mean()), cost=0)]
+    test = lesson.whole[slice(lesson.pairs, None)].images[:, -SPEC.channels :]
+    rows = [Row(name="the mean point", score=1000 * float((test - test.mean(0)).square().mean()), cost=0)]
     for name, (method, times) in CONTENDERS.items():
         score = lesson.learnt(method, times * updates, LR[name])
         rows.append(Row(name=name, score=score, cost=times * updates * method.slots))
@@ -120,15 +118,15 @@ CLAIM = Claim(
     key="dsno",
     paper="2211.13449",
     headline="CIFAR-10 FID 3.78, ImageNet-64 7.83 in one call (progressive distillation in one: 9.12, 15.39)",
-    miniature="40 digits with noise as an exact mixture, 4,096 pairs of its flow; one small U-Net from nothing learns "
-    "four points at once, four without layers over time, or the image alone, in as many updates, and in as many rows of "
-    "its batch; each at its own searched rate.",
-    measure="squared error of the image x 1000, on held-out noise",
-    cost="rows per image of the batch",
+    miniature="8 modes in the plane, 8,192 pairs of the exact flow; one small U-Net from nothing learns four points of "
+    "a trajectory at once, four without layers over time, or the last alone, in as many updates, and in as many rows "
+    "of its batch; each at its own searched rate.",
+    measure="squared error of the last point x 1000, on held-out noise",
+    cost="rows an update's pair takes, times updates",
     run=run,
     checks=(
-        Check(says="four points at once are below the image alone", effect=by_how_much("DSNO", "one time")),
+        Check(says="four points at once are below the last alone", effect=by_how_much("DSNO", "one time")),
         Check(says="layers over time lower the error", effect=by_how_much("DSNO", "no layers over time")),
-        Check(says="and below the image alone at equal cost", effect=by_how_much("DSNO", "one time, 4 x updates")),
+        Check(says="and below the last alone at equal cost", effect=by_how_much("DSNO", "one time, 4 x updates")),
     ),
 )

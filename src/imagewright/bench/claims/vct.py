@@ -24,7 +24,7 @@ PASSES = 6000
 WIDTH = 48
 ENCODER = 1
 """Halves of a pass that an update's encoder takes, at a seventh of the network's size, forward and backward."""
-BETA = 1.0
+BETA = 10.0
 TWO_STEPS = MultistepConsistency(sigmas=(0.5,), clip=False)
 CONTENDERS: dict[str, VariationalConsistencyTraining] = {
     "independent": VariationalConsistencyTraining(base=ICT, coupling=Independent()),
@@ -32,7 +32,9 @@ CONTENDERS: dict[str, VariationalConsistencyTraining] = {
     "learnt": VariationalConsistencyTraining(base=ICT, coupling=Learnt(beta=BETA)),
     "learnt, beta 0": VariationalConsistencyTraining(base=ICT, coupling=Learnt(beta=0.0)),
 }
-LR = {"independent": 4.8e-2, "transported": 4.8e-2, "learnt": 4.8e-2, "learnt, beta 0": 4.8e-2}
+LR = {"independent": 4.8e-2, "transported": 4.8e-2, "learnt": 2.4e-2, "learnt, beta 0": 2.4e-2}
+"""On tuning seed 20 the best of 1.2e-2, 2.4e-2, 4.8e-2 and 9.6e-2 for transported, of the middle two for independent
+and learnt (whose beta is the best of 1, 10 and 30)."""
 
 
 class PointEncoder(nn.Module):
@@ -40,10 +42,9 @@ class PointEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(2, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 4)
-        )
-        nn.init.zeros_(self.layers[-1].weight)
+        last = nn.Linear(WIDTH, 4)
+        nn.init.zeros_(last.weight)
+        self.layers = nn.Sequential(nn.Linear(2, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(), last)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         found: Tensor = self.layers(x.flatten(1))
@@ -102,7 +103,10 @@ CLAIM = Claim(
     run=run,
     checks=(
         *(
-            Check(says=f"learnt is below {other} in {steps}", effect=by_how_much(f"learnt, {steps}", f"{other}, {steps}"))
+            Check(
+                says=f"learnt is below {other} in {steps}",
+                effect=by_how_much(f"learnt, {steps}", f"{other}, {steps}"),
+            )
             for steps in ("1 step", "2 steps")
             for other in ("independent", "transported")
         ),
@@ -111,6 +115,9 @@ CLAIM = Claim(
             effect=how_many_times("learnt, variance", "independent, variance"),
             scale="ratio",
         ),
-        Check(says="without the divergence one step is further", effect=by_how_much("learnt, 1 step", "learnt, beta 0, 1 step")),
+        Check(
+            says="without the divergence one step is further",
+            effect=by_how_much("learnt, 1 step", "learnt, beta 0, 1 step"),
+        ),
     ),
 )  # fmt: skip
