@@ -109,7 +109,7 @@ def test_what_a_model_cannot_do_is_told(models: Path, tmp_path: Path, refused: C
 
     assert "it knows --task inpaint and outpaint, not colourise" in told("masked", "--task", "colourise")
     assert "--levels has no effect on a masked token model" in told("masked", "--task", "inpaint", "--levels", 2.0)
-    assert "is a causal token model, which knows only what stands before" in told("causal", "--task", "inpaint")
+    assert "--steps has no effect on a causal token model" in told("causal", "--task", "inpaint", "--steps", 4)
     assert "draws nothing; it turns images into tokens" in told("vq", "--task", "inpaint")
     assert "--task outpaint goes on beyond left, right, top or bottom" in told(
         "masked", "--task", "outpaint", "--mask", "centre"
