@@ -103,6 +103,14 @@ def test_a_model_of_codes_edits_under_another_class(models: Path, tmp_path: Path
     assert json.loads((tmp_path / "a/inpaint.json").read_text())["label"] == 5
 
 
+def test_a_causal_model_draws_what_is_missing(models: Path, tmp_path: Path) -> None:
+    words = ("--task", "inpaint", "--mask", "bottom")
+    results = edited(models / "causal", tmp_path / "a", *words)
+    assert (results[:, :4] == original()[:4]).all() and (results[0] != results[1]).any()
+    assert np.array_equal(results, edited(models / "causal", tmp_path / "b", *words))
+    assert edited(models / "causal", tmp_path / "c", "--task", "outpaint", n=1).shape == (1, 8, 12)
+
+
 def test_what_a_model_cannot_do_is_told(models: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     def told(model: str, *words: object) -> str:
         return refused("edit", models / model, "--index", 0, "--out", tmp_path, *words)
