@@ -3,6 +3,7 @@
     python examples/side_by_side.py flow-maps-digits        # an hour or so on two cores
     python examples/side_by_side.py matching-digits 0 1 2   # three trainings of every row
     python examples/side_by_side.py flows-digits            # flows beside the best of both, half an hour
+    python examples/side_by_side.py calls-digits            # distance against calls, 1 to 16, of every kind of flow map
     python examples/side_by_side.py emoji64-32 0 1          # some of both families, hours on two cores
     python examples/side_by_side.py emoji64-32 --images 320 --scored 473 --steps 6    # the same, cut short
     python examples/side_by_side.py matching-digits --rows Diff-Instruct SiD          # some of its rows
@@ -21,17 +22,20 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from imagewright import load
 from imagewright.cli.main import main
-from imagewright.files import read_json, write_json
+from imagewright.files import read_json, replacing, write_json
+from imagewright.methods.dsno import OperatorDistillation
 from imagewright.models.segments import segment_stops
+from imagewright.report.figures import COLOURS, MARKERS
 from imagewright.samplers import Heun
 from imagewright.training.snapshots import grid, save_image
 
@@ -39,6 +43,13 @@ STOPS: dict[int, tuple[float, ...]] = {1: (), 2: (0.4,), 4: (4.0, 1.0, 0.3)}
 """Number of calls: noise levels on the way of a model that may stop anywhere. One choice for all, not searched."""
 ANYWHERE = tuple(f"--set sigmas=[{','.join(map(str, stops))}]" for stops in STOPS.values())
 EULER = tuple(f"--set order=1 --steps {calls}" for calls in (1, 2, 4, 9))
+CALLS: dict[int, tuple[float, ...]] = {
+    **STOPS,
+    8: (20.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.2),
+    16: (40.0, 25.0, 16.0, 10.0, 7.0, 5.0, 3.5, 2.5, 1.7, 1.2, 0.8, 0.5, 0.3, 0.15, 0.06),
+}
+"""The same up to 16 calls."""
+UP_TO_16 = tuple(f"--set sigmas=[{','.join(map(str, stops))}]" for stops in CALLS.values())
 COLUMNS = 12
 
 
@@ -58,8 +69,12 @@ class Row:
     """Whether it learns from the teacher's pairs."""
     phased: bool = False
     """Whether the fake network learns alone first, and ratio and adversary come later still."""
+    parts: tuple[str, ...] = ()
+    """Classes of its students, which share its images and are joined; empty: there is one, of all."""
     ways: tuple[str, ...] = ()
     """Options of `evaluate`, one measurement for each; empty: as the recipe's sampler goes."""
+    points: bool = False
+    """Whether those have points of the trajectories on the way."""
     real_pairs: bool = False
     """Whether it learns from real images' pairs too, the recipe's share of them."""
     before: tuple[str, str] | None = None
@@ -128,6 +143,23 @@ FLOWS = (
     ),
 )
 
+MAPS = (
+    Row(name="CD", recipe="cd", ways=UP_TO_16),
+    Row(name="iCT, from its weights", recipe="ict", teacher="--start", ways=UP_TO_16, passes=4),
+    *(replace(_multistep(segments), passes=5) for segments in (1, 4, 16)),
+    Row(name="CTM", recipe="ctm", ways=UP_TO_16, passes=17),
+    Row(name="sCD", recipe="scd", ways=UP_TO_16),
+    Row(name="Align Your Flow", recipe="ayf", ways=tuple(f"--steps {calls}" for calls in CALLS), passes=7),
+    Row(name="VCT on ECM, from its weights", recipe="vct-ecm", teacher="--start", ways=UP_TO_16, passes=5),
+    Row(name="DSNO", recipe="dsno", couplings=True, points=True, passes=12),
+    Row(
+        name="guided distillation",
+        recipe="guided",
+        options="--method.weights 1 1.001",
+        ways=("--weight 1",),
+        passes=7,
+    ),
+)
 
 EMOJI = (
     Row(name="CD", recipe="cd", ways=ANYWHERE[:1]),
@@ -136,6 +168,10 @@ EMOJI = (
     Row(name="DMD2", recipe="dmd2-{}-gan", steps=5, passes=57),
     Row(name="SiD", recipe="sid", passes=13),
     Row(name="Uni-Instruct, JKL", recipe="uni-jkl", phased=True, passes=16),
+    Row(name="EMD, K = 4", recipe="em-distillation", passes=28),
+    Row(name="SMD", recipe="smd", steps=5, passes=77),
+    Row(name="SMT, warmed up", recipe="smt", teacher="--warmup", steps=5, passes=73),
+    Row(name="MSD, two students", recipe="multi-student", couplings=True, parts=("0-4", "5-8"), passes=11),
 )
 
 
@@ -175,6 +211,16 @@ SETTINGS = {
         teacher_recipe="edm-digits",
         teacher_steps=(18, (1, 2, 4, 9)),
     ),
+    "calls-digits": Setting(
+        data="digits",
+        rows=MAPS,
+        images=28_000,
+        equal_passes=True,
+        cooldown=True,
+        pairs=5_000,
+        teacher_recipe="edm-digits",
+        teacher_steps=(18, (1, 2, 4, 8, 16)),
+    ),
     "emoji64-32": Setting(
         data="emoji64-32",
         rows=EMOJI,
@@ -182,6 +228,7 @@ SETTINGS = {
         equal_passes=True,
         cooldown=True,
         options="--training.batch 16 --training.channels-last --training.ema.halflife-images 200",
+        pairs=1_000,
         scored=946,
         teacher_steps=(12, (1,)),
     ),
@@ -202,28 +249,67 @@ def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
         _command(f"evaluate {teacher} {n} --sampler euler --steps {' '.join(map(str, euler))} --out {scores}")
         _command(f"evaluate {teacher} {n} --sampler heun --steps {heun} --out {scores}")
     if any(row.couplings for row in setting.rows):
-        _command(f"couple {teacher} --n {setting.pairs} --sampler heun --steps 18 --out {out}/couplings")
+        points = any(row.points for row in setting.rows)
+        times = f"--times {' '.join(map(str, OperatorDistillation().path_times))}" if points else ""
+        _command(f"couple {teacher} --n {setting.pairs} --sampler heun --steps 18 {times} --out {out}/couplings")
     if any(row.real_pairs for row in setting.rows):
         _command(f"couple {teacher} --invert {setting.data} --sampler heun --steps 18 --out {out}/couplings-real")
     folders = {row: [out / f"seed-{seed}" / _folder_name(row) for seed in seeds] for row in setting.rows}
     for row, places in folders.items():
         for seed, folder in zip(seeds, places, strict=True):
-            _train(row, setting, teacher, folder, seed)
+            _students(row, setting, teacher, folder, seed)
             _measure(row, setting, folder)
     students = {row.name: [_scores(folder / "metrics.json") for folder in places] for row, places in folders.items()}
     table = {"data": setting.data, "images": setting.images, "scored": setting.scored, "seeds": list(seeds)}
-    write_json(out / "table.json", {**table, "teacher": _scores(scores), "students": students})
+    table |= {"teacher": _scores(scores), "students": students}
+    write_json(out / "table.json", table)
+    _curves(table, out / "calls.png")
     _sheet(teacher, setting.teacher_steps[0], [str(places[0]) for places in folders.values()], out / "samples.png")
 
 
+def _curves(table: Mapping[str, Any], path: Path) -> None:
+    """Distance against network calls, both logarithmic; means over the seeds. A model of one number is a dot."""
+    score = next(name for name in table["teacher"][0] if name.startswith("fd_"))
+    figure = Figure(figsize=(7.6, 4.4), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    rows = {"teacher (Euler; last: Heun)": [table["teacher"]], **table["students"]}
+    for i, (name, seeds) in enumerate(rows.items()):
+        calls = [entry["nfe"] for entry in seeds[0]]
+        means = [float(np.mean([entries[k][score] for entries in seeds])) for k in range(len(calls))]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        dashes = "-" if i < len(COLOURS) else "--"
+        axes.loglog(calls, means, label=name, color=colour, marker=marker, ls=dashes, lw=1.4, ms=5)
+    axes.set_xlabel("network calls for an image")
+    axes.set_ylabel(f"{score}, lower is better")
+    ticks = sorted({entry["nfe"] for seeds in rows.values() for entry in seeds[0]})
+    axes.set_xticks(ticks, labels=map(str, ticks), minor=False)
+    axes.grid(alpha=0.2, which="both")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png")
+
+
+def _students(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) -> None:
+    """A row's training, or those of its parts and one model of them."""
+    if not row.parts:
+        _train(row, setting, teacher, folder, seed)
+        return
+    places = [folder / f"part-{part}" for part in row.parts]
+    shared = replace(setting, images=setting.images // len(row.parts))
+    for part, place in zip(row.parts, places, strict=True):
+        _train(replace(row, options=f"{row.options} --data.classes {part}"), shared, teacher, place, seed)
+    if not (folder / "model.safetensors").exists():
+        _command(f"join {' '.join(map(str, places))} --out {folder}")
+
+
 def _train(row: Row, setting: Setting, teacher: str, folder: Path, seed: int) -> None:
-    """A row's training, from where it stands."""
+    """A training, from where it stands."""
     total = _product_images(row, setting) * row.steps
     words = [f"--resume --training.seed {seed} --training.total-images {total}", setting.options]
     if setting.cooldown:
         words.append(f"--training.optimizer.lr-cooldown-images {total // 2}")
     if row.couplings:
-        stores = f"{folder.parents[1]}/couplings"
+        stores = f"{folder.parents[2 if row.parts else 1]}/couplings"
         words.append(f"--data.couplings {stores} {f'{stores}-real' if row.real_pairs else ''}")
     if row.before:
         first = f"{folder}-before"
@@ -291,6 +377,7 @@ def chosen(words: Sequence[str] | None = None) -> tuple[Path, Setting, list[int]
     parser.add_argument("--images", type=int, help="from which each product learns, in place of the setting's")
     parser.add_argument("--scored", type=int, help="images of every measurement")
     parser.add_argument("--steps", type=int, help="of Heun, with which the teacher is measured and drawn")
+    parser.add_argument("--pairs", type=int, help="drawn for those that learn from them")
     parser.add_argument("--rows", nargs="+", help="names of methods, as the table has them (default: all)")
     asked = parser.parse_args(words)
     setting, name = SETTINGS[asked.name], asked.name
@@ -303,6 +390,8 @@ def chosen(words: Sequence[str] | None = None) -> tuple[Path, Setting, list[int]
         setting, name = replace(setting, images=asked.images), f"{name}-{asked.images}"
     if asked.scored is not None:
         setting = replace(setting, scored=asked.scored)
+    if asked.pairs is not None:
+        setting = replace(setting, pairs=asked.pairs)
     if asked.steps is not None:
         setting = replace(setting, teacher_steps=(asked.steps, setting.teacher_steps[1]))
     return Path("runs") / name, setting, asked.seeds or [0]

@@ -44,6 +44,20 @@ def test_a_setting_is_cut_short_in_a_folder_of_its_own(side_by_side: ModuleType)
     assert side_by_side._product_images(setting.rows[0], setting) == 320 * 6 // 13
 
 
+def test_students_share_a_rows_images_and_are_joined(side_by_side: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(side_by_side, "_command", said.append)
+    _, setting, _ = side_by_side.chosen(
+        ["emoji64-32", "--images", "320", "--pairs", "64", "--rows", "MSD, two students"]
+    )
+    (row,) = setting.rows
+    side_by_side._students(row, setting, "emoji64-32", Path("runs/x/seed-0/msd"), 0)
+    low, high, join = said
+    assert "--out runs/x/seed-0/msd/part-0-4 " in low and "--data.classes 0-4" in low and "--data.classes 5-8" in high
+    assert "--data.couplings runs/x/couplings" in low and f"total-images {160 * 6 // 11} " in low
+    assert join == "join runs/x/seed-0/msd/part-0-4 runs/x/seed-0/msd/part-5-8 --out runs/x/seed-0/msd"
+
+
 @pytest.mark.parametrize("words", [["emoji"], ["emoji64-32", "--rows", "SiDA"], ["emoji64-32", "x"]])
 def test_what_it_does_not_know_is_refused(side_by_side: ModuleType, words: list[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -456,6 +456,21 @@ class Average:
     of: str | None = None
 
 
+@runtime_checkable
+class Settles(Protocol):
+    """A module within a network that learns something without a gradient, such as moving averages of what it saw.
+
+    Its forward passes in training mode note what there is to learn, however many there are in a step.
+    """
+
+    def settle(self, summed: Callable[[Tensor], Tensor]) -> None:
+        """Called once for every optimiser step of its network: learn what was noted, and forget it.
+
+        summed: of a tensor over all processes; they have to ask for the same ones.
+        """
+        ...
+
+
 class Parts:
     """The networks of a method by role: `Parts(student=Trained(...), teacher=Frozen(...))`, then `parts.student`."""
 

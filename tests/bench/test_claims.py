@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from imagewright.bench.claims import KEYS, Budget, Check, Claim, Row, Rows, load_claim, origin, runner
+from imagewright.bench.claims import (
+    KEYS,
+    Budget,
+    Check,
+    Claim,
+    Row,
+    Rows,
+    load_claim,
+    origin,
+    plane,
+    rearranging,
+    rehearsal,
+)
 from imagewright.bench.claims.claim import DEFAULT_SEEDS, REPORTED_SEEDS, TUNING_SEEDS, by_how_much, how_many_times
 from imagewright.bench.claims.ledger import read_records, write_ledger
+from imagewright.bench.claims.plane import PointTraining, point_denoiser
+from imagewright.bench.claims.plane_training import PointRun, distil, mixture_points
+from imagewright.bench.claims.rearranging import rearrange
+from imagewright.bench.claims.rings import ring
 from imagewright.bench.claims.runner import rows_of, run_claim
 from imagewright.bench.claims.verdict import interval, judge, together
 from imagewright.cli import bench
 from imagewright.cli.main import main
-from imagewright.types import UserError
+from imagewright.methods.edm import EDM
+from imagewright.types import Parts, Trained, UserError
 
 ASKED: list[int] = []
 SEEDS = list(DEFAULT_SEEDS)
@@ -171,7 +190,7 @@ def test_a_damaged_record_is_one_sentence(name: str, value: object, tmp_path: Pa
 def test_rows_of_other_code_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "toy.json"
     run_claim(claim(LONGER_LOWER), SEEDS[:1], out)
-    monkeypatch.setattr(runner, "code_hash", lambda key: "other")
+    monkeypatch.setattr(origin, "code_hash", lambda key: "other")
     with pytest.raises(UserError, match=r"other code of claim 'toy'; --fresh measures it anew"):
         run_claim(claim(LONGER_LOWER), SEEDS, out)
 
@@ -186,6 +205,75 @@ def test_the_hash_covers_what_a_claim_builds_on(tmp_path: Path, monkeypatch: pyt
     assert origin.code_hash("mine") == first
     (tmp_path / "shared.py").write_text("f = 2\n")
     assert origin.code_hash("mine") != first
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose one claim "toy" is committed, measured, and then changed and committed again."""
+    folder = tmp_path / "src" / "imagewright" / "bench" / "claims"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(origin, "FOLDER", folder)
+    monkeypatch.setattr(origin, "ROOT", tmp_path)
+    monkeypatch.setattr(rearranging, "ROOT", tmp_path)
+    (folder / "toy.py").write_text("one = 1\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "src")
+    git(tmp_path, "commit", "-qm", "one")
+    run_claim(claim(LONGER_LOWER), SEEDS[:2], tmp_path / "toy.json")
+    (folder / "toy.py").write_text("two = 1\n")
+    git(tmp_path, "commit", "-qam", "two")
+    return tmp_path
+
+
+def git(root: Path, *words: str) -> None:
+    who = ["-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "-C", str(root), *who, *words], check=True, capture_output=True)
+
+
+def test_rearranged_code_keeps_its_record_when_it_rehearses_alike(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = checkout / "toy.json", []
+
+    def rehearsed(key: str, root: Path) -> bytes:
+        asked.append((root / "src/imagewright/bench/claims/toy.py").read_text())
+        return b"rows"
+
+    monkeypatch.setattr(rearranging, "_rehearsed", rehearsed)
+    with pytest.raises(UserError, match="other code"):
+        run_claim(claim(LONGER_LOWER), SEEDS, out)
+    assert rearrange("toy", out) and asked == ["one = 1\n", "two = 1\n"]
+    assert not rearrange("toy", out)  # it is known by now
+    (step,) = run_claim(claim(LONGER_LOWER), SEEDS, out)["rearranged"]
+    record = json.loads(out.read_text())
+    assert list(record["seeds"]) == [str(seed) for seed in SEEDS] and record["rearranged"] == [step]
+    assert [record["seeds"][str(seed)]["code"] for seed in SEEDS] == [step["from"]] * 2 + [step["to"]] * 3
+    (checkout / "src/imagewright/bench/claims/toy.py").write_text("three = 1\n")
+    with pytest.raises(UserError, match="files are not committed"):
+        rearrange("toy", out)
+    git(checkout, "commit", "-qam", "three")
+    assert rearrange("toy", out) and len(json.loads(out.read_text())["rearranged"]) == 2
+    assert origin.equal_codes(json.loads(out.read_text())) >= {step["from"], step["to"]}
+
+
+def test_rearranged_code_that_rehearses_otherwise_is_refused(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (checkout / "toy.json").read_bytes()
+    monkeypatch.setattr(rearranging, "_rehearsed", lambda key, root: str(root).encode())
+    with pytest.raises(UserError, match=r"the rehearsals of commit \w{10} and of what stands here differ"):
+        rearrange("toy", checkout / "toy.json")
+    assert (checkout / "toy.json").read_bytes() == before
+
+
+def test_a_rehearsal_notes_settings_and_cuts_trainings() -> None:
+    notes: list[str] = []
+    oracle, method = ring(0), EDM(sigma_data=0.7)
+    with rehearsal.cut_trainings(notes):
+        for lr in (1e-3, 2e-3):
+            parts = Parts(denoiser=Trained(module=point_denoiser(4, 2, 0)))
+            run = PointRun(iterations=1_000_000, batch=4, lr=lr)
+            distil(method, parts, mixture_points(oracle), run)
+        plane.train(point_denoiser(4, 2, 0), plane.from_set(torch.zeros(4, 2, 1, 1)), PointTraining(iterations=10**6))
+    assert len(notes) == 3 and "lr=0.001" in notes[0] and "lr=0.002" in notes[1] and "iterations=1000000" in notes[2]
 
 
 def test_tuning_seeds_are_run_and_not_recorded(tmp_path: Path) -> None:

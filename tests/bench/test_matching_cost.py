@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from imagewright.bench.claims import dmd, dmd2
-from imagewright.bench.claims.matching import BOTH, FORWARD, Contender, parts_of, passes, steps_for
+from imagewright.bench.claims.matching import parts_of, passes
 from imagewright.bench.claims.plane import PointNetwork, point_denoiser
 from imagewright.bench.claims.plane_training import ExactTeacher
+from imagewright.bench.claims.trial import BOTH, FORWARD, Contender, steps_for
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
 from imagewright.noise import StepNoise

@@ -2,17 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
-from imagewright.bench.updates import measure_updates
+from imagewright.bench.updates import Updates, measure_updates
 from imagewright.cli.main import main
 from imagewright.files import read_json
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
 from imagewright.methods.uni_instruct import UniInstruct
-from imagewright.networks import SongUNetConfig
+from imagewright.networks import SongUNetConfig, UNet
 from imagewright.recipes import RECIPES
 from imagewright.training.experiment import run_experiment
 
@@ -43,6 +45,23 @@ def test_all_that_one_update_of_the_product_takes_is_counted(tmp_path: Path) -> 
     assert costs["edm"].frozen == 0 and costs["uni"].learning == 2 * alone and costs["uni"].frozen == alone
     assert costs["dmd2"].learning > 2 * alone  # the adversary's head
     assert all(c.low <= c.ratio <= c.high and c.seconds > 0 for c in costs.values())
+    assert all(0.9 < c.passes < 20 for c in costs.values())
+
+
+def test_the_passes_of_an_update_are_its_calls_with_and_without_gradient(tmp_path: Path) -> None:
+    training = replace(BASE.training, total_images=8, batch=8)
+    run_experiment(replace(BASE, network=NETWORK, training=training), tmp_path / "teacher")
+    cd = RECIPES["cd-digits"]().giving(teacher=str(tmp_path / "teacher"))
+    calls: list[tuple[bool, bool]] = []
+
+    def noted(network: Any, args: Any, made: Any) -> None:
+        calls.append((torch.is_grad_enabled(), made.requires_grad))
+
+    again = Updates(cd, torch.device("cpu"), 4).passes()
+    with register_module_forward_hook(lambda m, args, made: noted(m, args, made) if isinstance(m, UNet) else None):
+        again()
+    # Heun's two calls of the teacher and the target's one; the student's, and back.
+    assert sorted(calls) == [(False, False)] * 3 + [(True, True)]
 
 
 def test_figures_are_written(tmp_path: Path, tiny_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from imagewright.cli import composing
+from imagewright.cli.composing import experiment_of
 from imagewright.cli.dry_run import StandIns
 from imagewright.cli.main import main
-from imagewright.cli.train import experiment_of
 from imagewright.data import ImageSet, write_edm_zip
 from imagewright.models.files import load_model
 from imagewright.recipes.composed import LEAST_IMAGES, auto, distill, lasting
+from imagewright.training.distributed import Processes
 from imagewright.training.experiment import DataConfig, assemble
 from imagewright.training.pace import Opened
 from imagewright.types import DataSpec, kind_of
@@ -60,7 +61,7 @@ def test_a_folder_becomes_a_denoiser_and_that_a_generator(
 ) -> None:
     """Every command without an option that says what the data are, but the first."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(composing, "images_per_second", lambda *_: 10.0)
+    monkeypatch.setattr(composing, "images_per_second", lambda *_, **__: 10.0)
     small = [
         "--network.model-channels",
         "8",
@@ -100,7 +101,8 @@ def test_a_folder_becomes_a_denoiser_and_that_a_generator(
 
 @pytest.mark.parametrize("by", ["consistency", "dmd2"])
 def test_a_student_of_a_shipped_model(by: str) -> None:
-    run = composing.compose_distill(["distill", "--teacher", "emoji64-32", f"--by={by}"], lambda args, default: default)
+    words = ["distill", "--teacher", "emoji64-32", f"--by={by}"]
+    run = composing.compose_distill(words, lambda args, default: default, Processes())
     assert run.experiment.data == DataConfig(source="emoji64", resolution=32)
     with torch.device("meta"):
         assert "teacher" in assemble(run.experiment, sources=StandIns()).parts.roles

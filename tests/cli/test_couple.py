@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -346,3 +348,39 @@ def test_teacher_pairs_and_reflow_are_one_command(tmp_path: Path, monkeypatch: p
     made = Path("runs/reflow/4-flow/model.safetensors").read_bytes()
     main(["train", "--resume", "runs/reflow", "--device", "cpu"])
     assert Path("runs/reflow/4-flow/model.safetensors").read_bytes() == made
+
+
+def test_a_shard_is_written_while_the_next_is_drawn(
+    teacher: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, drawing, write = [threading.Event() for _ in range(8)], itertools.count(), couple.write_shard
+    held: list[bool] = []
+
+    def draw(self: Any, *args: Any) -> Any:
+        drawn[next(drawing)].set()
+        return make(self, *args)
+
+    def waits(folder: Path, manifest: Any, index: int, **pairs: Any) -> None:
+        if index < 6:  # the last has no next
+            assert drawn[index + 1].wait(60), "the next shard is not drawn before this one is written"
+        held.append(couple._lock_path(folder, index).exists())
+        write(folder, manifest, index, **pairs)
+
+    make = couple.Drawing.__call__
+    monkeypatch.setattr(couple.Drawing, "__call__", draw)
+    monkeypatch.setattr(couple, "write_shard", waits)
+    main(["couple", str(teacher), "--out", str(tmp_path / "pairs"), *WAY.split()])
+    assert held == [True] * 7 and not list((tmp_path / "pairs").glob(".shard*"))
+    assert contents(tmp_path / "pairs") == contents(whole)
+
+
+def test_what_stops_the_writing_stops_the_drawing(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(couple, "write_shard", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        couple.Couple(model=str(teacher), n=26, shard=4, sampler=Heun(num_steps=2))(tmp_path / "pairs", {}, "cpu")
+    assert not list((tmp_path / "pairs").glob(".shard*"))

@@ -1,17 +1,18 @@
 """What each of two processes runs (torchrun starts them): every family of methods, alone, replicated and sharded.
 
-Of each family and way a run is trained whole, and again with a death and a new start. What came of it goes to a file
-that `test_families.py` reads; one start of two interpreters for all.
+Of each family a run is trained whole, and again with a death and a new start; families are replicated and sharded in
+turn, or with the word "both" each both ways. What came of it goes to a file that `test_families.py` reads; one start of
+two interpreters for all.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import sys
 import time
-import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,19 @@ import test_resume_of_methods as resumes
 
 from imagewright.cli.main import main as imagewright
 from imagewright.data import Loader
-from imagewright.methods.ddo import DrawNegatives
 from imagewright.networks import EDM2UNetConfig, VQAutoencoderConfig, WideResNetConfig
 from imagewright.recipes import RECIPES
+from imagewright.training import parallel
+from imagewright.training.checkpoint import checkpoints, load_checkpoint
+from imagewright.training.config import Parallel
 from imagewright.training.distributed import Processes, processes
 from imagewright.training.experiment import Experiment, assemble, run_experiment
 from imagewright.training.log import Log
+from imagewright.training.self_play import DrawNegatives
 from imagewright.training.trainer import Trainer
 
 SIZES: dict[str, Any] = {
-    "total_images": 24, "batch": 8, "micro_batch": 2, "log_images": 8, "snapshot_images": 1e9, "checkpoint_images": 8,
+    "total_images": 16, "batch": 4, "micro_batch": 2, "log_images": 4, "snapshot_images": 1e9, "checkpoint_images": 4,
     "trackers": (),
 }  # fmt: skip
 VQ = VQAutoencoderConfig(img_resolution=8, in_channels=1, model_channels=4, channel_mult=(1, 1), num_blocks=1,
@@ -81,15 +85,25 @@ def experiments(folder: Path) -> Iterator[tuple[str, Experiment]]:
     for name in ("causal", "maskgit", "md4", "genmd4"):
         run = RECIPES[f"{name}-digits"]()
         small = {"width": 16, "depth": 2, "heads": 2} if hasattr(run.network, "width") else {"model_channels": 8}
-        yield name, replace(run, network=replace(run.network, **small))
+        yield name, replace(run, network=replace(run.network, **small)).giving(tokenizer=None)
     wide = RECIPES["wrn-digits"]()
     assert isinstance(wide.network, WideResNetConfig)
-    yield "wrn", replace(wide, network=replace(wide.network, depth=10, width=1))
+    yield "wrn", replace(wide, network=replace(wide.network, blocks=1, widen=1))
     steps = RECIPES["pd-digits"]()
-    yield "pd", (steps.stages[0].work if hasattr(steps, "stages") else steps).giving(teacher=teacher)
+    yield "pd", replace(steps, method=replace(steps.method, start_steps=2)).giving(teacher=teacher)
+
+
+def sized(experiment: Experiment) -> Experiment:
+    """The run in few steps that move its weights; Adam's eps is large, so that it magnifies no rounding."""
+    optimizer = replace(
+        experiment.training.optimizer, eps=1e-3, lr=3e-3, lr_ramp_images=0, lr_cooldown_images=0, lr_decay_images=None,
+        clip_norm=1.0,
+    )  # fmt: skip
+    return replace(experiment, training=replace(experiment.training, **SIZES, optimizer=optimizer)).in_images()
 
 
 def trainer(experiment: Experiment, folder: Path, group: Processes, **options: Any) -> Trainer:
+    folder.mkdir(parents=True, exist_ok=True)
     found = assemble(experiment)
     training = experiment.training
     loader = Loader(found.images, training.batch, training.seed, False, found.couplings, 0)
@@ -97,23 +111,24 @@ def trainer(experiment: Experiment, folder: Path, group: Processes, **options: A
                    log=Log(folder if group.is_first else None), processes=group, **options)  # fmt: skip
 
 
-def losses(folder: Path) -> list[dict[str, float]]:
+def numbers(folder: Path) -> list[dict[str, float]]:
+    """What the log has over all processes: of each step and part the loss and the gradient's norm."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k.endswith("/loss")} for line in lines]
+    return [{k: v for k, v in line.items() if k.endswith(("/loss", "/grad_norm"))} for line in lines]
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted((folder / "checkpoints").glob("*24*.safetensors"))}
+    return {p.name: p.read_bytes() for p in sorted((folder / "checkpoints").glob("*0016*.safetensors"))}
 
 
 def resumed(experiment: Experiment, folder: Path, group: Processes) -> bool:
     """Whether a run with a death in it ends with the bits of a whole one."""
 
     def die(progress: Any) -> None:
-        if progress.images == 16:
+        if progress.images == 12:
             raise Died
 
-    with contextlib.suppress(Died):
+    with suppress(Died):
         trainer(experiment, folder / "died", group, on_progress=die).train()
     again = trainer(experiment, folder / "died", group)
     assert again.resume() and again.images == 8
@@ -121,52 +136,76 @@ def resumed(experiment: Experiment, folder: Path, group: Processes) -> bool:
     return not group.is_first or files(folder / "died") == files(folder / "whole")
 
 
-def measure(name: str, experiment: Experiment, folder: Path, group: Processes) -> dict[str, Any]:
-    """What came of one family."""
-    optimizer = replace(experiment.training.optimizer, eps=1e-3)
-    training = replace(experiment.training, **SIZES, optimizer=optimizer)
-    experiment = replace(experiment, training=training).in_images()
+def measure(
+    name: str, experiment: Experiment, folder: Path, group: Processes, ways: tuple[Parallel, ...]
+) -> dict[str, Any]:
+    """What came of one family on both processes."""
     found: dict[str, Any] = {}
-    for way in ("replicate", "shard"):
+    for way in ways:
         run = replace(experiment, training=replace(experiment.training, parallel=way))
         whole = trainer(run, folder / way / "whole", group)
         whole.train()
         shares = sum(len(held.local) for held in whole.held.values())
         found[way] = {"resumed": resumed(run, folder / way, group), "shares": shares}
     if group.is_first:
-        trainer(experiment, folder / "one", Processes()).train()
-        one = losses(folder / "one")
-        for way in ("replicate", "shard"):
-            both = losses(folder / way / "whole")
-            assert len(one) == len(both) == 3 and [a.keys() for a in one] == [b.keys() for b in both]
-            pairs = [(a[k], b[k]) for a, b in zip(one, both, strict=True) for k in a]
-            found[way]["apart"] = max(abs(x - y) / max(abs(x), 1e-2) for x, y in pairs)
-    group.wait()
+        one = numbers(folder / "one")
+        for way in ways:
+            both = numbers(folder / way / "whole")
+            assert len(one) == len(both) == 4 and [a.keys() for a in one] == [b.keys() for b in both]
+            for name in ("loss", "grad_norm"):
+                pairs = [(a[k], b[k]) for a, b in zip(one, both, strict=True) for k in a if k.endswith(name)]
+                found[way][name] = max(abs(x - y) / max(abs(x), 1e-2) for x, y in pairs)
     return found
 
 
 def main(folder: Path, names: list[str]) -> None:
+    """names: of families; none of them = all."""
+    parallel.BUCKET = 4096  # several of them
+    alone = os.environ["RANK"] == "0"
+    if alone:
+        made(folder)
+        (folder / "made").touch()
+    while not (folder / "made").exists():
+        time.sleep(0.1)
+    chosen = {n: sized(e) for n, e in experiments(folder) if n in names or not {*names} - {"both"}}
+    if alone:  # before there is a group: some methods add up over all that there are
+        for name, experiment in chosen.items():
+            # f-distill divides by a mean over the forward passes of all processes, which one makes in one.
+            micro = SIZES["batch" if name == "f-distill" else "micro_batch"]
+            run = replace(experiment, training=replace(experiment.training, micro_batch=micro))
+            trainer(run, folder / name / "one", Processes()).train()
     with processes() as group:
-        if group.is_first:
-            made(folder)
-        group.wait()
         found: dict[str, Any] = {}
-        for name, experiment in experiments(folder):
-            if names and name not in names:
-                continue
+        for number, (name, experiment) in enumerate(chosen.items()):
+            ways: tuple[Parallel, ...] = ("replicate", "shard")
+            if "both" not in names and name != "edm":
+                ways = ways[number % 2 :][:1]
             began = time.perf_counter()
-            try:
-                found[name] = measure(name, experiment, folder / name, group)
-            except Exception:
-                traceback.print_exc()
-                print("FAILED", name, file=sys.stderr, flush=True)
-                raise
+            found[name] = measure(name, experiment, folder / name, group, ways)
             found[name]["seconds"] = round(time.perf_counter() - began, 2)
             if group.is_first:
                 (folder / "found.json").write_text(json.dumps(found))
                 print(name, found[name], flush=True)
 
 
+def go_on(folder: Path, begun: Path) -> None:
+    """Resume the sharded run of edm that lies in `begun`, on however many processes there are."""
+    experiment = sized(dict(experiments(folder))["edm"])
+    training = replace(experiment.training, micro_batch=1, parallel="shard", total_images=24)
+    with processes() as group:
+        found = trainer(replace(experiment, training=training), begun, group)
+        assert found.resume() and found.images == 16
+        state = found.product_state()
+        if group.is_first:
+            there = load_checkpoint(checkpoints(begun / "checkpoints")[-1])
+            wanted = there["learners"]["denoiser"]["averages"]["halflife"]
+            assert state.keys() == wanted.keys() and all(torch.equal(state[n], wanted[n]) for n in wanted)
+        found.train()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[2:3] == ["go-on"]:
+        go_on(Path(sys.argv[1]), Path(sys.argv[3]))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])

@@ -19,11 +19,13 @@ SIZES = (
 )  # fmt: skip
 
 
-def two_processes(*args: str) -> None:
-    """`torchrun --nproc-per-node 2 -m imagewright ...`, on a free port."""
+def two_processes(*args: str, restarts: int = 0) -> str:
+    """`torchrun --nproc-per-node 2 -m imagewright ...`, on a free port. Returns what was complained of."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run([*launcher, "-m", "imagewright", *args], capture_output=True, text=True, timeout=240)
+    launcher += ["--max-restarts", str(restarts)]
+    done = subprocess.run([*launcher, "-m", "imagewright", *args], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def log_of(run: Path) -> list[dict[str, float]]:
@@ -64,5 +66,35 @@ def test_two_processes_go_on_with_what_one_has_begun(tiny_recipe: Path, home: Pa
     begun = home / "begun"
     args = ["train", str(tiny_recipe), "--out", str(begun), *SIZES]
     main([*args, "--training.total-images", "48"])
-    two_processes(*args, "--resume")
+    two_processes(*args, "--resume", "--training.parallel", "shard")
+    assert len(list((begun / "checkpoints").glob("rows-*96-*-of-0002.safetensors"))) == 2
     assert_same_weights(home / "one", begun)
+
+
+DYING = """
+
+import os, signal
+from imagewright.training.trainer import Trainer
+
+step = Trainer._step
+
+
+def dying(self, updates):
+    if self.step_index == 4 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)  # between backward and the optimiser
+    return step(self, updates)
+
+
+Trainer._step = dying
+"""
+
+
+def test_a_process_that_is_killed_in_mid_step_costs_no_bit(tiny_recipe: Path, home: Path, tmp_path: Path) -> None:
+    """torchrun starts both anew, and the same command goes on from the last checkpoint."""
+    recipe = tmp_path / "tiny.py"
+    recipe.write_text(tiny_recipe.read_text() + DYING)
+    told = two_processes("train", str(recipe), "--out", str(home / "elastic"), *SIZES, restarts=1)
+    assert "Signal 9 (SIGKILL)" in told or "exitcode: -9" in told
+    assert [line["images"] for line in log_of(home / "elastic")] == [16, 32, 48, 64, 80, 96]
+    mine, theirs = (load_file(home / run / "model.safetensors") for run in ("elastic", "two"))
+    assert all(torch.equal(mine[name], value) for name, value in theirs.items()) and mine.keys() == theirs.keys()

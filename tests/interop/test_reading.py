@@ -17,7 +17,9 @@ from imagewright.cli.main import main
 from imagewright.interop.pickled import read_network
 from imagewright.interop.reading import read_official
 from imagewright.interop.recognise import FORMATS, PUBLISHED
+from imagewright.methods.vct import Learnt
 from imagewright.models.consistency import ConsistencyModel
+from imagewright.models.coupled import CoupledConsistencyModel
 from imagewright.models.files import load_model
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.preconditioning import EDMPrecond, VPPrecond
@@ -149,20 +151,39 @@ def test_published_files_need_no_config():
 
 
 def test_vct_from_a_lightning_checkpoint(tmp_path):
-    """The averaged network, without its encoder; the settings inside stand for nothing."""
+    """The averaged network; the settings inside stand for nothing."""
     state = {k.replace("model.", "net."): v for k, v in edm_state().items()}
     whole = {f"ema.{k}": v for k, v in state.items()} | {f"model.{k}": v + 1 for k, v in state.items()}
-    whole |= {"ema.encoder.enc.8x8_conv.weight": torch.zeros(1)}
     torch.save({"state_dict": whole, "epoch": 3, "hyper_parameters": {"cfg": {"q": 2}}}, tmp_path / "vct.ckpt")
     found = read_official(tmp_path / "vct.ckpt", config={"sigma_min": 0.003})
     assert found.kind == "vct" and type(found.model) is ConsistencyModel
     assert (found.model.sigma_min, found.model.sigma_max) == (0.003, 80)
     raw = read_official(tmp_path / "vct.ckpt", key="model")
     assert torch.equal(raw.model.network.map_layer0.weight, found.model.network.map_layer0.weight + 1)
-    with pytest.raises(UserError, match="kernel 'cot'; read is 've'"):
-        read_official(tmp_path / "vct.ckpt", config={"kernel": "cot"})
+    linear = read_official(tmp_path / "vct.ckpt", config={"kernel": "cot", "sigma_max": 40.0}).model
+    assert isinstance(linear, CoupledConsistencyModel) and (linear.kernel, linear.time_max) == ("li", 40)
+    with pytest.raises(UserError, match="kernel"):
+        read_official(tmp_path / "vct.ckpt", config={"kernel": "vp"})
     with pytest.raises(UserError, match=r"no weights under 'avg\.'; --key names others"):
         read_official(tmp_path / "vct.ckpt", key="avg")
+
+
+def test_vct_with_its_encoder(tmp_path):
+    """The encoder is the same kind of network, smaller, with twice the outputs: its sizes are those of its tensors."""
+    state = {k.replace("model.", "net."): v for k, v in edm_state().items()}
+    torch.save(state, tmp_path / "plain.pt")
+    plain = read_official(tmp_path / "plain.pt").model
+    encoder = Learnt(channels=8).encoder(plain.network)
+    own = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+    torch.save(state | own, tmp_path / "vct.pt")
+    found = read_official(tmp_path / "vct.pt").model
+    assert isinstance(found, CoupledConsistencyModel) and found.kernel == "ve" and found.boundary
+    assert found.encoder.config == encoder.config
+    images = torch.randn(
+        2, *[getattr(encoder.config, name) for name in ("in_channels", "img_resolution", "img_resolution")]
+    )
+    expected = encoder.eval()(2 * images, torch.zeros(2))
+    assert torch.equal(found.encode(images)[0], expected[:, : encoder.config.in_channels])
 
 
 def test_ctm_for_cifar10(tmp_path):

@@ -61,8 +61,8 @@ def teacher(kind: str = "song", label: str = "time", **more: Any) -> EDMPrecond:
     network, config = KINDS[kind]
     torch.manual_seed(0)
     made = network(
-        config(img_resolution=8, in_channels=1, out_channels=1, label_dim=3, attn_resolutions=(4,), dropout=0.0,
-               model_channels=16 if kind == "song" else 64, channel_mult=(1, 1), num_blocks=1, **more)  # type: ignore[arg-type]
+        config(img_resolution=8, in_channels=1, out_channels=1, label_dim=3, attn_resolutions=(8,), dropout=0.0,
+               model_channels=8 if kind == "song" else 32, channel_mult=(1,), num_blocks=1, **more)  # type: ignore[arg-type]
     )  # fmt: skip
     return EDMPrecond(shaken(made), 0.002, 80.0, SD, label).eval()  # type: ignore[arg-type]
 
@@ -201,7 +201,11 @@ class Scaled(nn.Module):
 
 
 def gradients(model: AlignedFlowMap, loss: Tensor) -> list[Tensor]:
-    return [g for g in torch.autograd.grad(loss, list(model.parameters()), allow_unused=True) if g is not None]
+    return [
+        g
+        for g in torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
+        if g is not None
+    ]
 
 
 @pytest.mark.parametrize(("start", "end"), [(T, S), (S, T)])
@@ -308,7 +312,7 @@ def test_the_finish_pairs_fakes_with_reals_and_weighs_the_map_by_the_ratio_of_gr
     torch.testing.assert_close(expected * of_map, finish.alpha * of_fooled, rtol=1e-3, atol=0)
     penalty = judged.parts["r1"] + judged.parts["r2"]
     torch.testing.assert_close(judged.loss, judged.parts["told_apart"] + 0.05 * penalty)
-    assert float(judged.parts["r1"].min()) > 0 and float(judged.parts["r2"].min()) > 0
+    assert all(bool((judged.parts[name] > 0).all()) for name in ("r1", "r2"))
     # A pair is one image and its partner: the student's loss is the discriminator's turned round.
     torch.testing.assert_close(fooled, torch.log1p(torch.expm1(judged.parts["told_apart"]).reciprocal()))
 

@@ -285,6 +285,31 @@ def test_rounds_are_one_command(teacher: Path, monkeypatch: pytest.MonkeyPatch, 
     assert [shard_path(Path("runs/play/1-draw1"), i).read_bytes() for i in range(3)] == kept
 
 
+def test_alpha_and_beta_are_swept_from_one_reference(teacher: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "round.py").write_text(
+        FILE.replace("{small}", repr(SMALL)).replace("self_play(run, rounds=2, n=20)", "run")
+    )
+    words = ["tune", "ddo", str(tmp_path / "round.py"), "--reference", str(teacher), "--samples", "12", "--n", "6",
+             "--alphas", "1", "--betas", "0.02", "0.1", "--device", "cpu",
+             "--out", str(tmp_path / "swept")]  # fmt: skip
+    main(words)
+    told = capsys.readouterr().out
+    scores = []
+    for beta in ("0.02", "0.1"):
+        folder = tmp_path / f"swept/alpha1-beta{beta}"
+        method = json.loads((folder / "experiment.json").read_text())["experiment"]["method"]
+        assert (method["alpha"], method["beta"]) == (1.0, float(beta))
+        origin = json.loads((folder / "best/model.json").read_text())["origin"]
+        scores.append(origin["scores"][origin["kept"]])
+    best = json.loads((tmp_path / "swept/model.json").read_text())["origin"]
+    assert best["scores"][best["kept"]] == min(scores) and "written to" in told
+    with pytest.raises(SystemExit):
+        main(words)  # there is a model now
+    with pytest.raises(SystemExit):
+        main(["tune", "ddo", "cd-digits", "--out", str(tmp_path / "other")])
+    assert "tune ddo takes a round of DDO" in " ".join(capsys.readouterr().err.split())
+
+
 def test_resuming_a_round_changes_no_bit(teacher: Path, tmp_path: Path, resumed_run: Any) -> None:
     DrawNegatives(given={"model": str(teacher)}, n=12)(tmp_path / "drawn", {}, "cpu")
     run = RECIPES["ddo-digits"]().giving(reference=str(teacher), negatives=str(tmp_path / "drawn"))

@@ -33,7 +33,10 @@ def features(images: Tensor) -> list[Tensor]:
 def test_closed_forms_of_a_uniform_difference(gap: float) -> None:
     a, b = pair(gap)
     c = 0.00054 * math.sqrt(32)
-    expected = {"l1": gap, "l2": gap**2, "pseudo_huber": math.sqrt(32 * gap**2 + c**2) - c}
+    whole, each = math.sqrt(32 * gap**2 + c**2) - c, 32 * (math.sqrt(gap**2 + c**2) - c)
+    expected = {
+        "l1": gap, "l2": gap**2, "norm": math.sqrt(32) * gap, "pseudo_huber": whole, "pseudo_huber_each": each
+    }  # fmt: skip
     for kind, value in expected.items():
         got = Distance(kind=kind)(a, b)  # type: ignore[arg-type]
         torch.testing.assert_close(got, torch.full((3,), value, dtype=torch.float64), rtol=1e-9, atol=0)
@@ -86,7 +89,7 @@ def test_perceptual_needs_features() -> None:
 
 
 def test_bad_fields_are_told() -> None:
-    with pytest.raises(UserError, match=r"distance.kind is 'l3'; allowed: l1, l2, pseudo_huber, perceptual"):
+    with pytest.raises(UserError, match=r"distance.kind is 'l3'; allowed: l1, l2, norm, pseudo_huber, "):
         Distance(kind="l3")  # type: ignore[arg-type]
     for value in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(UserError, match=r"distance.huber_c is"):

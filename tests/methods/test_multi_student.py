@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.cli.main import main
+from imagewright.cli.scoring import real_images
 from imagewright.methods.distances import Distance
 from imagewright.methods.distribution_matching import fresh_noise
 from imagewright.methods.dmd import DMD
@@ -232,6 +233,8 @@ def test_students_are_one_command_that_goes_on_where_it_was_stopped(
     assert model.table == (0, 0, 0, 1, 1, 1, 1, 1, 1, 0) and whole.spec.empty_classes == ()
     one = load_model(Path("whole/1-dm1"))
     assert one.spec.known_classes == (0, 1, 2, 9)
+    assert {*real_images("whole/1-dm1", None, one.spec, "all").labels.tolist()} == {0, 1, 2, 9}
+    assert {*real_images("whole/1-dm1", "digits", one.spec, "all").labels.tolist()} == {*range(10)}
     assert whole.origin["students"][0]["weights_sha256"] == one.weights_sha256
     capsys.readouterr()
     main(["sample", "whole", "--n", "4", "--out", "drawn.png", "--device", "cpu"])

@@ -339,7 +339,10 @@ Distillation, Training = MultistepConsistencyDistillation, MultistepConsistencyT
         (lambda: Distillation(target_decay=1.0), r"method.target_decay is 1.0; it must lie in \[0, 1\)"),
         (lambda: Distillation(eta=-0.1), "method.eta is -0.1; it must be >= 0 and finite"),
         (lambda: Distillation(eta=math.inf), "method.eta is inf"),
-        (lambda: Training(distance=Distance(kind="perceptual")), "is 'perceptual'; allowed: l1, l2, pseudo_huber"),
+        (
+            lambda: Training(distance=Distance(kind="perceptual")),
+            "is 'perceptual'; allowed: l1, l2, norm, ",
+        ),
         (lambda: Training(sigma_data=0.0), "method.sigma_data is 0.0; it must be positive and finite"),
         (lambda: Training(sigma_min=0.0), "method.sigma_min is 0.0"),
         (lambda: Distillation().parts(teacher=Around(), spec=SPEC), "is a Around; distillation needs an EDM"),

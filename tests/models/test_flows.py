@@ -231,6 +231,14 @@ def test_any_denoiser_of_every_level_is_one_with_edms_preconditioning(kind: str)
     torch.testing.assert_close(maps[-1], bottleneck(source, x, sigma, cond).double())
 
 
+@pytest.mark.parametrize("kind", ["edm flow", "velocity", "vp flow", "initial velocity"])
+def test_a_flow_begins_as_another_flow(kind: str) -> None:
+    source = SOURCES[kind](network()).eval()
+    flow, x, sigma = flow_of(source).eval(), numbers(2, 8).float(), torch.tensor([0.3, 5.0])
+    assert type(flow) is type(source) and torch.equal(flow(x, sigma), source(x, sigma))
+    assert {p.data_ptr() for p in flow.parameters()}.isdisjoint(p.data_ptr() for p in source.parameters())
+
+
 def test_a_recast_network_is_told_where_to_go_in_its_own_words() -> None:
     flow = VelocityFlow(network()).eval()
     model = TrajectoryModel.from_denoiser(edm_teacher(flow)).eval()

@@ -74,6 +74,10 @@ def test_only_the_students_that_are_needed_are_in_memory(tmp_path: Path) -> None
         torch.testing.assert_close(asked(model, labels), asked(routed(), labels), rtol=0, atol=0)
         assert model.held() == needed
     torch.testing.assert_close(asked(model), asked(routed()), rtol=0, atol=0)
+    asked(model, torch.tensor([1]))
+    save_model(tmp_path, ModelFile(model=RoutedMap([student(5), student(6)], (0, 0, 0, 1, 1)), spec=SPEC))
+    with pytest.raises(UserError, match="is another model than it was when it was opened"):
+        asked(model, torch.tensor([2]))
 
 
 def test_all_of_it_is_one_model(tmp_path: Path) -> None:
@@ -146,10 +150,11 @@ def test_what_nobody_makes_is_refused(labels: Tensor, sentence: str) -> None:
         ([student(0), student(1, sigma_max=40.0)], (0, 1), "noise levels"),
         ([student(0)], (0, 1), "names students"),
         ([student(0), student(1)], (0, 0), "names students"),
+        ([student(0)], ("a",), "names students"),
     ],
 )
 def test_other_students_and_tables_are_refused(
-    students: list[nn.Module], table: tuple[int, ...], sentence: str
+    students: list[nn.Module], table: tuple[Any, ...], sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         RoutedMap(students, table)

@@ -166,9 +166,13 @@ def test_dropout_is_on_the_embedding_every_branch_and_the_attentions_weights(mon
         lambda x, p, training: elsewhere.append((p, training)) or dropout(x, p, training),
     )
     monkeypatch.setattr(
+        "imagewright.networks.residual.dropout",
+        lambda x, p, training: elsewhere.append((p, training)) or dropout(x, p, training),
+    )
+    monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",
-        lambda *qkv, dropout_p, **more: within.append(dropout_p) or attention(*qkv, dropout_p=dropout_p, **more),
+        lambda *qkv, dropout_p=0.0, **more: within.append(dropout_p) or attention(*qkv, dropout_p=dropout_p, **more),
     )
     tiny(dropout=0.25).train()(tokens())
     assert elsewhere == [(0.25, True)] * 5 and within == [0.25] * 2  # of two blocks

@@ -1,12 +1,17 @@
-"""Published CTM and sCM runs, digit by digit: the commands of ctm-cifar10 and sony/ctm, FastGen's configurations."""
+"""Published CTM, sCM, AYF and guided runs, digit by digit: the commands of ctm-cifar10 and sony/ctm, FastGen's
+configurations, what is known of the others.
+"""
 
 from __future__ import annotations
 
 import math
 
 import pytest
+import torch
 
+from imagewright.cli.dry_run import StandIns
 from imagewright.recipes import RECIPES
+from imagewright.training.experiment import assemble
 
 
 def decay(name: str) -> float:
@@ -61,3 +66,54 @@ def test_scm(name: str, batch: int, steps: int, kind: str, lr: float, eps: float
     assert decay(name) == pytest.approx(0.9999) and training.ema.rampup_ratio is None  # the first, which it evaluates
     assert run.data.labels == (not name.endswith("cifar10")) and not run.data.xflip
     assert (run.network.dropout if run.network else 0.0) == (0.2 if name == "sct-cifar10" else 0.0)
+
+
+@pytest.mark.parametrize(("name", "batch", "lr"), [("ayf-cifar10", 512, 1e-4), ("ayf-imagenet64", 2048, 1e-4)])
+def test_ayf(name: str, batch: int, lr: float) -> None:
+    """50,000 steps, of which r rises over 10,000, then 3,000 with the adversary; ImageNet-64 is autoguided."""
+    run = RECIPES[name]()
+    training, method = run.training, run.method
+    assert (training.batch, training.total_images, training.optimizer.lr) == (batch, 53_000 * batch, lr)
+    assert method.warmup * 53_000 == pytest.approx(10_000) and method.max_r == 0.99 and method.tangent_c == 0.1
+    assert method.adversarial.start * 53_000 == pytest.approx(50_000) and method.weights == (1.0, 3.0)
+    assert ("weak" in run.given) == (name == "ayf-imagenet64") and method.objective == "eulerian"
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "lr", "stages"), [("guided-cifar10", 128, 5e-5, 12), ("guided-imagenet64", 2048, 1e-4, 12)]
+)
+def test_guided(name: str, batch: int, lr: float, stages: int) -> None:
+    """50,000 steps a halving of the released rate, those to two and one step twice; stage 1 at 3e-4."""
+    run = RECIPES[name]()
+    training, method = run.training, run.method
+    assert len(method.stages) == stages and method.stages[-4:] == (2, 2, 1, 1)
+    halvings = training.total_images / batch * (1 - method.first)
+    assert halvings == pytest.approx(50_000 * stages) and training.batch == batch
+    assert training.optimizer.lr == 3e-4 and method.halving_rate * 3e-4 == pytest.approx(lr)
+    assert training.optimizer.clip_norm == 1.0 and method.anneal and method.weights == (1.0, 5.0)
+    assert RECIPES[run.given["teacher"].removeprefix("runs/")]().network.label_dropout == 0.1
+
+
+def told(noise_channels: int, emb_channels: int) -> int:
+    """Parameters of a further number in the embedding."""
+    return noise_channels * emb_channels + emb_channels + emb_channels * emb_channels + emb_channels
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("edm2-imagenet64-s", 280_209_253),
+        ("edm2-imagenet64-xs", 124_710_821),
+        ("align-imagenet64", 280_209_253),
+        ("ayf-imagenet64", 280_209_253 + 2 * told(192, 768)),  # the destination, and the strength
+        ("guided-imagenet64", 295_899_267 + told(192, 768)),
+        ("guided-cifar10", 55_735_299 + told(128, 512)),
+    ],
+)
+def test_students_have_their_teachers_parameters_and_what_they_are_told(name: str, count: int) -> None:
+    """EDM2's counts are those of its program."""
+    experiment = RECIPES[name]()
+    with torch.device("meta"):
+        roles = assemble(experiment, sources=StandIns()).parts.roles
+    network = roles[experiment.method.product].module.network
+    assert sum(p.numel() for p in network.parameters()) == count

@@ -21,6 +21,7 @@ from imagewright.methods.continuous_consistency import (
 from imagewright.methods.distances import Distance
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
+from imagewright.methods.dsno import OperatorDistillation
 from imagewright.methods.easy_consistency import EasyConsistencyTuning
 from imagewright.methods.em_distillation import EMDistillation
 from imagewright.methods.f_distill import FDistill
@@ -64,6 +65,7 @@ METHODS = {
     "tsm": (TeacherScoreMatching(), Heun(num_steps=2)),
     "smt": (ScoreOfMixtureTraining(score_updates=2), MultistepConsistency()),
     "smd": (ScoreOfMixtureDistillation(score_updates=2), MultistepConsistency()),
+    "dsno": (OperatorDistillation(slots=3, dropout=0.1), MultistepConsistency()),
     "flow": (FlowMatching(), Straight(num_steps=2)),
     "rfpp": (RectifiedFlowPlusPlus(image=Distance(kind="l2"), dropout=0.1), Straight(num_steps=1)),
     "simple-reflow": (SimpleReflow(), Straight(num_steps=2)),
@@ -78,7 +80,7 @@ METHODS = {
     "scd": (ContinuousConsistencyDistillation(warmup=0.5), MultistepConsistency()),
     "sct": (ContinuousConsistencyTraining(warmup=0.5), MultistepConsistency()),
 }
-PAIRED = ("dmd", "rfpp", "simple-reflow", "slimflow", "slimflow-distil", "caf-velocity", "caf", "caf-gan")
+PAIRED = ("dmd", "dsno", "rfpp", "simple-reflow", "slimflow", "slimflow-distil", "caf-velocity", "caf", "caf-gan")
 FRESH = ("ecm", "flow", "slimflow", "caf-velocity", "caf", "caf-gan")
 """Methods that begin with a network of their own, whatever they are called."""
 
@@ -99,6 +101,7 @@ def couplings(teacher: Path) -> Path:
             "--out",
             str(folder),
             *["--n", "40", "--sampler", "heun", "--steps", "2", "--shard", "16"],
+            *["--times", *map(str, OperatorDistillation(slots=3).path_times)],
         ]
     )
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,6 +186,40 @@ def test_a_write_that_dies_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch
         t.save()
     assert checkpoints(tmp_path)[-1].read_bytes() == before
     assert load_checkpoint(checkpoints(tmp_path)[-1])["images"] == 32
+
+
+def test_the_run_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is the state of its moment."""
+    passed, write = threading.Event(), checkpoint.save_file
+
+    def slow(*args: Any, **options: Any) -> None:
+        assert passed.wait(60), "the run waits for the disk"
+        write(*args, **options)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    config, weights = replace(CONFIG, checkpoint_images=16), {}
+
+    def step(progress: Progress) -> None:
+        weights[progress.images] = t.parts.generator.w.item()
+        if progress.images == 24:
+            assert not checkpoints(tmp_path)
+            passed.set()
+
+    t = trainer(tmp_path, config=config, on_progress=step)
+    t.train()
+    first = load_checkpoint(checkpoints(tmp_path)[0])
+    assert first["learners"]["generator"]["module"]["w"].item() == weights[16] != weights[24]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    t = trainer(tmp_path)
+    with pytest.raises(UserError, match="disk full"):
+        t.train()
+    assert not list(tmp_path.glob("*")), "nothing half-written is left"
 
 
 def test_follow_moves_the_target_once_a_step(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from imagewright.data import ImageSet, Loader
 from imagewright.methods.continuous_consistency import ContinuousConsistencyDistillation, tangent, trig_output
+from imagewright.methods.dsno import OperatorDistillation
 from imagewright.methods.edm import EDM
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
+from imagewright.models.operator import TrajectoryOperator
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.samplers import MultistepConsistency
@@ -54,7 +59,7 @@ class Ratio:
 def measure_sampling(device: torch.device, rounds: int) -> Ratio:
     """`ImageGenerator.generate` with one network call against calling the bare network on ready latents."""
     spec = DataSpec(name="speed", resolution=RESOLUTION, channels=3, num_classes=10)
-    model = ConsistencyModel(_network(10), 0.002, 80.0, 0.5).eval().to(device)
+    model = ConsistencyModel(network(10), 0.002, 80.0, 0.5).eval().to(device)
     generator = ImageGenerator(model, spec, MultistepConsistency(), device)
     labels = [i % 10 for i in range(BATCH)]
     x = torch.randn(BATCH, *spec.shape, device=device)
@@ -75,7 +80,7 @@ def measure_training(device: torch.device, rounds: int) -> list[Ratio]:
     """A step of the trainer with EDM on SongUNet, its loader, noise and average included, against forward, backward and
     Adam on diffusers' UNet2DModel of the same widths, attention at 8.
     """
-    ours = _trained(EDM(), EDM().parts(network=_network(0), spec=SPEC), device)
+    ours = _trained(EDM(), EDM().parts(network=network(0), spec=SPEC), device)
     try:
         from diffusers import UNet2DModel
     except ImportError:
@@ -95,8 +100,8 @@ def measure_training(device: torch.device, rounds: int) -> list[Ratio]:
 
 def measure_loop(device: torch.device, rounds: int) -> Ratio:
     """The same step of the trainer against a bare loop over the same network: what the loop itself costs."""
-    ours = _trained(EDM(), EDM().parts(network=_network(0), spec=SPEC), device)
-    bare = _bare_step(EDMPrecond(_network(0)).to(device), device, lambda net, x, t: net(x, t + 0.1))
+    ours = _trained(EDM(), EDM().parts(network=network(0), spec=SPEC), device)
+    bare = _bare_step(EDMPrecond(network(0)).to(device), device, lambda net, x, t: net(x, t + 0.1))
     mine, theirs, ratios = alternate(ours, bare, device, rounds)
     return Ratio("training step", mine, "a bare loop over the same network", theirs, *ratios)
 
@@ -106,7 +111,7 @@ def measure_tangent(device: torch.device, rounds: int) -> Ratio:
 
     details: what a step of sCD with it costs, in steps of EDM on the same network.
     """
-    model = ContinuousConsistencyModel(_network(0)).to(device)
+    model = ContinuousConsistencyModel(network(0)).to(device)
     x, velocity = (torch.randn(BATCH, 3, RESOLUTION, RESOLUTION, device=device) for _ in range(2))
     t = torch.linspace(0.1, 1.5, BATCH, device=device)
 
@@ -120,11 +125,76 @@ def measure_tangent(device: torch.device, rounds: int) -> Ratio:
 
     ours, theirs, ratios = alternate(with_tangent, plain, device, rounds)
     scd = ContinuousConsistencyDistillation()
-    distilled = _trained(scd, scd.parts(teacher=EDMPrecond(_network(0)), spec=SPEC), device)
-    learnt = _trained(EDM(), EDM().parts(network=_network(0), spec=SPEC), device)
+    distilled = _trained(scd, scd.parts(teacher=EDMPrecond(network(0)), spec=SPEC), device)
+    learnt = _trained(EDM(), EDM().parts(network=network(0), spec=SPEC), device)
     _, _, (steps, _, _) = alternate(distilled, learnt, device, max(rounds // 3, 1))
     details = {"forward passes": 1 / ratios[0], "steps of EDM that a step of sCD costs": 1 / steps}
     return Ratio("sCM's tangent", ours, "a forward pass", theirs, *ratios, details=details)
+
+
+def measure_trajectory(device: torch.device, rounds: int) -> Ratio:
+    """DSNO's one call for four points of a trajectory against a single call of the network inside.
+
+    details: what its call takes in single calls, by the clock and by the memory that is in use at most beside weights.
+    """
+    levels = OperatorDistillation().levels
+    model = TrajectoryOperator(network(0), levels=levels).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x, label = torch.randn(BATCH // 4, 3, RESOLUTION, RESOLUTION, device=device), torch.zeros(BATCH // 4, device=device)
+    x = x.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def whole() -> None:
+        model.trajectory(x)
+
+    @torch.no_grad()
+    def single() -> None:
+        model.network(x, label)
+
+    ours, theirs, ratios = alternate(whole, single, device, rounds, BATCH // 4)
+    memory = peak_bytes(whole, device) / peak_bytes(single, device)
+    details = {"single calls by the clock": 1 / ratios[0], "by memory": memory}
+    return Ratio("DSNO's call, four points", ours, "a single call of its network", theirs, *ratios, details=details)
+
+
+def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
+    """The most memory that an action has in use at once, beyond what was before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    with _InUse() as memory:
+        action()
+    return int(memory.most)
+
+
+class _InUse(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the tensors that were made while it is on, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now, self.most = 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given | self._known:
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, memory: torch.UntypedStorage) -> None:
+        size, key = memory.nbytes(), memory._cdata
+        self._known.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+        def gone() -> None:
+            self._known.discard(key)
+            self.now -= size
+
+        weakref.finalize(memory, gone)
 
 
 def _trained(method: Method, parts: Parts, device: torch.device) -> Callable[[], object]:
@@ -134,7 +204,8 @@ def _trained(method: Method, parts: Parts, device: torch.device) -> Callable[[],
     return Trainer(method, parts, Loader(ImageSet.of(pixels), BATCH, 0), training, Path(), device=device).train_step
 
 
-def _network(classes: int) -> SongUNet:
+def network(classes: int) -> SongUNet:
+    """Untrained, of 32x32 images."""
     return SongUNet(
         SongUNetConfig(
             img_resolution=RESOLUTION,
@@ -151,14 +222,14 @@ def _network(classes: int) -> SongUNet:
 
 
 def _bare_step(
-    network: torch.nn.Module, device: torch.device, call: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
+    module: torch.nn.Module, device: torch.device, call: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(network.parameters())
+    optimizer = torch.optim.Adam(module.parameters())
     x = torch.randn(BATCH, 3, RESOLUTION, RESOLUTION, device=device)
     t = torch.linspace(0, 1, BATCH, device=device)
 
     def step() -> None:
-        torch.autograd.backward(call(network, x, t).square().mean())
+        torch.autograd.backward(call(module, x, t).square().mean())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 
 from imagewright.bench.speed import alternate
 from imagewright.data import ImageSet, Loader
 from imagewright.data.couplings import Couplings
+from imagewright.networks import UNet
 from imagewright.training.experiment import Experiment, assemble
 from imagewright.training.given import Sources
 from imagewright.training.log import Log, Number
@@ -24,8 +26,10 @@ from imagewright.types import Batch, Coupling, Trained, Update
 class UpdateCost:
     """Seconds of one update of the product, with all that it takes of others; ratios to the reference.
 
-    ratio, low, high: median, least and largest of the paired measurements. learning: numbers of parameters that learn.
-    frozen: of those that do not. updates: optimiser steps of every part within one update of the product.
+    ratio, low, high: median, least and largest of the paired measurements. passes: median ratio to the same passes
+    through its networks alone, forward and where there was a gradient backward, without loss, noise, optimiser and
+    average. learning: numbers of parameters that learn. frozen: of those that do not. updates: optimiser steps of every
+    part within one update of the product.
     """
 
     recipe: str
@@ -33,6 +37,7 @@ class UpdateCost:
     ratio: float
     low: float
     high: float
+    passes: float
     learning: int
     frozen: int
     updates: Mapping[str, int]
@@ -60,7 +65,9 @@ def measure_updates(
         other = base if name == reference else Updates(experiment, device, batch)
         rate, _, (median, low, high) = alternate(other, base, device, rounds, batch=1)
         ratio, low, high = 1 / median, 1 / high, 1 / low  # of seconds, where `alternate` has them of speeds
-        costs.append(UpdateCost(name, 1 / rate, ratio, low, high, other.learning, other.frozen, dict(other.updates)))
+        _, _, (bare, _, _) = alternate(other, other.passes(), device, rounds, batch=1)
+        sizes = (other.learning, other.frozen)
+        costs.append(UpdateCost(name, 1 / rate, ratio, low, high, 1 / bare, *sizes, dict(other.updates)))
     return costs
 
 
@@ -75,7 +82,8 @@ class Updates:
     ) -> None:
         assembled = assemble(experiment, sources=sources or _WithoutPairs())
         training = replace(experiment.training, batch=batch, micro_batch=None)
-        loader = _MadeUpPairs(assembled.images, batch, paired=experiment.data.couplings is not None)
+        times = getattr(experiment.method, "path_times", ())
+        loader = _MadeUpPairs(assembled.images, batch, experiment.data.couplings is not None, times)
         self._log = _Counts()
         self._trainer = Trainer(
             experiment.method,
@@ -88,6 +96,7 @@ class Updates:
         )
         self._trainer.images = training.total_images // 2
         self._product = experiment.method.product
+        self._modules = [role.module for role in assembled.parts.roles.values()]
         roles = assembled.parts.roles.values()
         sizes = [(isinstance(r, Trained), sum(p.numel() for p in r.module.parameters())) for r in roles]
         self.learning = sum(size for learns, size in sizes if learns)
@@ -101,6 +110,50 @@ class Updates:
         before = self._log.counts[self._product]
         while self._log.counts[self._product] == before:
             self._trainer.train_step()
+
+    def passes(self) -> Callable[[], None]:
+        """The passes of one call alone, on the same inputs."""
+        seen: list[_Pass] = []
+
+        def note(network: nn.Module, args: Any) -> None:
+            inputs = tuple(a.detach().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in args)
+            learns = any(p.requires_grad for p in network.parameters())
+            within = any(isinstance(a, Tensor) and a.requires_grad for a in args)
+            seen.append(_Pass(network, inputs, torch.is_grad_enabled() and (learns or within)))
+
+        hooks = [network.register_forward_pre_hook(note) for network in self._networks()]
+        self()
+        for hook in hooks:
+            hook.remove()
+
+        def again() -> None:
+            for one in seen:
+                one()
+
+        return again
+
+    def _networks(self) -> list[nn.Module]:
+        """U-Nets, and what a part without one is."""
+        found: list[list[nn.Module]] = [
+            [m for m in module.modules() if isinstance(m, UNet)] or [module] for module in self._modules
+        ]
+        return list(dict.fromkeys(network for networks in found for network in networks))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One call of a network, and backwards where it had a gradient."""
+
+    network: nn.Module
+    inputs: tuple[Any, ...]
+    backwards: bool
+
+    def __call__(self) -> None:
+        with torch.set_grad_enabled(self.backwards):
+            made = self.network(*self.inputs)
+        if self.backwards:
+            torch.autograd.backward([each.float().mean() for each in ([made] if isinstance(made, Tensor) else made)])
+        self.network.zero_grad(set_to_none=True)
 
 
 class _Counts(Log):
@@ -124,8 +177,8 @@ class _WithoutPairs(Sources):
 class _MadeUpPairs:
     """The part of a `Loader` that the trainer asks for; the pairs are noise beside the batch's own images."""
 
-    def __init__(self, images: ImageSet, batch: int, paired: bool) -> None:
-        self._loader, self._paired = Loader(images, batch, 0), paired
+    def __init__(self, images: ImageSet, batch: int, paired: bool, times: Sequence[float] = ()) -> None:
+        self._loader, self._paired, self._times = Loader(images, batch, 0), paired, times
         self.image_set = images
         self.follow = self._loader.follow
 
@@ -133,4 +186,10 @@ class _MadeUpPairs:
         batch: Batch = self._loader.batch(position, size)
         if not self._paired:
             return batch
-        return replace(batch, coupling=Coupling(torch.randn_like(batch.images), batch.images, batch.cond))
+        images, noise = batch.images, torch.randn_like(batch.images)
+        if not self._times:
+            return replace(batch, coupling=Coupling(noise, images, batch.cond))
+        times = torch.tensor(self._times).expand(len(images), -1)
+        t = times[:, :, None, None, None]
+        points = (1 - t) * images[:, None] + t * noise[:, None]
+        return replace(batch, coupling=Coupling(noise, images, batch.cond, points, times))

@@ -1,4 +1,4 @@
-"""`imagewright bench speed | claims | orders | updates`: ratios of speed, claims in miniature, errors of samplers."""
+"""`imagewright bench speed | claims | orders | updates | decoding`: ratios of speed, claims, errors of samplers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,22 @@ import tyro
 from imagewright.bench.claims import KEYS, load_claim
 from imagewright.bench.claims.claim import DEFAULT_SEEDS
 from imagewright.bench.claims.ledger import read_records, write_ledger
+from imagewright.bench.claims.rearranging import rearrange
 from imagewright.bench.claims.runner import check_seeds, run_claim
 from imagewright.bench.claims.verdict import LEAST_SEEDS
 from imagewright.bench.decoding import measure_cache, measure_masked_decoding
+from imagewright.bench.flows import measure_pairs, measure_student
 from imagewright.bench.orders import draw_orders, measure_orders
-from imagewright.bench.speed import measure_loop, measure_sampling, measure_tangent, measure_training
+from imagewright.bench.speed import (
+    Ratio,
+    measure_loop,
+    measure_sampling,
+    measure_tangent,
+    measure_training,
+    measure_trajectory,
+)
 from imagewright.bench.updates import measure_updates
+from imagewright.cli.bench_decoding import decoding
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.train import find_experiment
@@ -26,42 +36,60 @@ from imagewright.training.distributed import pick_device
 from imagewright.types import UserError
 from imagewright.version import versions
 
-HELP = """imagewright bench speed [--rounds 9] [--device auto] [--out speed.json]
+HELP = """imagewright bench speed [--only pairs student] [--rounds 9] [--device auto] [--out speed.json]
 imagewright bench claims KEY ... | --all [--seeds 10000 10001 ...] [--fresh] [--out docs/claims]
 imagewright bench claims --all --seeds 10005 10006 ... --out again --compare docs/claims --at-most 60
+imagewright bench claims KEY ... | --all --rearranged
 imagewright bench claims --list | --ledger
 imagewright bench orders [--out orders.png]
 imagewright bench updates RECIPE ... [--against RECIPE] [--out updates.json]
+imagewright bench decoding [--tokens 256 1024] [--out growth.json]
 
-speed   ratios within one process: one-step sampling, training step, sCM's tangent, raster decoding with its cache, and
-        masked decoding, each against a peer or bound
+speed   ratios within one process: one-step sampling, training step, sCM's tangent, DSNO's call, raster decoding with
+        its cache, masked decoding, pairs and small students, each against a peer or bound
 claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
 updates seconds that one update of a recipe's model takes, with all that it takes of other networks, against a recipe
+decoding
+        how training and decoding of causal networks grow with the tokens: dense, sparse, routing, axial, Perceiver AR
 orders  error of every deterministic sampler against network calls, on a mixture whose flow is known exactly
 """
 
 
-def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> None:
+MEASURES: Mapping[str, Callable[..., Ratio | Sequence[Ratio]]] = {
+    "sampling": measure_sampling,
+    "training": measure_training,
+    "loop": measure_loop,
+    "tangent": measure_tangent,
+    "trajectory": measure_trajectory,
+    "cache": measure_cache,
+    "masked": measure_masked_decoding,
+    "pairs": measure_pairs,
+    "student": measure_student,
+}
+
+
+def speed(rounds: int = 9, device: str = "auto", only: tuple[str, ...] = (), out: Path | None = None) -> None:
     """One-step sampling against the bare network, a training step against diffusers' UNet2DModel and a bare loop, sCM's
-    tangent against a forward pass, and the decoding of tokens: raster order with and without a cache, and eight masked
-    passes against raster order.
+    tangent against a forward pass, DSNO's call against a single one, the decoding of tokens (raster order with and
+    without a cache, and eight masked passes against raster order), pairs stored against the bare sampler, and a small
+    flow's call against its teacher's.
 
     Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown.
 
     Args:
         rounds: measurements of each side.
         device: auto, cpu, cuda, mps.
+        only: some of sampling, training, loop, tangent, trajectory, cache, masked, pairs, student; default all.
         out: also write the figures as JSON.
     """
+    for name in only:
+        if name not in MEASURES:
+            raise UserError(f"--only is {name!r}; allowed: {', '.join(MEASURES)}")
     target = pick_device(device)
-    results = [
-        measure_sampling(target, rounds),
-        *measure_training(target, rounds),
-        measure_loop(target, rounds),
-        measure_tangent(target, rounds),
-        measure_cache(target, rounds),
-        measure_masked_decoding(target, rounds),
-    ]
+    results: Sequence[Ratio] = ()
+    for measure in (MEASURES[name] for name in only or MEASURES):
+        found = measure(target, rounds)
+        results = (*results, found) if isinstance(found, Ratio) else (*results, *found)
     rows = table("what", "ours (images/s)", "against", "its images/s", "ratio", "range")
     for r in results:
         rows.add_row(
@@ -79,7 +107,8 @@ def speed(rounds: int = 9, device: str = "auto", out: Path | None = None) -> Non
     if out is not None:
         record = {
             "format": "imagewright-speed/1",
-            "command": f"imagewright bench speed --rounds {rounds} --device {device}",
+            "command": f"imagewright bench speed --rounds {rounds} --device {device}"
+            + (f" --only {' '.join(only)}" if only else ""),
             "device": str(target),
             "versions": versions(),
             "results": [r.as_dict() for r in results],
@@ -98,6 +127,7 @@ def claims(
     compare: Path | None = None,
     at_most: float | None = None,
     smoke: bool = False,
+    rearranged: bool = False,
     list: bool = False,
     ledger: bool = False,
 ) -> None:
@@ -113,6 +143,8 @@ def claims(
         compare: folder of earlier records; says whose verdict has changed.
         at_most: only claims that took no more CPU seconds a seed, by the records in --compare, or else in --out.
         smoke: the same code on a fraction of the work; records nothing.
+        rearranged: measure nothing; note in records that their claims' files were rearranged since, if both codes
+            rehearse alike. It takes a repository whose files are committed.
         list: show all claims and the verdicts in --out.
         ledger: write claims.md and its figures from the records, beside --out.
     """
@@ -129,6 +161,11 @@ def claims(
         keys = KEYS
     if at_most is not None:
         keys = _affordable(keys, earlier, at_most)
+    if rearranged:
+        for key in earlier if all else keys:
+            noted = rearrange(key, out / f"{key}.json")
+            say(f"{key}: " + ("rearranged, the rehearsals are equal" if noted else "the record's own code"))
+        keys = ()
     for key in keys:
         record = _run(key, seeds, out, fresh, smoke)
         if compare is not None and key in earlier and not smoke:
@@ -167,7 +204,8 @@ def updates(
 ) -> None:
     """What one update of a recipe's model costs, with all that it takes of other networks, against another recipe's.
 
-    Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown.
+    Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown. "to its
+    passes" is the ratio to the same passes through the networks alone.
 
     Args:
         recipes: names of recipes, whose data and teachers must be there.
@@ -182,11 +220,12 @@ def updates(
     target = pick_device(device)
     experiments = {name: find_experiment(name) for name in dict.fromkeys((against, *recipes))}
     costs = measure_updates(experiments, against, target, rounds, batch, lambda name: say(f"measuring {name}"))
-    rows = table("recipe", "seconds", "ratio", "range", "learning", "frozen", "optimiser steps")
+    rows = table("recipe", "seconds", "ratio", "range", "to its passes", "learning", "frozen", "optimiser steps")
     for c in costs:
         steps = ", ".join(f"{part} {count}" for part, count in c.updates.items())
         sizes = (f"{c.learning / 1e6:.2f} M", f"{c.frozen / 1e6:.2f} M")
-        rows.add_row(c.recipe, f"{c.seconds:.3g}", f"{c.ratio:.2f}", f"{c.low:.2f} to {c.high:.2f}", *sizes, steps)
+        ratios = (f"{c.ratio:.2f}", f"{c.low:.2f} to {c.high:.2f}", f"{c.passes:.2f}")
+        rows.add_row(c.recipe, f"{c.seconds:.3g}", *ratios, *sizes, steps)
     OUT.print(rows)
     if out is not None:
         record = {
@@ -254,6 +293,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "claims": claims,
     "orders": orders,
     "updates": updates,
+    "decoding": decoding,
 }
 
 

@@ -40,13 +40,16 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "index": (0, MANY),
     "label": (-1, MANY),
     # sizes and strengths
-    **dict.fromkeys(("resolution", "size", "workers"), (1, MANY)),
+    **dict.fromkeys(("resolution", "size", "workers", "tokens", "width"), (1, MANY)),
     "channels": (1, 3),
     "factor": (2, MANY),
     "order": (1, 2),
     **dict.fromkeys(("times", "holdout"), (math.ulp(0), 1)),
-    **dict.fromkeys(("factors", "omega"), (-math.inf, math.inf)),
-    **dict.fromkeys(("sigma", "levels", "std", "pollution", "at_most"), (math.ulp(0), math.inf)),
+    "strengths": (2, MANY),
+    "gammas": (0, 1),
+    **dict.fromkeys(("factors", "omega", "weight"), (-math.inf, math.inf)),
+    **dict.fromkeys(("sigma", "levels", "std", "pollution", "at_most", "shift"), (math.ulp(0), math.inf)),
+    **dict.fromkeys(("alphas", "betas"), (math.ulp(0), math.inf)),
 }
 """Least and most of every number that a command takes, by the option's name; infinity itself is never allowed."""
 

@@ -14,7 +14,7 @@ from imagewright.cli.console import bar, duration, say
 from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
 from imagewright.recipes.composed import HOURS, USUAL_HOURS, auto, distill, lasting
-from imagewright.training.distributed import pick_device
+from imagewright.training.distributed import Processes, pick_device
 from imagewright.training.experiment import DataConfig, Experiment
 from imagewright.training.pace import images_per_second
 from imagewright.training.record import EMBEDDED, experiment_from_json, located, read_record
@@ -56,7 +56,7 @@ Parse = Callable[[Sequence[str], Run], Run]
 """Options of a run, its name first, over a run that they change."""
 
 
-def compose_auto(args: Sequence[str], parse: Parse) -> Run:
+def compose_auto(args: Sequence[str], parse: Parse, group: Processes) -> Run:
     """The run that `train auto OPTIONS` asks for, before its options change it; says what was chosen and why."""
     placeholder = RECIPES["edm-digits"]()
     asked = parse(args, AutoRun(experiment=replace(placeholder, data=DataConfig(source=""))))
@@ -70,7 +70,7 @@ def compose_auto(args: Sequence[str], parse: Parse) -> Run:
     with bar(f"opening {data.source}", 1, "files") as advance_to:
         images = data.open(lambda done, total: advance_to(done, total=total))
     run = auto(data, images.spec, len(images), device.type)
-    pace = images_per_second(run, images, device)
+    pace = images_per_second(run, images, device, processes=group)
     hours = HOURS.get(device.type, USUAL_HOURS) if asked.hours is None else asked.hours
     require_positive("--hours", hours)
     run = lasting(run, hours, pace)
@@ -85,7 +85,7 @@ def compose_auto(args: Sequence[str], parse: Parse) -> Run:
     return AutoRun(experiment=run, hours=asked.hours, out=usual_folder(args))
 
 
-def compose_distill(args: Sequence[str], parse: Parse) -> Run:
+def compose_distill(args: Sequence[str], parse: Parse, group: Processes) -> Run:
     """The run that `train distill --teacher RUN OPTIONS` asks for, before its options change it."""
     teacher, by = _option(args, "teacher"), _option(args, "by") or "consistency"
     if teacher is None:
@@ -106,14 +106,20 @@ def _teachers_run(teacher: str, name: str, resolution: int) -> Experiment:
     """The run that made a teacher; of a shipped model, or one without a record, what its images tell."""
     folder = Path(teacher)
     if (folder / "experiment.json").exists():
-        path = folder / "experiment.json"
-        run = experiment_from_json(read_record(folder)["experiment"], path)
-        if not isinstance(run, Experiment):
-            raise UserError(f"{path} is no record of a run")
+        run = experiment_of(folder)
         return replace(run, data=located(run, folder).data)
     if name not in EMBEDDED:
         raise UserError(f"{teacher} has no experiment.json that says which images it was trained on; use `train`")
     return replace(RECIPES["edm-emoji64-32"](), data=DataConfig(source=name, resolution=resolution))
+
+
+def experiment_of(folder: Path) -> Experiment:
+    """The experiment of a run folder, from its record alone. Raises UserError where this version cannot rebuild it."""
+    path = folder / "experiment.json"
+    experiment = experiment_from_json(read_record(folder)["experiment"], path)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{path} is no record of a run")
+    return experiment
 
 
 def _option(args: Sequence[str], name: str) -> str | None:
@@ -132,7 +138,7 @@ def usual_folder(args: Sequence[str]) -> Path:
     return Path(_option(args, "out") or f"runs/{args[0]}-{of}")
 
 
-COMPOSED: Mapping[str, tuple[type[Run], Callable[[Sequence[str], Parse], Run], str]] = {
+COMPOSED: Mapping[str, tuple[type[Run], Callable[[Sequence[str], Parse, Processes], Run], str]] = {
     "auto": (AutoRun, compose_auto, "A denoiser of any images (--data.source), sized to them and to this machine."),
     "distill": (DistillRun, compose_distill, "A one-step student of a denoiser's run (--teacher), on its own images."),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import threading
@@ -33,9 +34,15 @@ ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 """Bars and errors go to stderr, so that stdout stays what a script would want."""
 
 
+def first_alone() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one: others say nothing."""
+    return os.environ.get("RANK", "0").strip() in ("", "0") or os.environ.get("WORLD_SIZE", "1").strip() in ("", "1")
+
+
 def say(text: str) -> None:
     """A line for the user (plain text, no markup)."""
-    OUT.print(shown(text, OUT), markup=False)
+    if first_alone():
+        OUT.print(shown(text, OUT), markup=False)
 
 
 def shown(text: str, console: Console) -> str:
@@ -82,6 +89,9 @@ def table(*heads: str) -> Table:
 @contextmanager
 def bar(description: str, total: int, unit: str = "images") -> Iterator[Callable[..., None]]:
     """A progress bar; yields `advance_to(done, note="", total=None)`. On no terminal it prints a line now and then."""
+    if not first_alone():
+        yield lambda done, note="", total=None: None
+        return
     description = shown(description, ERR)
     if not ERR.is_terminal:
         yield _lines(description, total, unit)

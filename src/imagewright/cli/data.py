@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
 
 from imagewright.cli.command import dispatch
-from imagewright.cli.console import OUT, bar, say, table
+from imagewright.cli.console import OUT, bar, first_alone, say, table
 from imagewright.data import Info, convert, info, open_images
 from imagewright.data.downsampling import Format, Job, Preset, downsample
 from imagewright.data.fitting import Filter, Fit
 from imagewright.metrics.train_encoder import train_encoder
+from imagewright.training.distributed import processes
 from imagewright.types import UserError
 
 T = TypeVar("T")
@@ -132,10 +134,13 @@ def downsample_command(
         skip_bad: leave out unusable files; otherwise they are an error that names the first ten.
     """
     job = Job(source=source, size=size, preset=preset, filter=filter, format=format, seed=seed, val_labels=val_labels)
-    made = _with_bar(
-        "downsampling",
-        lambda show: downsample(job, out, workers=workers, skip_bad=skip_bad, on_progress=show),
-    )
+    with processes() as group:
+        shared = partial(downsample, rank=group.rank, world=group.world, wait=group.wait)
+        made = _with_bar(
+            "downsampling", lambda show: shared(job, out, workers=workers, skip_bad=skip_bad, on_progress=show)
+        )
+    if made is None:
+        return
     counts = ", ".join(f"{split} {count}" for split, count in made.counts.items())
     say(f"{counts} images, {size}x{size}, preset {preset}; {len(made.skipped)} left out")
     for name, reason in made.skipped[:10]:
@@ -211,5 +216,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
 
 
 def main(args: Sequence[str]) -> None:
-    """Dispatch."""
+    """Dispatch; what is no `downsample` is one process's work, the first's."""
+    if list(args[:1]) != ["downsample"] and not first_alone():
+        return
     dispatch(COMMANDS, args, "imagewright data", HELP)

@@ -29,7 +29,7 @@ from imagewright.recipes import RECIPES
 from imagewright.training.chain import OF_STAGE
 from imagewright.training.distributed import pick_device
 from imagewright.training.experiment import DataConfig, Experiment, assemble
-from imagewright.training.footprint import footprint
+from imagewright.training.footprint import model_footprint
 from imagewright.training.given import Openable, Sources
 from imagewright.training.record import to_json
 from imagewright.training.schedule import phases
@@ -162,9 +162,9 @@ def dry_run(experiment: Experiment, stages: Mapping[str, Any] | None = None) -> 
 
 def _beside(product: nn.Module, models: Mapping[str, nn.Module], spec: DataSpec) -> Iterator[str]:
     """What the product is beside the models that the run was given, where its size is another."""
-    count, cost = _count(product), footprint(getattr(product, "network", None), spec)
+    count, cost = _count(product), model_footprint(product, spec)
     for role, model in models.items():
-        theirs, other = _count(model), footprint(getattr(model, "network", None), spec)
+        theirs, other = _count(model), model_footprint(model, spec)
         if theirs == count or cost is None or other is None:
             continue
         yield (
@@ -188,7 +188,7 @@ def _time(parts: Parts, experiment: Experiment, spec: DataSpec) -> str:
     """How long the run takes here at the least: each part is asked once an image, and what learns goes backward."""
     operations = 0
     for role in parts.roles.values():
-        cost = footprint(getattr(role.module, "network", None), spec)
+        cost = model_footprint(role.module, spec)
         if cost is not None and not isinstance(role, Average):
             operations += (3 if isinstance(role, Trained) else 1) * cost.flops
     if not operations:
@@ -218,7 +218,7 @@ def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
     count = _count(role.module)
     memory = bytes_per_parameter(role, experiment) * count / 2**20
     line = f"{type(role).__name__.lower()}, {count / 1e6:.2f} M parameters, {memory:.0f} MiB of state"
-    cost = footprint(getattr(role.module, "network", None), spec, experiment.training.precision)
+    cost = model_footprint(role.module, spec, experiment.training.precision)
     if cost is not None:
         line += f"; an image {cost.flops / 1e9:.3g} GFLOP"
         line += f", {cost.activation_bytes / 2**20:.3g} MiB kept for backward" if isinstance(role, Trained) else ""

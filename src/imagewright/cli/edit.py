@@ -61,7 +61,8 @@ EPILOG = """tasks:
   interpolate  the way from one drawn picture of --seed to another
   denoise      noise of deviation --sigma is added, and removed in one step
 
-A flow map (a consistency or trajectory model) does all of them, a masked token model the first two.
+A flow map (a consistency or trajectory model) does all of them, a token model the first two; a causal one draws what
+is missing from what stands before it alone.
 
 examples:
   imagewright edit runs/cd-digits --task inpaint --index 3 --mask bottom
@@ -104,7 +105,7 @@ def edit(
     Result i of a seed is always the same.
 
     Args:
-        model: run or model folder of a flow map that jumps to the clean image, or of a masked token model.
+        model: run or model folder of a flow map that jumps to the clean image, or of a token model.
         task: inpaint, outpaint, colourise, upscale, stroke, interpolate, denoise.
         image: picture of the model's size (upscale: or smaller by the factor).
         index: in place of --image: which picture of the model's held-out data.
@@ -112,8 +113,8 @@ def edit(
             right.
         factor: side of the blocks whose means are known; default 2.
         sigma: deviation of the noise that is added and removed, a colour range being 2; default 0.5.
-        steps: of a flow map: noise levels of the loop, on EDM's grid, default 20; of a token model: passes of the
-            decoding, default 12, of which the first sixth is skipped.
+        steps: of a flow map: noise levels of the loop, on EDM's grid, default 20; of a masked token model:
+            passes of the decoding, default 12, of which the first sixth is skipped.
         levels: the noise levels themselves, decreasing; default of stroke: two, by the picture's
             size.
         n: results, or pictures on the way of an interpolation.

@@ -29,7 +29,8 @@ from imagewright.metrics.reference import Reference, embed
 from imagewright.models.files import ModelFile, has_model
 from imagewright.pretrained import find_model, shipped
 from imagewright.samplers.generator import sampler_to_json
-from imagewright.training.distributed import pick_device
+from imagewright.training.distributed import Processes, pick_device, processes
+from imagewright.training.together import SharedGenerator
 from imagewright.types import DataSpec, UserError, kind_of
 
 SEED = 1
@@ -99,6 +100,36 @@ def evaluate_command(
         batch_size: images per call of the network, or of the feature extractor where images are given.
         device: auto, cpu, cuda, mps.
     """
+    with processes() as group:
+        _evaluate_command(
+            target, data, split, n, seed, seeds, metrics, classes, sampler, steps, set, changes, features, inception,
+            likelihood, yardsticks, out, batch_size, device, group,
+        )  # fmt: skip
+
+
+def _evaluate_command(
+    target: str,
+    data: str | None,
+    split: str | None,
+    n: int | None,
+    seed: int,
+    seeds: tuple[int, ...],
+    metrics: tuple[str, ...],
+    classes: ClassLaw,
+    sampler: str | None,
+    steps: tuple[int, ...],
+    set: tuple[str, ...],
+    changes: Changes,
+    features: str | None,
+    inception: str | None,
+    likelihood: BitsSettings,
+    yardsticks: bool,
+    out: Path | None,
+    batch_size: int,
+    device: str,
+    group: Processes,
+) -> None:
+    """What the command does, in one process of several: they draw together, and the first one measures."""
     known = (*METRICS, *OPTIONAL, "bpd")
     unknown = [m for m in metrics if m not in known]
     if unknown:
@@ -118,6 +149,8 @@ def evaluate_command(
             "changes": changes.record(),
         }
         _refuse_unused(f"{target}, which is a set of images", **drawing, sampler=sampler, steps=steps, set=set)
+        if not group.is_first:
+            return
         extractor = None if data is None else extractor_for(data, inception, pick_device(device), features)
         _evaluate_images(target, data, split or "all", n, metrics, extractor, yardsticks, out, batch_size)
         return
@@ -135,6 +168,8 @@ def evaluate_command(
         }
         unused |= {"seed": seed != SEED, "classes": classes != "reference", "changes": changes.record()}
         _refuse_unused(f"{target}, which draws no images", **unused, features=features, inception=inception)
+        if not group.is_first:
+            return
         entry = evaluate_accuracy(target, file, data, split or "test", n, batch_size, device)
         show_accuracy(entry)
         _keep("accuracies", [_of(file, entry)], path)
@@ -144,11 +179,18 @@ def evaluate_command(
         if not metrics:
             unused = {"sampler": sampler, "steps": steps, "set": set, "inception": inception, "features": features}
             _refuse_unused("bpd, which draws no images", **unused, seeds=seeds, classes=classes != "reference")
-        entry = evaluate_bits(target, file, data, split or "test", n, seed, likelihood, changes, batch_size, device)
-        show_bits(entry)
-        _keep("likelihoods", [_of(file, entry)], path)
+        if group.is_first:
+            entry = evaluate_bits(target, file, data, split or "test", n, seed, likelihood, changes, batch_size, device)
+            show_bits(entry)
+            _keep("likelihoods", [_of(file, entry)], path)
         if not metrics:
             return
+    if not group.is_first:
+        for number in steps or (None,):
+            generator = make_generator(file, sampler, number, set, device, changes)
+            for _ in seeds or (seed,):
+                SharedGenerator(generator, group).help()
+        return
     reference = real_images(target, data, file.spec, split or "all")
     named = reference.spec.name if data is None else data
     extractor = extractor_for(named, inception, pick_device(device), features)
@@ -163,7 +205,8 @@ def evaluate_command(
         for each in seeds or (seed,):
             of_seed = f", seed {each}" if seeds else ""
             with bar(f"evaluating {target} at {generator.nfe} calls{of_seed}", count) as advance_to:
-                drawn = draw_for_score(generator, count, embedded, classes=classes, seed=each, batch_size=batch_size)
+                source = generator if group.world == 1 else SharedGenerator(generator, group)
+                drawn = draw_for_score(source, count, embedded, classes=classes, seed=each, batch_size=batch_size)
                 clock = _Stopwatch(drawn)
                 sticks = yardsticks and each == (seeds or (seed,))[0]  # they do not depend on the seed
                 report = evaluate(

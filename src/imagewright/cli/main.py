@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from imagewright.cli.console import say, told_errors
+from imagewright.cli.console import first_alone, say, told_errors
 from imagewright.cli.known import require_known
 from imagewright.errors import UserError
 from imagewright.version import __version__
@@ -37,6 +37,8 @@ COMMANDS = {
     "completion": ("imagewright.cli.completion", "print a completion script for bash or zsh"),
 }
 """Every command: its file and what it is for."""
+SHARED = ("train", "sample", "couple", "evaluate", "data", "distill")
+"""Commands whose work several processes share; others are the first one's alone."""
 
 EXAMPLES = """
 examples:
@@ -67,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             say(__version__)
         elif args[0] in COMMANDS:
             require_known(args)
+            if args[0] not in SHARED and not first_alone():
+                return
             importlib.import_module(COMMANDS[args[0]][0]).main(args[1:])
         else:
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)

@@ -21,6 +21,7 @@ from imagewright.models.files import weights_hash
 from imagewright.pretrained import find_model, shipped
 from imagewright.report.figures import trajectory_picture
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
+from imagewright.training.distributed import Processes, processes
 from imagewright.training.snapshots import grid, image_origin, read_image, save_image
 from imagewright.types import UserError
 
@@ -57,6 +58,8 @@ def sample(
 ) -> None:
     """Draw images. Image i of a seed has the same noise whatever the batch size, the device count or an interruption.
 
+    Several processes, started by torchrun, draw a batch each in turn, with the bits of one process.
+
     Writes 000000.png ... and grid.png (of the first 400) into --out; the same command again goes on where it was
     interrupted.
 
@@ -77,6 +80,32 @@ def sample(
         batch_size: images per network call.
         device: auto, cpu, cuda, mps.
     """
+    with processes() as group:
+        _sample(
+            model, n, seed, first, label, class_name, sampler, steps, set, changes, out, npz, trajectory, batch_size,
+            device, group,
+        )  # fmt: skip
+
+
+def _sample(
+    model: str,
+    n: int,
+    seed: int,
+    first: int,
+    label: tuple[int, ...],
+    class_name: str | None,
+    sampler: str | None,
+    steps: int | None,
+    set: tuple[str, ...],
+    changes: Changes,
+    out: Path,
+    npz: bool,
+    trajectory: bool,
+    batch_size: int,
+    device: str,
+    group: Processes,
+) -> None:
+    """What the command does, in one process of several."""
     file = find_model(model)
     generator = make_generator(file, sampler, steps, set, device, changes)
     labels = _labels(generator, n, seed, first, label, class_name)
@@ -87,8 +116,13 @@ def sample(
         "seed": seed,
         "label": class_name if class_name is not None else list(label),
     } | changes.record()
-    _claim(out, record)
-    images = _draw(generator, n, first, seed, labels, out, batch_size, _digest(record), keep=n if npz else min(n, GRID))
+    if group.is_first:
+        _claim(out, record)
+    group.wait()
+    keep = n if npz else min(n, GRID)
+    images = _draw(generator, n, first, seed, labels, out, batch_size, _digest(record), group, keep=keep)
+    if not group.is_first:
+        return
     shown = images[:GRID]
     save_image(out / "grid.png", grid(shown, _columns(len(shown))), scale=max(1, 64 // generator.spec.resolution))
     if npz:
@@ -110,10 +144,13 @@ def _draw(
     out: Path,
     batch_size: int,
     digest: str,
+    group: Processes,
     *,
     keep: int,
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Draw what is not there yet; returns the first `keep` images.
+    """Draw what is not there yet; returns the first `keep` images, on the first process.
+
+    Several processes draw a batch each in turn.
 
     Pictures are not flushed to disk one by one, which takes longer than drawing them: after a power failure some may be
     empty, and are drawn again.
@@ -127,10 +164,15 @@ def _draw(
             raise UserError(f"{paths[i]} is not of this set of samples; choose another --out, or move it away")
         if i < keep:
             images[i] = read_image(paths[i], shape)
+    group.wait()  # every process has seen what is there
+    others: list[int] = []
     with bar("sampling", n) as advance_to:
         advance_to(n - len(missing))
-        for start in range(0, len(missing), batch_size):
+        for number, start in enumerate(range(0, len(missing), batch_size)):
             rows = missing[start : start + batch_size]
+            if number % group.world != group.rank:
+                others += rows
+                continue
             wanted = None if labels is None else [labels[i] for i in rows]
             drawn = generator.at([first + i for i in rows], labels=wanted, seed=seed)
             for i, image in zip(rows, drawn, strict=True):
@@ -138,6 +180,10 @@ def _draw(
                     images[i] = image
                 save_image(paths[i], image, origin=f"{digest} {first + i}", flush=False)
             advance_to(n - len(missing) + start + len(rows))
+    group.wait()
+    for i in others if group.is_first else ():
+        if i < keep:
+            images[i] = read_image(paths[i], shape)
     return images
 
 

@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from imagewright.cli.command import plainly
-from imagewright.cli.composing import COMPOSED, Run, usual_folder
+from imagewright.cli.composing import COMPOSED, Run, experiment_of, usual_folder
 from imagewright.cli.console import bar, pace, printable, say, told_errors
 from imagewright.cli.dry_run import dry_run, parameters
 from imagewright.cli.train_chain import ChainRun, own_file, parse_chain, resumed_chain, run_chain
@@ -26,7 +26,7 @@ from imagewright.models.kinds import KINDS
 from imagewright.pretrained import CHAIN
 from imagewright.recipes import FAMILIES, RECIPES
 from imagewright.training.chain import Chain, Stage
-from imagewright.training.distributed import Processes, pick_device, processes
+from imagewright.training.distributed import Processes, pick_device, processes, restarted
 from imagewright.training.experiment import Experiment, run_experiment
 from imagewright.training.record import experiment_from_json, merged, option_name, read_record
 from imagewright.training.schedule import as_begun, rate_fault, shortened
@@ -59,13 +59,17 @@ examples:
 
 def main(args: Sequence[str]) -> None:
     """Parse and train."""
-    args = list(args)
+    with processes() as group, told_errors():
+        _main(list(args), group)
+
+
+def _main(args: list[str], group: Processes) -> None:
     if not args or args[0] in ("-h", "--help"):
         say(help_text())
         return
     if args[0] == "--resume" and len(args) > 1 and (Path(args[1]) / CHAIN).exists():
         name, chain, chained, command = resumed_chain(args[1:])
-        _train_chain(name, chain, chain, chained, args, command)
+        _train_chain(name, chain, chain, chained, args, command, group)
         return
     if args[0] == "--resume":
         name, run, command = _resumed(args[1:])
@@ -73,56 +77,59 @@ def main(args: Sequence[str]) -> None:
         name, command = args[0], args
         recipe = None if args[0] in COMPOSED else find_training(args[0])
         if isinstance(recipe, Chain):
-            _train_chain(name, recipe, *parse_chain(args, recipe, ChainRun()), args, command)
+            _train_chain(name, recipe, *parse_chain(args, recipe, ChainRun()), args, command, group)
             return
-        with told_errors():
-            default = _composed(args) if recipe is None else Run(experiment=recipe)
+        default = _composed(args, group) if recipe is None else Run(experiment=recipe)
         run = parse(args, default)
+        run = replace(run, resume=run.resume or restarted())
         begun = (run.out or _usual_folder(name)) if run.resume else None
         run = replace(run, experiment=_in_proportion(run.experiment, default.experiment, _named(args), begun))
     folder = run.out or _usual_folder(name)
     if run.dry_run:
-        with told_errors():
-            dry_run(run.experiment)
+        dry_run(run.experiment)
         return
-    with processes() as group, told_errors():
-        _train(name, run.experiment, folder, pick_device(run.device), group, run.resume, _recorded(command))
-        if group.is_first:
-            does = KINDS[read_model_record(folder)["kind"]].does
-            hints = [f"imagewright {c} {folder}" for c in ("sample", "evaluate", "report") if c in does]
-            say(f"done: {folder}  ({'; '.join(hints[:2])})")
+    _train(name, run.experiment, folder, pick_device(run.device), group, run.resume, _recorded(command))
+    if group.is_first:
+        does = KINDS[read_model_record(folder)["kind"]].does
+        hints = [f"imagewright {c} {folder}" for c in ("sample", "evaluate", "report") if c in does]
+        say(f"done: {folder}  ({'; '.join(hints[:2])})")
 
 
-def _composed(args: Sequence[str]) -> Run:
+def _composed(args: Sequence[str], group: Processes) -> Run:
     """A run made to measure, which stays what it was where it goes on."""
     kind, compose, _ = COMPOSED[args[0]]
     if "--help" in args or "-h" in args:
         return kind(experiment=RECIPES["edm-digits" if args[0] == "auto" else "cd-digits"]())
     folder = usual_folder(args)
-    if "--resume" in args and (folder / "experiment.json").exists():
+    if ("--resume" in args or restarted()) and (folder / "experiment.json").exists():
         return kind(experiment=experiment_of(folder), out=folder)
-    return compose(args, parse)
+    return compose(args, parse, group)
 
 
 def _train_chain(
-    name: str, recipe: Chain, chain: Chain, run: ChainRun, args: Sequence[str], command: list[str] | None
+    name: str,
+    recipe: Chain,
+    chain: Chain,
+    run: ChainRun,
+    args: Sequence[str],
+    command: list[str] | None,
+    group: Processes,
 ) -> None:
     """Train the chain that options made of a recipe."""
-    folder = run.out or _usual_folder(name)
+    folder, run = run.out or _usual_folder(name), replace(run, resume=run.resume or restarted())
     chain = _stages_in_proportion(chain, recipe, folder, run.resume, args)
-    with processes() as group, told_errors():
-        if run.dry_run:
-            for stage in chain.stages:
-                say(f"stage {stage.name}:")
-                if isinstance(stage.work, Experiment):
-                    dry_run(stage.work, {s.name: s.work for s in chain.stages})
-            return
-        device = pick_device(run.device)
+    if run.dry_run:
+        for stage in chain.stages:
+            say(f"stage {stage.name}:")
+            if isinstance(stage.work, Experiment):
+                dry_run(stage.work, {s.name: s.work for s in chain.stages})
+        return
+    device = pick_device(run.device)
 
-        def train(stage: str, experiment: Experiment, at: Path) -> None:
-            _train(f"{name} {stage}", experiment, at, device, group, run.resume, None, whole=folder)
+    def train(stage: str, experiment: Experiment, at: Path) -> None:
+        _train(f"{name} {stage}", experiment, at, device, group, run.resume, None, whole=folder)
 
-        run_chain(chain, run, folder, _recorded(command), train, device, group)
+    run_chain(chain, run, folder, _recorded(command), train, device, group)
 
 
 def _train(
@@ -234,15 +241,6 @@ def parse(args: Sequence[str], default: Run) -> Run:
             registry=NONE,
         )
     return replace(run, experiment=without_options(run.experiment))
-
-
-def experiment_of(folder: Path) -> Experiment:
-    """The experiment of a run folder, from its record alone. Raises UserError where this version cannot rebuild it."""
-    path = folder / "experiment.json"
-    experiment = experiment_from_json(read_record(folder)["experiment"], path)
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{path} is no record of a run")
-    return experiment
 
 
 def _resumed(args: list[str]) -> tuple[str, Run, list[str] | None]:

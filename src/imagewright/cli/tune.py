@@ -1,4 +1,4 @@
-"""`imagewright tune skip | ema | lcsc | bespoke | autodiffusion | times | jumps | sims`: searches over a model."""
+"""`imagewright tune skip | ema | lcsc | bespoke | autodiffusion | times | jumps | sims | ddo`: searches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from imagewright.cli.command import dispatch
 from imagewright.cli.console import bar, say
 from imagewright.cli.sampling import Changes
 from imagewright.cli.tune_common import Scorer, Scoring, Told, fresh, print_scores, save, tuned_path, write
+from imagewright.cli.tune_ddo import ddo
 from imagewright.cli.tune_lcsc import lcsc
 from imagewright.cli.tune_sims import sims
 from imagewright.guidance import SkipScale, SkipTuned
@@ -42,6 +43,7 @@ autodiffusion  which time steps to take, and which layers to skip at each (AutoD
 times          the noise levels of a flow map's further steps (consistency models)
 jumps          how much noise a flow map's jumps draw anew, and at which strength of guidance (Align Your Flow)
 sims           train a copy on the model's own samples, and move away from it (SIMS)
+ddo            alpha and beta of a round against the model's former self (DDO)
 
 examples:
   imagewright tune skip runs/edm-digits --steps 5
@@ -52,6 +54,7 @@ examples:
   imagewright tune times runs/cd-digits --steps 2        # then: sample --sampler runs/cd-digits/tuned/times-2.json
   imagewright tune jumps runs/ayf-digits --steps 4       # then: sample --sampler runs/ayf-digits/tuned/jumps-4.json
   imagewright tune sims runs/edm-digits --out runs/edm-digits-sims
+  imagewright tune ddo ddo-digits --reference runs/edm-digits --out runs/ddo-sweep
 """
 
 
@@ -285,6 +288,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "times": times,
     "jumps": jumps,
     "sims": sims,
+    "ddo": ddo,
 }
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from imagewright.cli.composing import experiment_of
 from imagewright.cli.console import OUT, bar, pace, say, table
 from imagewright.cli.sampling import Changes
 from imagewright.cli.scoring import extractor_for, real_images, training_data
-from imagewright.cli.train import experiment_of, find_experiment
+from imagewright.cli.train import find_experiment
 from imagewright.cli.tune_common import Scoring, Told
 from imagewright.data import open_images
 from imagewright.data.edm_zip import write_edm_zip

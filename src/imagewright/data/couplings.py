@@ -9,8 +9,9 @@ Pair i is a function of (manifest, i). Its noise is not stored: it is `ImageNois
 for every image that this library draws, and is drawn again when the pair is read. That halves the store. The noise of
 a real image is what the teacher's flow makes of it, and is stored.
 A shard appears under its name whole or not at all, and holds nothing but its own pairs, so that any number of writers
-may fill one folder, and dying at any moment loses at most the shard in hand. The number of pairs only grows: a writer
-that was asked for fewer makes the last of its shards as long as the manifest has it by then.
+may fill one folder, and dying at any moment loses at most the shard that is being drawn and the one that is being
+written. The number of pairs only grows: a writer that was asked for fewer makes the last of its shards as long as the
+manifest has it by then.
 """
 
 from __future__ import annotations

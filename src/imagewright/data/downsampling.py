@@ -102,10 +102,15 @@ def downsample(
     workers: int = 1,
     skip_bad: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Made:
+    rank: int = 0,
+    world: int = 1,
+    wait: Callable[[], None] = lambda: None,
+) -> Made | None:
     """Make the set in folder `out`. A job that was interrupted goes on where it stopped.
 
     workers: processes; the result does not depend on it. on_progress: called with (pictures done, in all).
+    rank, world: of several such calls, on machines that share the folder, each makes every world-th part; wait returns
+    when all have come as far. The first puts the parts together, the others return None.
     Raises UserError where there is nothing to read, files are unusable (without skip_bad), or `out` holds parts of
     another job.
     """
@@ -118,9 +123,12 @@ def downsample(
         for k in range(0, len(files), SHARD)
     ]
     total, done = sum(map(len, splits.values())), 0
-    for count in _each(partial(_shard, job), tasks, workers):
+    for count in _each(partial(_shard, job), tasks[rank::world], workers):
         done += count
         on_progress(done, total)
+    wait()
+    if rank:
+        return None
     bad = {name: reason for path, _ in tasks for name, reason in read_json(_beside(path))}
     if bad and not skip_bad:
         listed = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:10])

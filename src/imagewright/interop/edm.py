@@ -5,7 +5,7 @@ edm      Karras et al. 2022 (arXiv 2206.00364): VP, VE, iDDPM and EDM preconditi
 edm2     Karras et al. 2024 (arXiv 2312.02696): EDM2UNet in EDM's wrapper, with its uncertainty.
 dmd2     Yin et al. 2024 (arXiv 2405.14867): an EDM network as one-step generator.
 ctm-cifar10   Kim et al. 2024 (arXiv 2310.02279): an EDM network that is told where to go, its CIFAR-10 program.
-vct      Silvestri et al. 2025 (arXiv 2502.18197): a bare network of either kind as consistency model, kernel "ve".
+vct      Silvestri et al. 2025 (arXiv 2502.18197): a bare network of either kind as consistency model, with its encoder.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from imagewright.interop.fitting import (
     tensor_of,
 )
 from imagewright.models.consistency import ConsistencyModel
+from imagewright.models.coupled import CoupledConsistencyModel, Kernel
 from imagewright.models.description import configuration
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.generator import FewStepGenerator
@@ -155,7 +156,7 @@ def _edm2_arguments() -> set[str]:
     return {*_network_arguments(EDM2UNet), "resample_filter"} - {"augment_dim", "destination", "double_norm", "weight"}
 
 
-def _edm2_network(config: Mapping[str, Any], channels: Any) -> UNet:
+def _edm2_network(config: Mapping[str, Any], channels: Any, out_channels: Any = None) -> UNet:
     """Widths that are null are those of the first level (noise) and of the widest (embedding)."""
     if list(config.get("resample_filter", (1, 1))) != [1, 1]:
         raise UserError(f"config has resample_filter {config['resample_filter']!r}; every EDM2 network has [1, 1]")
@@ -163,12 +164,12 @@ def _edm2_network(config: Mapping[str, Any], channels: Any) -> UNet:
     whole = isinstance(widths, list | tuple) and widths and all(isinstance(w, int) for w in widths)
     derived = {"channel_mult_noise": widths[0], "channel_mult_emb": max(widths)} if whole else {}
     given = {name: value for name, value in config.items() if value is not None or name == "clip_act"}
-    return _network(EDM2UNet, derived | given, channels, channels)
+    return _network(EDM2UNet, derived | given, channels, channels if out_channels is None else out_channels)
 
 
 # --- sony/vct -----------------------------------------------------------------------------------------------
 
-_VCT_WRAPPER = ("network", "img_channels", "kernel", "sigma_min", "sigma_max", "sigma_data")
+_VCT_WRAPPER = ("network", "img_channels", "kernel", "sigma_min", "sigma_max", "sigma_data", "encoder")
 _VCT_NETWORKS: dict[str, type[UNet]] = {
     "ddpmpp": SongUNet,
     "ncsnpp": SongUNet,
@@ -177,22 +178,34 @@ _VCT_NETWORKS: dict[str, type[UNet]] = {
 }
 
 
+_VCT_KERNELS: dict[str, Kernel] = {"ve": "ve", "cot": "li"}
+
+
 def from_vct(state: StateDict, config: Mapping[str, Any]) -> ConsistencyModel:
-    """A consistency model of sony/vct: config is {"network": its name, **its arguments}; the encoder is left out."""
+    """A consistency model of sony/vct: config is {"network": its name, **its arguments}, with the encoder's below it.
+
+    The kernel is not in the file; "ve" is taken unless config says "cot".
+    """
     require_given(config, ("network", "img_resolution", "img_channels"), "a vct checkpoint")
-    if config.get("kernel", "ve") != "ve":
-        raise UserError(f"config has kernel {config['kernel']!r}; read is 've' (x0 + sigma eps)")
+    kernel = look_up(_VCT_KERNELS, config, "kernel", "ve")
     network_class = look_up(_VCT_NETWORKS, config, "network", "")
     arguments = _edm2_arguments() if network_class is EDM2UNet else _network_arguments(network_class)
     require_known(config, {*_VCT_WRAPPER, *arguments}, f"vct's {network_class.__name__}")
     settings = {name: config[name] for name in ("sigma_min", "sigma_max", "sigma_data") if name in config}
 
-    def make() -> ConsistencyModel:
-        channels = config["img_channels"]
-        own = {name: value for name, value in config.items() if name not in _VCT_WRAPPER}
+    def network(own: Mapping[str, Any], out_channels: Any) -> UNet:
+        own = {name: value for name, value in own.items() if name not in _VCT_WRAPPER}
         if network_class is EDM2UNet:
-            return ConsistencyModel(_edm2_network(own, channels), **settings)
-        return ConsistencyModel(_network(network_class, own, channels, channels), **settings)
+            return _edm2_network(own, config["img_channels"], out_channels)
+        return _network(network_class, own, config["img_channels"], out_channels)
 
-    kept = {key: value for key, value in state.items() if not key.startswith("encoder.")}
-    return fitted(make, config, kept, partial(_edm_sources, "net."), lambda key: key.endswith(".resample_filter"))
+    def make() -> ConsistencyModel:
+        channels, encoder = config["img_channels"], config.get("encoder")
+        plain = network(config, channels)
+        if encoder is None and kernel == "ve":
+            return ConsistencyModel(plain, **settings)
+        times = {name.replace("sigma_m", "time_m"): value for name, value in settings.items()}
+        coder = None if encoder is None else network(encoder, 2 * channels)
+        return CoupledConsistencyModel(plain, **times, kernel=kernel, encoder=coder)
+
+    return fitted(make, config, state, partial(_edm_sources, "net."), lambda key: key.endswith(".resample_filter"))

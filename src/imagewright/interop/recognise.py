@@ -99,11 +99,13 @@ def inferred(kind: str, state: State) -> dict[str, Any]:
             case "edm2":
                 logvar = state["logvar_linear.weight"].shape[1]
                 return {"logvar_channels": logvar} | _edm2(state, "unet.")
-            case "vct" if "net.emb_fourier.freqs" in state:
-                return {"network": "edm2"} | _edm2(state, "net.")
             case "vct":
-                config = _edm(state, "net.")
-                return {"network": {"SongUNet": "ddpmpp"}.get(config.pop("model_type"), "adm")} | config
+                sized = _edm2 if "net.emb_fourier.freqs" in state else _edm
+                of = {p: {k: v for k, v in state.items() if k.startswith(p)} for p in ("net.", "encoder.")}
+                config = sized(of["net."], "net.")
+                network = {"SongUNet": "ddpmpp", "DhariwalUNet": "adm"}.get(config.pop("model_type", ""), "edm2")
+                encoder = {"encoder": sized(of["encoder."], "encoder.")} if of["encoder."] else {}
+                return {"network": network} | config | encoder
         return {}
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"the tensors of this checkpoint are not those of {kind}: {error}") from None

@@ -1,13 +1,14 @@
-"""The autoregressive baseline: tokens one after the other in raster order, each from those before.
+"""Next-token likelihood: the autoregressive baseline, and the Sparse Transformer's loss (arXiv 1904.10509).
 
 Source     The factorisation p(x) = product over n of p(x_n | x_<n), as van den Oord et al. 2016 (PixelRNN, arXiv
-           1601.06759) have it for images; the network is a causal transformer that is told the class and row, column
-           and channel at every place.
+           1601.06759) have it for images. The baseline's network is a causal transformer that is told row, column and
+           channel at every place, the class in every block; the Sparse Transformer's is `networks.sparse_transformer`.
 Networks   model (trained, the product).
 Loss       cross-entropy per token in nats, the mean over an image's tokens: the exact negative log-likelihood over L.
            On pixels, divided by ln 2, it is bits/dim.
-Departs    Nothing of a paper's is claimed: it is the exact case beside which bounds stand, and the peer of parallel
-           decoders in speed.
+Departs    Of the baseline nothing of a paper's is claimed: it is the exact case beside which bounds stand, the peer of
+           parallel decoders in speed, and the control of what sees less. The Sparse Transformer's released loss is this
+           one, the mean over batch and tokens; its weight decay spares gains and biases, ours does not.
 Checked    causality; loss against a Markov chain's own entropy; resume bit for bit.
 """
 
@@ -19,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from imagewright.models.causal import CausalTokenModel
+from imagewright.models.tokens import negative_log
 from imagewright.types import Batch, Clock, Codec, DataSpec, Event, Noise, Parts, Trained, Update
 
 
@@ -41,7 +43,11 @@ class Autoregressive:
         with torch.no_grad():
             tokens = model.codec.encode(batch.images)
         logits = model.logits(tokens, batch.cond)
-        per_token = nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
-        per_image = per_token.view_as(tokens).mean(1)
-        right = (logits.detach().argmax(2) == tokens).float().mean(1)
-        yield Update("model", per_image, parts={"bits_per_token": per_image.detach() / math.log(2), "accuracy": right})
+        per_image = negative_log(logits, tokens).mean(1)
+        yield Update("model", per_image, parts=numbers(per_image, logits, tokens))
+
+
+def numbers(per_image: Tensor, logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    """What the log shows, of mean nats a token [N]: bits a token, and how often the likeliest value is right."""
+    right = (logits.detach().argmax(2) == tokens).float().mean(1)
+    return {"bits_per_token": per_image.detach() / math.log(2), "accuracy": right}

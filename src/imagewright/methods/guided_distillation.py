@@ -71,7 +71,7 @@ class GuidedDistillation(ProgressiveDistillation):
     weights: tuple[float, float] = (1.0, 5.0)
     """Range of the strength; the paper's w in [0, 4]."""
     first: float = 0.5
-    """Share of the run for stage 1."""
+    """Share of the run for stage 1; 0 for a teacher that has it behind it, a `GuidedDenoiser`."""
     halving_rate: float = 1.0
     """Learning rate at the start of every halving, in units of the run's."""
     stochastic: bool = False
@@ -80,8 +80,8 @@ class GuidedDistillation(ProgressiveDistillation):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_weights(self.weights)
-        if not 0 < self.first < 1:
-            raise UserError(f"method.first is {self.first}; it must lie in (0, 1)")
+        if not 0 <= self.first < 1:
+            raise UserError(f"method.first is {self.first}; it must lie in [0, 1)")
         if not 0 < self.halving_rate < float("inf"):
             raise UserError(f"method.halving_rate is {self.halving_rate}; it must be positive and finite")
         if self.direction not in get_args(Direction):
@@ -94,18 +94,28 @@ class GuidedDistillation(ProgressiveDistillation):
         begun = images - self.first * total_images
         return 2 * self.start_steps if begun < 0 else super().steps_at(begun, total_images * (1 - self.first))
 
-    def rate_left(self, share: float) -> float:
-        begun = (share - self.first) / (1 - self.first)
+    def rate_left(self, images: float, total_images: float) -> float:
+        begun = images - self.first * total_images
         if begun >= 0:
-            return self.halving_rate * super().rate_left(begun)
-        return 1 - share / self.first if self.anneal else 1.0
+            return self.halving_rate * super().rate_left(begun, total_images * (1 - self.first))
+        return 1 - images / (self.first * total_images) if self.anneal else 1.0
 
     def parts(self, *, teacher: Denoiser, spec: DataSpec) -> Parts:
-        """teacher: an EDM-preconditioned denoiser that knows images with and without their class.
+        """teacher: an EDM-preconditioned denoiser that knows images with and without their class, or a guided student.
 
-        Raises UserError for another.
+        Raises UserError for another, and for a stage 1 that it has behind it or lacks.
         """
         known = edm_teacher(teacher)
+        if (self.first == 0) is not isinstance(known, GuidedDenoiser):
+            raise UserError(
+                f"method.first is {self.first}; it must be 0 for a teacher that is told the strength of guidance, and "
+                "above 0 for another"
+            )
+        if isinstance(known, GuidedDenoiser):
+            if known.weights != self.weights:
+                raise UserError(f"method.weights is {self.weights}; the teacher was trained for {known.weights}")
+            student = copy.deepcopy(known).train().requires_grad_(True)
+            return Parts(student=Trained(module=student), teacher=Average(module=known.requires_grad_(False)))
         if not (spec.num_classes and knows_no_label(known)):
             raise UserError(
                 "guided distillation learns from a denoiser with classes that was trained with "

@@ -92,7 +92,9 @@ class Segmented:
         if not 0 <= self.target_decay < 1:
             raise UserError(f"method.target_decay is {self.target_decay}; it must lie in [0, 1)")
         if self.distance.kind == "perceptual":
-            raise UserError("method.distance.kind is 'perceptual'; allowed: all others")
+            raise UserError(
+                "method.distance.kind is 'perceptual'; allowed: l1, l2, norm, pseudo_huber, pseudo_huber_each"
+            )
 
     def steps_per_segment(self, fraction: float) -> int:
         """Teacher steps in each segment at a fraction of training in [0, 1]: N(i) / S, a whole number."""

@@ -92,13 +92,13 @@ class ProgressiveDistillation:
 
     def rate_at(self, clock: Clock) -> float:
         """The learning rate of a step, in units of the run's."""
-        return self.rate_left(clock.fraction)
+        return self.rate_left(clock.images, clock.total_images)
 
-    def rate_left(self, share: float) -> float:
-        """What is left of the rate within the stage, after a share of the run: from 1 down to 0 in a straight line."""
+    def rate_left(self, images: float, total_images: float) -> float:
+        """What is left of the rate within the stage: from 1 down to 0 in a straight line."""
         if not self.anneal:
             return 1.0
-        shares, place = self.stages, share * len(self.stages)
+        shares, place = self.stages, images * len(self.stages) / total_images
         steps = shares[min(int(place), len(shares) - 1)]
         return 1 - (place - shares.index(steps)) / shares.count(steps)
 

@@ -8,9 +8,10 @@ charges the model for the choice. Everything that draws for a score, commands an
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from imagewright.metrics.features import FeatureExtractor, Images
 from imagewright.metrics.frechet import frechet_of_images
@@ -39,8 +40,24 @@ def class_shares(
     return "reference", np.array(counts) / sum(counts)
 
 
+class Drawing(Protocol):
+    """What draws images by batches: an `ImageGenerator`, or several processes that share one."""
+
+    spec: DataSpec
+
+    def labels(self, n: int, seed: int, first: int = 0, shares: Floats | None = None) -> npt.NDArray[np.int64] | None:
+        """As `ImageGenerator.labels`."""
+        ...
+
+    def batches(
+        self, n: int, *, labels: npt.NDArray[np.int64] | None = None, seed: int = 0, batch_size: int = 64
+    ) -> Iterator[Images]:
+        """As `ImageGenerator.batches`."""
+        ...
+
+
 def draw_for_score(
-    generator: ImageGenerator,
+    generator: Drawing,
     n: int,
     reference: Reference | Moments,
     *,

@@ -5,6 +5,7 @@ Source   Zhang et al. 2018 (LPIPS, arXiv 1801.03924), version 0.1 with VGG-16, f
          then measured by the network that was trained against, which flatters it.
 Pooling  "lpips" pools by maxima, as published; "lpips-average" by means, as the programs of CTM, of consistency models
          on ImageNet-64 and of DMD2's regression do (piq's LPIPS with `replace_pooling`), with the same learned weights.
+         "vgg" is the backbone alone, without the learned weights and at the images' own size, as DSNO's program has it.
 Size     images are brought to 224 x 224; with "lpips-64" to 64 x 64, corners on corners, as SlimFlow's program does.
 """
 
@@ -23,7 +24,7 @@ from imagewright.types import DataSpec, UserError
 
 CLASSIFIERS: Mapping[str, str] = {"digits": "digits", "emoji64": "emoji"}
 """Shipped classifiers by the data set that they were trained on."""
-INSTALLED = ("lpips", "lpips-average", "lpips-64")
+INSTALLED = ("lpips", "lpips-average", "lpips-64", "vgg")
 """Those that have to be installed."""
 CHOICES = (*CLASSIFIERS.values(), *INSTALLED)
 VGG_FILE = "vgg16-397923af.pth"
@@ -84,6 +85,19 @@ class LPIPS(nn.Module):
         return nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=self.corners)
 
 
+class Backbone(nn.Module):
+    """LPIPS's VGG-16 alone, for distances between its five maps; `network` is the package's module."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[N, C, H, W] in [-1, 1], C = 1 or 3 -> maps [N, C_i, H_i, W_i]."""
+        network: Any = self.network
+        return list(network.net(network.scaling_layer(images.expand(-1, 3, -1, -1))))
+
+
 def perceptual_network(name: str | None, spec: DataSpec) -> nn.Module | None:
     """The network of a name; None: the classifier made for the data, or None where there is none.
 
@@ -116,7 +130,7 @@ def _vgg_file() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
 
 
-def _lpips(name: str) -> LPIPS:
+def _lpips(name: str) -> nn.Module:
     try:
         import lpips
     except ImportError as error:
@@ -132,6 +146,8 @@ def _lpips(name: str) -> LPIPS:
     network = lpips.LPIPS(net="vgg", verbose=False)
     if name == "lpips-average":
         _average_pooling(network)
+    if name == "vgg":
+        return Backbone(network)
     return LPIPS(network, side=64, corners=True) if name == "lpips-64" else LPIPS(network)
 
 

@@ -12,7 +12,7 @@ from imagewright.types import UNCONDITIONAL, Codec, Condition, Noise, UserError
 
 
 class CausalTokenModel(TokenNetworkModel):
-    """network(tokens, time, cond) -> logits, those of a place depending on the tokens before it alone.
+    """network(tokens, time, cond) -> logits, those of a place depending on the tokens before it (in `places`) alone.
 
     Where the network has a cache (`start`, `step`), so has the model: `cached`. Raises UserError for a network that
     says it is not causal.
@@ -40,6 +40,12 @@ class CausalTokenModel(TokenNetworkModel):
         return negative_log(self.logits(tokens, cond).double(), tokens).sum(1)
 
     @property
+    def places(self) -> Tensor:
+        """In which order places are answered, int64 [length]: that of the raster, unless the network has its own."""
+        own: Tensor | None = getattr(self.network, "places", None)
+        return torch.arange(self.codec.length) if own is None else own
+
+    @property
     def cached(self) -> bool:
         """Whether the network has a cache."""
         return hasattr(self.network, "step")
@@ -49,6 +55,6 @@ class CausalTokenModel(TokenNetworkModel):
         return self.network.start(cond, n)  # type: ignore[operator]
 
     def step(self, before: Tensor | None, cache: Any) -> Tensor:
-        """Logits [N, values] of the next place, given the token [N] at the place before; None at the first."""
+        """Logits [N, values] of the next of `places`, given the token [N] at the one before; None at the first."""
         logits: Tensor = self.network.step(before, cache)  # type: ignore[operator]
         return logits if logits.dtype == torch.float64 else logits.float()

@@ -28,6 +28,7 @@ from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.masked_diffusion import LearnedMaskingModel, MaskedDiffusionModel
+from imagewright.models.operator import TrajectoryOperator
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from imagewright.models.recast import Recast
 from imagewright.models.routed import RoutedMap
@@ -66,6 +67,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "RoutedMap": RoutedMap,
     "TimestepPrecond": TimestepPrecond,
     "TrajectoryModel": TrajectoryModel,
+    "TrajectoryOperator": TrajectoryOperator,
     "VEFlow": VEFlow,
     "VEPrecond": VEPrecond,
     "VPFlow": VPFlow,

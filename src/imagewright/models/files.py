@@ -122,7 +122,7 @@ def load_model(folder: Path) -> ModelFile:
     if weights_hash(state) != header["weights_sha256"]:
         raise UserError(f"{weights_path} does not hold the weights that its description is of")
     if isinstance(planned, RoutedMap):
-        model: nn.Module = planned.read_by(partial(_student, weights_path, header["model"]["students"]))
+        model: nn.Module = planned.read_by(partial(_student, folder, header))
     else:
         model = build(header["model"])
         model.load_state_dict(state)  # which copies into float32
@@ -138,9 +138,12 @@ def load_model(folder: Path) -> ModelFile:
     )
 
 
-def _student(path: Path, descriptions: list[dict[str, Any]], k: int) -> nn.Module:
-    """One of the students in a file, float32, on the CPU."""
-    student = build(descriptions[k])
+def _student(folder: Path, header: ModelRecord, k: int) -> nn.Module:
+    """A student of a model that was opened, float32, on the CPU. UserError where another model has taken its place."""
+    path = folder / "model.safetensors"
+    if read_model_record(folder)["weights_sha256"] != header["weights_sha256"]:
+        raise UserError(f"{path} is another model than it was when it was opened; open it anew")
+    student = build(header["model"]["students"][k])
     student.load_state_dict(dict(Stored(path, f"students.{k}.")))
     return student
 

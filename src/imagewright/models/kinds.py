@@ -69,7 +69,7 @@ KINDS: Mapping[ModelKind, Kind] = {
     "token_model": Kind(
         protocol=TokenModel,
         agrees="classes",
-        does={**_IMAGES, "evaluate": "distances of images, bits", "edit": "images, where tokens come in any order"},
+        does={**_IMAGES, "evaluate": "distances of images, bits", "edit": "images"},
         what="draws images token by token",
     ),
     "codec": Kind(

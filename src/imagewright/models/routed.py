@@ -39,9 +39,9 @@ class RoutedMap(nn.Module):
         levels = {(s.sigma_min, s.sigma_max) for s in students if isinstance(s, StartMap)}
         if len(levels) != 1:
             raise UserError(f"students have noise levels {sorted(levels)}; there must be some, and of equal levels")
-        if {*table} - {NOBODY} != {*range(len(students))}:
-            raise UserError(f"the table of classes names students {sorted({*table})}; there are {len(students)}")
-        self.students, self.table = nn.ModuleList(students), tuple(int(k) for k in table)
+        if not all(isinstance(k, int) for k in table) or {*table} - {NOBODY} != {*range(len(students))}:
+            raise UserError(f"the table of classes names students {[*table]}; there are {len(students)}")
+        self.students, self.table = nn.ModuleList(students), tuple(table)
         ((self.sigma_min, self.sigma_max),) = levels
         self._read: Callable[[int], nn.Module] | None = None
         self._moves: list[Callable[[Tensor], Tensor]] = []

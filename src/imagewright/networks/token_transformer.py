@@ -19,16 +19,18 @@ Departs    One vector more, for no class. Logits and their bias are those of the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imagewright.networks.causal_body import Cache, require_next
 from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.networks.layers import class_index
-from imagewright.networks.recompute import Block
+from imagewright.networks.patterns import Dense
+from imagewright.networks.residual import ResidualBlock, Style
 from imagewright.noise import dropout
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
@@ -59,6 +61,9 @@ class TokenTransformerConfig(NetworkConfig):
     """Every place sees those before alone."""
     post_norm: bool = True
     """Normalise after adding a branch (BERT), or before it."""
+    told_blocks: int = 0
+    """Blocks, from the first, in which the class also scales and shifts what goes into both branches (`residual`); -1 =
+    all."""
 
     def __post_init__(self) -> None:
         whole_numbers = {"values": 2, "length": 1, "channels": 1, "label_dim": 0, "width": 1, "depth": 1, "heads": 1}
@@ -69,6 +74,8 @@ class TokenTransformerConfig(NetworkConfig):
         require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width, {self.width}")
         require(self.mlp_ratio * self.width >= 1, "mlp_ratio", self.mlp_ratio, "positive, a hidden unit at least")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        told = isinstance(self.told_blocks, int) and -1 <= self.told_blocks <= self.depth
+        require(told, "told_blocks", self.told_blocks, f"from 0 to the depth, {self.depth}, or -1 for all")
         if self.causal:
             square = self.length == self.channels * self.side**2
             require(square, "length", self.length, f"a square number times channels, {self.channels}")
@@ -77,29 +84,6 @@ class TokenTransformerConfig(NetworkConfig):
     def side(self) -> int:
         """Rows of the image's square of places."""
         return math.isqrt(self.length // self.channels)
-
-
-@dataclass
-class Cache:
-    """Keys and values of the places that were answered, per block [N, heads, L, width / heads]."""
-
-    labels: Tensor
-    """The class tokens, int64 [N]."""
-    place: int = 0
-    """How many places were answered."""
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
-
-    def extend(self, block: int, length: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of the current place, [N, heads, 1, D]; returns all up to it."""
-        if block == len(self.keys):
-            shape = (*key.shape[:2], length, key.shape[3])
-            self.keys.append(key.new_empty(shape))
-            self.values.append(value.new_empty(shape))
-        self.keys[block][:, :, self.place] = key[:, :, 0]
-        self.values[block][:, :, self.place] = value[:, :, 0]
-        upto = self.place + 1
-        return self.keys[block][:, :, :upto], self.values[block][:, :, :upto]
 
 
 class TokenTransformer(Network):
@@ -116,7 +100,18 @@ class TokenTransformer(Network):
         counts = (config.side, config.side, config.channels) if config.causal else (config.length + 1,)
         self.positions = nn.ParameterList(nn.Parameter(torch.empty(count, width)) for count in counts)
         self.norm = nn.LayerNorm(width, eps=EPS)
-        self.blocks = nn.ModuleList(TokenBlock(config) for _ in range(config.depth))
+        style = Style(
+            width=width, heads=config.heads, hidden=round(config.mlp_ratio * width), dropout=config.dropout,
+            post_norm=config.post_norm, eps=EPS,
+        )  # fmt: skip
+        told = config.depth if config.told_blocks < 0 else config.told_blocks
+        self.blocks = nn.ModuleList(
+            ResidualBlock(
+                replace(style, classes=config.label_dim if i < told else 0),
+                Dense(config.dropout, causal=config.causal),
+            )
+            for i in range(config.depth)
+        )
         self.dense = nn.Linear(width, width)
         self.head_norm = nn.LayerNorm(width, eps=EPS)
         self.bias = nn.Parameter(torch.zeros(config.values))
@@ -125,9 +120,12 @@ class TokenTransformer(Network):
             _truncated(table, STD)
         if not config.post_norm:
             for module in self.blocks:
-                assert isinstance(module, TokenBlock)
+                assert isinstance(module, ResidualBlock)
                 for layer in (module.out, module.down):
                     _truncated(layer.weight, STD / (2 * config.depth) ** 0.5)
+        for module in self.blocks:
+            if isinstance(module.told, nn.Embedding):
+                nn.init.zeros_(module.told.weight)
 
     def forward(self, tokens: Tensor, time: Tensor | None = None, cond: Condition = UNCONDITIONAL) -> Tensor:
         """tokens: int64 [N, L], `values` = unknown. Returns logits [N, L, V].
@@ -142,27 +140,29 @@ class TokenTransformer(Network):
         if c.causal:
             sequence = sequence[:, :-1]
         h = self._embedded(sequence, torch.arange(sequence.shape[1], device=tokens.device), labels)
+        classes = labels - c.values - 1
         for block in self.blocks:
-            h = block(h)
+            h = block(h, classes)
         return self._logits(h if c.causal else h[:, 1:])
 
     def start(self, cond: Condition = UNCONDITIONAL, n: int = 1) -> Cache:
         """An empty cache for n sequences. Raises UserError where the network is not causal, or a label is no class."""
         if not self.config.causal:
             raise UserError("a bidirectional transformer has no cache: every token it is shown changes every answer")
-        return Cache(self._labels(cond, n, self.bias.device))
+        labels = self._labels(cond, n, self.bias.device)
+        return Cache(labels, 0, [block.pattern.memory() for block in self.blocks])  # type: ignore[union-attr,operator]
 
     def step(self, before: Tensor | None, cache: Cache) -> Tensor:
         """The logits [N, V] of the next place: those of `forward`, at the cost of one token.
 
         before: the token [N] that was put at the place before; None for the first. Moves the cache on by one.
         """
-        if (before is None) != (cache.place == 0) or cache.place >= self.config.length:
-            raise ValueError(f"place {cache.place} of {self.config.length} asked for with token {before}")
+        require_next(before, cache.place, self.config.length)
         token = cache.labels if before is None else before
         h = self._embedded(token[:, None], torch.tensor([cache.place], device=token.device), cache.labels)
-        for i, block in enumerate(self.blocks):
-            h = block.step(h, i, cache, self.config.length)  # type: ignore[operator]
+        classes = cache.labels - self.config.values - 1
+        for block, memory in zip(self.blocks, cache.blocks, strict=True):
+            h = block.step(h, memory, cache.place, self.config.length, classes)  # type: ignore[operator]
         cache.place += 1
         return self._logits(h)[:, 0]
 
@@ -187,55 +187,6 @@ class TokenTransformer(Network):
         h = h if self.config.post_norm else self.norm(h)
         h = self.head_norm(F.gelu(self.dense(h), approximate="tanh"))
         return F.linear(h, self.tokens.weight[: self.config.values], self.bias)
-
-
-class TokenBlock(Block):
-    """Attention and two layers, each added to its input."""
-
-    def __init__(self, config: TokenTransformerConfig) -> None:
-        super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
-        self.causal, self.post_norm = config.causal, config.post_norm
-        width, hidden = config.width, round(config.mlp_ratio * config.width)
-        self.norm0, self.norm1 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width, eps=EPS)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """[N, L, width] -> the same."""
-        if self.post_norm:
-            h = self.norm0(h + self._added(self._attention(*self._split(h), causal=self.causal)))
-            return self.norm1(h + self._added(self._mlp(h)))  # type: ignore[no-any-return]
-        h = h + self._added(self._attention(*self._split(self.norm0(h)), causal=self.causal))
-        return h + self._added(self._mlp(self.norm1(h)))
-
-    def step(self, h: Tensor, index: int, cache: Cache, length: int) -> Tensor:
-        """The same for the one place after those in the cache, [N, 1, width]."""
-        query, key, value = self._split(h if self.post_norm else self.norm0(h))
-        attended = self._attention(query, *cache.extend(index, length, key, value), causal=False)
-        if self.post_norm:
-            h = self.norm0(h + self._added(attended))
-            return self.norm1(h + self._added(self._mlp(h)))  # type: ignore[no-any-return]
-        h = h + self._added(attended)
-        return h + self._added(self._mlp(self.norm1(h)))
-
-    def _split(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values, each [N, heads, L, width / heads]."""
-        n, length, width = h.shape
-        split = self.qkv(h).view(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        query, key, value = split.unbind(0)
-        return query, key, value
-
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
-        p = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=p, is_causal=causal)
-        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-    def _mlp(self, h: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(h), approximate="tanh"))  # type: ignore[no-any-return]
-
-    def _added(self, branch: Tensor) -> Tensor:
-        return dropout(branch, self.dropout, self.training)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -109,6 +109,7 @@ class UNet(Network, ABC):
     enc: nn.ModuleDict
     dec: nn.ModuleDict
     map_weight: ToldNumber | None
+    _encoder: list[Layer]
     _decoder: list[Layer]
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
@@ -125,6 +126,11 @@ class UNet(Network, ABC):
     def merging_blocks(self) -> list[nn.Module]:
         """The decoder's blocks that take a skip connection, in order: from the lowest resolution up."""
         return [self.dec[layer.name] for layer in self._decoder if layer.role is Role.MERGE]
+
+    def plan(self) -> dict[str, Layer]:
+        """All layers by name ("enc.8x8_block0"), in the order in which they run."""
+        stages = {"enc": self._encoder, "dec": self._decoder}
+        return {f"{stage}.{layer.name}": layer for stage, layers in stages.items() for layer in layers}
 
     def blocks(self) -> dict[str, UNetBlock]:
         """The residual blocks by name ("enc.8x8_block0"), in the order in which they run."""

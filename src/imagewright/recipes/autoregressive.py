@@ -20,7 +20,8 @@ def digits() -> Experiment:
         data=DataConfig(source="digits"),
         method=Autoregressive(),
         network=TokenTransformerConfig(
-            **FROM_DATA, width=64, depth=4, heads=4, dropout=0.1, causal=True, post_norm=False
+            **FROM_DATA, width=64, depth=4, heads=4, dropout=0.1, causal=True, post_norm=False,
+            told_blocks=-1,
         ),
         training=TrainingConfig(
             total_images=40_000,
@@ -44,7 +45,14 @@ def emoji64_16() -> Experiment:
         base,
         data=DataConfig(source="emoji64", resolution=16),
         network=TokenTransformerConfig(
-            **FROM_DATA, width=128, depth=6, heads=4, dropout=0.1, causal=True, post_norm=False
+            **FROM_DATA,
+            width=128,
+            depth=6,
+            heads=4,
+            dropout=0.1,
+            causal=True,
+            post_norm=False,
+            told_blocks=-1,
         ),
         training=replace(
             base.training,

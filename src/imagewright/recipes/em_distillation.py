@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from imagewright.methods.em_distillation import EMDistillation
+from imagewright.recipes.distribution_matching import dmd2_digits, dmd2_emoji64_32
 from imagewright.recipes.published import eps_of_mean, halflife_images
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
@@ -20,43 +21,29 @@ BETAS = (0.0, 0.99)
 
 def digits() -> Experiment:
     """One-step digits from the run `runs/edm-digits`, K = 4: about three minutes on one core."""
-    return Experiment(
-        data=DataConfig(source="digits"),
-        # On small images the latents may move by more than on ImageNet-64.
-        method=EMDistillation(steps=4, gamma_z=1e-4),
-        given={"teacher": "runs/edm-digits"},
-        sampler=MultistepConsistency(),
-        training=TrainingConfig(
-            total_images=10_000,
-            batch=64,
-            channels_last=True,
-            optimizer=OptimizerConfig(lr=2e-4, betas=BETAS, eps=eps_of_mean(8 * 8), lr_cooldown_images=4_000),
-            ema=EmaConfig(halflife_images=1_000, rampup_ratio=0.1),
-            log_images=640,
-            snapshot_images=2_500,
-            checkpoint_images=5_000,
-        ),
-    )
+    return _small(dmd2_digits(), 10_000, 2e-4, 8 * 8)
 
 
 def emoji64_32() -> Experiment:
     """One-step emoji at 32x32 from the shipped denoiser, K = 4."""
-    run = digits()
-    return replace(
-        run,
-        data=DataConfig(source="emoji64", resolution=32),
-        training=replace(
-            run.training,
-            total_images=40_000,
-            batch=32,
-            channels_last=False,
-            optimizer=OptimizerConfig(lr=5e-5, betas=BETAS, eps=eps_of_mean(3 * 32 * 32), lr_cooldown_images=15_000),
-            ema=EmaConfig(halflife_images=4_000, rampup_ratio=0.1),
-            log_images=1_600,
-            snapshot_images=8_000,
-            checkpoint_images=8_000,
-        ),
-    ).giving(teacher="emoji64-32")
+    run = _small(dmd2_emoji64_32(), 40_000, 5e-5, 3 * 32 * 32)
+    return replace(run, training=replace(run.training, channels_last=False, log_images=1_600))
+
+
+def _small(run: Experiment, total: int, lr: float, numbers: int) -> Experiment:
+    """On a method's images and teacher; numbers: of an image."""
+    optimizer = OptimizerConfig(lr=lr, betas=BETAS, eps=eps_of_mean(numbers), lr_cooldown_images=total * 2 // 5)
+    training = replace(
+        run.training,
+        total_images=total,
+        optimizer=optimizer,
+        ema=EmaConfig(halflife_images=total // 10, rampup_ratio=0.1),
+        log_images=640,
+        snapshot_images=total // 5,
+        checkpoint_images=total // 5,
+    )
+    # On small images the latents may move by more than on ImageNet-64.
+    return replace(run, method=EMDistillation(steps=4, gamma_z=1e-4), training=training)
 
 
 def imagenet64() -> Experiment:

@@ -12,76 +12,38 @@ from dataclasses import replace
 
 from imagewright.methods.score_of_mixture import ScoreOfMixtureDistillation, ScoreOfMixtureTraining
 from imagewright.recipes import edm
-from imagewright.samplers import MultistepConsistency
-from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.recipes.distribution_matching import dmd2_digits, dmd2_emoji64_32, dmd2_imagenet64
+from imagewright.training.experiment import Experiment
 
 BATCH, STEPS = 280, 400_000
 
 
 def smd_digits() -> Experiment:
     """One-step digits from the run `runs/edm-digits`: about three minutes on two cores."""
-    return Experiment(
-        data=DataConfig(source="digits"),
-        method=ScoreOfMixtureDistillation(),
-        given={"teacher": "runs/edm-digits"},
-        sampler=MultistepConsistency(),
-        training=TrainingConfig(
-            total_images=500 * 64,
-            batch=64,
-            channels_last=True,
-            optimizer=_adamw(1e-3, lr_cooldown_images=200 * 64),
-            ema=EmaConfig(halflife_images=500, rampup_ratio=0.1),
-            log_images=2_560,
-            snapshot_images=10_000,
-            checkpoint_images=10_000,
-        ),
-    )
+    return replace(dmd2_digits(), method=ScoreOfMixtureDistillation())
 
 
 def smt_digits() -> Experiment:
     """One-step digits from images, the generator warmed up by the run `runs/edm-digits`: minutes on two cores."""
-    run = smd_digits()
-    optimizer = replace(run.training.optimizer, lr=5e-4, lr_cooldown_images=0)
-    return replace(
-        run,
-        method=ScoreOfMixtureTraining(score_rate=2.0),
-        network=edm.digits().network,
-        given={"warmup": "runs/edm-digits"},
-        training=replace(run.training, total_images=1_000 * 64, optimizer=optimizer),
-    )
+    return _from_images(smd_digits(), edm.digits(), "runs/edm-digits", 5e-4, 1_000 * 64)
 
 
 def smd_emoji64_32() -> Experiment:
     """One-step emoji at 32x32 from the shipped denoiser."""
-    run = smd_digits()
-    return replace(
-        run,
-        data=DataConfig(source="emoji64", resolution=32),
-        training=replace(
-            run.training,
-            total_images=100_000,
-            batch=32,
-            optimizer=_adamw(4e-4, lr_cooldown_images=40_000),
-            ema=EmaConfig(halflife_images=1_000, rampup_ratio=0.1),
-            log_images=3_200,
-            snapshot_images=16_000,
-            checkpoint_images=16_000,
-        ),
-    ).giving(teacher="emoji64-32")
+    return replace(dmd2_emoji64_32(), method=ScoreOfMixtureDistillation())
 
 
 def smt_emoji64_32() -> Experiment:
     """One-step emoji at 32x32 from images, the generator warmed up by the run `runs/edm-emoji64-32`."""
-    run = smd_emoji64_32()
-    optimizer = replace(run.training.optimizer, lr=2e-4, lr_cooldown_images=0)
-    return replace(
-        run,
-        method=ScoreOfMixtureTraining(score_rate=2.0),
-        network=edm.emoji64_32().network,
-        given={"warmup": "runs/edm-emoji64-32"},
-        training=replace(run.training, total_images=200_000, optimizer=optimizer),
-    )
+    return _from_images(smd_emoji64_32(), edm.emoji64_32(), "runs/edm-emoji64-32", 2e-4, 200_000)
+
+
+def _from_images(run: Experiment, of: Experiment, warmup: str, lr: float, total: int) -> Experiment:
+    """SMT's run, of another's length and rate, with the network of a denoiser's."""
+    optimizer = replace(run.training.optimizer, lr=lr, lr_cooldown_images=0)
+    training = replace(run.training, total_images=total, optimizer=optimizer)
+    method = ScoreOfMixtureTraining(score_rate=2.0)
+    return replace(run, method=method, network=of.network, given={"warmup": warmup}, training=training)
 
 
 def smt_cifar10_uncond() -> Experiment:
@@ -120,36 +82,15 @@ def smd_imagenet64() -> Experiment:
 
 
 def _published(of: Experiment, lr: float) -> Experiment:
-    """What the scripts share, on a recipe's images."""
-    return Experiment(
-        data=of.data,
-        method=ScoreOfMixtureDistillation(),
-        sampler=MultistepConsistency(),
-        training=TrainingConfig(
-            total_images=BATCH * STEPS,
-            batch=BATCH,
-            micro_batch=40,
-            precision="bf16",
-            # 500 steps of warm-up that are counted on each of seven processes: 72 steps of the run.
-            optimizer=_adamw(lr, lr_ramp_images=500 * 40),
-            ema=EmaConfig(halflife_images=0, rampup_ratio=None),
-            log_images=100 * BATCH,
-            snapshot_images=5_000 * BATCH,
-            checkpoint_images=5_000 * BATCH,
-        ),
-    )
+    """What the scripts share with DMD2's, on a recipe's images."""
+    run = dmd2_imagenet64()
+    training = replace(run.training, total_images=BATCH * STEPS, optimizer=replace(run.training.optimizer, lr=lr))
+    return replace(run, data=of.data, method=ScoreOfMixtureDistillation(), given={}, training=training)
 
 
 def _mirrored(run: Experiment) -> Experiment:
     """As the program's CIFAR-10 is; its ImageNet is not."""
     return replace(run, data=replace(run.data, xflip=True))
-
-
-def _adamw(lr: float, *, lr_ramp_images: int = 0, lr_cooldown_images: int = 0) -> OptimizerConfig:
-    return OptimizerConfig(
-        kind="adamw", lr=lr, weight_decay=0.01, clip_norm=10.0,
-        lr_ramp_images=lr_ramp_images, lr_cooldown_images=lr_cooldown_images,
-    )  # fmt: skip
 
 
 FAMILY: Mapping[str, Callable[[], Experiment]] = {

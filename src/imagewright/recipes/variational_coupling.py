@@ -48,7 +48,7 @@ def vct_digits() -> Experiment:
     """Digits in two steps without a teacher: iCT with a learnt coupling."""
     run = improved_consistency.digits()
     base = replace(ICT, s0=run.method.s0, s1=run.method.s1)
-    method = VariationalConsistencyTraining(base=base, coupling=Learnt(beta=30.0, channels=8))
+    method = VariationalConsistencyTraining(base=base, coupling=Learnt(beta=30.0, channels=4))
     training = replace(run.training, optimizer=replace(run.training.optimizer, clip_norm=CLIP))
     return replace(run, method=method, sampler=MultistepConsistency(sigmas=(0.4,)), training=training)
 
@@ -56,7 +56,7 @@ def vct_digits() -> Experiment:
 def vct_ecm_digits() -> Experiment:
     """Digits in two steps from the weights of `runs/edm-digits`: ECM with a learnt coupling."""
     run = ecm_digits()
-    method = VariationalConsistencyTraining(base=run.method, coupling=Learnt(beta=10.0, channels=8))
+    method = VariationalConsistencyTraining(base=run.method, coupling=Learnt(beta=10.0, channels=4))
     training = replace(run.training, optimizer=replace(run.training.optimizer, clip_norm=CLIP))
     return replace(run, method=method, sampler=MultistepConsistency(sigmas=(0.4,)), training=training)
 

@@ -1,7 +1,11 @@
 """Raster decoding: a causal model's tokens one after the other, each from its distribution given those before.
 
+Order    the model's own `places`: of most the raster's (row, column, channel); an Axial Transformer has its channels
+         one after the other, and its cache is what that paper calls semi-parallel sampling.
 Cost     one network evaluation a token. With the model's cache each asks for one place only, so that an image of L
-         tokens costs O(L) places and O(L^2) in the attention; without it O(L^2) and O(L^3).
+         tokens costs O(L) places and O(L^2) in dense attention; without it O(L^2) and O(L^3).
+Filling  the same with some tokens known: they stay, and each other one is drawn from those before it. What is known
+         further on has no say, so that a region is drawn as the model would where it is the end of the picture.
 Draws    one uniform number a token, turned by the inverse of the cumulative distribution: with and without the cache
          the same tokens come out wherever the logits agree.
 """
@@ -52,27 +56,47 @@ class Raster:
         was to come before the step. Raises UserError for a model that is not causal, or that has no cache where one is
         asked for.
         """
+        codec = model.codec
+        unknown = torch.full((len(latents), codec.length), codec.values, dtype=torch.int64, device=latents.device)
+        return codec.decode(self.fill(model, unknown, cond, noise=noise, on_step=on_step))
+
+    @torch.no_grad()
+    def fill(
+        self,
+        model: TokenModel,
+        tokens: Tensor,
+        cond: Condition = UNCONDITIONAL,
+        *,
+        noise: Noise | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """tokens: int64 [N, length], `codec.values` where they are unknown. Returns them with those drawn.
+
+        on_step, UserError: as `__call__`.
+        """
         self._check(model)
         if noise is None:
             raise ValueError("raster decoding draws at random; give it a noise source")
-        codec, n = model.codec, len(latents)
-        like = torch.zeros((n, codec.length), dtype=torch.float64, device=latents.device)
-        uniform = noise.uniform(like)
+        codec, n = model.codec, len(tokens)
+        uniform = noise.uniform(torch.zeros((n, codec.length), dtype=torch.float64, device=tokens.device))
+        unknown = tokens == codec.values
         # What a place holds before it is drawn no causal model sees.
-        tokens = torch.full((n, codec.length), codec.values // 2, dtype=torch.int64, device=latents.device)
+        tokens = tokens.masked_fill(unknown, codec.values // 2)
         cached: Any = model
         cache = cached.start(cond, n) if self.cache else None
         looks = _looks(codec.length) if on_step is not None else set()
-        for place in range(codec.length):
+        order: list[int] = getattr(model, "places", torch.arange(codec.length)).tolist()
+        for i, place in enumerate(order):
             if self.cache:
-                logits = cached.step(tokens[:, place - 1] if place else None, cache)
+                logits = cached.step(tokens[:, order[i - 1]] if i else None, cache)
             else:
                 logits = model.logits(tokens, cond)[:, place]
-            tokens[:, place] = self._token(logits, uniform[:, place])
-            if on_step is not None and place in looks:
+            drawn = self._token(logits, uniform[:, place])
+            tokens[:, place] = torch.where(unknown[:, place], drawn, tokens[:, place])
+            if on_step is not None and i in looks:
                 picture = codec.decode(tokens)
-                on_step(picture, picture, 1 - place / codec.length)
-        return codec.decode(tokens)
+                on_step(picture, picture, 1 - i / codec.length)
+        return tokens
 
     def _token(self, logits: Tensor, uniform: Tensor) -> Tensor:
         return draw(logits.double() / self.temperature, uniform) if self.temperature else logits.argmax(-1)

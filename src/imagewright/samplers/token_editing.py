@@ -1,10 +1,10 @@
 """Editing with a masked token model (Chang et al. 2022, MaskGIT, arXiv 2202.04200, section 4.3): no further training.
 
 The picture is encoded, the tokens of the region to draw (grown by one where a token's pixels depend on its neighbours)
-become unknown, and are decoded from pass 2 of 12, under the picture's class or another. What comes back is laid over
-the picture through the mask of those tokens, blurred by 15/16 of a token's side. Any model of tokens in any order will
-do, of a codebook or of pixels. Extending a picture beyond its edge is the same on a canvas that is moved by half:
-`Outpainting`.
+become unknown, and are decoded from pass 2 of 12, under the picture's class or another (by a causal model one after the
+other, each from those before it: `samplers.raster`). What comes back is laid over the picture through the mask of those
+tokens, blurred by 15/16 of a token's side. Any model of tokens will do, of a codebook or of pixels. Extending a picture
+beyond its edge is the same on a canvas that is moved by half: `Outpainting`.
 
 Departs  Every token that the region touches is drawn, and those next to it; of a box that is not on the tokens' grid
          the released program may leave out the far side's. 15/16 is that program's blur at 256 x 256 pixels (in pixels,
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imagewright.samplers.masked_decoding import MaskedDecoding
+from imagewright.samplers.raster import Raster
 from imagewright.types import UNCONDITIONAL, Condition, Noise, TokenModel, UserError
 
 Side = Literal["left", "right", "top", "bottom"]
@@ -35,21 +36,22 @@ BLUR = 15 / 16
 class TokenEditing:
     """Draws a region of a picture anew."""
 
-    decoding: MaskedDecoding = MaskedDecoding(num_steps=12)
+    decoding: MaskedDecoding | Raster = MaskedDecoding(num_steps=12)
     start: int = 2
-    """The first pass, from 0; those before would have left more tokens unknown than an edit does."""
+    """The first pass of masked decoding, from 0; those before would have left more unknown than an edit does."""
     blur: float | None = None
     """Deviation of the mask's blur, in pixels; None = 15/16 of a token's side, and no blur where a token is a pixel."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.decoding.num_steps:
+        if isinstance(self.decoding, MaskedDecoding) and not 0 <= self.start < self.decoding.num_steps:
             raise UserError(f"start is {self.start}; it must lie in 0 .. {self.decoding.num_steps - 1}")
         if self.blur is not None and not 0 <= self.blur < math.inf:
             raise UserError(f"blur is {self.blur}; it must be >= 0 and finite")
 
     @property
     def nfe(self) -> int:
-        """Network evaluations per image."""
+        """Network evaluations per image, of masked decoding."""
+        assert isinstance(self.decoding, MaskedDecoding)
         return self.decoding.nfe // self.decoding.num_steps * (self.decoding.num_steps - self.start)
 
     @torch.no_grad()
@@ -69,7 +71,11 @@ class TokenEditing:
         codec: Any = model.codec
         tokens = codec.encode(picture)
         places = codec.places(region.to(tokens.device))
-        drawn = self.decoding.fill(model, tokens.masked_fill(places, codec.values), cond, noise=noise, start=self.start)
+        unknown = tokens.masked_fill(places, codec.values)
+        if isinstance(self.decoding, Raster):
+            drawn = self.decoding.fill(model, unknown, cond, noise=noise)
+        else:
+            drawn = self.decoding.fill(model, unknown, cond, noise=noise, start=self.start)
         weight = self._weight(region, codec, places).to(picture)
         edited: Tensor = picture + weight * (codec.decode(drawn).to(picture) - picture)
         return edited

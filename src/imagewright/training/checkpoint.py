@@ -179,9 +179,12 @@ def prune(folder: Path, keep: int, world: int = 1) -> None:
     gone = [*found[:-keep], *folder.glob(".state-*.partial")]
     for path in [*folder.glob("rows-*.safetensors"), *folder.glob(".rows-*.partial")]:
         match = _ROWS.fullmatch(path.name)
-        if match and match["images"] <= newest:  # later ones are being written
-            whole = match["partial"] is None and match["images"] in kept
-            if not whole or (match["images"] == newest and int(match["world"]) != world):
+        if match and match["partial"]:
+            if match["images"] < newest:  # else one may be being written
+                gone.append(path)
+        elif match and match["images"] <= newest:
+            others = match["images"] == newest and int(match["world"]) != world
+            if others or match["images"] not in kept:
                 gone.append(path)
     for path in gone:
         path.unlink(missing_ok=True)
@@ -209,12 +212,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, names: list[str], sta
     for name, values in state.items():
         if name not in parameters:
             raise UserError(f"the checkpoint's optimiser knows {name!r}, which this run does not train")
-        if isinstance(optimizer, torch.optim.SGD):
-            wanted = {"momentum_buffer": parameters[name]}
-        else:
-            moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[name])
-            wanted = {"step": torch.tensor(0.0), **moments}
-        require_fit(values, wanted, f"the checkpoint's optimiser of {name!r}")
+        require_fit(values, _moments(optimizer, parameters[name]), f"the checkpoint's optimiser of {name!r}")
     index = {name: i for i, name in enumerate(names)}
     whole = optimizer.state_dict()
     whole["state"] = {index[name]: dict(values) for name, values in state.items()}
@@ -225,6 +223,18 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, names: list[str], sta
         for key, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 values[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def _moments(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
+    """What an optimiser keeps of a weight: tensors of the right shapes."""
+    step = {"step": torch.tensor(0.0)}
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"momentum_buffer": weight}
+    if not isinstance(optimizer, torch.optim.Adafactor):
+        return {**step, "exp_avg": weight, "exp_avg_sq": weight}
+    if weight.ndim < 2:
+        return {**step, "variance": weight}
+    return {**step, "row_var": weight[..., :1], "col_var": weight[..., :1, :]}
 
 
 def _split(value: Any, path: str, tensors: dict[str, Tensor], rows: dict[str, Tensor]) -> Any:

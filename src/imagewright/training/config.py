@@ -17,7 +17,7 @@ from imagewright.training.trackers import check_trackers
 from imagewright.types import Span, UserError
 
 Cooldown = Literal["linear", "cosine"]
-OptimizerKind = Literal["adam", "adamw", "radam", "sgd"]
+OptimizerKind = Literal["adafactor", "adam", "adamw", "radam", "sgd"]
 Parallel = Literal["replicate", "shard"]
 
 
@@ -63,11 +63,11 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.9
-    """Of sgd, which has no betas and no eps."""
+    """Of sgd, which has no betas and no eps. adafactor (Shazeer and Stern 2018, 1804.04235) has none of these."""
     nesterov: bool = False
     """Whether sgd's momentum looks ahead."""
     weight_decay: float = 0.0
-    """Added to the gradient (adam, radam, sgd), or taken off the weights beside it (adamw)."""
+    """Added to the gradient (adam, radam, sgd), or taken off the weights beside it (adamw, adafactor)."""
     clip_norm: float | None = None
     """Largest gradient norm of a part; None = no clipping (EDM and the consistency papers use none)."""
 

@@ -7,9 +7,12 @@ flow would make it. Pair i depends on the manifest and on i alone, however many 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -184,27 +187,57 @@ def _fill(
     advance_to: Callable[[int], None],
 ) -> int:
     made, done, waiting = 0, 0, list(range(manifest.shards))
-    while waiting:
-        busy = []
-        for index in waiting:
-            with alone(_lock_path(folder, index)) as lock:
-                if lock == "busy":
-                    busy.append(index)
-                    continue
-                now = standing(folder, manifest)
-                fault = shard_fault(folder, now, index, checksum=verify)
-                if fault:
-                    if shard_path(folder, index).exists():
-                        say(f"{shard_path(folder, index)} {fault}; it is made anew")
-                    write_shard(folder, now, index, **drawing(now.rows(index), now.seed, now.batch))
-                    made += 1
-            done += len(manifest.rows(index))
-            advance_to(done)
-        if busy == waiting:  # others are at all that is left: wait for the first
-            with alone(_lock_path(folder, busy[0]), wait=True):
-                pass
-        waiting = busy
+    with _Behind() as behind:
+        while waiting:
+            busy = []
+            for index in waiting:
+                with ExitStack() as held:
+                    if held.enter_context(alone(_lock_path(folder, index))) == "busy":
+                        busy.append(index)
+                        continue
+                    now = standing(folder, manifest)
+                    fault = shard_fault(folder, now, index, checksum=verify)
+                    if fault:
+                        if shard_path(folder, index).exists():
+                            say(f"{shard_path(folder, index)} {fault}; it is made anew")
+                        pairs = drawing(now.rows(index), now.seed, now.batch)
+                        behind.do(partial(write_shard, folder, now, index, **pairs), held.pop_all())
+                        made += 1
+                done += len(manifest.rows(index))
+                advance_to(done)
+            if busy == waiting:  # others are at all that is left: wait for the first
+                behind.finish()
+                with alone(_lock_path(folder, busy[0]), wait=True):
+                    pass
+            waiting = busy
     return made
+
+
+class _Behind:
+    """Writes a shard while the next is drawn; one waits at most. A shard's lock is let go of when it is written."""
+
+    def __enter__(self) -> Self:
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: tuple[Future[None], ExitStack] | None = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._thread:
+            self.finish()
+
+    def do(self, write: Callable[[], None], held: ExitStack) -> None:
+        """Begin to write when the one before is written. held: closed afterwards, by the caller's thread."""
+        with ExitStack() as unless_begun:
+            unless_begun.push(held)
+            self.finish()
+            self._writing = self._thread.submit(write), unless_begun.pop_all()
+
+    def finish(self) -> None:
+        """Wait until all is written. Raises what writing raised."""
+        if self._writing:
+            (writing, held), self._writing = self._writing, None
+            with held:
+                writing.result()
 
 
 def _stopping(sampler: Any, times: tuple[float, ...], model: Any) -> Any:

@@ -41,6 +41,15 @@ class Processes:
         """Whether the flag is set in any process. Hosts speak to each other here; no device is waited for."""
         return flag if self.world == 1 else bool(self.total(torch.tensor(float(flag))) > 0)
 
+    def from_first(self, number: float) -> float:
+        """The first process's number."""
+        if self.world == 1:
+            return number
+        told = torch.tensor(number, dtype=torch.float64)
+        with told_as_lost():
+            dist.broadcast(told, 0)
+        return told.item()
+
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.world > 1:
@@ -71,6 +80,11 @@ def processes() -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun has started these processes anew, after one of them was lost (`--max-restarts`)."""
+    return _whole("TORCHELASTIC_RESTART_COUNT", 0, 0, 1 << 20) > 0
 
 
 def _world_size() -> int:

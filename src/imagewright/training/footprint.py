@@ -60,9 +60,16 @@ def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = 
 
     counter = FlopCounterMode(display=False)
     with counter, _FusedAttention(), saved_tensors_hooks(keep, lambda tensor: tensor):
-        shell(x, *told)
+        # What a training step computes, where that is not all of what the network can be asked for.
+        getattr(shell, "training_pass", shell)(x, *told)
     own = {p.untyped_storage()._cdata for p in shell.parameters()}
     return Footprint(counter.get_total_flops(), sum(m.nbytes() for key, m in kept.items() if key not in own))
+
+
+def model_footprint(model: nn.Module, spec: DataSpec, precision: Precision = "fp32") -> Footprint | None:
+    """Of one call of a model on one image, by its `network`; a model may show it several rows an image (`rows`)."""
+    found, rows = footprint(getattr(model, "network", None), spec, precision), getattr(model, "rows", 1)
+    return None if found is None else Footprint(rows * found.flops, rows * found.activation_bytes)
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -16,7 +16,7 @@ from imagewright.training.ema import Ema, averages
 from imagewright.training.parallel import Whole
 from imagewright.training.radam import FusedRAdam
 from imagewright.training.shares import Share
-from imagewright.types import Trained, UserError
+from imagewright.types import Settles, Trained, UserError
 
 
 class _State(TypedDict):
@@ -37,6 +37,7 @@ class Learner:
         self.config = config
         self.held = held or Whole(self.module, Processes())
         self.names, self.parameters = list(self.held.weights), list(self.held.weights.values())
+        self.settling = [m for m in self.module.modules() if isinstance(m, Settles)]
         self.lr_scale = role.lr_scale
         self.optimizer = _make_optimizer(self.parameters, config, role.betas)
         begin(self.optimizer)
@@ -60,8 +61,13 @@ class Learner:
         return bool(self.optimizer.defaults.get("fused"))
 
     def gradient(self) -> Tensor:
-        """Sum the gradients over all processes, undo the loss scale, and clip. Returns their norm before, []."""
+        """Sum the gradients over all processes, undo the loss scale, and clip. Returns their norm before, [].
+
+        What modules noted beside their gradients (`Settles`) is summed and settled, too.
+        """
         self.held.gradients()
+        for module in self.settling:
+            module.settle(self.held.processes.total)
         self.scaler.unscale_(self.optimizer)
         norm = self.held.norm()
         for found in self._overflows():  # which another process may have, in its share
@@ -96,6 +102,7 @@ class Learner:
                 self.optimizer.found_inf = halted  # type: ignore[attr-defined]  # the fused kernels' own word for it
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.held.settle()
         for average in self.averages:
             average.update(self.held.state, images, self.config.batch)
         return rate
@@ -156,6 +163,9 @@ def _make_optimizer(
         return torch.optim.SGD(
             parameters, o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=True
         )
+    if o.kind == "adafactor":
+        # torch squares the first: the published 1e-30. Rates are in units of a weight's own root mean square.
+        return torch.optim.Adafactor(parameters, o.lr, eps=(1e-15, 1e-3), weight_decay=o.weight_decay, foreach=True)
     if o.kind == "radam":
         on_cuda = parameters[0].device.type == "cuda"
         return (FusedRAdam if on_cuda else torch.optim.RAdam)(parameters, foreach=True, **settings)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from imagewright.data import ImageSet, Loader
+from imagewright.training.distributed import Processes
 from imagewright.training.experiment import DataConfig, Experiment, assemble
 from imagewright.training.given import Sources
 from imagewright.training.trainer import Trainer
@@ -31,17 +32,27 @@ class Opened(Sources):
 
 
 def images_per_second(
-    run: Experiment, images: ImageSet, device: torch.device | str = "cpu", seconds: float = 3.0
+    run: Experiment,
+    images: ImageSet,
+    device: torch.device | str = "cpu",
+    seconds: float = 3.0,
+    processes: Processes | None = None,
 ) -> float:
-    """Images a second of one process, over steps that take `seconds` together, after one that is not timed."""
+    """Images a second of all processes, over steps that take `seconds` together, after one that is not timed.
+
+    The same number in all of them, by the first one's clock.
+    """
+    processes = processes or Processes()
     assembled = assemble(run, sources=Opened(images))
     loader = Loader(images, run.training.batch, run.training.seed, run.data.xflip)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(run.method, assembled.parts, loader, run.training, Path(folder), device=device)
+        trainer = Trainer(
+            run.method, assembled.parts, loader, run.training, Path(folder), device=device, processes=processes
+        )
         trainer.train_step()  # its loss is a number on the CPU: it waits for the device
         started = time.perf_counter()
         steps, passed = 0, 0.0
-        while steps < LONGEST and passed < seconds:
+        while steps < LONGEST and not processes.from_first(passed >= seconds):
             trainer.train_step()
             steps, passed = steps + 1, time.perf_counter() - started
-    return steps * run.training.batch / passed
+    return processes.from_first(steps * run.training.batch / passed)

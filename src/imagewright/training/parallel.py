@@ -51,6 +51,9 @@ class Whole:
         self.weights: dict[str, Tensor] = {n: local.get(n, p) for n, p in trained.items() if self.state[n].numel()}
         self.leaves: list[Tensor] = [p for n, p in trained.items() if n not in local]
         self._buckets = Buckets(self.leaves, processes)
+        self._written: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in module.buffers() if processes.world > 1 else ():
+            self._written.setdefault(buffer.dtype, []).append(buffer)
 
     def begin(self) -> None:
         """To be called at the start of a step."""
@@ -70,6 +73,15 @@ class Whole:
         found = [p.grad for p in self.weights.values() if p.grad is not None]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(found)))
         return norm
+
+    def settle(self) -> None:
+        """Give all processes the first one's buffers, which passes may have written: norms of batches, spectral."""
+        for group in self._written.values():
+            flat = torch.cat([b.flatten() for b in group])
+            with told_as_lost():
+                dist.broadcast(flat, 0)
+            for buffer, part in zip(group, torch.split(flat, [b.numel() for b in group]), strict=True):
+                buffer.copy_(part.view_as(buffer))
 
     def share(self, name: str, value: Tensor) -> Tensor | Share:
         """A tensor of the weight of that name (itself, a moment, an average) as a checkpoint is given it."""

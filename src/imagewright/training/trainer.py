@@ -115,8 +115,7 @@ class Trainer:
         mine = self._micro_batches()
         whole, start = config.batch, mine.start * self.micro
         turns = Turns(stride=whole, first=start, count=len(mine), size=self.micro, end=config.total_images)
-        if hasattr(loader, "follow"):  # who makes its batches up need not know what comes
-            loader.follow(turns, self.device)
+        loader.follow(turns, self.device)
         self.step_index, self.images = 0, 0
         self.watch = Watch(self.device)
         self._following: dict[tuple[str, str], Following] = {}
@@ -274,7 +273,7 @@ class Trainer:
                     self.on_stop(self.images)
                     raise Interrupted(saved, interrupted[0] if interrupted else signal.SIGTERM)
                 self._leave()
-                if self._passed(self.config.checkpoint_images):
+                if self._passed(self.config.checkpoint_images) and self.images < self.config.total_images:
                     self.save(wait=False)
                 self._saver.look()
             self.save()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Effect, Row, Rows
+from imagewright.bench.claims.claim import Budget, Check, Claim, Row, Rows, times
 from imagewright.bench.claims.rings import ring
 from imagewright.noise import ImageNoise
 from imagewright.oracles import GaussianMixture, IntegratedFlowMap
@@ -110,14 +110,23 @@ class _Noise:
         return rms(sampler(self.oracle, self.latents) - self.ends)
 
 
-def _times_as_far(others: Sequence[str], steps: Sequence[int] = STEPS, measure: str | None = None) -> Effect:
+def _times_as_far(
+    says: str,
+    others: Sequence[str],
+    steps: Sequence[int] = STEPS,
+    measure: str | None = None,
+    by: float | None = None,
+) -> Check:
     """How many times as far as Bespoke the best of the others is, at the number of steps where that is least."""
 
-    def far(rows: Rows, name: str, n: int) -> float:
-        row = rows[f"{name}, n = {n}"]
-        return row.score if measure is None else row.more[measure]
+    def effect(rows: Rows) -> float:
+        def ratio(n: int) -> float:
+            far = [rows.number(f"{name}, n = {n}", measure) for name in (*others, "Bespoke")]
+            return min(far[:-1]) / far[-1]
 
-    return lambda rows: min(min(far(rows, o, n) for o in others) / far(rows, "Bespoke", n) for n in steps)
+        return min(ratio(n) for n in steps)
+
+    return Check(says=says, effect=effect, scale="ratio", margin=by)
 
 
 CLAIM = Claim(
@@ -132,31 +141,14 @@ CLAIM = Claim(
     cost="NFE per sample",
     run=run,
     checks=(
-        Check(
-            says="uniform midpoint steps are more than twice as far as Bespoke",
-            effect=_times_as_far(["midpoint, uniform"]),
-            scale="ratio",
-            margin=2.0,
-        ),
-        Check(
-            says="the best dedicated solver on its best grid is so many times as far, by the mean",
-            effect=_times_as_far(list(SOLVERS)),
-            scale="ratio",
-        ),
-        Check(
-            says="and by the root mean square",
-            effect=_times_as_far(list(SOLVERS), measure="root mean square"),
-            scale="ratio",
-        ),
-        Check(
-            says="so is time alone, or scale alone (n = 5)",
-            effect=_times_as_far(["time only", "scale only"], STEPS[-1:]),
-            scale="ratio",
-        ),
-        Check(
-            says="uniform midpoint steps are so many times as far as learnt times alone (n = 5)",
-            effect=lambda r: r.score("midpoint, uniform, n = 5") / r.score("time only, n = 5"),
-            scale="ratio",
+        _times_as_far("uniform midpoint steps are more than twice as far as Bespoke", ["midpoint, uniform"], by=2.0),
+        _times_as_far("the best dedicated solver on its best grid is so many times as far, by the mean", list(SOLVERS)),
+        _times_as_far("and by the root mean square", list(SOLVERS), measure="root mean square"),
+        _times_as_far("so is time alone, or scale alone (n = 5)", ["time only", "scale only"], STEPS[-1:]),
+        times(
+            "uniform midpoint steps are so many times as far as learnt times alone (n = 5)",
+            "time only, n = 5",
+            "midpoint, uniform, n = 5",
         ),
     ),
 )

@@ -30,7 +30,9 @@ PASSES = 7
 """Of an update of both: velocity 3; acceleration 3, and the velocity's answer 1. Reflow's is 3."""
 WIDTH, WIDE = 64, 92
 """Of each of the two networks, and of reflow's one: 19.5 and 19.0 thousand parameters."""
-LR = {"velocity": 3.2e-2, "acceleration": 3.2e-2, "blind": 3.2e-2, "reflow": 3.2e-2}
+LR_REFLOW, LR_CROSSING, LR_OWN = 3.2e-2, 6.4e-2, 3.2e-2
+"""Of reflow, and of both networks on either kind of pairs: the better of 0.032 and 0.064 on tuning seed 20. With twice
+as many updates 0.008 was behind 0.032 for all, and squares behind Huber errors where pairs cross."""
 ONE, TWO = (Straight(num_steps=n, order=1) for n in (1, 2))
 TWO_CALLS, THREE_CALLS = (Accelerated(num_steps=n, clip=False) for n in (1, 2))
 
@@ -71,17 +73,21 @@ class Crossing(Reflow):
     def velocity(self) -> Any:
         """The first stage."""
         flow = InitialVelocity(self._network(lambda: PointNetwork(WIDTH, 3)))
-        return self._trained(VELOCITY, flow, self.updates, LR["velocity"])
+        return self._trained(VELOCITY, flow, self.updates, self._lr)
 
     def acceleration(self, velocity: Any, *, blind: bool = False) -> Any:
         """The second; blind: it is not shown the initial velocity."""
         flow = AccelerationFlow(velocity, self._network(lambda: Seeing(WIDTH, 3, blind)))
-        return self._trained(ACCELERATION, flow, self.updates, LR["blind" if blind else "acceleration"])
+        return self._trained(ACCELERATION, flow, self.updates, self._lr)
 
     def reflow(self) -> Any:
         """One network on the straight path, with as many passes."""
         flow = VelocityFlow(self._network(lambda: PointNetwork(WIDE, 3)), time_scale=1.0)
-        return self._trained(REFLOW, flow, self.updates * PASSES // 3, LR["reflow"])
+        return self._trained(REFLOW, flow, self.updates * PASSES // 3, LR_REFLOW)
+
+    @property
+    def _lr(self) -> float:
+        return LR_CROSSING if self.turned else LR_OWN
 
     def _network(self, make: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -95,17 +101,12 @@ class Crossing(Reflow):
         )
         return distil(method, Parts(flow=Trained(module=flow)), mixture_points(self.oracle), run, self.learnt)
 
-    def row(self, name: str, flow: Any, sampler: Any) -> Row:
-        """How far what is drawn from held-out noise is from the teacher's point."""
-        more = {"energy distance x 1000": self.distance(flow, sampler)}
-        return Row(name=name, score=self.error(flow, sampler), cost=sampler.nfe, more=more)
-
 
 def contest(seed: int, budget: Budget, turned: bool) -> Crossing:
     """The work of a seed on one kind of pairs."""
     if budget == "smoke":
         return Crossing(seed=seed, pairs=50, count=50, first=0, updates=3, turned=turned)
-    return Crossing(seed=seed, pairs=20_000, count=4000, first=0, updates=1200, turned=turned)
+    return Crossing(seed=seed, pairs=20_000, count=4000, first=0, updates=600, turned=turned)
 
 
 def run(seed: int, budget: Budget) -> Sequence[Row]:
@@ -131,7 +132,7 @@ CLAIM = Claim(
     headline="ImageNet-64 FID at one step 1.69; couplings kept better than rectified flow's at few steps",
     miniature="8 modes in the plane, 20,000 pairs of their exact denoiser, batches of 256: its own, whose straight "
     "lines hardly cross, and pairs in which each noise has the image of the opposite one, so that all lines cross near "
-    "the middle. Two networks, 1,200 updates of each, against one of as many parameters that reflows the same pairs "
+    "the middle. Two networks, 600 updates of each, against one of as many parameters that reflows the same pairs "
     "with as many passes, both with Huber errors; and against an acceleration that is not shown the initial velocity. "
     "Rates were searched alike on a tuning seed. Judged on 4,000 held-out noises by the squared distance to the "
     "pair's point.",

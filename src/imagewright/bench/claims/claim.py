@@ -53,6 +53,10 @@ class Rows:
         """Score of a row."""
         return self[name].score
 
+    def number(self, name: str, of: str | None) -> float:
+        """One of a row's further numbers, or its score."""
+        return self[name].score if of is None else self[name].more[of]
+
 
 Effect = Callable[[Rows], float]
 """A number of one seed's rows, larger the more the paper is right. Contenders are paired: they share the seed."""
@@ -77,14 +81,25 @@ class Check:
         return self.margin if self.margin is not None else (1.0 if self.scale == "ratio" else 0.0)
 
 
-def by_how_much(ours: str, theirs: str) -> Effect:
-    """The effect "score of theirs minus ours": positive where ours is lower."""
-    return lambda rows: rows.score(theirs) - rows.score(ours)
+def by_how_much(ours: str, theirs: str, of: str | None = None) -> Effect:
+    """The effect "score of theirs minus ours", or a further number `of` them: positive where ours is lower."""
+    return lambda rows: rows.number(theirs, of) - rows.number(ours, of)
 
 
-def how_many_times(ours: str, theirs: str) -> Effect:
-    """The effect "score of theirs over ours", for positive scores: above 1 where ours is lower."""
-    return lambda rows: rows.score(theirs) / rows.score(ours)
+def how_many_times(ours: str, theirs: str, of: str | None = None) -> Effect:
+    """The effect "score of theirs over ours", or a further number `of` them, all positive: above 1 where ours is
+    lower."""
+    return lambda rows: rows.number(theirs, of) / rows.number(ours, of)
+
+
+def lower(says: str, ours: str, theirs: str, *, of: str | None = None, by: float | None = None) -> Check:
+    """Ours is lower than theirs, by more than a margin. What should be higher is named second."""
+    return Check(says=says, effect=by_how_much(ours, theirs, of), margin=by)
+
+
+def times(says: str, ours: str, theirs: str, *, of: str | None = None, by: float | None = None) -> Check:
+    """Theirs is more than `by` (1) times ours."""
+    return Check(says=says, effect=how_many_times(ours, theirs, of), scale="ratio", margin=by)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,18 +6,21 @@ of their own, so contenders are paired.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from imagewright.data import Loader, open_images
 from imagewright.metrics import digits_features, embed
 from imagewright.metrics.frechet import frechet_distance, frechet_of_images
+from imagewright.models.tokens import PixelCodec
 from imagewright.recipes import RECIPES
 from imagewright.samplers.generator import ImageGenerator
+from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import assemble
 from imagewright.training.trainer import Trainer
 from imagewright.types import Sampler
@@ -48,6 +51,42 @@ def trained_digits(seed: int, images: int, channels: int = 32, *, labels: bool =
         trainer = Trainer(recipe.method, assembled.parts, loader, training, Path(folder))
         trainer.train()
     model: nn.Module = assembled.parts.denoiser
+    model.load_state_dict(trainer.product_state())
+    return model.eval()
+
+
+LEVELS, BATCH = 5, 32
+"""Grey levels of the digits that token models learn, and images of an update."""
+CODEC = PixelCodec(8, 1, LEVELS)
+
+
+def trained_tokens(
+    method: Any,
+    network: nn.Module,
+    seed: int,
+    updates: int,
+    optimizer: OptimizerConfig,
+    *,
+    channels_last: bool = False,
+) -> nn.Module:
+    """A token model of the digits in few levels, its averaged weights. Equal seeds see the same images in order.
+
+    optimizer: whose rate rises over a twentieth of the run, and falls over its second half.
+    """
+    images, total = open_images("digits"), updates * BATCH
+    config = TrainingConfig(
+        total_images=total,
+        batch=BATCH,
+        seed=seed,
+        channels_last=channels_last,
+        optimizer=dataclasses.replace(optimizer, lr_ramp_images=total // 20, lr_cooldown_images=total // 2),
+        ema=EmaConfig(halflife_images=total / 40, rampup_ratio=None),
+    )
+    parts = method.parts(network=network, codec=CODEC, spec=images.spec)
+    trainer = Trainer(method, parts, Loader(images, BATCH, seed), config, Path())  # only `train` writes
+    for _ in range(updates):
+        trainer.train_step()
+    model = copy.deepcopy(trainer.learners["model"].module)
     model.load_state_dict(trainer.product_state())
     return model.eval()
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Effect, Row, how_many_times
-from imagewright.bench.claims.matching import BOTH, Contender, made, passes, start_of, steps_for, taught
-from imagewright.bench.claims.plane import distance, latents, real_points
-from imagewright.bench.claims.plane_training import PointRun
+from imagewright.bench.claims.claim import Budget, Claim, Row, lower, times
+from imagewright.bench.claims.matching import made, matching_trial, parts_of, passes
+from imagewright.bench.claims.plane import latents
+from imagewright.bench.claims.trial import BOTH, Contender, Points, Trial
 from imagewright.methods.distances import Distance
 from imagewright.methods.distribution_matching import generate
 from imagewright.methods.dmd import DMD
@@ -23,14 +21,11 @@ from imagewright.oracles import GaussianMixture
 from imagewright.samplers import Heun
 from imagewright.types import Batch, Clock, Coupling, Event, Update
 
-WIDTH, DEPTH = 128, 3
-SIGMA_DATA = 0.7
 STD = 0.08
 SIDE = 5
 PAIRS = 500
 PASSES = 7_000
 """Of networks over one point, times the batch: what each contender may spend."""
-RUN = PointRun(batch=256, iterations=1)
 L2 = Distance(kind="l2")
 HIT = 0.2
 """A mode is hit by this share of the samples that are due to it."""
@@ -47,7 +42,7 @@ class RegressionAlone(DMD):
         yield Update("generator", self.regression(answer, batch.coupling.images, None))
 
 
-CONTENDERS: Mapping[str, Contender] = {
+CONTENDERS = {
     DMD_ROW: Contender(method=DMD(regression_weight=4.0, regression=L2), lr=1e-3),
     MATCHING: Contender(method=DMD(regression_weight=0.0), lr=1e-3, fake_scale=4.0),
     REGRESSION: Contender(method=RegressionAlone(regression=L2), lr=2e-3),
@@ -72,10 +67,10 @@ def teachers_pairs(oracle: GaussianMixture, seed: int, count: int) -> Coupling:
     return Coupling(z.float(), Heun(num_steps=18)(oracle, z).float())
 
 
-def row(name: str, points: npt.NDArray[np.float64], reference: npt.NDArray[np.float64], cost: float) -> Row:
+def row(trial: Trial, name: str, points: Points, cost: float) -> Row:
     """Energy distance, the share of points within three deviations of a mode, how many modes are hit, and the variance
     about their own mean of the points of a mode: a mean over modes, in units of the truth's within three deviations."""
-    means = grid().means.flatten(1).numpy()
+    means = trial.oracle.means.flatten(1).numpy()
     off = np.linalg.norm(points[:, None] - means, axis=2)
     nearest, inside = off.argmin(1), off.min(1) < 3 * STD
     counts = np.bincount(nearest[inside], minlength=len(means))
@@ -87,30 +82,19 @@ def row(name: str, points: npt.NDArray[np.float64], reference: npt.NDArray[np.fl
         MODES: float((counts >= HIT * len(points) / len(means)).sum()),
         VARIANCE: float(np.mean(spreads)) / truth if spreads else 0.0,
     }
-    return Row(name=name, score=distance(points, reference), cost=cost, more=more)
+    return Row(name=name, score=trial.distance(points), cost=cost, more=more)
 
 
-def run(seed: int, budget: Budget, contenders: Mapping[str, Contender] = CONTENDERS) -> Sequence[Row]:
+def run(seed: int, budget: Budget) -> Sequence[Row]:
     """Generators from one start, of equal cost, and points of the truth."""
-    full = budget == "full"
-    afford, warm, count = (PASSES, 300, 4000) if full else (40, 3, 50)
-    oracle = grid()
-    start = start_of(oracle, WIDTH, DEPTH, seed, warm, SIGMA_DATA)
-    pairs = teachers_pairs(oracle, seed + 4000, PAIRS if full else 20)
-    reference = real_points(oracle, seed + 1000, 2 * count)
-    z = latents(seed + 2000, count)
-    rows = [row("real points", real_points(oracle, seed + 3000, count), reference, 0)]
-    for name, contender in contenders.items():
-        step = cost_of(contender.method)
-        steps = steps_for(afford, step)
-        pace = replace(RUN, seed=seed, iterations=steps)
-        rows.append(row(name, made(taught(contender, start, oracle, oracle, pace, pairs), z), reference, steps * step))
-    return rows
-
-
-def higher(number: str, ours: str, theirs: str) -> Effect:
-    """The effect "a further number of ours minus theirs"."""
-    return lambda rows: rows[ours].more[number] - rows[theirs].more[number]
+    afford, warm, count, drawn = (PASSES, 300, 4000, PAIRS) if budget == "full" else (40, 3, 50, 20)
+    trial = matching_trial(seed, grid(), 128, warm, passes=afford, count=count)
+    pairs = teachers_pairs(trial.oracle, seed + 4000, drawn)
+    learnt = trial.compared(CONTENDERS, lambda c: parts_of(trial.start, trial.oracle, c, seed), cost_of, pairs=pairs)
+    return [
+        row(trial, "real points", trial.real(3000), 0),
+        *(row(trial, name, made(generator, trial.z), cost) for name, generator, cost in learnt),
+    ]
 
 
 CLAIM = Claim(
@@ -125,19 +109,8 @@ CLAIM = Claim(
     cost="passes of networks per point",
     run=run,
     checks=(
-        Check(
-            says="DMD is nearer to the truth than matching alone",
-            effect=how_many_times(DMD_ROW, MATCHING),
-            scale="ratio",
-        ),
-        Check(
-            says="DMD is nearer to the truth than regression alone",
-            effect=how_many_times(DMD_ROW, REGRESSION),
-            scale="ratio",
-        ),
-        Check(
-            says="DMD puts more samples near a mode than regression alone, in per cent",
-            effect=higher(NEAR, DMD_ROW, REGRESSION),
-        ),
+        times("DMD is nearer to the truth than matching alone", DMD_ROW, MATCHING),
+        times("DMD is nearer to the truth than regression alone", DMD_ROW, REGRESSION),
+        lower("DMD puts more samples near a mode than regression alone, in per cent", REGRESSION, DMD_ROW, of=NEAR),
     ),
 )

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Row, how_many_times
-from imagewright.bench.claims.matching import Contender, made, on_a_circle, passes, start_of, steps_for, taught
-from imagewright.bench.claims.plane import distance, latents, real_points
-from imagewright.bench.claims.plane_training import PointRun
+from imagewright.bench.claims.claim import Budget, Check, Claim, Row, times
+from imagewright.bench.claims.matching import SHORT, made, matching_trial, parts_of, passes
+from imagewright.bench.claims.plane import distance, real_points
+from imagewright.bench.claims.rings import circle
+from imagewright.bench.claims.trial import Contender, Points
 from imagewright.methods.dmd2 import DMD2
 from imagewright.oracles import GaussianMixture
 from imagewright.samplers import Heun
-from imagewright.training.config import EmaConfig
 
-WIDTH, DEPTH = 64, 3
-SIGMA_DATA = 0.85
 BIAS = 1.6
 """Factor on the variance of every component of the teacher."""
 PASSES = 20_000
 """Of networks over one point, times the batch: what each contender may spend."""
-RUN = PointRun(batch=256, iterations=1, ema=EmaConfig(halflife_images=5_000, rampup_ratio=None))
 NO_GAN = DMD2(generator_gan=0.0, fake_gan=0.0)
 RATIO_1, RATIO_5, TEACHER = "ratio 1", "ratio 5", "teacher, 40 Heun steps"
 WITH_GAN, FOR_TWO = "ratio 5, with GAN", "ratio 5, with GAN, weights for two numbers"
@@ -33,7 +28,7 @@ NUMBERS = 3 * 64 * 64
 """Of an image of the published run. Beside a loss that is a mean over them an adversary's gradient weighs, by its norm,
 sqrt(NUMBERS / 2) times what it does beside the mean of a point's two."""
 SCALE = math.sqrt(NUMBERS / 2)
-CONTENDERS: Mapping[str, Contender] = {
+CONTENDERS = {
     RATIO_1: Contender(method=replace(NO_GAN, fake_updates=1), lr=1e-3, fake_scale=4.0),
     RATIO_5: Contender(method=NO_GAN, lr=3e-3, fake_scale=4.0),
     WITH_GAN: Contender(method=DMD2(), lr=3e-3, fake_scale=4.0),
@@ -44,9 +39,8 @@ CONTENDERS: Mapping[str, Contender] = {
 
 def wide_modes(seed: int) -> GaussianMixture:
     """Three wide components on a circle, turned by a random angle."""
-    means = on_a_circle(seed)
     stds, weights = torch.tensor([[0.4, 0.5, 0.4], [2, 3, 1]], dtype=torch.float64)
-    return GaussianMixture(means, stds, weights)
+    return GaussianMixture(circle(seed, 3), stds, weights)
 
 
 def widened(oracle: GaussianMixture, factor: float) -> GaussianMixture:
@@ -54,31 +48,28 @@ def widened(oracle: GaussianMixture, factor: float) -> GaussianMixture:
     return GaussianMixture(oracle.means, math.sqrt(factor) * oracle.stds, oracle.weights)
 
 
-def run(seed: int, budget: Budget, contenders: Mapping[str, Contender] = CONTENDERS) -> Sequence[Row]:
+def run(seed: int, budget: Budget) -> Sequence[Row]:
     """Energy distance to the truth of the biased teacher's points, and of the generators that it taught."""
-    full = budget == "full"
-    afford, warm, count = (PASSES, 250, 4000) if full else (60, 3, 1500)
+    afford, warm, count = (PASSES, 250, 4000) if budget == "full" else (60, 3, 1500)
     oracle = wide_modes(seed)
     teacher = widened(oracle, BIAS)
-    start = start_of(teacher, WIDTH, DEPTH, seed, warm, SIGMA_DATA)
-    truth, lesson = (real_points(law, seed + 1000, 2 * count) for law in (oracle, teacher))
-    z = latents(seed + 2000, count)
+    trial = matching_trial(
+        seed, oracle, 64, warm, lesson=teacher, passes=afford, count=count, sigma_data=0.85, pace=SHORT
+    )
+    lesson = real_points(teacher, seed + 1000, 2 * count)
 
-    def row(name: str, points: npt.NDArray[np.float64], cost: float) -> Row:
+    def row(name: str, points: Points, cost: float) -> Row:
         more = {"energy distance to the teacher's points x 1000": distance(points, lesson)}
-        return Row(name=name, score=distance(points, truth), cost=cost, more=more)
+        return Row(name=name, score=trial.distance(points), cost=cost, more=more)
 
-    rows = [
-        row("real points", real_points(oracle, seed + 3000, count), 0),
-        row(TEACHER, Heun(num_steps=40)(teacher, z).flatten(1).numpy(), 0),
+    learnt = trial.compared(
+        CONTENDERS, lambda c: parts_of(trial.start, teacher, c, seed), passes, lambda method: method.fake_updates
+    )
+    return [
+        row("real points", trial.real(3000), 0),
+        row(TEACHER, Heun(num_steps=40)(teacher, trial.z).flatten(1).numpy(), 0),
+        *(row(name, made(generator, trial.z), cost) for name, generator, cost in learnt),
     ]
-    for name, contender in contenders.items():
-        method = contender.method
-        assert isinstance(method, DMD2)
-        steps = steps_for(afford, passes(method), method.fake_updates)
-        generator = taught(contender, start, teacher, oracle, replace(RUN, seed=seed, iterations=steps))
-        rows.append(row(name, made(generator, z), steps * passes(method)))
-    return rows
 
 
 CLAIM = Claim(
@@ -94,22 +85,11 @@ CLAIM = Claim(
     cost="passes of networks per point",
     run=run,
     checks=(
-        Check(
-            says="five updates of the fake score for one are better than one",
-            effect=how_many_times(RATIO_5, RATIO_1),
-            scale="ratio",
-        ),
-        *(
-            Check(says=f"{what} it is better still", effect=how_many_times(name, RATIO_5), scale="ratio")
-            for name, what in (
-                (WITH_GAN, "with the adversary"),
-                (FOR_TWO, "with the adversary weighed for two numbers"),
-            )
-        ),
-        Check(
-            says="with the adversary weighed for two numbers it is better than its own teacher in 40 steps",
-            effect=how_many_times(FOR_TWO, TEACHER),
-            scale="ratio",
+        times("five updates of the fake score for one are better than one", RATIO_5, RATIO_1),
+        times("with the adversary it is better still", WITH_GAN, RATIO_5),
+        times("with the adversary weighed for two numbers it is better still", FOR_TWO, RATIO_5),
+        times(
+            "with the adversary weighed for two numbers it is better than its own teacher in 40 steps", FOR_TWO, TEACHER
         ),
         Check(
             says="without the adversary neither is better than the teacher",

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Row, by_how_much, how_many_times
-from imagewright.bench.claims.plane import PointNetwork, distance, latents, real_points, sampled
+from imagewright.bench.claims.claim import Budget, Claim, Row, lower, times
+from imagewright.bench.claims.plane import PLANE, PointNetwork, PointTraining, latents, sampled, seeded, train
+from imagewright.bench.claims.rings import ring
+from imagewright.bench.claims.trial import Trial
 from imagewright.methods.edm import loss_weight
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned, Scalings
-from imagewright.noise import StepNoise
-from imagewright.oracles import GaussianMixture
 from imagewright.paths.noise_levels import LogNormal, LogUniform
 from imagewright.samplers import Ablation, Euler, Heun
-from imagewright.training.ema import Ema, HalfLife
+from imagewright.training.config import EmaConfig
 from imagewright.types import Denoiser, Sampler
 
-MODES, SIGMA_DATA = 8, 0.7
+BATCH = 256
 SAMPLER = Heun(num_steps=18)
 
 
@@ -43,7 +42,7 @@ class NoisePrediction(Preconditioned):
 class Design:
     """What is varied. inverse: weight 1 / sigma^2, that of VP and VE, in place of EDM's."""
 
-    wrapper: Callable[[nn.Module], Preconditioned] = lambda network: EDMPrecond(network, sigma_data=SIGMA_DATA)
+    wrapper: Callable[[nn.Module], Preconditioned] = lambda network: EDMPrecond(network, sigma_data=PLANE)
     inverse: bool = False
     levels: LogNormal | LogUniform = LogNormal(mean=-1.2, std=1.2)
     lr: float = 0.02
@@ -58,57 +57,34 @@ DESIGNS = {
 """Rates: the best of 0.01, 0.02 and 0.04 for each on seed 0 (0.02 of EDM); the wrapper's weight: the better of both."""
 
 
-def ring(seed: int) -> GaussianMixture:
-    """Eight narrow modes on a circle of radius 1, turned by a random angle."""
-    turn = StepNoise(seed, 4).uniform(torch.empty(1, dtype=torch.float64))[0]
-    angles = (torch.arange(MODES, dtype=torch.float64) + turn) * 2 * math.pi / MODES
-    return GaussianMixture(torch.stack([angles.cos(), angles.sin()], 1).reshape(MODES, 2, 1, 1), 0.05)
-
-
-def trained(design: Design, oracle: GaussianMixture, seed: int, iterations: int, batch: int = 256) -> Preconditioned:
+def trained(design: Design, trial: Trial, iterations: int) -> Preconditioned:
     """A denoiser of the ring, averaged; designs of one seed start from the same weights and see the same points."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        denoiser = design.wrapper(PointNetwork(64, 4))
-    average = Ema(denoiser, HalfLife(iterations * batch / 20, 0.05))
-    optimizer = torch.optim.Adam(denoiser.parameters(), lr=design.lr)
-    for step in range(iterations):
-        noise = StepNoise(seed, step)
-        points = oracle.sample(batch, noise).float()
-        sigma = design.levels.sample(noise, points[:, 0, 0, 0])
-        noisy = points + sigma[:, None, None, None] * noise.normal(points)
-        error = (denoiser(noisy, sigma) - points).square().flatten(1).mean(1)
-        weight = sigma**-2 if design.inverse else loss_weight(sigma, SIGMA_DATA)
-        optimizer.zero_grad()
-        (weight * error).mean().backward()
-        for group in optimizer.param_groups:
-            group["lr"] = design.lr * (1 - step / iterations)
-        optimizer.step()
-        average.update(denoiser, (step + 1) * batch, batch)
-    denoiser.load_state_dict(average.state)
-    return denoiser.eval()
+    config = PointTraining(
+        iterations=iterations, batch=BATCH, lr=design.lr, ema=EmaConfig(halflife_images=iterations * BATCH / 20),
+        seed=trial.seed, levels=design.levels,
+    )  # fmt: skip
+    denoiser = design.wrapper(seeded(trial.seed, lambda: PointNetwork(64, 4)))
+    weight = (lambda sigma, _: sigma**-2) if design.inverse else loss_weight
+    return train(denoiser, trial.points, config, weight=weight)
 
 
 def run(seed: int, budget: Budget) -> Sequence[Row]:
     """Energy distance of what each design draws; and how far solvers end from the exact flow's points."""
-    full = budget == "full"
-    oracle, count, iterations = ring(seed), 4000 if full else 64, 1500 if full else 8
-    reference = real_points(oracle, seed + 1000, 2 * count)
+    iterations, count, noises, steps = (1500, 4000, 500, 600) if budget == "full" else (8, 64, 16, 50)
+    trial = Trial(seed=seed, oracle=ring(seed, 0.05), count=count)
 
     def row(name: str, denoiser: Denoiser) -> Row:
-        score = distance(sampled(denoiser, SAMPLER, seed + 2000, count), reference)
-        return Row(name=name, score=score, cost=SAMPLER.nfe)
+        drawn = sampled(denoiser, SAMPLER, seed + 2000, count)
+        return Row(name=name, score=trial.distance(drawn), cost=SAMPLER.nfe)
 
-    rows = [row("exact denoiser", oracle)]
-    rows += [row(name, trained(design, oracle, seed, iterations)) for name, design in DESIGNS.items()]
-    start = latents(seed + 3000, 500 if full else 16)
-    truth = Heun(num_steps=600 if full else 50)(oracle, start)
+    rows = [row("exact denoiser", trial.oracle)]
+    rows += [row(name, trained(design, trial, iterations)) for name, design in DESIGNS.items()]
+    start = latents(seed + 3000, noises)
+    truth = Heun(num_steps=steps)(trial.oracle, start)
 
     def error(name: str, sampler: Sampler, nfe: int) -> Row:
-        ends = sampler(oracle, start)
-        return Row(
-            name=f"{name}, {nfe} calls", score=float((ends - truth).square().mean().sqrt()), cost=nfe, curve=name
-        )
+        off = float((sampler(trial.oracle, start) - truth).square().mean().sqrt())
+        return Row(name=f"{name}, {nfe} calls", score=off, cost=nfe, curve=name)
 
     for nfe in (35, 71, 143):
         rows.append(error("Heun, rho = 7", Heun(num_steps=(nfe + 1) // 2), nfe))
@@ -128,24 +104,18 @@ CLAIM = Claim(
     cost="NFE per sample",
     run=run,
     checks=(
-        Check(says="with EDM's wrapper it is better than with VP's", effect=by_how_much("EDM", "VP's wrapper")),
-        Check(
-            says="with EDM's weight it is better than with 1 / sigma^2",
-            effect=by_how_much("EDM", "weight 1 / sigma^2"),
+        lower("with EDM's wrapper it is better than with VP's", "EDM", "VP's wrapper"),
+        lower("with EDM's weight it is better than with 1 / sigma^2", "EDM", "weight 1 / sigma^2"),
+        lower("with EDM's noise law it is better than with VE's", "EDM", "VE's noise law"),
+        times(
+            "at 71 calls Heun's error is below Euler's on the same grid",
+            "Heun, rho = 7, 71 calls",
+            "Euler, rho = 7, 71 calls",
         ),
-        Check(
-            says="with EDM's noise law it is better than with VE's",
-            effect=by_how_much("EDM", "VE's noise law"),
-        ),
-        Check(
-            says="at 71 calls Heun's error is below Euler's on the same grid",
-            effect=how_many_times("Heun, rho = 7, 71 calls", "Euler, rho = 7, 71 calls"),
-            scale="ratio",
-        ),
-        Check(
-            says="at 35 calls Heun's error on the rho = 7 grid is below that on uniform steps",
-            effect=how_many_times("Heun, rho = 7, 35 calls", "Heun, uniform in sigma, 35 calls"),
-            scale="ratio",
+        times(
+            "at 35 calls Heun's error on the rho = 7 grid is below that on uniform steps",
+            "Heun, rho = 7, 35 calls",
+            "Heun, uniform in sigma, 35 calls",
         ),
     ),
 )

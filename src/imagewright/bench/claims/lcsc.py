@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Row, how_many_times
+from imagewright.bench.claims.claim import Budget, Claim, Row, times
 from imagewright.bench.claims.plane import PointTraining, point_denoiser, sampled, train
-from imagewright.bench.claims.plane_training import ExactTeacher, PointRun, distil, mixture_points
+from imagewright.bench.claims.plane_training import mixture_points
 from imagewright.bench.claims.rings import distance_to, frechet_to, ring
+from imagewright.bench.claims.students import LEVELS, ONE_STEP
+from imagewright.bench.claims.trial import Trial
 from imagewright.methods.consistency import ConsistencyDistillation
 from imagewright.methods.distances import Distance
 from imagewright.methods.pairs import consistency_parts
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.noise import StepNoise
 from imagewright.oracles import GaussianMixture, IntegratedFlowMap
-from imagewright.paths.noise_levels import LogNormal
-from imagewright.samplers import MultistepConsistency
 from imagewright.training.weights import flatten, unflatten
 from imagewright.tuning.lcsc import LCSC, Found, Vector, random_control, search
-from imagewright.types import Batch, Clock, Event, Frozen, Parts
+from imagewright.types import Batch, Clock, Event, Parts
 
 CHECKPOINTS, EVERY = 20, 50
 LR, BATCH = 6e-3, 256
@@ -35,7 +35,8 @@ TRAINED_ON = 12
 """More checkpoints for the control that is given the search's cost: 300 x 3000 calls are 590 updates of 256 x 6."""
 SCALES = (0.1, 0.3)
 """How far the random combinations go from the best average, half the evaluations each: the best two of 0.1, 0.3, 1."""
-ONE_STEP = MultistepConsistency(clip=False)
+FRECHET = "Frechet x 1000"
+L2 = Distance()
 
 
 @dataclass
@@ -58,17 +59,14 @@ class Kept:
 
 def checkpoints(seed: int, oracle: GaussianMixture, full: bool) -> tuple[ConsistencyModel, Tensor]:
     """A consistency model, and raw weights [K, parameters] along its distillation at a constant rate."""
-    config = PointTraining(iterations=400 if full else 2, batch=BATCH, seed=seed, levels=LogNormal(mean=-0.5, std=1.4))
+    trial = Trial(seed=seed, oracle=oracle, count=0)
+    config = PointTraining(iterations=400 if full else 2, batch=BATCH, seed=seed, levels=LEVELS)
     student = ConsistencyModel.from_denoiser(train(point_denoiser(32, 3, seed), mixture_points(oracle), config))
-    parts: Parts = consistency_parts(student, None, L2, teacher=Frozen(module=ExactTeacher(oracle)))
+    parts: Parts = consistency_parts(student, None, L2, teacher=trial.teacher)
     kept = Kept(ConsistencyDistillation(grid_points=18, distance=L2), first=300 if full else 0)
     steps = kept.first + EVERY * (CHECKPOINTS + TRAINED_ON) + 1 if full else EVERY * 4 + 1
-    run = PointRun(iterations=steps, batch=BATCH, lr=LR, kind="radam", cooldown=False, seed=seed)
-    distil(kept, parts, mixture_points(oracle), run)
+    trial.trained(kept, parts, steps, LR, kind="radam", cooldown=False)
     return copy.deepcopy(student).eval(), torch.stack(kept.rows)
-
-
-L2 = Distance()
 
 
 def run(seed: int, budget: Budget) -> Sequence[Row]:
@@ -98,7 +96,7 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
 
     def row(name: str, flow_map: Any, alpha: Vector | None = None) -> Row:
         drawn = sampled(flow_map, ONE_STEP, seed + 6000, fresh)
-        more = {"Frechet x 1000": frechet_to(oracle, drawn)}
+        more = {FRECHET: frechet_to(oracle, drawn)}
         if alpha is not None:
             more |= {"on the search's noise": fitness_of(rows)(alpha), "largest |alpha|": float(np.abs(alpha).max())}
         return Row(name=name, score=distance_to(oracle, drawn), cost=1, more=more)
@@ -140,25 +138,13 @@ CLAIM = Claim(
     cost="NFE per sample",
     run=run,
     checks=(
-        Check(
-            says="on fresh noise the best average is so many times as far as LCSC",
-            effect=how_many_times("LCSC", "best of 20 averages"),
-            scale="ratio",
+        times("on fresh noise the best average is so many times as far as LCSC", "LCSC", "best of 20 averages"),
+        times("by the Frechet distance, which was not searched for, too", "LCSC", "best of 20 averages", of=FRECHET),
+        times(
+            "so is the best average of a run that trained on for the search's cost",
+            "LCSC",
+            "trained on, best of 20 averages",
         ),
-        Check(
-            says="by the Frechet distance, which was not searched for, too",
-            effect=lambda r: r["best of 20 averages"].more["Frechet x 1000"] / r["LCSC"].more["Frechet x 1000"],
-            scale="ratio",
-        ),
-        Check(
-            says="so is the best average of a run that trained on for the search's cost",
-            effect=how_many_times("LCSC", "trained on, best of 20 averages"),
-            scale="ratio",
-        ),
-        Check(
-            says="so are as many random combinations about the best average",
-            effect=how_many_times("LCSC", "random combinations"),
-            scale="ratio",
-        ),
+        times("so are as many random combinations about the best average", "LCSC", "random combinations"),
     ),
 )

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from imagewright.bench.claims.claim import REPORTED_SEEDS, TUNING_SEEDS
-from imagewright.bench.claims.origin import code_hash
+from imagewright.bench.claims.origin import equal_codes
 from imagewright.bench.claims.runner import read_claim, rows_of
 from imagewright.files import replacing
 
@@ -27,6 +27,9 @@ margin, **does not hold** when the interval lies at or below it, and is **undeci
 its checks do, and does not when one does not. Records are made on seeds from {REPORTED_SEEDS.start} on, settings are
 chosen on seeds below {TUNING_SEEDS.stop}; the program keeps the two apart. This page is made by
 `imagewright bench claims --ledger` from the records in `claims/`; what is said below a verdict was written after it.
+A record belongs to the code that measured it; where a claim's files were rearranged since, `bench claims KEY
+--rearranged` notes it, and only if both codes rehearse alike: equal to the bit are the rows and effects of a smoke run
+of seed 0 and of a full one whose trainings are cut to three updates, and the settings of these trainings.
 
 """
 
@@ -109,11 +112,13 @@ def _made(record: dict[str, Any]) -> str:
         for e in entries
     }
     commits = {f"commit {e['commit'][:10]}{'+' if e['commit'].endswith('+') else ''}" for e in entries if e["commit"]}
-    changed = any(e["code"] != code_hash(record["key"]) for e in entries)
+    changed = any(e["code"] not in equal_codes(record) for e in entries)
+    rearranged = [step["commit"][:10] for step in record.get("rearranged", [])]
     return (
         f"`{record['command']}`: {min(seconds):.0f} to {max(seconds):.0f} CPU seconds a seed; "
         + "; ".join(", ".join(sorted(said)) for said in (machines, versions, commits) if said)
         + "."
+        + (f" The claim's code was rearranged in {', '.join(rearranged)}, at equal rows." if rearranged else "")
         + (" **The claim's code has changed since.**" if changed else "")
     )
 

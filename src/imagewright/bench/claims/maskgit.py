@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Row, Rows, by_how_much, how_many_times
-from imagewright.data import ImageSet, Loader, from_uint8, open_images, to_uint8
+from imagewright.bench.claims.claim import Budget, Claim, Row, lower, times
+from imagewright.bench.claims.digits import CODEC, LEVELS, trained_tokens
+from imagewright.bench.claims.plane import seeded
+from imagewright.data import from_uint8, open_images, to_uint8
 from imagewright.methods.maskgit import MaskGIT
 from imagewright.metrics.features import digits_features
 from imagewright.metrics.frechet import frechet_distance
@@ -24,14 +24,11 @@ from imagewright.noise import StepNoise
 from imagewright.oracles import MixtureTokens, ProductMixture
 from imagewright.samplers import MaskedDecoding
 from imagewright.samplers.generator import ImageGenerator
-from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.trainer import Trainer
+from imagewright.training.config import OptimizerConfig
 
 COMPONENTS, TOKENS, VALUES = 6, 32, 8
 CONCENTRATION = 0.1
 """Of the Dirichlet law of every row: small, so that a token tells much about the component."""
-LEVELS = 5
-"""Grey levels of the digits."""
 PASSES = 8
 STEPS = 300
 """Of the transformer's training, 32 images each."""
@@ -44,6 +41,8 @@ ON_DIGITS: Mapping[str, float] = {"cosine": 0.0, "linear": 0.0, "sqrt": 0.0}
 """Each schedule's own best temperature: for the mixture of 0 to 45 on seeds 0 to 2; for digits of 0, 1 and 4.5 on
 seed 0, where the distance rises with it."""
 PUBLISHED = 4.5
+OPTIMIZER = OptimizerConfig(kind="adamw", lr=2e-3, weight_decay=0.045)
+SOURCE, SURE = "the source itself", "cosine, no Gumbel noise"
 
 
 def decoders(temperatures: Mapping[str, float]) -> dict[str, MaskedDecoding]:
@@ -91,52 +90,29 @@ def on_oracle(seed: int, count: int, temperatures: Mapping[str, float] = ON_ORAC
         return Row(name=name, score=between_laws(nats, real), cost=passes, more=more)
 
     more = {
-        "cosine, no Gumbel noise": MaskedDecoding(num_steps=PASSES, temperature=0.0),
+        SURE: MaskedDecoding(num_steps=PASSES, temperature=0.0),
         "cosine, random places": MaskedDecoding(num_steps=PASSES, choice="random"),
     }
-    rows = [row("the source itself", source.sample(count, StepNoise(seed, 3)), 0)]
+    rows = [row(SOURCE, source.sample(count, StepNoise(seed, 3)), 0)]
     for name, decoder in (decoders(temperatures) | more).items():
         rows.append(row(name, decoder.fill(model, unknown, noise=StepNoise(seed, 2)), decoder.num_steps))
     return rows
 
 
-def trained(images: ImageSet, seed: int, steps: int) -> nn.Module:
-    """A bidirectional transformer on the 64 tokens of the digits, its averaged weights."""
-    batch = 32
-    total = steps * batch
-    config = TrainingConfig(
-        total_images=total,
-        batch=batch,
-        seed=seed,
-        optimizer=OptimizerConfig(
-            kind="adamw", lr=2e-3, lr_ramp_images=total // 20, lr_cooldown_images=total // 2, weight_decay=0.045
-        ),
-        ema=EmaConfig(halflife_images=total / 40, rampup_ratio=None),
-    )
-    method = MaskGIT()
-    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(seed)
-        sizes = {"values": LEVELS, "length": 64, "label_dim": 10, "width": 64, "depth": 2, "heads": 4}
-        network = TokenTransformer(
-            TokenTransformerConfig(mlp_ratio=2.0, dropout=0.0, causal=False, post_norm=False, **sizes)
-        )
-        parts = method.parts(network=network, codec=PixelCodec(8, 1, LEVELS), spec=images.spec)
-        trainer = Trainer(method, parts, Loader(images, batch, seed), config, Path(folder))
-        for _ in range(steps):
-            trainer.train_step()
-    model = copy.deepcopy(trainer.learners["model"].module)
-    model.load_state_dict(trainer.product_state())
-    return model.eval()
+def token_transformer(seed: int, causal: bool, **more: Any) -> nn.Module:
+    """A transformer of two layers on the 64 tokens of the digits, untrained."""
+    sizes = {"values": LEVELS, "length": 64, "label_dim": 10, "width": 64, "depth": 2, "heads": 4}
+    config = TokenTransformerConfig(dropout=0.0, causal=causal, post_norm=False, **sizes, **more)
+    return seeded(seed, lambda: TokenTransformer(config))
 
 
 def on_digits(seed: int, budget: Budget, temperatures: Mapping[str, float] = ON_DIGITS) -> list[Row]:
     """fd_digits of one model's samples, against the digits in five levels."""
-    full = budget == "full"
-    images, codec, extractor = open_images("digits"), PixelCodec(8, 1, LEVELS), digits_features()
-    coarse = to_uint8(codec.decode(codec.encode(from_uint8(images.images()))))
-    real, _ = extractor(coarse)
-    model = trained(images, seed, STEPS if full else 2)
-    count = DRAWN if full else 40
+    updates, count = (STEPS, DRAWN) if budget == "full" else (2, 40)
+    images, extractor = open_images("digits"), digits_features()
+    real, _ = extractor(to_uint8(CODEC.decode(CODEC.encode(from_uint8(images.images())))))
+    network = token_transformer(seed, causal=False, mlp_ratio=2.0)
+    model = trained_tokens(MaskGIT(), network, seed, updates, OPTIMIZER)
 
     def row(name: str, decoder: MaskedDecoding) -> Row:
         generator = ImageGenerator(model, images.spec, decoder)
@@ -155,16 +131,6 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     return [*on_oracle(seed, 2 * DRAWN if budget == "full" else 100), *on_digits(seed, budget)]
 
 
-def likelier(rows: Rows) -> float:
-    """By how many nats samples without Gumbel noise are more probable than the source's own."""
-    return rows["the source itself"].more[EXCESS] - rows["cosine, no Gumbel noise"].more[EXCESS]
-
-
-def poorer(rows: Rows) -> float:
-    """By what share of places two of them differ less than two of the source's."""
-    return rows["the source itself"].more[DIVERSITY] - rows["cosine, no Gumbel noise"].more[DIVERSITY]
-
-
 CLAIM = Claim(
     key="maskgit",
     paper="2202.04200",
@@ -178,41 +144,22 @@ CLAIM = Claim(
     cost="NFE per sample",
     run=run,
     checks=(
-        Check(
-            says="on exact conditionals at 8 passes the cosine is nearer the source than linear masking",
-            effect=how_many_times("cosine", "linear"),
-            scale="ratio",
+        times(
+            "on exact conditionals at 8 passes the cosine is nearer the source than linear masking", "cosine", "linear"
         ),
-        Check(
-            says="and linear masking nearer than the square root, a convex schedule",
-            effect=how_many_times("linear", "sqrt"),
-            scale="ratio",
+        times("and linear masking nearer than the square root, a convex schedule", "linear", "sqrt"),
+        times("and keeping the surest tokens nearer than keeping random ones", "cosine", "cosine, random places"),
+        lower(
+            "without Gumbel noise samples are more probable than the source's, by a nat",
+            SURE,
+            SOURCE,
+            of=EXCESS,
+            by=1.0,
         ),
-        Check(
-            says="and keeping the surest tokens nearer than keeping random ones",
-            effect=how_many_times("cosine", "cosine, random places"),
-            scale="ratio",
-        ),
-        Check(says="without Gumbel noise samples are more probable than the source's, by a nat", effect=likelier,
-              margin=1.0),
-        Check(says="and less diverse", effect=poorer),
-        Check(
-            says="on digits the cosine's distance is below that of linear masking",
-            effect=by_how_much("digits, cosine", "digits, linear"),
-        ),
-        Check(
-            says="and that of linear masking below the square root's",
-            effect=by_how_much("digits, linear", "digits, sqrt"),
-        ),
-        Check(
-            says="and the cosine's recall above the square root's",
-            effect=lambda r: r["digits, cosine"].more[RECALL] - r["digits, sqrt"].more[RECALL],
-        ),
-        Check(
-            says="and the cosine's distance below a quarter of one pass's",
-            effect=how_many_times("digits, cosine", "digits, one pass"),
-            scale="ratio",
-            margin=4.0,
-        ),
+        lower("and less diverse", SURE, SOURCE, of=DIVERSITY),
+        lower("on digits the cosine's distance is below that of linear masking", "digits, cosine", "digits, linear"),
+        lower("and that of linear masking below the square root's", "digits, linear", "digits, sqrt"),
+        lower("and the cosine's recall above the square root's", "digits, sqrt", "digits, cosine", of=RECALL),
+        times("and the cosine's distance below a quarter of one pass's", "digits, cosine", "digits, one pass", by=4.0),
     ),
-)  # fmt: skip
+)

@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Row, by_how_much, how_many_times
-from imagewright.bench.claims.maskgit import TOKENS, VALUES, between_laws, mixture
-from imagewright.data import Loader, from_uint8, open_images
+from imagewright.bench.claims.claim import Budget, Claim, Row, lower, times
+from imagewright.bench.claims.digits import CODEC, LEVELS, trained_tokens
+from imagewright.bench.claims.maskgit import TOKENS, VALUES, between_laws, mixture, token_transformer
+from imagewright.bench.claims.plane import seeded
+from imagewright.data import from_uint8, open_images
 from imagewright.methods.autoregressive import Autoregressive
 from imagewright.methods.md4 import MD4
 from imagewright.metrics.bits import spread_times
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.masked_diffusion import MaskedDiffusionModel
 from imagewright.models.tokens import PixelCodec, TokenNetworkModel
-from imagewright.networks import PixelUNet, PixelUNetConfig, TokenTransformer, TokenTransformerConfig
+from imagewright.networks import PixelUNet, PixelUNetConfig
 from imagewright.noise import StepNoise
 from imagewright.oracles import ProductMixture
 from imagewright.samplers import Ancestral
-from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.trainer import Trainer
+from imagewright.training.config import OptimizerConfig
 from imagewright.types import UNCONDITIONAL, Condition
 
+BOUND = "digits, trained by the bound"
 GRIDS = ("cosine", "uniform")
 STEPS = (4, 8, 16, 32, 64)
 """Of samples."""
 DISCRETE = (4, 16, 64)
 """T of discrete-time bounds."""
-LEVELS = 5
-"""Grey levels of the digits."""
-BATCH = 32
 UPDATES = 300
 """Of MD4's network."""
 CAUSAL_UPDATES = 285
 """Of the causal one: as many seconds."""
-RATES = {"bound": 3e-3, "causal": 6e-3}
-"""Each contender's best of 2e-3, 3e-3, 6e-3 and 12e-3 on seed 0."""
+OPTIMIZER = OptimizerConfig(kind="adamw", lr=3e-3, betas=(0.9, 0.99), weight_decay=0.01)
+CAUSAL_LR = 6e-3
+"""Each contender's rate is the best of 2e-3, 3e-3, 6e-3 and 12e-3 on seed 0."""
 
 
 class Conditionals(nn.Module):
@@ -72,52 +70,17 @@ def on_oracle(seed: int, count: int) -> list[Row]:
     return [floor, *(drawn(grid, steps) for grid in GRIDS for steps in STEPS)]
 
 
-def trained(method: MD4 | Autoregressive, network: nn.Module, seed: int, updates: int, lr: float) -> nn.Module:
-    """A token model of the digits in few levels, its averaged weights. Equal seeds see the same images in order."""
-    total = updates * BATCH
-    images = open_images("digits")
-    config = TrainingConfig(
-        total_images=total,
-        batch=BATCH,
-        seed=seed,
-        channels_last=True,
-        optimizer=OptimizerConfig(
-            kind="adamw", lr=lr, lr_ramp_images=total // 20, lr_cooldown_images=total // 2, betas=(0.9, 0.99),
-            weight_decay=0.01,
-        ),
-        ema=EmaConfig(halflife_images=total / 40, rampup_ratio=None),
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        parts = method.parts(network=network, codec=PixelCodec(8, 1, LEVELS), spec=images.spec)
-        trainer = Trainer(method, parts, Loader(images, BATCH, seed), config, Path(folder))
-        for _ in range(updates):
-            trainer.train_step()
-    model = copy.deepcopy(trainer.learners["model"].module)
-    model.load_state_dict(trainer.product_state())
-    return model.eval()
-
-
 def pixel_network(seed: int) -> nn.Module:
     """The recipe md4-digits's network, one block in place of two."""
     sizes = {"img_resolution": 8, "in_channels": 1, "values": LEVELS, "label_dim": 10}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return PixelUNet(PixelUNetConfig(model_channels=32, num_blocks=1, **sizes))
-
-
-def causal_network(seed: int) -> nn.Module:
-    """The recipe causal-digits's, two layers in place of four; 107 thousand parameters, the other has 149 thousand."""
-    sizes = {"values": LEVELS, "length": 64, "label_dim": 10, "width": 64, "depth": 2, "heads": 4}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return TokenTransformer(TokenTransformerConfig(dropout=0.0, causal=True, post_norm=False, **sizes))
+    return seeded(seed, lambda: PixelUNet(PixelUNetConfig(model_channels=32, num_blocks=1, **sizes)))
 
 
 def bound(trained: nn.Module, schedule: str, steps: int | None, seed: int, passes: int) -> float:
     """The bound on held-out digits in bits per pixel: the network of a trained model, told by a schedule."""
     held = open_images("digits", split="test")
     assert isinstance(trained, TokenNetworkModel)
-    model = MaskedDiffusionModel(trained.network, PixelCodec(8, 1, LEVELS), schedule).eval()
+    model = MaskedDiffusionModel(trained.network, CODEC, schedule).eval()
     tokens, cond = model.codec.encode(from_uint8(held.images())), Condition(label=torch.as_tensor(held.labels))
     nats = 0.0
     for r in range(passes):
@@ -140,8 +103,10 @@ def likelihood(model: nn.Module) -> float:
 def on_digits(seed: int, full: bool) -> list[Row]:
     """Held-out bits per pixel of both; the cost is the number of updates."""
     updates, causal_updates, passes = (UPDATES, CAUSAL_UPDATES, 16) if full else (2, 2, 2)
-    ours = trained(MD4(), pixel_network(seed), seed, updates, RATES["bound"])
-    causal = trained(Autoregressive(), causal_network(seed), seed, causal_updates, RATES["causal"])
+    ours = trained_tokens(MD4(), pixel_network(seed), seed, updates, OPTIMIZER, channels_last=True)
+    network = token_transformer(seed, causal=True)  # 107 thousand parameters; the other has 149 thousand
+    at_best = replace(OPTIMIZER, lr=CAUSAL_LR)
+    causal = trained_tokens(Autoregressive(), network, seed, causal_updates, at_best, channels_last=True)
 
     def row(name: str, score: float, cost: int) -> Row:
         return Row(name=f"digits, {name}", score=score, cost=cost)
@@ -173,18 +138,16 @@ CLAIM = Claim(
     cost="steps; of the digits updates",
     run=run,
     checks=(
-        Check(
-            says="at T = 8 samples on the cosine grid are nearer the source than on the uniform grid",
-            effect=how_many_times("samples, cosine grid, T = 8", "samples, uniform grid, T = 8"),
-            scale="ratio",
+        times(
+            "at T = 8 samples on the cosine grid are nearer the source than on the uniform grid",
+            "samples, cosine grid, T = 8",
+            "samples, uniform grid, T = 8",
         ),
-        Check(
-            says="a trained model's bound is lower in continuous time than at T = 16",
-            effect=by_how_much("digits, trained by the bound", "digits, the same, T = 16"),
-        ),
-        Check(
-            says="and the model has fewer bits than a causal transformer trained for as many seconds",
-            effect=by_how_much("digits, trained by the bound", "digits, causal"),
+        lower("a trained model's bound is lower in continuous time than at T = 16", BOUND, "digits, the same, T = 16"),
+        lower(
+            "and the model has fewer bits than a causal transformer trained for as many seconds",
+            BOUND,
+            "digits, causal",
         ),
     ),
 )

@@ -32,11 +32,11 @@ from imagewright.types import Condition, Coupling, Frozen, Parts, Trained
 CLASSES, STUDENTS, PER_CLASS = 8, 4, 4
 STD = 0.08
 SIGMA_DATA = 0.7
-WIDTH, SMALL, DEPTH = 48, 12, 3
-BATCH, STEPS, WARM = 256, 240, 300
+WIDTH, SMALL, DEPTH = 24, 6, 3
+BATCH, STEPS, WARM, HALFLIFE = 256, 350, 200, 2_000
 PAIRS = 1_024
-RUN = PointRun(batch=BATCH, iterations=1, ema=EmaConfig(halflife_images=2_000, rampup_ratio=None))
-METHOD = DMD(regression_weight=1.0, regression=Distance(kind="l2"))
+RUN = PointRun(batch=BATCH, iterations=1, ema=EmaConfig(halflife_images=HALFLIFE, rampup_ratio=None))
+METHOD = DMD(regression_weight=4.0, regression=Distance(kind="l2"))
 
 
 class ClassGenerator(FewStepGenerator):
@@ -49,24 +49,23 @@ class ClassGenerator(FewStepGenerator):
 class Arm:
     """What a search chose for a contender. lr, fake_scale: rates of the generator, and of the fake score in its units.
 
-    scores: share of the passes that go to the teacher's scores first. filtered: pairs are of the student's classes.
+    scores: share of the passes that go to the teacher's scores first.
     """
 
     lr: float
     fake_scale: float = 1.0
     scores: float = 0.0
-    filtered: bool = False
 
 
-ONE, FOUR, FILTERED = "one student", "four students", "four students, pairs of their own classes"
+ONE, FOUR = "one student", "four students"
 RANDOM, SCORES = "small student from nothing", "small student from the teacher's scores"
 ARMS: Mapping[str, Arm] = {
-    ONE: Arm(lr=1e-3),
-    FOUR: Arm(lr=1e-3),
-    FILTERED: Arm(lr=1e-3, filtered=True),
-    RANDOM: Arm(lr=1e-3),
-    SCORES: Arm(lr=1e-3, scores=0.3),
+    ONE: Arm(lr=3e-2),
+    FOUR: Arm(lr=3e-2),
+    RANDOM: Arm(lr=3e-2),
+    SCORES: Arm(lr=3e-2, scores=0.1),
 }
+"""Searched on tuning seed 1, each alone: rates 1.5e-2, 3e-2 and 6e-2, a share of 0.1 and, at other rates, of 0.3."""
 
 
 def truth(seed: int) -> GaussianMixture:
@@ -121,13 +120,16 @@ def scored(oracle: GaussianMixture, denoiser: EDMPrecond, part: Sequence[int], r
 
 
 def measured(oracle: GaussianMixture, model: Any, seed: int, count: int, part: Sequence[int]) -> list[float]:
-    """Energy distance of each class's points to its truth."""
+    """Energy distance of each class's points to its truth; of no model, real points'."""
     z = latents(seed + 2000, count).float()
     found = []
     for label in part:
-        cond = Condition(label=torch.full((count,), label))
-        points = MultistepConsistency(clip=False)(model, z, cond).flatten(1).double().detach().numpy()
         own = GaussianMixture(oracle.means[oracle.classes == label], STD)
+        if model is None:
+            points = real_points(own, seed + 3000, count)
+        else:
+            cond = Condition(label=torch.full((count,), label))
+            points = MultistepConsistency(clip=False)(model, z, cond).flatten(1).double().detach().numpy()
         found.append(distance(points, real_points(own, seed + 1000, 2 * count)))
     return found
 
@@ -144,21 +146,23 @@ def run(seed: int, budget: Budget, arms: Mapping[str, Arm] = ARMS) -> Sequence[R
     )  # fmt: skip
     pairs = pairs_of(oracle, seed + 4000, stored, everything)
     step, pace = passes(METHOD), replace(RUN, seed=seed, iterations=steps)
-    rows = []
+    rows: list[Row] = []
 
     def row(name: str, distances: Sequence[float], cost: float) -> None:
         rows.append(Row(name=name, score=float(np.mean(distances)), cost=cost))
 
+    row("real points", measured(oracle, None, seed, count, everything), 0)
     for name, arm in arms.items():
         if name == ONE:
             made: Any = taught(oracle, start, start, arm, everything, pairs, pace)
             row(name, measured(oracle, made, seed, count, everything), steps * step)
-        elif name in (FOUR, FILTERED):
-            share = replace(pace, batch=BATCH // STUDENTS)
-            students = []
-            for k, part in enumerate(divided):
-                own = pairs_of(oracle, seed + 4000, stored, part) if arm.filtered else pairs
-                students.append(taught(oracle, start, start, arm, part, own, replace(share, seed=seed + 5000 + k)))
+        elif name == FOUR:
+            # A student's average is as long, in updates, as the one student's.
+            share = replace(pace, batch=BATCH // STUDENTS, ema=replace(RUN.ema, halflife_images=HALFLIFE // STUDENTS))
+            students = [
+                taught(oracle, start, start, arm, part, pairs, replace(share, seed=seed + 5000 + k))
+                for k, part in enumerate(divided)
+            ]
             table = [k for k, part in enumerate(divided) for _ in part]
             row(name, measured(oracle, RoutedMap(students, table), seed, count, everything), steps * step)
         else:
@@ -198,9 +202,9 @@ CLAIM = Claim(
     "2.49, 2.37 and 2.32 with 1, 2, 4 and 8; four small ones 2.88, and 11.67 without the teacher's scores first",
     miniature="Eight classes of four modes each in the plane, an exact teacher, 1,024 pairs of its flow and one small "
     "network. DMD with one student of all classes at a batch of 256, and with four of two classes each at 64, so that "
-    "passes of all networks and the cost of drawing are equal; the four also with as many pairs of their own classes "
-    "alone. Then a student of a quarter of the width for the first two classes: from random weights, and after a share "
-    "of the same passes went to the teacher's scores. Rates, and that share, were searched for each on tuning seeds.",
+    "passes of all networks and the cost of drawing are equal; pairs are of all classes. Then a student of a quarter "
+    "of the width for the first two classes: from random weights, and after a share of the same passes went to the "
+    "teacher's scores. Rates, and that share, were searched for each on tuning seeds.",
     measure="energy distance to the truth x 1000, mean over classes",
     cost="passes of networks per point",
     run=run,
@@ -208,11 +212,6 @@ CLAIM = Claim(
         Check(
             says="four students of two classes each come nearer to the truth than one of all",
             effect=how_many_times(FOUR, ONE),
-            scale="ratio",
-        ),
-        Check(
-            says="pairs of all classes serve four students better than pairs of their own",
-            effect=how_many_times(FOUR, FILTERED),
             scale="ratio",
         ),
         Check(

@@ -5,20 +5,40 @@ from __future__ import annotations
 import ast
 import hashlib
 import subprocess
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[3]
+"""Of the checkout, where there is one."""
 PACKAGE = "imagewright.bench.claims"
-CONTRACT = {"claim", "verdict", "runner", "ledger", "origin"}
+CONTRACT = {"claim", "verdict", "runner", "ledger", "origin", "rehearsal", "rearranging"}
 """What says how claims are run and judged, and measures nothing."""
 
 
 def code_hash(key: str) -> str | None:
     """SHA-256 of a claim's file and the files of this folder that it builds on; None for a claim from elsewhere."""
-    files = _files(key)
-    if not files:
-        return None
-    return hashlib.sha256(b"\0".join(files[name].read_bytes() for name in sorted(files))).hexdigest()
+    return _hash(key, _here)
+
+
+def equal_codes(record: Mapping[str, Any]) -> set[str | None]:
+    """The hash of a claim's code as it is, and those that the record's rearrangements have shown to give the same."""
+    equal = {code_hash(record["key"])}
+    for step in reversed(record.get("rearranged", [])):
+        if step["to"] in equal:
+            equal.add(step["from"])
+    return equal
+
+
+def commit_of(key: str, code: str) -> str | None:
+    """The newest commit whose files of a claim have a hash."""
+    folder = FOLDER.relative_to(ROOT).as_posix()
+    for found in git("rev-list", "HEAD").decode().split():
+        if _hash(key, partial(_there, found, folder)) == code:
+            return found
+    return None
 
 
 def commit() -> str | None:
@@ -26,28 +46,41 @@ def commit() -> str | None:
     if FOLDER.parents[2].name != "src":
         return None  # installed: a repository above it would be somebody else's
     try:
-        head, status = (_git(*words) for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "src")))
+        head, status = (git(*words) for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "src")))
     except (OSError, subprocess.SubprocessError):
         return None
-    return head + ("+" if status else "")
+    return head.decode().strip() + ("+" if status else "")
 
 
-def _git(*words: str) -> str:
-    root = FOLDER.parents[3]
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True)
-    return done.stdout.strip()
+def git(*words: str) -> bytes:
+    """What git answers about this checkout."""
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, timeout=20, check=True).stdout
 
 
-def _files(key: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _here(name: str) -> bytes | None:
+    path = FOLDER / f"{name}.py"
+    return path.read_bytes() if path.exists() else None
+
+
+def _there(commit: str, folder: str, name: str) -> bytes | None:
+    try:
+        return git("show", f"{commit}:{folder}/{name}.py")
+    except subprocess.CalledProcessError:
+        return None
+
+
+def _hash(key: str, read: Callable[[str], bytes | None]) -> str | None:
+    """Of a file and what it imports from its folder, as `read` has them by name."""
+    found: dict[str, bytes] = {}
     waiting = [key]
     while waiting:
         name = waiting.pop()
-        path = FOLDER / f"{name}.py"
-        if name in found or not path.exists():
+        text = None if name in found else read(name)
+        if text is None:
             continue
-        found[name] = path
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        found[name] = text
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{PACKAGE}."):
                 waiting.append(node.module.removeprefix(f"{PACKAGE}."))
-    return {name: path for name, path in found.items() if name not in CONTRACT}
+    measuring = sorted(found.keys() - CONTRACT)
+    return hashlib.sha256(b"\0".join(found[name] for name in measuring)).hexdigest() if measuring else None

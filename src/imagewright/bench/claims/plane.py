@@ -9,32 +9,45 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.edm import denoising_loss
+from imagewright.methods.edm import denoising_error, loss_weight
 from imagewright.metrics.energy import energy_distance
-from imagewright.models.preconditioning import EDMPrecond
+from imagewright.models.preconditioning import EDMPrecond, Preconditioned
 from imagewright.noise import ImageNoise, StepNoise
 from imagewright.oracles import GaussianMixture
-from imagewright.paths.noise_levels import LogNormal
+from imagewright.paths.noise_levels import LogNormal, LogUniform
 from imagewright.training.config import EmaConfig
 from imagewright.training.ema import Ema, HalfLife
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, Sampler
+
+T = TypeVar("T")
+D = TypeVar("D", bound=Preconditioned)
+PLANE = 0.7
+"""sigma_data of modes on the unit circle."""
 
 
 class PointNetwork(nn.Module):
     """F(x, noise_label, cond) for points: a multilayer perceptron on the point and sines of the noise label.
 
-    classes: number of labels it can be told, 0 for none. destination: whether it is told where to go, too.
+    classes: number of labels it can be told, 0 for none. destination: whether it is told where to go, too. numbers: of
+    a point; 64 for images of 8x8.
     """
 
     def __init__(
-        self, width: int, depth: int, classes: int = 0, frequencies: int = 8, *, destination: bool = False
+        self,
+        width: int,
+        depth: int,
+        classes: int = 0,
+        frequencies: int = 8,
+        *,
+        destination: bool = False,
+        numbers: int = 2,
     ) -> None:
         super().__init__()
         self.settings = (width, depth, classes, frequencies)
@@ -44,11 +57,11 @@ class PointNetwork(nn.Module):
         self.towards = nn.Linear(2 * frequencies, width, bias=False) if destination else None
         inner = [layer for _ in range(depth - 1) for layer in (nn.Linear(width, width), nn.SiLU())]
         self.layers = nn.Sequential(
-            nn.Linear(2 + 2 * frequencies + classes, width), nn.SiLU(), *inner, nn.Linear(width, 2)
+            nn.Linear(numbers + 2 * frequencies + classes, width), nn.SiLU(), *inner, nn.Linear(width, numbers)
         )
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
-        """x: [N, 2, 1, 1]; noise_label: [N]. Returns [N, 2, 1, 1]."""
+        """x: [N, ...]; noise_label: [N]. Returns x's shape."""
         answer: Tensor = self.layers[-1](self.bottleneck(x, noise_label, cond).flatten(1))
         return answer.reshape(x.shape)
 
@@ -97,24 +110,33 @@ class PointTraining:
     """Lower the rate linearly to zero over the run."""
     ema: EmaConfig = EmaConfig(halflife_images=50_000)
     seed: int = 0
-    levels: LogNormal = LogNormal(mean=-1.2, std=1.4)
-    sigma_data: float = 0.7
+    levels: LogNormal | LogUniform = LogNormal(mean=-1.2, std=1.4)
+    sigma_data: float = PLANE
 
 
-def point_denoiser(width: int, depth: int, seed: int, *, classes: int = 0, sigma_data: float = 0.7) -> EDMPrecond:
-    """An untrained denoiser; equal seeds give equal weights."""
+def seeded(seed: int, make: Callable[[], T]) -> T:
+    """What `make` makes with torch's global generator at a seed, as weights are; it is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return EDMPrecond(PointNetwork(width, depth, classes), sigma_data=sigma_data)
+        return make()
+
+
+def point_denoiser(width: int, depth: int, seed: int, *, classes: int = 0, sigma_data: float = PLANE) -> EDMPrecond:
+    """An untrained denoiser; equal seeds give equal weights."""
+    return EDMPrecond(seeded(seed, lambda: PointNetwork(width, depth, classes)), sigma_data=sigma_data)
 
 
 def train(
-    denoiser: EDMPrecond,
+    denoiser: D,
     draw: Callable[[int, StepNoise], tuple[Tensor, Condition]],
     config: PointTraining,
     on_step: Callable[[int, nn.Module], None] = lambda step, denoiser: None,
-) -> EDMPrecond:
-    """Train a copy with EDM's loss on what `draw(n, noise)` gives; returns its average. on_step sees raw weights."""
+    weight: Callable[[Tensor, float], Tensor] = loss_weight,
+) -> D:
+    """Train a copy with EDM's loss on what `draw(n, noise)` gives; returns its average.
+
+    on_step sees raw weights. weight: of the squared error, by sigma [N] and sigma_data.
+    """
     student = copy.deepcopy(denoiser).train()
     average = Ema(student, HalfLife(config.ema.halflife_images, config.ema.rampup_ratio))
     optimizer = torch.optim.Adam(student.parameters(), lr=config.lr)
@@ -122,7 +144,7 @@ def train(
         noise = StepNoise(config.seed, step)
         points, cond = draw(config.batch, noise)
         sigma = config.levels.sample(noise, points[:, 0, 0, 0])
-        loss = denoising_loss(student, points, sigma, cond, noise, config.sigma_data).mean()
+        loss = (weight(sigma, config.sigma_data) * denoising_error(student, points, sigma, cond, noise)).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
@@ -154,20 +176,9 @@ def sampled(
 ) -> npt.NDArray[np.float64]:
     """`count` points [count, 2] of a sampler, float64."""
 
-    class Source:
-        """One generator for all points: fast, and the claims draw every set in one batch."""
-
-        def __init__(self) -> None:
-            self.step = StepNoise(seed, 1)
-
-        def normal(self, like: Tensor) -> Tensor:
-            return self.step.normal(like)
-
-        def uniform(self, like: Tensor) -> Tensor:
-            return self.step.uniform(like)
-
+    noise = StepNoise(seed, 1)  # one generator for all points: fast, and the claims draw every set in one batch
     drawn: npt.NDArray[np.float64] = (
-        sampler(denoiser, latents(seed, count), cond, noise=Source()).flatten(1).double().numpy()
+        sampler(denoiser, latents(seed, count), cond, noise=noise).flatten(1).double().numpy()
     )
     return drawn
 

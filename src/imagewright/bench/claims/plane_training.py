@@ -92,6 +92,9 @@ class _Points:
     def __init__(self, draw: Draw, seed: int, couplings: Coupling | None) -> None:
         self.draw, self.seed, self.couplings = draw, seed, couplings
 
+    def follow(self, turns: object, device: object) -> None:
+        """What comes need not be known beforehand."""
+
     def batch(self, position: int, size: int) -> Batch:
         points, cond = self.draw(size, StepNoise(self.seed, position, 0, 1))
         if self.couplings is None:

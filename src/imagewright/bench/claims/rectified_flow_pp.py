@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Row, how_many_times
+from imagewright.bench.claims.claim import Budget, Claim, Row, times
 from imagewright.bench.claims.reflow import Reflow
 from imagewright.methods.rectified_flow_pp import RectifiedFlowPlusPlus
 from imagewright.paths.noise_levels import UniformTime
 from imagewright.samplers import Straight
 
 UPDATES = 1500
+AS_BEFORE = "fresh weights, uniform times, squares"
 BEFORE = RectifiedFlowPlusPlus(image=None, velocity="squared", times=UniformTime())
 U_SHAPED = RectifiedFlowPlusPlus(image=None, velocity="squared")
 HUBER = RectifiedFlowPlusPlus(image=None)
@@ -29,13 +30,12 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     updates = UPDATES if full else 10
 
     def row(name: str, flow: object, sampler: Straight = ONE) -> Row:
-        more = {"energy distance x 1000": contest.distance(flow, sampler)}
-        return Row(name=name, score=contest.error(flow, sampler), cost=sampler.nfe, more=more)
+        return contest.row(name, flow, sampler)
 
     tenth = updates // 10
     best = contest.flow(HUBER, updates, LR_HUBER)
     return [
-        row("fresh weights, uniform times, squares", contest.flow(BEFORE, updates, LR_FRESH, fresh=True)),
+        row(AS_BEFORE, contest.flow(BEFORE, updates, LR_FRESH, fresh=True)),
         row("teacher's weights", contest.flow(BEFORE, updates, LR_BEFORE)),
         row("+ U-shaped times", contest.flow(U_SHAPED, updates, LR_U)),
         row("+ Huber", best),
@@ -59,26 +59,18 @@ CLAIM = Claim(
     cost="NFE per sample",
     run=run,
     checks=(
-        Check(
-            says="at one step all three together are below reflow as before",
-            effect=how_many_times("+ Huber", "fresh weights, uniform times, squares"),
-            scale="ratio",
+        times("at one step all three together are below reflow as before", "+ Huber", AS_BEFORE),
+        times(
+            "after a tenth of the updates the teacher's weights are below fresh ones",
+            "teacher's weights, a tenth of the updates",
+            "fresh weights, a tenth of the updates",
         ),
-        Check(
-            says="after a tenth of the updates the teacher's weights are below fresh ones",
-            effect=how_many_times("teacher's weights, a tenth of the updates", "fresh weights, a tenth of the updates"),
-            scale="ratio",
-        ),
-        Check(
-            says="U-shaped times are below uniform ones",
-            effect=how_many_times("+ U-shaped times", "teacher's weights"),
-            scale="ratio",
-        ),
-        Check(says="Huber is below squares", effect=how_many_times("+ Huber", "+ U-shaped times"), scale="ratio"),
-        Check(
-            says="three steps that keep the noise are below three of Euler's",
-            effect=how_many_times("+ Huber, three steps that keep the noise", "+ Huber, three Euler steps"),
-            scale="ratio",
+        times("U-shaped times are below uniform ones", "+ U-shaped times", "teacher's weights"),
+        times("Huber is below squares", "+ Huber", "+ U-shaped times"),
+        times(
+            "three steps that keep the noise are below three of Euler's",
+            "+ Huber, three steps that keep the noise",
+            "+ Huber, three Euler steps",
         ),
     ),
 )

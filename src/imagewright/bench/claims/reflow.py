@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagewright.bench.claims.plane import PointTraining, point_denoiser, train
+from imagewright.bench.claims.claim import Row
+from imagewright.bench.claims.plane import PointTraining, point_denoiser
 from imagewright.bench.claims.plane_training import PointRun, distil, mixture_points
 from imagewright.bench.claims.rings import distance_to, ring
-from imagewright.bench.claims.students import LEVELS, PLANE
+from imagewright.bench.claims.students import LEVELS
+from imagewright.bench.claims.trial import Trial
 from imagewright.models.flow import flow_of
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.noise import StepNoise
@@ -20,11 +22,12 @@ from imagewright.oracles import GaussianMixture
 from imagewright.paths.schedules import karras_sigmas
 from imagewright.samplers import Heun
 from imagewright.training.config import EmaConfig
-from imagewright.types import UNCONDITIONAL, Coupling, Parts, Trained
+from imagewright.types import Coupling, Parts, Trained
 
 BATCH = 256
 TEACHER = Heun(levels=tuple(karras_sigmas(30, 0.002, 80.0).tolist()))
 """How pairs are drawn and, upwards, real points inverted."""
+ENERGY = "energy distance x 1000"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class Reflow:
     seed: int
     pairs: int
     count: int
-    first: int
+    first: int = 0
     exact: bool = True
 
     @cached_property
@@ -78,28 +81,33 @@ class Reflow:
     @cached_property
     def denoiser(self) -> EDMPrecond:
         """What a teacher's weights stand for here: a network trained on the exact denoiser's points."""
-        config = PointTraining(iterations=self.first, batch=BATCH, seed=self.seed, levels=LEVELS, sigma_data=PLANE)
-        start = point_denoiser(128, 3, self.seed, sigma_data=PLANE)
-        return train(start, lambda n, noise: (self.oracle.sample(n, noise).float(), UNCONDITIONAL), config)
+        warm = PointTraining(iterations=self.first, batch=BATCH, levels=LEVELS)
+        return Trial(seed=self.seed, oracle=self.oracle, count=self.count, warm=warm).start
 
     def flow(self, method: Any, updates: int, lr: float, *, fresh: bool = False, pairs: Coupling | None = None) -> Any:
-        """A flow after so many updates, from the denoiser's weights or the network's first; the rate falls to 0."""
-        start = point_denoiser(128, 3, self.seed + 3000, sigma_data=PLANE) if fresh else self.denoiser
+        """A flow after so many updates, from the denoiser's weights or the network's first."""
+        start = point_denoiser(128, 3, self.seed + 3000) if fresh else self.denoiser
+        return self.trained(method, Parts(flow=Trained(module=flow_of(start))), updates, lr, pairs)
+
+    def trained(self, method: Any, parts: Parts, updates: int, lr: float, pairs: Coupling | None = None) -> Any:
+        """What a method makes of the pairs; the rate falls to 0."""
         run = PointRun(
             iterations=max(updates, 1), batch=BATCH, lr=lr, seed=self.seed, ema=EmaConfig(halflife_images=20 * BATCH)
         )
-        parts = Parts(flow=Trained(module=flow_of(start)))
         return distil(method, parts, mixture_points(self.oracle), run, pairs or self.learnt)
 
-    def error(self, flow: Any, sampler: Any) -> float:
-        """1000 E|x - x'|^2 of a flow's points and the teacher's, from the same held-out noise."""
-        return 1000 * float((self.made(flow, sampler) - self.held_out.images).square().flatten(1).sum(1).mean())
+    def row(self, name: str, flow: Any, sampler: Any, energy: str = ENERGY) -> Row:
+        """How far a flow's points are from its teacher's and, as a further number, from the modes."""
+        more = {energy: self.distance(flow, sampler)}
+        return Row(name=name, score=self.error(flow, sampler), cost=sampler.nfe, more=more)
+
+    def error(self, flow: Any, sampler: Any, pairs: Coupling | None = None) -> float:
+        """1000 E|x - x'|^2 of a flow's points and the teacher's, from the same noise: the held-out one."""
+        pairs = pairs or self.held_out
+        made = sampler(flow, pairs.latents).double()
+        return 1000 * float((made - pairs.images).square().flatten(1).sum(1).mean())
 
     def distance(self, flow: Any, sampler: Any) -> float:
         """Energy distance x 1000 of a flow's points to the modes, exactly."""
-        return distance_to(self.oracle, self.made(flow, sampler).flatten(1).numpy())
-
-    def made(self, flow: Any, sampler: Any) -> Tensor:
-        """A flow's points from the held-out noise, float64."""
-        points: Tensor = sampler(flow, self.held_out.latents)
-        return points.double()
+        made: Tensor = sampler(flow, self.held_out.latents)
+        return distance_to(self.oracle, made.double().flatten(1).numpy())

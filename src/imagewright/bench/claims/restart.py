@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Row, by_how_much
+from imagewright.bench.claims.claim import Budget, Claim, Row, lower
 from imagewright.bench.claims.digits import DigitsDistance, trained_digits
 from imagewright.samplers import Heun, Restart
 from imagewright.samplers.restart import Interval
@@ -46,18 +46,9 @@ CLAIM = Claim(
     cost="NFE per image",
     run=run,
     checks=(
-        Check(says="at 43 calls Restart is below Heun", effect=by_how_much("Restart, K = 4", "Heun, 43 calls")),
-        Check(
-            says="at 43 calls Restart is below Heun with churn",
-            effect=by_how_much("Restart, K = 4", "Heun with churn, 43 calls"),
-        ),
-        Check(
-            says="more repeats gain more: K = 10 is below K = 4",
-            effect=by_how_much("Restart, K = 10", "Restart, K = 4"),
-        ),
-        Check(
-            says="and too many lose again: K = 10 is below K = 40",
-            effect=by_how_much("Restart, K = 10", "Restart, K = 40"),
-        ),
+        lower("at 43 calls Restart is below Heun", "Restart, K = 4", "Heun, 43 calls"),
+        lower("at 43 calls Restart is below Heun with churn", "Restart, K = 4", "Heun with churn, 43 calls"),
+        lower("more repeats gain more: K = 10 is below K = 4", "Restart, K = 10", "Restart, K = 4"),
+        lower("and too many lose again: K = 10 is below K = 40", "Restart, K = 10", "Restart, K = 40"),
     ),
 )

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from scipy.spatial.distance import cdist, pdist
 from scipy.special import ive
+from torch import Tensor
 
 from imagewright.metrics.frechet import frechet_distance
 from imagewright.metrics.statistics import Moments, moments_of
@@ -19,11 +20,27 @@ Points = npt.NDArray[np.float64]
 MODES = 8
 
 
+def angles(seed: int, count: int) -> Tensor:
+    """Angles of points evenly on a circle, turned by a random one, [count], float64."""
+    turn = StepNoise(seed, 4).uniform(torch.empty(1, dtype=torch.float64))[0]
+    return (torch.arange(count, dtype=torch.float64) + turn) * 2 * math.pi / count
+
+
+def circle(seed: int, count: int) -> Tensor:
+    """These points on the unit circle, [count, 2, 1, 1]."""
+    turned = angles(seed, count)
+    return torch.stack([turned.cos(), turned.sin()], 1).reshape(count, 2, 1, 1)
+
+
 def ring(seed: int, std: float = 0.15) -> GaussianMixture:
     """Eight modes of one std on the unit circle, turned by a random angle; means [8, 2, 1, 1]."""
-    turn = StepNoise(seed, 4).uniform(torch.empty(1, dtype=torch.float64))[0]
-    angles = (torch.arange(MODES, dtype=torch.float64) + turn) * 2 * math.pi / MODES
-    return GaussianMixture(torch.stack([angles.cos(), angles.sin()], 1).reshape(MODES, 2, 1, 1), std)
+    return GaussianMixture(circle(seed, MODES), std)
+
+
+def modes_in(points: Points, oracle: GaussianMixture) -> float:
+    """How many of the ring's modes have points: a quarter of their share, within 3 deviations."""
+    near = torch.cdist(torch.from_numpy(points), oracle.means.flatten(1)) < 3 * float(oracle.stds[0])
+    return float((near.double().mean(0) > 1 / (4 * MODES)).sum())
 
 
 def distance_to(oracle: GaussianMixture, points: Points) -> float:

@@ -4,6 +4,7 @@ The record (one JSON file a claim) holds rows, effects and intervals of the chec
 every seed its seconds, machine, versions, commit and the hash of the claim's code. A run that was interrupted goes on
 with the seeds that are missing; a record is written only when a seed was measured, and never mixes two codes. No seed
 is lost: several runs may add to one record at once, and a fresh record takes an earlier one's place when it is whole.
+Code that was rearranged is the same code where `rearranging` has noted a proof of it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
 from imagewright.bench.claims.claim import REPORTED_SEEDS, TUNING_SEEDS, Budget, Claim, Row, Rows
-from imagewright.bench.claims.origin import code_hash, commit
+from imagewright.bench.claims.origin import code_hash, commit, equal_codes
 from imagewright.bench.claims.verdict import interval, judge, together
 from imagewright.files import read_json, write_json
 from imagewright.locks import changing
@@ -78,6 +79,10 @@ class _Check(TypedDict):
     verdict: str
 
 
+_Rearranged = TypedDict("_Rearranged", {"commit": str, "from": str, "to": str, "before": str, "proof": str})
+"""commit, before: whose files have the hashes `to` and `from`."""
+
+
 class ClaimRecord(TypedDict):
     """What a record holds, as far as it is read."""
 
@@ -93,6 +98,7 @@ class ClaimRecord(TypedDict):
     summary: list[_Summary]
     checks: list[_Check]
     verdict: str
+    rearranged: NotRequired[list[_Rearranged]]
 
 
 def read_claim(path: Path) -> dict[str, Any] | None:
@@ -135,11 +141,11 @@ def run_claim(
         if place is not None and keep:
             with changing(place):
                 found |= _earlier(place, claim, fresh) | {str(seed): found[str(seed)]}
-                write_json(place, _record(claim, found))
+                write_json(place, _record(claim, found, _rearranged(place)))
     if out is not None and place is not None and keep and fresh:
         place.replace(out)
     on_seed(len(seeds), len(seeds))
-    return _record(claim, found)
+    return _record(claim, found, _rearranged(place) if place is not None and keep and not fresh else [])
 
 
 def check_seeds(seeds: Sequence[int]) -> bool:
@@ -178,7 +184,7 @@ def _measure(claim: Claim, seed: int, budget: Budget) -> dict[str, Any]:
     }
 
 
-def _record(claim: Claim, seeds: dict[str, Any]) -> dict[str, Any]:
+def _record(claim: Claim, seeds: dict[str, Any], rearranged: Sequence[Any]) -> dict[str, Any]:
     seeds = dict(sorted(seeds.items(), key=lambda item: int(item[0])))
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -211,7 +217,13 @@ def _record(claim: Claim, seeds: dict[str, Any]) -> dict[str, Any]:
             }
         )
     record["verdict"] = together([check["verdict"] for check in record["checks"]])
-    return record
+    return record | ({"rearranged": list(rearranged)} if rearranged else {})
+
+
+def _rearranged(place: Path) -> list[Any]:
+    """What a record holds of its code's rearrangements."""
+    record = read_claim(place) if place.exists() else None
+    return [] if record is None else list(record.get("rearranged", []))
 
 
 def _summary(seeds: Sequence[Rows]) -> list[dict[str, Any]]:
@@ -243,7 +255,7 @@ def _earlier(out: Path, claim: Claim, fresh: bool) -> dict[str, Any]:
     if record is None or record["key"] != claim.key:
         raise UserError(f"{out} is not a record of claim {claim.key!r}; choose another --out")
     seeds: dict[str, Any] = record["seeds"]
-    if any(entry["code"] != code_hash(claim.key) for entry in seeds.values()):
+    if any(entry["code"] not in equal_codes(record) for entry in seeds.values()):
         if fresh:
             return {}
         raise UserError(f"{out} was measured by other code of claim {claim.key!r}; --fresh measures it anew")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Row, how_many_times
-from imagewright.bench.claims.plane import PointNetwork, PointTraining, distance, real_points, sampled, train
-from imagewright.bench.claims.plane_training import ExactTeacher, PointRun, distil, mixture_points
+from imagewright.bench.claims.claim import Budget, Claim, Row, times
+from imagewright.bench.claims.plane import PLANE, PointTraining, sampled, train
+from imagewright.bench.claims.plane_training import mixture_points
+from imagewright.bench.claims.rings import ring
+from imagewright.bench.claims.students import LEVELS, ONE_STEP
+from imagewright.bench.claims.trial import Contender, Trial
 from imagewright.methods.consistency import ConsistencyDistillation
 from imagewright.methods.continuous_consistency import (
     ContinuousConsistencyDistillation,
@@ -24,15 +26,9 @@ from imagewright.methods.pairs import consistency_parts
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks.time_weight import TimeWeight
-from imagewright.noise import StepNoise
-from imagewright.oracles import GaussianMixture
-from imagewright.paths.noise_levels import LogNormal
-from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig
-from imagewright.types import Frozen, Method, Parts, Trained, UserError
+from imagewright.types import Parts, Trained, UserError
 
-WIDTH, DEPTH = 128, 3
-SIGMA_DATA = 0.7
 PASSES = 4_200
 """What each training may cost: passes of one batch through the network. Backward counts two, the teacher as one."""
 HUBER = Distance(kind="pseudo_huber", huber_c=0.03)
@@ -40,51 +36,42 @@ DIVERGED = 1e6
 """Score of a training whose numbers stopped being finite."""
 RESTLESS = 64.0
 """How much faster than the others' the waves of the time embedding turn that stands for Fourier scale 16."""
-SCD = ContinuousConsistencyDistillation(noise_levels=LogNormal(mean=-0.5, std=1.4), warmup=0.25)
-SCT = ContinuousConsistencyTraining(noise_levels=SCD.noise_levels, warmup=SCD.warmup, sigma_data=SIGMA_DATA)
+SCD = ContinuousConsistencyDistillation(noise_levels=LEVELS, warmup=0.25)
+SCT = ContinuousConsistencyTraining(noise_levels=SCD.noise_levels, warmup=SCD.warmup, sigma_data=PLANE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class Variant(Contender):
     """A method with its own best settings of the search on tuning seeds.
 
-    passes: what an update costs. restless: from the denoiser with the fast embedding. fixed: weight 1 / sigma alone.
-    trainings: on each seed, from the same weights on other points and noises; their mean is the score.
+    restless: from the denoiser with the fast embedding. fixed: weight 1 / sigma alone. trainings: on each seed, from
+    the same weights on other points and noises; their mean is the score.
     """
 
-    method: Method
-    lr: float
-    passes: float
     restless: bool = False
     fixed: bool = False
     trainings: int = 1
 
-    @property
-    def updates(self) -> int:
-        """Of the whole training."""
-        return round(PASSES / self.passes)
+
+def passes(method: object) -> int:
+    """Of an update. sCD and sCT: a call, a backward pass, a Jacobian-vector product (measured: two calls), and sCD's
+    teacher. CD: a Heun step, two further calls and a backward pass."""
+    return 5 if isinstance(method, ContinuousConsistencyTraining) else 6
 
 
-def continuous(method: Method, lr: float, **more: Any) -> Contender:
-    """sCD or sCT: a call, a backward pass, a Jacobian-vector product (measured: two calls); sCD's teacher one more."""
-    taught = isinstance(method, ContinuousConsistencyDistillation)
-    return Contender(method=method, lr=lr, passes=6 if taught else 5, **more)
-
-
-def discrete(points: int, lr: float, decay: float, **more: Any) -> Contender:
-    """CD: a Heun step, two further calls and a backward pass."""
-    method = ConsistencyDistillation(grid_points=points, target_decay=decay, distance=HUBER)
-    return Contender(method=method, lr=lr, passes=6, **more)
+def discrete(points: int, decay: float) -> ConsistencyDistillation:
+    """CD on a grid."""
+    return ConsistencyDistillation(grid_points=points, target_decay=decay, distance=HUBER)
 
 
 CONTENDERS = {
-    "sCD": continuous(SCD, 3e-4, trainings=2),
-    "CD, N = 18": discrete(18, 6e-3, 0.95, trainings=2),
-    "CD, N = 1024": discrete(1024, 3e-4, 0.0, trainings=2),
-    "sCT": continuous(SCT, 3e-4),
-    "sCD, tangent as it is": continuous(replace(SCD, tangent="none"), 1e-4),
-    "sCD, weight 1 / sigma": continuous(SCD, 3e-4, fixed=True),
-    "sCD, restless embedding": continuous(SCD, 3e-4, restless=True),
+    "sCD": Variant(method=SCD, lr=3e-4, trainings=2),
+    "CD, N = 18": Variant(method=discrete(18, 0.95), lr=6e-3, trainings=2),
+    "CD, N = 1024": Variant(method=discrete(1024, 0.0), lr=3e-4, trainings=2),
+    "sCT": Variant(method=SCT, lr=3e-4),
+    "sCD, tangent as it is": Variant(method=replace(SCD, tangent="none"), lr=1e-4),
+    "sCD, weight 1 / sigma": Variant(method=SCD, lr=3e-4, fixed=True),
+    "sCD, restless embedding": Variant(method=SCD, lr=3e-4, restless=True),
 }
 
 
@@ -96,37 +83,26 @@ class PriorWeight(nn.Module):
         self.nothing = nn.Parameter(torch.zeros(()))
 
     def forward(self, t: Tensor) -> Tensor:
-        return -(SIGMA_DATA * t.tan() * 2).log() + 0 * self.nothing
+        return -(PLANE * t.tan() * 2).log() + 0 * self.nothing
 
 
-def ring(seed: int) -> GaussianMixture:
-    """Eight modes on a circle of radius 1, turned by a random angle."""
-    turn = StepNoise(seed, 4).uniform(torch.empty(1, dtype=torch.float64))[0]
-    angles = (torch.arange(8, dtype=torch.float64) + turn) * 2 * math.pi / 8
-    return GaussianMixture(torch.stack([angles.cos(), angles.sin()], 1).reshape(8, 2, 1, 1), 0.15)
-
-
-def start(seed: int, oracle: GaussianMixture, iterations: int, restless: bool = False) -> EDMPrecond:
+def start(trial: Trial, iterations: int, restless: bool) -> EDMPrecond:
     """The denoiser from whose weights every contender starts, with TrigFlow's time as label."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = PointNetwork(WIDTH, DEPTH)
-        if restless:
-            network.frequencies.mul_(RESTLESS)
-        untrained = EDMPrecond(network, sigma_data=SIGMA_DATA, noise_label="angle")
-    levels = LogNormal(mean=-0.5, std=1.4)
-    config = PointTraining(iterations=iterations, seed=seed, levels=levels, sigma_data=SIGMA_DATA)
-    return train(untrained, mixture_points(oracle), config)
+    network: Any = trial.untrained()
+    if restless:
+        network.frequencies.mul_(RESTLESS)
+    untrained = EDMPrecond(network, sigma_data=PLANE, noise_label="angle")
+    config = PointTraining(iterations=iterations, seed=trial.seed, levels=LEVELS)
+    return train(untrained, mixture_points(trial.oracle), config)
 
 
-def parts_of(contender: Contender, denoiser: EDMPrecond, oracle: GaussianMixture) -> Parts:
+def parts_of(contender: Variant, denoiser: EDMPrecond, trial: Trial) -> Parts:
     """As the methods make them, but with an exact teacher."""
-    teacher = Frozen(module=ExactTeacher(oracle))
     if isinstance(contender.method, ConsistencyDistillation):
-        return consistency_parts(ConsistencyModel.from_denoiser(denoiser), None, HUBER, teacher=teacher)
+        return consistency_parts(ConsistencyModel.from_denoiser(denoiser), None, HUBER, teacher=trial.teacher)
     student = ContinuousConsistencyModel.from_denoiser(denoiser)
     weighting = PriorWeight() if contender.fixed else TimeWeight()
-    more = {"teacher": teacher} if isinstance(contender.method, ContinuousConsistencyDistillation) else {}
+    more = {} if isinstance(contender.method, ContinuousConsistencyTraining) else {"teacher": trial.teacher}
     betas = (0.9, 0.99)  # as in all recipes
     return Parts(
         student=Trained(module=student, betas=betas),
@@ -135,29 +111,21 @@ def parts_of(contender: Contender, denoiser: EDMPrecond, oracle: GaussianMixture
     )
 
 
-def trained(contender: Contender, denoiser: EDMPrecond, oracle: GaussianMixture, seed: int, updates: int) -> nn.Module:
-    """The averaged student. Raises UserError when a loss or tangent stops being finite."""
-    average = EmaConfig(halflife_images=10_000)
-    pace = PointRun(iterations=updates, batch=256, lr=contender.lr, seed=seed, ema=average)
-    return distil(contender.method, parts_of(contender, denoiser, oracle), mixture_points(oracle), pace)
-
-
 def run(seed: int, budget: Budget) -> Sequence[Row]:
     """Energy distance of one-step points to real ones, after trainings of equal cost from the same weights."""
-    full = budget == "full"
-    count = 6000 if full else 100
-    oracle = ring(seed)
-    reference = real_points(oracle, seed + 1000, 2 * count)
-    starts = {restless: start(seed, oracle, 1000 if full else 3, restless) for restless in (False, True)}
+    affordable, count, warm = (PASSES, 6000, 1000) if budget == "full" else (18, 100, 3)
+    trial = Trial(seed=seed, oracle=ring(seed), count=count)
+    starts = {restless: start(trial, warm, restless) for restless in (False, True)}
 
-    def score(contender: Contender, training: int) -> float:
+    def score(contender: Variant, training: int) -> float:
+        parts = parts_of(contender, starts[contender.restless], trial)
+        pace: dict[str, Any] = {"seed": seed + 3000 + 1000 * training, "ema": EmaConfig(halflife_images=10_000)}
         try:
-            updates = contender.updates if full else 3
-            student = trained(contender, starts[contender.restless], oracle, seed + 3000 + 1000 * training, updates)
-        except UserError:
+            updates = affordable // passes(contender.method)
+            student = trial.trained(contender.method, parts, updates, contender.lr, **pace)
+        except UserError:  # a loss or tangent stopped being finite
             return DIVERGED
-        points = sampled(student, MultistepConsistency(clip=False), seed + 2000, count)  # type: ignore[arg-type]
-        return distance(points, reference)
+        return trial.distance(sampled(student, ONE_STEP, seed + 2000, count))
 
     rows = []
     for name, contender in CONTENDERS.items():
@@ -176,22 +144,10 @@ CLAIM = Claim(
     cost="network passes of a training",
     run=run,
     checks=(
-        *(
-            Check(
-                says=f"sCD is below discrete distillation at N = {points}",
-                effect=how_many_times("sCD", f"CD, N = {points}"),
-                scale="ratio",
-            )
-            for points in (18, 1024)
-        ),
-        *(
-            Check(says=f"it is worse {how}", effect=how_many_times("sCD", f"sCD, {name}"), scale="ratio")
-            for how, name in (
-                ("with the tangent as it is", "tangent as it is"),
-                ("with the weight 1 / sigma alone", "weight 1 / sigma"),
-                ("with a restless embedding", "restless embedding"),
-            )
-        ),
-        Check(says="sCT is within 1.5 times sCD", effect=how_many_times("sCT", "sCD"), scale="ratio", margin=1 / 1.5),
+        *(times(f"sCD is below discrete distillation at N = {n}", "sCD", f"CD, N = {n}") for n in (18, 1024)),
+        times("it is worse with the tangent as it is", "sCD", "sCD, tangent as it is"),
+        times("it is worse with the weight 1 / sigma alone", "sCD", "sCD, weight 1 / sigma"),
+        times("it is worse with a restless embedding", "sCD", "sCD, restless embedding"),
+        times("sCT is within 1.5 times sCD", "sCT", "sCD", by=1 / 1.5),
     ),
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Row, how_many_times
+from imagewright.bench.claims.claim import Budget, Claim, Row, lower, times
 from imagewright.bench.claims.reflow import Reflow
 from imagewright.methods.simple_reflow import HighPass, SimpleReflow
 from imagewright.paths.noise_levels import UniformTime, UShaped
@@ -27,6 +27,7 @@ RULE = Straight(num_steps=5, r=0.4)
 GRID = Straight(num_steps=5, r=0.4, grid="sigmoid")
 REAL_SHARE = 0.2
 DISTANCE = "energy distance x 1000 to the modes"
+OLD, LOSS, POWER = "1 / t, both ends", "+ one over its own loss", "+ times as 10^t"
 
 
 def run(seed: int, budget: Budget) -> Sequence[Row]:
@@ -38,22 +39,21 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     updates = UPDATES if full else 10
 
     def row(name: str, flow: object, sampler: Straight = HEUN) -> Row:
-        more = {DISTANCE: contest.distance(flow, sampler)}
-        return Row(name=name, score=contest.error(flow, sampler), cost=sampler.nfe, more=more)
+        return contest.row(name, flow, sampler, DISTANCE)
 
     def flow(method: SimpleReflow, lr: float, pairs: Coupling | None = None) -> object:
         return contest.flow(method, updates, lr, pairs=pairs)
 
-    times = flow(TIMES, LR_TIMES)
+    base = flow(TIMES, LR_TIMES)
     return [
         Row(name="the teacher's own points", score=0.0, cost=59, more={DISTANCE: contest.own_distance}),
-        row("1 / t, both ends", flow(BEFORE, LR_BEFORE)),
-        row("+ one over its own loss", flow(WEIGHT, LR_WEIGHT)),
+        row(OLD, flow(BEFORE, LR_BEFORE)),
+        row(LOSS, flow(WEIGHT, LR_WEIGHT)),
         row("uniform times instead", flow(UNIFORM, LR_UNIFORM)),
-        row("+ times as 10^t", times),
+        row(POWER, base),
         row("+ real pairs", flow(TIMES, LR_TIMES, with_real(contest))),
-        row("+ r = 0.4", times, RULE),
-        row("+ sigmoid grid", times, GRID),
+        row("+ r = 0.4", base, RULE),
+        row("+ sigmoid grid", base, GRID),
     ]
 
 
@@ -80,39 +80,17 @@ CLAIM = Claim(
     cost="NFE per sample",
     run=run,
     checks=(
-        Check(
-            says="the weight and the times together are below 1 / t and both ends",
-            effect=how_many_times("+ times as 10^t", "1 / t, both ends"),
-            scale="ratio",
+        times("the weight and the times together are below 1 / t and both ends", POWER, OLD),
+        times("one over its own loss is below 1 / t", LOSS, OLD),
+        times("times as 10^t are below both ends", POWER, LOSS),
+        times("times as 10^t are below uniform ones", POWER, "uniform times instead"),
+        lower(
+            "real pairs bring the points nearer to the modes, by the energy distance",
+            "+ real pairs",
+            POWER,
+            of=DISTANCE,
         ),
-        Check(
-            says="one over its own loss is below 1 / t",
-            effect=how_many_times("+ one over its own loss", "1 / t, both ends"),
-            scale="ratio",
-        ),
-        Check(
-            says="times as 10^t are below both ends",
-            effect=how_many_times("+ times as 10^t", "+ one over its own loss"),
-            scale="ratio",
-        ),
-        Check(
-            says="times as 10^t are below uniform ones",
-            effect=how_many_times("+ times as 10^t", "uniform times instead"),
-            scale="ratio",
-        ),
-        Check(
-            says="real pairs bring the points nearer to the modes, by the energy distance",
-            effect=lambda rows: rows["+ times as 10^t"].more[DISTANCE] - rows["+ real pairs"].more[DISTANCE],
-        ),
-        Check(
-            says="r = 0.4 is below Heun's rule",
-            effect=how_many_times("+ r = 0.4", "+ times as 10^t"),
-            scale="ratio",
-        ),
-        Check(
-            says="the sigmoid grid is below the uniform one",
-            effect=how_many_times("+ sigmoid grid", "+ r = 0.4"),
-            scale="ratio",
-        ),
+        times("r = 0.4 is below Heun's rule", "+ r = 0.4", POWER),
+        times("the sigmoid grid is below the uniform one", "+ sigmoid grid", "+ r = 0.4"),
     ),
 )

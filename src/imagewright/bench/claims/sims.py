@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Row, by_how_much
+from imagewright.bench.claims.claim import Budget, Claim, Row, lower
 from imagewright.bench.claims.plane import PointTraining, from_set, point_denoiser, sampled, train
 from imagewright.bench.claims.rings import distance_to, ring
 from imagewright.guidance import sims
@@ -28,6 +28,8 @@ BUDGETS = (60, 125, 250, 500)
 OMEGAS, CONTROL_OMEGAS = (0.25, 0.5, 1.0, 2.0, 3.0), (-1.0, -0.5, 0.5, 1.0, 2.0)
 SWEEP = (-1.0, 0.5, 1.0, 2.0)
 GENERATIONS = 2
+PLAIN_LAST, SIMS_LAST = (f"{which} loop, generation {GENERATIONS - 1}" for which in ("plain", "SIMS"))
+TWICE_THE_STEPS, CONTROL = "base, twice the steps", "copy trained on real points"
 SAMPLER = UniPC(num_steps=14, sigma_max=10.0, sigma_min=0.02)
 TWICE = replace(SAMPLER, num_steps=28)
 Copies = tuple[EDMPrecond, ...]
@@ -109,17 +111,13 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     exact = distance_to(oracle, sampled(oracle, SAMPLER, seed + 2001, count))
     plain, pair = float(SAMPLER.nfe), 2.0 * SAMPLER.nfe
     settings = {"updates": float(plane.budgets[at]), "omega": omega}
+    its_own = {"updates": float(plane.budgets[control]), "omega": strength}
     rows = [
         Row(name="exact denoiser", score=exact, cost=plain),
         Row(name="base", score=score(base, None, 0.0, 1), cost=plain),
-        Row(name="base, twice the steps", score=twice, cost=pair),
+        Row(name=TWICE_THE_STEPS, score=twice, cost=pair),
         Row(name="SIMS", score=score(base, own[at], omega, 1), cost=pair, more=settings),
-        Row(
-            name="copy trained on real points",
-            score=score(base, more[control], strength, 1),
-            cost=pair,
-            more={"updates": float(plane.budgets[control]), "omega": strength},
-        ),
+        Row(name=CONTROL, score=score(base, more[control], strength, 1), cost=pair, more=its_own),
     ]
     for o in SWEEP:
         value = score(base, own[at], o, 1)
@@ -144,26 +142,11 @@ CLAIM = Claim(
     cost="NFE per sample",
     run=run,
     checks=(
-        Check(says="SIMS is below the base at equal calls", effect=by_how_much("SIMS", "base, twice the steps")),
-        Check(
-            says="the self-trained copy alone (omega = -1) is above the base",
-            effect=by_how_much("base", "own samples, omega = -1"),
-        ),
-        Check(
-            says="SIMS is below what as many updates on the real points come to",
-            effect=by_how_much("SIMS", "copy trained on real points"),
-        ),
-        Check(
-            says="the plain loop's second generation is above its first",
-            effect=by_how_much("plain loop, generation 0", f"plain loop, generation {GENERATIONS - 1}"),
-        ),
-        Check(
-            says="with SIMS in both generations the second is below the plain loop's second",
-            effect=by_how_much(f"SIMS loop, generation {GENERATIONS - 1}", f"plain loop, generation {GENERATIONS - 1}"),
-        ),
-        Check(
-            says="and below the first base model",
-            effect=by_how_much(f"SIMS loop, generation {GENERATIONS - 1}", "base, twice the steps"),
-        ),
+        lower("SIMS is below the base at equal calls", "SIMS", TWICE_THE_STEPS),
+        lower("the self-trained copy alone (omega = -1) is above the base", "base", "own samples, omega = -1"),
+        lower("SIMS is below what as many updates on the real points come to", "SIMS", CONTROL),
+        lower("the plain loop's second generation is above its first", "plain loop, generation 0", PLAIN_LAST),
+        lower("with SIMS in both generations the second is below the plain loop's second", SIMS_LAST, PLAIN_LAST),
+        lower("and below the first base model", SIMS_LAST, TWICE_THE_STEPS),
     ),
 )

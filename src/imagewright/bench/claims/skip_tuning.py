@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Effect, Row, how_many_times
+from imagewright.bench.claims.claim import Budget, Claim, Row, lower, times
 from imagewright.bench.claims.digits import DigitsDistance, trained_digits
 from imagewright.data import open_images, to_uint8
 from imagewright.data.pixels import from_uint8
@@ -22,6 +22,7 @@ from imagewright.types import Condition
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """From no bottom skip at all to the plain network."""
 STEPS = (3, 5, 10)
+CHOSEN, PLAIN = "fresh, {} steps, chosen rho", "fresh, {} steps, rho = 1"
 
 
 def losses(model: nn.Module, distance: DigitsDistance, seed: int) -> tuple[float, float]:
@@ -65,23 +66,10 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     ]
     for steps in STEPS:
         best = min((row for row in rows if row.cost == 2 * steps - 1), key=lambda row: row.score).more["rho_bottom"]
-        for name, factor in ((f"fresh, {steps} steps, chosen rho", best), (f"fresh, {steps} steps, rho = 1", 1.0)):
+        for name, factor in ((CHOSEN, best), (PLAIN, 1.0)):
             score = held_out.of(tuned[factor], Heun(num_steps=steps), 2 * count, seed + 2000)
-            rows.append(Row(name=name, score=score, cost=2 * steps - 1, more=more(factor)))
+            rows.append(Row(name=name.format(steps), score=score, cost=2 * steps - 1, more=more(factor)))
     return [*rows, Row(name="real digits", score=held_out.floor(), cost=0, more=more(1.0))]
-
-
-def _better(steps: int) -> Effect:
-    return how_many_times(f"fresh, {steps} steps, chosen rho", f"fresh, {steps} steps, rho = 1")
-
-
-def _loss(which: str) -> Effect:
-    """The plain network's loss over that at the factor chosen for five steps."""
-    return lambda r: r["fresh, 5 steps, rho = 1"].more[which] / r["fresh, 5 steps, chosen rho"].more[which]
-
-
-def _chosen(steps: int) -> Effect:
-    return lambda r: r[f"fresh, {steps} steps, chosen rho"].more["rho_bottom"]
 
 
 CLAIM = Claim(
@@ -94,14 +82,15 @@ CLAIM = Claim(
     cost="NFE per image",
     run=run,
     checks=(
-        Check(says="5 steps: the chosen rho is better than rho = 1", effect=_better(5), scale="ratio"),
-        Check(says="10 steps: the chosen rho is better than rho = 1", effect=_better(10), scale="ratio"),
-        Check(says="5 steps want a smaller rho than 10", effect=lambda r: _chosen(10)(r) - _chosen(5)(r)),
-        Check(
-            says="the pixel loss at the rho of 5 steps is higher than the plain network's",
-            effect=lambda r: 1 / _loss("pixel loss")(r),
-            scale="ratio",
+        times("5 steps: the chosen rho is better than rho = 1", CHOSEN.format(5), PLAIN.format(5)),
+        times("10 steps: the chosen rho is better than rho = 1", CHOSEN.format(10), PLAIN.format(10)),
+        lower("5 steps want a smaller rho than 10", CHOSEN.format(5), CHOSEN.format(10), of="rho_bottom"),
+        times(
+            "the pixel loss at the rho of 5 steps is higher than the plain network's",
+            PLAIN.format(5),
+            CHOSEN.format(5),
+            of="pixel loss",
         ),
-        Check(says="its loss in the classifier's features is lower", effect=_loss("feature loss"), scale="ratio"),
+        times("its loss in the classifier's features is lower", CHOSEN.format(5), PLAIN.format(5), of="feature loss"),
     ),
 )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from imagewright.bench.claims.claim import Budget, Check, Claim, Effect, Row
-from imagewright.bench.claims.matching import on_a_circle
-from imagewright.bench.claims.plane import distance, latents
-from imagewright.bench.claims.plane_training import ExactTeacher, PointRun, distil, mixture_points
+from imagewright.bench.claims.claim import Budget, Check, Claim, Row, lower
+from imagewright.bench.claims.plane import distance
+from imagewright.bench.claims.rings import circle
+from imagewright.bench.claims.trial import Trial
 from imagewright.methods.distribution_matching import KarrasLevels
 from imagewright.methods.uni_instruct import NAMED, UniInstruct
 from imagewright.models.generator import FewStepGenerator
@@ -28,7 +28,7 @@ START_STD = 0.7
 WITHIN, REACH = 3.0, 2.0
 """A point is on a mode within 3 of its deviations, and in the generator's reach within 2 of its (86% of its points)."""
 PRECISION, FORWARD, REVERSE = "precision", "KL(data, generator)", "KL(generator, data)"
-RUN = PointRun(iterations=600, batch=256, lr=1e-2)
+UPDATES, LR = 600, 1e-2
 RECIPE, WHOLE = "recipe", "whole gradient"
 
 
@@ -112,10 +112,11 @@ class ExactFake(nn.Module):
         return law(point, level).to(x), ratio[:, None].to(x)
 
 
-def measured(name: str, generator: FewStepGenerator, oracle: GaussianMixture, seed: int, count: int) -> Row:
+def measured(name: str, generator: FewStepGenerator, trial: Trial, real: Tensor) -> Row:
     """Recall, precision, both divergences and the energy distance of a generator."""
-    law, none = law_of(generator), torch.zeros(count, dtype=torch.float64)
-    points, real = points_of(generator, latents(seed + 2000, count)), oracle.sample(count, StepNoise(seed + 1000, 2))
+    law, oracle, count = law_of(generator), trial.oracle, len(real)
+    none = torch.zeros(count, dtype=torch.float64)
+    points = points_of(generator, trial.z)
     drawn = points.reshape(count, 2, 1, 1)
     on_mode = torch.cdist(points, oracle.means.flatten(1)) < WITHIN * STD
     # In a normal law's density the distance from its centre, in its own deviations, can be read.
@@ -127,45 +128,31 @@ def measured(name: str, generator: FewStepGenerator, oracle: GaussianMixture, se
         REVERSE: float((law.log_density(drawn, none) - oracle.log_density(drawn, none)).mean()),
         "energy distance x 1000": distance(points.numpy(), real.flatten(1).numpy()),
     }
-    return Row(name=name, score=float(reached.double().mean()), cost=RUN.iterations, more=more)
+    return Row(name=name, score=float(reached.double().mean()), cost=UPDATES, more=more)
 
 
 def run(seed: int, budget: Budget) -> Sequence[Row]:
     """Every setting after equally many updates from the same start, on the same noise."""
-    iterations, count = (RUN.iterations, 4000) if budget == "full" else (3, 200)
-    oracle, rows = GaussianMixture(on_a_circle(seed), STD, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)), []
+    updates, count = (UPDATES, 4000) if budget == "full" else (3, 200)
+    oracle = GaussianMixture(circle(seed, 3), STD, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64))
+    trial, rows = Trial(seed=seed, oracle=oracle, count=count), []
+    real = oracle.sample(count, StepNoise(seed + 1000, 2))
     for name, method in CONTENDERS.items():
         generator = FewStepGenerator(Affine(), sigma_max=START_SIGMA, sigma_data=SIGMA_DATA)
-        parts = Parts(
-            generator=Trained(module=generator),
-            teacher=Frozen(module=ExactTeacher(oracle)),
-            fake_score=Frozen(module=ExactFake(generator, oracle)),
-        )
-        product = distil(method, parts, mixture_points(oracle), replace(RUN, iterations=iterations, seed=seed))
-        assert isinstance(product, FewStepGenerator)
-        rows.append(measured(name, product, oracle, seed, count))
+        fake = Frozen(module=ExactFake(generator, oracle))
+        parts = Parts(generator=Trained(module=generator), teacher=trial.teacher, fake_score=fake)
+        rows.append(measured(name, trial.trained(method, parts, updates, LR), trial, real))
     return rows
-
-
-def by_more(number: str, larger: str, smaller: str) -> Effect:
-    """The effect "a further number of one minus that of the other"."""
-    return lambda rows: rows[larger].more[number] - rows[smaller].more[number]
 
 
 def checks_of(form: str, what: str) -> tuple[Check, ...]:
     """What is said of the divergences in a form of the loss."""
     forward, reverse = f"FKL, {form}", f"RKL, {form}"
     return (
-        Check(
-            says=f"{what}: recall is higher with forward than with reverse KL",
-            effect=lambda rows: rows.score(forward) - rows.score(reverse),
-        ),
-        Check(
-            says=f"{what}: precision is higher with reverse than with forward KL",
-            effect=by_more(PRECISION, reverse, forward),
-        ),
-        Check(says=f"{what}: forward KL ends lower where it is minimised", effect=by_more(FORWARD, reverse, forward)),
-        Check(says=f"{what}: reverse KL ends lower where it is minimised", effect=by_more(REVERSE, forward, reverse)),
+        lower(f"{what}: recall is higher with forward than with reverse KL", reverse, forward),
+        lower(f"{what}: precision is higher with reverse than with forward KL", forward, reverse, of=PRECISION),
+        lower(f"{what}: forward KL ends lower where it is minimised", forward, reverse, of=FORWARD),
+        lower(f"{what}: reverse KL ends lower where it is minimised", reverse, forward, of=REVERSE),
     )
 
 

@@ -6,14 +6,12 @@ memory of weights, gradients and moments of a rank among several is said beside 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
-from torch.utils.checkpoint import checkpoint
 
 from imagewright.bench.gpu.scale import MadeUp, Scale
 from imagewright.bench.gpu.timing import Deadline, Numbers, forget, peak_bytes, timed
@@ -52,8 +50,7 @@ def _step(scale: Scale, device: torch.device, batch: int, shard: bool, recompute
     model: Any = made.parts.roles["denoiser"].module.to(device).train()
     count = sum(p.numel() for p in model.parameters())
     for block in model.network.blocks().values():
-        if recompute:
-            block.forward = _recomputed(block.forward)
+        block.recompute = recompute
         if shard:
             fully_shard(block)
     if shard:
@@ -79,8 +76,3 @@ def _step(scale: Scale, device: torch.device, batch: int, shard: bool, recompute
         "peak_bytes": peak_bytes(device),
         "parameters": count,
     }
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, whose inner activations are computed again in backward."""
-    return lambda *args: checkpoint(forward, *args, use_reentrant=False)

@@ -1,0 +1,55 @@
+"""`imagewright bench decoding`: how training and decoding of causal networks grow with the tokens of an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from imagewright.bench.growth import exponents, measure_growth
+from imagewright.cli.console import OUT, say, table
+from imagewright.files import write_json
+from imagewright.training.distributed import pick_device
+from imagewright.types import UserError
+from imagewright.version import versions
+
+
+def decoding(
+    tokens: tuple[int, ...] = (256, 1024), width: int = 64, device: str = "auto", out: Path | None = None
+) -> None:
+    """What a training step and a drawn image cost, by dense attention and by four papers' that see less.
+
+    Args:
+        tokens: of an image, two powers of 4 or more.
+        width: of the networks.
+        device: auto, cpu, cuda, mps.
+        out: also write the figures as JSON.
+    """
+    if len(set(tokens)) < 2 or any(n < 16 or 4 ** (n.bit_length() // 2) != n for n in tokens):
+        raise UserError(f"--tokens is {' '.join(map(str, tokens))}; it must be two powers of 4 from 16 on, or more")
+    if width < 4 or width % 4:
+        raise UserError(f"--width is {width}; it must be a multiple of 4")
+    target = pick_device(device)
+    found = measure_growth(target, sorted(tokens), width, lambda what: say(f"measuring {what}"))
+    rows = table("network", "tokens", "GFLOP", "MiB kept", "step (s)", "drawn (s)", "without cache", "ratio")
+    for each in found:
+        rows.add_row(
+            each.network, str(each.tokens), f"{each.operations / 1e9:.3g}", f"{each.kept / 2**20:.3g}",
+            f"{each.step:.3g}", f"{each.cached:.3g}", f"{each.uncached:.3g}", f"{each.uncached / each.cached:.1f}",
+        )  # fmt: skip
+    OUT.print(rows)
+    powers = table("grows as n to the", "operations", "kept", "step", "drawn", "without cache")
+    fitted = exponents(found)
+    for name, costs in fitted.items():
+        powers.add_row(name, *(f"{value:.2f}" for value in costs.values()))
+    OUT.print(powers)
+    if out is not None:
+        record = {
+            "format": "imagewright-growth/1",
+            "command": f"imagewright bench decoding --tokens {' '.join(map(str, tokens))} --width {width} "
+            f"--device {device}",
+            "device": str(target),
+            "versions": versions(),
+            "results": [each.as_dict() for each in found],
+            "exponents": fitted,
+        }
+        write_json(out, record)
+        say(f"written to {out}")

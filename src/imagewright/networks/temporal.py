@@ -1,0 +1,104 @@
+"""Fourier layers over the times of a trajectory, put behind the residual blocks of any of our U-Nets.
+
+Source   Zheng et al. 2023 (DSNO, arXiv 2211.13449), section 3; the program devzhk/DSNO-pytorch (`models/layers.py`,
+         `models/tddpmm.py`): y = x + LeakyReLU(K x), behind every residual block with its attention, of encoder and
+         decoder and the first of the middle, not behind those that resample. K is rFFT over T, the lowest modes alone,
+         each times a complex matrix of channels, inverse rFFT; in 32 bits whatever the network runs in.
+Rows     The T times of an image are neighbouring rows of the batch, so that the network need not know of them.
+Departs  The transforms are real sums over T, which is small, and the matrices real products: the same numbers without
+         complex ones. With fewer times than the modes need, those that exist are taken (one at T = 1), where the
+         program fails. Imaginary parts of the mean (and, at T even, of the fastest mode) are without effect, as there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
+
+from imagewright.networks.unet import Role, UNet
+from imagewright.types import Condition
+
+
+class TimeMixing(nn.Module):
+    """x + LeakyReLU(K x) of features [N T, C, H, W], T rows an image."""
+
+    def __init__(self, channels: int, modes: int) -> None:
+        super().__init__()
+        # Nearly nothing at first, so that a trained network begins as it is, at each time by itself.
+        self.weight = nn.Parameter(torch.rand(channels, channels, modes, 2) / channels**2)
+
+    def forward(self, x: Tensor, times: int) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            (c, h, w), weight = x.shape[1:], self.weight.to(wide.dtype)
+            # In the order in which the features lie, so that nothing is moved.
+            if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+                rows = wide.permute(0, 2, 3, 1).reshape(-1, times, h * w, c)
+                mixed = spectral(rows, weight, -1).reshape(-1, h, w, c).permute(0, 3, 1, 2)
+            else:
+                mixed = spectral(wide.reshape(-1, times, c, h * w), weight, -2).reshape(-1, c, h, w)
+            return wide + leaky_relu(mixed)
+
+
+def spectral(x: Tensor, weight: Tensor, axis: int = -1) -> Tensor:
+    """K x over the second axis: x real, [N, T, P, C] (axis -1) or [N, T, C, P] (axis -2); weight [C, C, modes, 2]."""
+
+    def mapped(features: Tensor, matrix: Tensor) -> Tensor:
+        return features @ matrix if axis == -1 else matrix.mT @ features
+
+    n, times, *each = x.shape
+    flat = x.reshape(n, times, -1)
+    angles = torch.arange(times, device="cpu", dtype=torch.float64) * (2 * math.pi / times)
+    total = torch.zeros((), dtype=x.dtype, device=x.device)
+    for k in range(min(weight.shape[2], times // 2 + 1)):
+        real, imaginary = weight[:, :, k].unbind(-1)
+        if k == 0 or 2 * k == times:  # modes that are real
+            basis = (k * angles).cos()[None].to(x)
+            turned = mapped((basis @ flat).reshape(n, 1, *each), real)
+            total = total + (basis.T / times) @ turned.reshape(n, 1, -1)
+            continue
+        basis = torch.stack([(k * angles).cos(), -(k * angles).sin()]).to(x)
+        # (a + ib)(R + iI): a and b times R and I side by side, then summed crosswise.
+        both = mapped((basis @ flat).reshape(n, 2, *each), torch.cat([real, imaginary], 1))
+        (ar, ai), (br, bi) = (part.chunk(2, axis) for part in both.unbind(1))
+        turned = torch.stack([ar - bi, ai + br], 1)
+        total = total + (basis.T * (2 / times)) @ turned.reshape(n, 2, -1)
+    return total.reshape(x.shape)
+
+
+class TimeLayers(nn.ModuleDict):
+    """The `TimeMixing` of every block of a U-Net that gets one, by the block's name with "_" for its dot."""
+
+    def __init__(self, network: UNet, modes: int) -> None:
+        super().__init__(
+            {
+                name.replace(".", "_"): TimeMixing(layer.out_channels, modes)
+                for name, layer in network.plan().items()
+                if modes and layer.role in (Role.BLOCK, Role.MERGE) and not layer.resample and layer.suffix != "in1"
+            }
+        )
+
+    def of(self, network: UNet, times: int) -> Callable[[Tensor, Tensor, Condition], Tensor]:
+        """The U-Net with these layers behind its blocks, for rows of `times` an image; nothing is copied."""
+        stages = {"enc": network.enc, "dec": network.dec}
+        others: dict[str, nn.Module] = {}
+        for name, mixing in self.items():
+            stage, _, block = name.partition("_")
+            others[f"{stage}.{block}"] = _Mixed(stages[stage][block], mixing, times)
+        return network.with_blocks(others)
+
+
+class _Mixed(nn.Module):
+    """A block, then its layer over time."""
+
+    def __init__(self, block: nn.Module, mixing: nn.Module, times: int) -> None:
+        super().__init__()
+        self.block, self.mixing, self.times = block, mixing, times
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        mixed: Tensor = self.mixing(self.block(x, emb), self.times)
+        return mixed

@@ -1,0 +1,19 @@
+"""Commands, one after the other, in each of several processes: what torchrun would start. Argument: a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from imagewright.cli.main import main
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for words in json.loads(Path(sys.argv[1]).read_text()):
+        main(words)
+        # Who is first with a command would find the meeting place of the one before, which another has yet to leave.
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
