@@ -19,10 +19,12 @@ from imagewright.noise import BatchNoise
 from imagewright.precision import exact_float32
 from imagewright.pretrained import find_model, load
 from imagewright.recipes import RECIPES
+from imagewright.recording import recorded as record
 from imagewright.samplers import Heun, MultistepConsistency
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.samplers.replay import Replay, Replays
 from imagewright.training.experiment import Experiment, assemble, run_experiment
+from imagewright.training.graphs import kept
 from imagewright.training.log import Log
 from imagewright.training.trainer import Trainer
 from imagewright.types import Condition, DataSpec, UserError
@@ -133,6 +135,37 @@ def test_a_recorded_step_is_the_plain_one(name: str, teacher: Path, tmp_path: Pa
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-3)
     for name, value in ends[0][1].items():
         torch.testing.assert_close(value, ends[1][1][name], rtol=1e-2, atol=1e-4)
+
+
+def test_a_recording_that_breaks_harms_nothing() -> None:
+    """Neither torch's generator, nor the current stream, nor the next recording."""
+    x, stream, before = torch.zeros(2, device=CUDA), torch.cuda.current_stream(), torch.cuda.get_rng_state()
+    with pytest.raises(RuntimeError):
+        record(lambda: x.add_(x[0].item()), CUDA)  # which waits, and may not
+    assert torch.cuda.current_stream() == stream and torch.equal(torch.cuda.get_rng_state(), before)
+    torch.randn(3, device=CUDA)
+    again = record(lambda: x.add_(1), CUDA)
+    start = x.clone()
+    again()
+    assert torch.equal(x, start + 1)
+    torch.randn(3, device=CUDA)
+
+
+def test_a_pass_is_recorded_once_nothing_keeps_an_earlier_one() -> None:
+    """Whose nodes would be on the stream of that step."""
+    layer, x = torch.nn.Linear(4, 4).to(CUDA), torch.randn(2, 4, device=CUDA)
+
+    def work() -> None:
+        layer.zero_grad(set_to_none=True)
+        layer(x).square().sum().backward()
+
+    loss = layer(x).sum()
+    loss.backward()
+    assert kept(list(layer.parameters()))
+    del loss
+    assert not kept(list(layer.parameters()))
+    record(work, CUDA)()
+    assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
 
 
 def test_a_bad_number_stops_the_run_and_moves_nothing(tmp_path: Path) -> None:

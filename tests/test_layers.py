@@ -28,6 +28,7 @@ LAYERS = (
         "checks",
         "precision",
         "cache",
+        "recording",
     ),
     ("paths", "networks", "data", "oracles"),
     ("models",),

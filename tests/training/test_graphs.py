@@ -18,7 +18,7 @@ from imagewright.data import Loader
 from imagewright.networks import SongUNetConfig
 from imagewright.recipes import RECIPES
 from imagewright.training.experiment import Experiment, assemble
-from imagewright.training.graphs import Graphs
+from imagewright.training.graphs import Graphs, kept
 from imagewright.training.log import Log, read_log
 from imagewright.training.trainer import Trainer
 from imagewright.types import Batch, Clock, Event, Follow, Parts, Trained, Update
@@ -122,7 +122,7 @@ def test_what_a_recording_could_not_repeat_is_not_recorded(trait: str, why_not: 
 def test_a_recording_that_fails_leaves_the_run_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(work: Any, device: torch.device) -> Any:
         work()
-        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with")
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
     monkeypatch.setattr("imagewright.training.graphs.recorded", fails)
     plain, other = (trainer(short("edm-digits"), tmp_path / str(graphs), graphs) for graphs in (False, True))
@@ -132,3 +132,21 @@ def test_a_recording_that_fails_leaves_the_run_as_it_was(tmp_path: Path, monkeyp
     assert other.graphs.why_not == "it cannot be recorded: CUDA error: operation not permitted when stream is capturing"
     for a, b in zip(plain.product_state().values(), other.product_state().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_keeps_a_pass_is_seen() -> None:
+    """A parameter's node of it would tie a recording to the stream of that pass."""
+    layer = nn.Linear(2, 1)
+    loss = layer(torch.ones(1, 2)).sum()
+    loss.backward()
+    assert kept(list(layer.parameters()))
+    del loss
+    assert not kept(list(layer.parameters()))
+
+
+def test_a_run_that_keeps_a_pass_is_not_recorded(tmp_path: Path) -> None:
+    t = trainer(short("edm-digits"), tmp_path / "run", graphs=True)
+    loss = next(iter(t.learners["denoiser"].parameters)).sum()
+    t.train()
+    assert t.graphs is not None and t.graphs.why_not is not None and "keeps the graph" in t.graphs.why_not
+    assert loss.requires_grad

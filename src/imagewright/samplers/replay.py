@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.networks import UNet
+from imagewright.recording import recorded
 from imagewright.types import UNCONDITIONAL, Condition
 
 MOST = 4
@@ -28,23 +29,31 @@ class Replays:
 
     def __init__(self, model: nn.Module) -> None:
         self._networks = [(m, Replay(m.forward)) for m in model.modules() if isinstance(m, UNet)]
+        self._entered: list[list[nn.Module]] = []
 
     def __enter__(self) -> None:
-        for network, replay in self._networks:
+        # Within another such context that one's recordings serve.
+        mine = [(network, replay) for network, replay in self._networks if "forward" not in vars(network)]
+        for network, replay in mine:
             network.forward = replay  # type: ignore[method-assign]
+        self._entered.append([network for network, _ in mine])
 
     def __exit__(self, *error: object) -> None:
-        for network, _ in self._networks:
+        for network in self._entered.pop():
             del network.forward
 
 
 class Replay:
-    """The function of (x, noise_label, cond) that it was made of; a shape is recorded when it comes a second time."""
+    """The function of (x, noise_label, cond) that it was made of; a shape is recorded when it comes a second time.
+
+    why_not: the reason for which nothing more is recorded, where a recording has failed; calls are plain then.
+    """
 
     def __init__(self, forward: Callable[..., Tensor]) -> None:
         self._forward = forward
         self._seen: set[Any] = set()
         self._recorded: dict[Any, _Recorded] = {}
+        self.why_not: str | None = None
 
     def __call__(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         if not x.is_cuda or torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing():
@@ -52,12 +61,15 @@ class Replay:
         given = (x, noise_label, cond.label, cond.augment, cond.destination, cond.weight)
         casts = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         key = (casts, *(None if t is None else (t.shape, t.dtype, t.stride()) for t in given))
+        # The first call is plain, and warms up what a recording may not contain (allocations, choice of kernels).
+        if key in self._seen and key not in self._recorded and self.why_not is None and len(self._recorded) < MOST:
+            try:
+                self._recorded[key] = _Recorded(self._forward, given)
+            except RuntimeError as error:
+                self.why_not = str(error)
+        self._seen.add(key)
         if key not in self._recorded:
-            # The first call is plain, and warms up what a recording may not contain (allocations, choice of kernels).
-            if key not in self._seen or len(self._recorded) == MOST:
-                self._seen.add(key)
-                return self._forward(x, noise_label, cond)
-            self._recorded[key] = _Recorded(self._forward, given)
+            return self._forward(x, noise_label, cond)
         return self._recorded[key](given)
 
 
@@ -65,24 +77,21 @@ class _Recorded:
     """One call with tensors of its own to read from and to write to."""
 
     def __init__(self, forward: Callable[..., Tensor], given: tuple[Tensor | None, ...]) -> None:
+        self._forward = forward
         self._inputs = [None if t is None else t.clone() for t in given]
+        # A cache of cast weights would outlive the recording whose memory it lies in.
+        casts, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        with torch.autocast("cuda", dtype, enabled=casts, cache_enabled=False):
+            self._replay = recorded(self._work, given[0].device)  # type: ignore[union-attr]
+
+    def _work(self) -> None:
         x, noise_label, label, augment, destination, weight = self._inputs
         cond = Condition(label=label, augment=augment, destination=destination, weight=weight)
-        casts = torch.is_autocast_enabled("cuda")
-        # A cache of cast weights would outlive the recording whose memory it lies in.
-        with torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=casts, cache_enabled=False):
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                forward(x, noise_label, cond)
-            torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._output = forward(x, noise_label, cond)
+        self._output = self._forward(x, noise_label, cond)
 
     def __call__(self, given: tuple[Tensor | None, ...]) -> Tensor:
         for mine, new in zip(self._inputs, given, strict=True):
             if mine is not None and new is not None:
                 mine.copy_(new)
-        self._graph.replay()
+        self._replay()
         return self._output.clone()

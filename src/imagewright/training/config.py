@@ -137,8 +137,8 @@ class TrainingConfig:
     channels_last: bool = False
     compile: bool = False
     """Compile the trained networks with torch.compile."""
-    graphs: bool | None = None
-    """Replay a step's passes as one CUDA graph where the method permits; none = up to 50 million parameters."""
+    graphs: bool = False
+    """Replay a step's passes as one CUDA graph where the method permits; not yet seen to work on a card."""
     recompute: bool = False
     """Do not keep what is inside of a network's blocks for backward: less memory, a third more computation."""
     parallel: Parallel = "replicate"

@@ -13,24 +13,24 @@ what several processes exchange are not part of the recording.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imagewright.noise import BatchNoise, RecordedNoise
 from imagewright.precision import Precision, casts
+from imagewright.recording import Work, recorded
 from imagewright.training.learners import Learner
 from imagewright.types import Clock, Event, Example, Follow, Method, Parts, Update
 
 WATCHED = 2
 """Plain steps before one is recorded: the first chooses and compiles kernels, the last is looked at."""
-
-Work = Callable[[], None]
 
 
 class _WatchedClock(Clock):
@@ -44,24 +44,6 @@ class _WatchedClock(Clock):
         if name in ("step", "images", "total_images", "fraction"):
             object.__setattr__(self, "asked", True)
         return object.__getattribute__(self, name)
-
-
-def recorded(work: Work, device: torch.device) -> Work:
-    """What does `work` again whenever it is called; on a CUDA device by one launch. It has been done once before."""
-    if device.type != "cuda":
-        work()
-        return work
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        work()  # what compiles, or chooses kernels, does so now
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Threads that decode and pin pictures go on meanwhile: only this one's calls may not wait.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        work()
-    replay: Work = graph.replay
-    return replay
 
 
 class Graphs:
@@ -88,6 +70,9 @@ class Graphs:
         self._plain_steps = 0
         self._events: list[Event] = []
         self._replay: Work | None = None
+        self._batch: Any = None
+        self._update: Any = None
+        self._gradients: Any = None
 
     # --- watching -----------------------------------------------------------------------------------------------------
 
@@ -124,7 +109,9 @@ class Graphs:
         before, operations = self._generator(), _Operations()
         with _waits(self._device) as waits, operations if phase else nullcontext():
             yield came
-        self._events += [event for event in came if event is not None]
+        # Without their graphs: a parameter's last node, once kept, stays on the stream of this step, which a recording
+        # would have to wait for, and may not.
+        self._events += [_apart(e, Tensor.detach) if isinstance(e, Update) else e for e in came if e is not None]
         if waits:
             self.why_not = "its step waits for the device"
         elif operations.count:
@@ -156,13 +143,17 @@ class Graphs:
         return [_apart(self._update, Tensor.clone), *self._events[1:]]
 
     def _record(self, batch: Example) -> None:
+        learner = self._learners[self._events[0].part]
+        if kept(learner.parameters):
+            self.why_not = "it cannot be recorded: something keeps the graph of a step before"
+            return
         self._batch = batch.map(torch.clone)
-        optimizer = self._learners[self._events[0].part].optimizer
         try:
             self._replay = recorded(self._work, self._device)
         except RuntimeError as error:
-            self.why_not = f"it cannot be recorded: {str(error).strip().splitlines()[0][:200]}"
-        optimizer.zero_grad(set_to_none=True)
+            self.why_not = f"it cannot be recorded: {error}"
+            self._batch = self._update = self._gradients = None  # whose memory is a whole pass's
+        learner.optimizer.zero_grad(set_to_none=True)
 
     def _work(self) -> None:
         """The pass itself, from the recording's batch and noise, into its update and gradients."""
@@ -181,6 +172,18 @@ def _apart(update: Update, function: Callable[[Tensor], Tensor]) -> Update:
     parts = {name: function(tensor) for name, tensor in update.parts.items()}
     at = None if update.at is None else function(update.at)
     return replace(update, loss=function(update.loss), parts=parts, at=at)
+
+
+def kept(parameters: Sequence[Tensor]) -> bool:
+    """Whether anything holds a pass through these parameters, so that the next one meets the nodes of that one."""
+
+    def notes(parameter: Tensor) -> Any:
+        """Of its node, which is a new one unless something holds it."""
+        return get_gradient_edge(parameter).node.metadata
+
+    for parameter in parameters:
+        notes(parameter)["imagewright"] = True
+    return any("imagewright" in notes(parameter) for parameter in parameters)
 
 
 def _tensors(batch: Example) -> list[Tensor]:

@@ -21,7 +21,6 @@ from imagewright.networks.compiling import compile_network
 from imagewright.networks.recompute import blocks
 from imagewright.noise import BatchNoise
 from imagewright.precision import casts, tf32, wide
-from imagewright.samplers.generator import SMALL
 from imagewright.shapes import Within, misfit
 from imagewright.training.checkpoint import (
     State,
@@ -151,13 +150,11 @@ class Trainer:
 
     def _graphs(self, mine: range) -> Graphs | None:
         """What replays steps; None where nothing can, or shall."""
-        small = sum(p.numel() for learner in self.learners.values() for p in learner.parameters) <= SMALL
-        wanted = small if self.config.graphs is None else self.config.graphs
         several = len(mine) > 1 or self.processes.world > 1  # whose gradients leave in the midst of a pass
-        if self.device.type != "cuda" or not wanted or several or self.config.precision == "fp16":
+        config = self.config
+        if self.device.type != "cuda" or not config.graphs or several or config.precision == "fp16":
             return None
         places = range(mine.start * self.micro, mine.stop * self.micro)
-        config = self.config
         return Graphs(self.method, self.parts, self.learners, config.precision, config.batch, places, self.device)
 
     # --- state --------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ TOY = Scale(
     sampled=2,
     calls=3,
     updates=dict.fromkeys(FULL.updates, 2),
-    warm=1,
+    warm=0,
     timed=1,
     toy=True,
 )

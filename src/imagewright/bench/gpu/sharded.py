@@ -19,6 +19,13 @@ from imagewright.bench.gpu.training import RECIPE, built
 from imagewright.types import Condition
 
 WORLDS = (1, 8, 32)
+WAYS = (
+    ("whole", False, False),
+    ("recomputed", False, True),
+    ("sharded", True, False),
+    ("sharded, recomputed", True, True),
+)
+"""Name, whether blocks are sharded, whether they are recomputed."""
 
 
 def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, deadline: Deadline, folder: Path) -> None:
@@ -28,12 +35,7 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
-        for name, shard, recompute in (
-            ("whole", False, False),
-            ("recomputed", False, True),
-            ("sharded", True, False),
-            ("sharded, recomputed", True, True),
-        ):
+        for name, shard, recompute in WAYS[:: 3 if scale.toy else 1]:
             deadline.check()
             forget(device)
             own[name] = _step(scale, device, batch, shard, recompute)

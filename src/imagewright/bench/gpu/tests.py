@@ -41,8 +41,7 @@ def measure(own: Numbers, parts: Numbers, scale: Scale, device: torch.device, de
                 process.wait(LEAVING)
         finally:
             process.kill()
-    text = written.read_text(errors="replace")
-    own["end"] = text[-12_000:]
+            own["end"] = written.read_text(errors="replace")[-12_000:]
     deadline.check()
     if own["code"]:
         raise RuntimeError("tests failed")
