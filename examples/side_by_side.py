@@ -218,7 +218,7 @@ SETTINGS = {
         equal_passes=True,
         cooldown=True,
         pairs=5_000,
-        teacher_recipe="edm-digits",
+        teacher_recipe="guided-digits-teacher",
         teacher_steps=(18, (1, 2, 4, 8, 16)),
     ),
     "emoji64-32": Setting(
