@@ -218,7 +218,7 @@ SETTINGS = {
         equal_passes=True,
         cooldown=True,
         pairs=5_000,
-        teacher_recipe="edm-digits",
+        teacher_recipe="guided-digits-teacher",
         teacher_steps=(18, (1, 2, 4, 8, 16)),
     ),
     "emoji64-32": Setting(
@@ -276,13 +276,12 @@ def _curves(table: Mapping[str, Any], path: Path) -> None:
     for i, (name, seeds) in enumerate(rows.items()):
         calls = [entry["nfe"] for entry in seeds[0]]
         means = [float(np.mean([entries[k][score] for entries in seeds])) for k in range(len(calls))]
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
         dashes = "-" if i < len(COLOURS) else "--"
         axes.loglog(calls, means, label=name, color=colour, marker=marker, ls=dashes, lw=1.4, ms=5)
     axes.set_xlabel("network calls for an image")
     axes.set_ylabel(f"{score}, lower is better")
-    ticks = sorted({entry["nfe"] for seeds in rows.values() for entry in seeds[0]})
-    axes.set_xticks(ticks, labels=map(str, ticks), minor=False)
+    axes.set_xticks(list(CALLS), labels=map(str, CALLS))
     axes.grid(alpha=0.2, which="both")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     with replacing(path) as aside:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -18,7 +18,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from imagewright import fused
 
@@ -336,17 +335,26 @@ def twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]
     @contextmanager
     def second() -> Iterator[None]:
         before, _networks[0] = _networks[0], source
+        since, _second[0] = _second[0], True
         count = 0 if source is None else source._draws["networks"]
         if source is not None:
             source._draws["networks"] = drawn
         try:
             yield
         finally:
-            _networks[0] = before
+            _networks[0], _second[0] = before, since
             if source is not None:
                 source._draws["networks"] = count
 
     return nullcontext(), second()
+
+
+_second = [False]
+
+
+def computing_again() -> bool:
+    """Whether this is the second time that a pass through networks is computed, for what has to be noted once."""
+    return _second[0]
 
 
 def kept(like: Tensor, p: float) -> Tensor:
@@ -355,39 +363,6 @@ def kept(like: Tensor, p: float) -> Tensor:
     if source is None:
         return torch.rand(like.shape, device=like.device) >= p
     return source.kept(like, p)
-
-
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-    """function(*inputs), of which backward computes again what it needs, with the same dropout, in place of keeping it.
-
-    While it is computed again `computing_again` is true, for what has to happen once.
-    """
-    source = _networks[0]
-    drawn = source._draws["networks"] if source is not None else 0
-
-    @contextmanager
-    def again() -> Iterator[None]:
-        since, before, now = _again[0], _networks[0], 0
-        _again[0], _networks[0] = True, source
-        if source is not None:
-            now, source._draws["networks"] = source._draws["networks"], drawn
-        try:
-            yield
-        finally:
-            _again[0], _networks[0] = since, before
-            if source is not None:
-                source._draws["networks"] = now
-
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
-    return result
-
-
-_again = [False]
-
-
-def computing_again() -> bool:
-    """Whether backward computes again, by `recomputed`, what forward had computed before."""
-    return _again[0]
 
 
 def _below_one(uniform: Tensor) -> Tensor:

@@ -103,13 +103,21 @@ def test_a_model_of_codes_edits_under_another_class(models: Path, tmp_path: Path
     assert json.loads((tmp_path / "a/inpaint.json").read_text())["label"] == 5
 
 
+def test_a_causal_model_draws_what_is_missing(models: Path, tmp_path: Path) -> None:
+    words = ("--task", "inpaint", "--mask", "bottom")
+    results = edited(models / "causal", tmp_path / "a", *words)
+    assert (results[:, :4] == original()[:4]).all() and (results[0] != results[1]).any()
+    assert np.array_equal(results, edited(models / "causal", tmp_path / "b", *words))
+    assert edited(models / "causal", tmp_path / "c", "--task", "outpaint", n=1).shape == (1, 8, 12)
+
+
 def test_what_a_model_cannot_do_is_told(models: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     def told(model: str, *words: object) -> str:
         return refused("edit", models / model, "--index", 0, "--out", tmp_path, *words)
 
     assert "it knows --task inpaint and outpaint, not colourise" in told("masked", "--task", "colourise")
     assert "--levels has no effect on a masked token model" in told("masked", "--task", "inpaint", "--levels", 2.0)
-    assert "is a causal token model, which knows only what stands before" in told("causal", "--task", "inpaint")
+    assert "--steps has no effect on a causal token model" in told("causal", "--task", "inpaint", "--steps", 4)
     assert "draws nothing; it turns images into tokens" in told("vq", "--task", "inpaint")
     assert "--task outpaint goes on beyond left, right, top or bottom" in told(
         "masked", "--task", "outpaint", "--mask", "centre"

@@ -377,6 +377,10 @@ _STATES: dict[str, Callable[[dict[str, torch.Tensor], Any], dict[str, torch.Tens
     "averages": lambda s, h: h["state"]["learners"]["denoiser"].update(averages=[]) or s,
     "scaler": lambda s, h: h["state"]["learners"]["denoiser"].update(scaler={"scale": EVIL}) or s,
     "other-run": lambda s, h: h.update(run="0" * 64) or s,
+    "rows-gone": lambda s, h: h.update(rows=["0" * 64] * 2) or s,
+    "rows-no-list": lambda s, h: h.update(rows={"0": EVIL}) or s,
+    "rows-unnamed": lambda s, h: h["state"].update(targets={"x": {"$rows": ["x"]}}) or s,
+    "tensor-unnamed": lambda s, h: h["state"].update(targets={"x": {"$tensor": ["x"]}}) or s,
     "wrong-flip": lambda s, h: {k: -v if v.is_floating_point() else v for k, v in s.items()},
 }
 

@@ -17,7 +17,7 @@ from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyT
 from imagewright.methods.distances import Distance
 from imagewright.methods.pairs import heun_step, match
 from imagewright.models.consistency import ConsistencyModel
-from imagewright.models.preconditioning import EDMPrecond, VPPrecond
+from imagewright.models.preconditioning import EDMPrecond
 from imagewright.models.trajectory import TrajectoryModel
 from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.noise import StepNoise
@@ -400,7 +400,6 @@ def test_perceptual_distance_uses_the_given_features() -> None:
         (lambda: Adversarial(betas=(0.5, 1.0)), r"adversarial.betas is \(0.5, 1.0\)"),
         (lambda: Adversarial(width=0), "adversarial.width is 0"),
         (lambda: Adversarial(feature_size=0), "adversarial.feature_size is 0; it must be at least 1"),
-        (lambda: ConsistencyTrajectory().parts(teacher=VPPrecond(Told()), spec=SPEC), "is a VPPrecond"),
         (
             lambda: ConsistencyTrajectory().parts(teacher=ConsistencyModel(Told()), spec=SPEC),  # type: ignore[arg-type]
             "the teacher is a ConsistencyModel; distillation needs a denoiser that knows every noise level",

@@ -211,7 +211,6 @@ def test_without_guidance_it_is_ordinary_distillation() -> None:
 
     class OnCosine(ProgressiveDistillation):
         _intervals = GuidedDistillation._intervals
-        levels_of = GuidedDistillation.levels_of
         direction, stochastic = "sample", False
 
     plain = OnCosine(start_steps=4)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from imagewright.data import ImageSet, Loader
 from imagewright.methods.progressive_distillation import ProgressiveDistillation, steps_sampler, two_steps
 from imagewright.models.consistency import ConsistencyModel
-from imagewright.models.preconditioning import EDMPrecond, VPPrecond
+from imagewright.models.preconditioning import EDMPrecond
 from imagewright.noise import StepNoise
 from imagewright.oracles import GaussianOracle
 from imagewright.samplers import Euler
@@ -303,8 +303,6 @@ def test_bad_settings_get_one_sentence() -> None:
             ProgressiveDistillation(**settings)
     with pytest.raises(UserError, match=r"method\.rho is -7\.0"):
         ProgressiveDistillation(rho=-7.0)
-    with pytest.raises(UserError, match="the teacher is a VPPrecond"):
-        ProgressiveDistillation().parts(teacher=VPPrecond(PerLevel()), spec=SPEC)
     with pytest.raises(UserError, match="the teacher is a ConsistencyModel"):
         ProgressiveDistillation().parts(teacher=ConsistencyModel(PerLevel()), spec=SPEC)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="train longer or start from fewer steps"):

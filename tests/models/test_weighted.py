@@ -16,7 +16,8 @@ from imagewright.cli.main import main
 from imagewright.models.aligned import AlignedFlowMap
 from imagewright.models.description import build, describe
 from imagewright.models.files import ModelFile, load_model, save_model
-from imagewright.models.preconditioning import EDMPrecond
+from imagewright.models.preconditioning import EDMPrecond, VPPrecond
+from imagewright.models.recast import recast
 from imagewright.models.weighted import GuidedDenoiser, at_weight, takes_weight
 from imagewright.networks import SongUNet, SongUNetConfig
 from imagewright.samplers import Euler, Jumps
@@ -65,6 +66,15 @@ def test_a_strength_is_the_conditions_or_the_models_own() -> None:
     torch.testing.assert_close(mixed[1], told[1])
     assert not torch.equal(mixed[0], mixed[2]) and model.weight == 1.0  # the first model is as it was
     assert at_weight(model, 3.0).network is model.network
+
+
+def test_students_of_other_preconditionings_are_told_too() -> None:
+    source = VPPrecond(denoiser().network)
+    student = GuidedDenoiser.from_denoiser(recast(source), (1.0, 5.0)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(at_weight(student, 4.0)(X, SIGMA), source.eval()(X, SIGMA), rtol=1e-4, atol=1e-5)
+        shaken(student.network)
+        assert not torch.equal(at_weight(student, 4.0)(X, SIGMA), student(X, SIGMA))
 
 
 def test_strengths_out_of_range_are_refused() -> None:

@@ -24,7 +24,8 @@ from imagewright.networks import (
     TokenTransformer,
     TokenTransformerConfig,
 )
-from imagewright.noise import BatchNoise, recomputed
+from imagewright.networks.recompute import blocks
+from imagewright.noise import BatchNoise
 from imagewright.types import Condition, UserError
 
 VALUES, LENGTH = 5, 48
@@ -139,7 +140,9 @@ def test_gradients_are_the_same_computed_again_with_dropout(name: str) -> None:
     """And what dropout draws in the next pass is what it would have drawn."""
 
     def gradients(recompute: bool) -> tuple[list[Tensor], Tensor]:
-        net = network(name, dropout=0.3, recompute=recompute).train()
+        net = network(name, dropout=0.3).train()
+        for block in blocks(net):
+            block.recompute = recompute
         noise = BatchNoise(0, 3, range(2, 4), 8)
         ask = net.training_pass if hasattr(net, "training_pass") else net
         with noise.for_networks(0):
@@ -155,7 +158,9 @@ def test_gradients_are_the_same_computed_again_with_dropout(name: str) -> None:
 
 def test_less_is_kept_where_it_is_computed_again() -> None:
     def kept(recompute: bool) -> int:
-        net, bytes_kept = network("sparse", recompute=recompute).train(), 0
+        net, bytes_kept = network("sparse").train(), 0
+        for block in blocks(net):
+            block.recompute = recompute
 
         def count(tensor: Tensor) -> Tensor:
             nonlocal bytes_kept
@@ -167,14 +172,6 @@ def test_less_is_kept_where_it_is_computed_again() -> None:
         return bytes_kept
 
     assert kept(True) < kept(False) / 3
-
-
-def test_dropout_is_drawn_anew_outside_a_training_step_too() -> None:
-    x = torch.ones(4, 100, requires_grad=True)
-    torch.manual_seed(0)
-    y = recomputed(lambda t: nn.functional.dropout(t, 0.5) * t, x)
-    y.sum().backward()
-    assert x.grad is not None and torch.equal(x.grad, 2 * y.detach())
 
 
 @EACH

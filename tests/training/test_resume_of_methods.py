@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from imagewright.cli.main import main
+from imagewright.methods.align_your_flow import AlignYourFlow
 from imagewright.methods.caf import ConstantAcceleration, InitialVelocityLearning
 from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory
 from imagewright.methods.continuous_consistency import (
@@ -33,6 +34,7 @@ from imagewright.methods.rectified_flow_pp import RectifiedFlowPlusPlus
 from imagewright.methods.score_of_mixture import ScoreOfMixtureDistillation, ScoreOfMixtureTraining
 from imagewright.methods.simple_reflow import SimpleReflow
 from imagewright.methods.slimflow import AnnealingReflow, FlowGuidedDistillation
+from imagewright.methods.time_alignment import TimeAlignment
 from imagewright.methods.uni_instruct import UniInstruct
 from imagewright.methods.vct import Learnt, VariationalConsistencyTraining
 from imagewright.models.segments import segment_stops
@@ -53,6 +55,8 @@ METHODS = {
     "ecm": (EasyConsistencyTuning(stages=2), MultistepConsistency()),
     "vct": (VariationalConsistencyTraining(coupling=Learnt(channels=4)), MultistepConsistency(sigmas=(0.8,))),
     "multistep": (MultistepConsistencyDistillation(segments=2), Jumps(sigmas=segment_stops(2))),
+    "align": (TimeAlignment(), Heun(num_steps=2)),
+    "ayf": (AlignYourFlow(warmup=0.5), Jumps(num_steps=2)),
     "ctm": (ConsistencyTrajectory(grid_points=6, target_decay=0.9, adversarial=ADVERSARIAL), Jumps()),
     "uni": (
         UniInstruct(divergence="fkl", gan_weight=0.01, fake_only_images=16, plain_images=48),

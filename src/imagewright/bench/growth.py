@@ -70,7 +70,7 @@ def makers(tokens: int, width: int) -> Mapping[str, Callable[[], nn.Module]]:
     sizes: dict[str, Any] = {"values": 256, "length": tokens, "width": width, "depth": 4, "heads": 4}
     axial = {**sizes, "depth": 2, "mlp_ratio": 4.0, "encoder_depth": 0}
     latents, less = min(LATENTS, tokens), {**sizes, "depth": 3}
-    routing = {"routing_heads": 2, "clusters": root, "block": root}
+    routing: dict[str, Any] = {"routing_heads": 2, "clusters": root, "block": root}
     return {
         "dense": lambda: SparseTransformer(SparseTransformerConfig(**sizes, layers=("dense",))),
         "sparse": lambda: SparseTransformer(SparseTransformerConfig(**sizes, layers=("strided", "local"))),
@@ -144,7 +144,7 @@ def _training(network: nn.Module, x: Tensor, device: torch.device) -> tuple[floa
 
 def _decoding(network: nn.Module, x: Tensor, device: torch.device) -> tuple[float, float]:
     """Seconds of one image with the cache, and without, as many passes as tokens."""
-    model = CausalTokenModel(network, PixelCodec(math.isqrt(x.shape[1]), 1)).eval()
+    model: Any = CausalTokenModel(network, PixelCodec(math.isqrt(x.shape[1]), 1)).eval()
     latents = torch.zeros(1, 1, device=device)
 
     def draw() -> None:

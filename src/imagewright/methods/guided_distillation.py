@@ -28,8 +28,10 @@ Checked    stage 1's target against the definition; w = 0 is ordinary distillati
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -142,11 +144,12 @@ class GuidedDistillation(ProgressiveDistillation):
     def _levels(self, model: Any, images: Tensor, noise: StepNoise) -> Tensor:
         """Noise levels of a uniform time, [N]."""
         like = images[:, 0, 0, 0]
-        highest = torch.as_tensor(model.sigma_max, dtype=torch.float64).atan().item()
+        highest = math.atan(model.sigma_max)
         return (highest * (1 - wide(noise.uniform(like)))).tan().clamp(model.sigma_min, model.sigma_max).to(like)
 
     def _intervals(self, steps: int, model: Any, images: Tensor, noise: StepNoise) -> tuple[Tensor, Tensor, Tensor]:
-        levels = self.levels_of(2 * steps, model).to(images)
+        ends = (model.sigma_min, model.sigma_max)
+        levels = cosine_levels(2 * steps, *ends, self.direction == "encode", images.device, images.dtype)
         index = 1 + noise.integers(steps, images[:, 0, 0, 0])  # of the steps' upper ends, 1 .. steps
         if self.direction == "encode":
             return levels[2 * index - 2], levels[2 * index - 1], levels[2 * index]
@@ -155,17 +158,23 @@ class GuidedDistillation(ProgressiveDistillation):
             return levels[2 * index], levels[2 * index - 2 + last.long()], levels[(2 * index - 4).clamp(min=0)]
         return levels[2 * index], levels[2 * index - 1], levels[2 * index - 2]
 
-    def levels_of(self, steps: int, model: Any) -> Tensor:
-        """Noise levels at t = i / steps, i = 0 .. steps, float64; all but the clean image's within the model's range.
 
-        An encoder's first is sigma_min.
-        """
-        levels = torch.tensor(segment_boundaries(steps, model.sigma_max), dtype=torch.float64)
-        lowest = model.sigma_min * torch.linspace(1, 1 + 1e-3, steps + 1, dtype=torch.float64)  # each above the last
+@lru_cache
+def cosine_levels(
+    steps: int, sigma_min: float, sigma_max: float, upwards: bool, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Noise levels at t = i / steps, i = 0 .. steps; all but the clean image's within the model's range.
+
+    upwards: the first is sigma_min. On a device, sent there once: sending makes the host wait. Not to be changed in
+    place.
+    """
+    with torch.inference_mode(False):
+        levels = torch.tensor(segment_boundaries(steps, sigma_max), dtype=torch.float64)
+        lowest = sigma_min * torch.linspace(1, 1 + 1e-3, steps + 1, dtype=torch.float64)  # each above the last
         levels[1:] = torch.maximum(levels[1:], lowest[1:])
-        if self.direction == "encode":
-            levels[0] = model.sigma_min
-        return levels
+        if upwards:
+            levels[0] = sigma_min
+        return levels.to(device, dtype)
 
 
 def guided_answer(denoiser: Denoiser, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:

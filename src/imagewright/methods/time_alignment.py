@@ -8,7 +8,7 @@ Loss       |e(t, class) - e_teacher(ln(sigma) / 4, class)|^2 of the vectors that
            mean square: 0.01 is a tenth of their length. Nothing else of the network is run.
 Departs    The paper does not say what the fine-tune minimises: the embedding's own distance needs no image, and its
            error bounds the network's. The law of noise levels is log-normal and wide, so that both ends are learnt.
-Checked    only the time's layers move; the denoiser's error falls; a network told ln(sigma) is refused a second time.
+Checked    only the time's layers move; the denoiser's error falls; one that is told t is refused; resume.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def scorer(model: Any) -> Scorer:
     if KINDS[kind].answers:
         raise UserError(f"a {name} {KINDS[kind].what}; it gives images no probability")
     if kind == "token_model":
-        # Not by isinstance: from Python 3.12 on a protocol does not see what a module holds as a submodule, a codec say.
+        # Not by isinstance: from Python 3.12 on that does not see what a module holds as a submodule, such as a codec.
         if not hasattr(model, "nll"):
             raise UserError(
                 f"a {name} has no likelihood: it was trained to fill in tokens, not to bound the probability of all"

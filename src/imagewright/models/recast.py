@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned, edm_row
+from imagewright.models.weighted import told_weight
 from imagewright.precision import wide
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
@@ -74,6 +75,10 @@ class Recast(nn.Module):
     def told_destination(self) -> Self:
         """As `networks.UNet.told_destination`."""
         return self._around(cast(Any, self.network).told_destination())
+
+    def told_weight(self) -> Self:
+        """As `networks.UNet.told_weight`."""
+        return self._around(told_weight(self.network))
 
     def describe(self) -> dict[str, Any]:
         """As `Preconditioned.describe`."""

@@ -32,7 +32,7 @@ from imagewright.networks.config import Network, require
 from imagewright.networks.layers import Init, class_index, conv
 from imagewright.networks.patterns import Columns, Dense, Memory
 from imagewright.networks.residual import ResidualBlock, Style
-from imagewright.noise import dropout, recomputed
+from imagewright.noise import dropout
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 TINY = 1e-5
@@ -153,7 +153,7 @@ class AxialTransformer(Network):
         u = F.pad(self._above(h, encoded, labels)[:, :-1], (0, 0, 0, 0, 1, 0))
         h = F.pad(h[:, :, :-1], (0, 0, 1, 0)) + u + self._where(2) + encoded
         for block in self.inner:
-            h = self._run(block, h, labels)
+            h = block(h, labels)
         logits: Tensor = self.logits(self.norm(h))
         return logits.flatten(1, 2)
 
@@ -206,7 +206,7 @@ class AxialTransformer(Network):
         x = torch.cat([shown, at_hand.to(shown.dtype)], 3).movedim(3, 1).to(self.read.weight.dtype)
         h = self.read(x).movedim(1, 3) + self._where(0)
         for block in self.encoder:
-            h = self._run(block, h, labels)
+            h = block(h, labels)
         return h  # type: ignore[no-any-return]
 
     def _above(self, h: Tensor, encoded: Tensor, labels: Tensor) -> Tensor:
@@ -215,13 +215,8 @@ class AxialTransformer(Network):
             return torch.zeros_like(h)
         u = h + self._where(2)[: h.shape[1]] + encoded
         for block in self.outer:
-            u = self._run(block, u, labels)
+            u = block(u, labels)
         return u
-
-    def _run(self, block: nn.Module, h: Tensor, labels: Tensor) -> Tensor:
-        again = self.config.recompute and self.training and torch.is_grad_enabled()
-        answer: Tensor = recomputed(block, h, labels) if again else block(h, labels)
-        return answer
 
     def _vectors(self, tokens: Tensor) -> Tensor:
         return dropout(self.tokens(tokens), self.config.embedding_dropout, self.training)

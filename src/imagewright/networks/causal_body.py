@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -25,7 +24,7 @@ from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.networks.layers import class_index
 from imagewright.networks.patterns import Memory, Pattern
 from imagewright.networks.residual import ResidualBlock, Style
-from imagewright.noise import dropout, recomputed
+from imagewright.noise import dropout
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 
@@ -50,8 +49,6 @@ class CausalConfig(NetworkConfig):
     """On what each branch adds."""
     embedding_dropout: float = 0.0
     """On the embedding."""
-    recompute: bool = False
-    """Compute each block again for backward in place of keeping what it had; the same numbers, with less memory."""
 
     def __post_init__(self) -> None:
         whole_numbers = {"values": 2, "length": 1, "channels": 1, "label_dim": 0, "width": 1, "depth": 1, "heads": 1}
@@ -155,13 +152,8 @@ class CausalBody(Network):
         labels = self.checked(tokens, cond)
         h = self.embedded(entering(tokens), torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
-            h = self.run(block, h, labels)
+            h = block(h, labels)
         return self.answers(h)
-
-    def run(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-        """A block's answer, computed again for backward where the network is set so."""
-        again = self.config.recompute and self.training and torch.is_grad_enabled()
-        return recomputed(block, *inputs) if again else block(*inputs)
 
     def answers(self, h: Tensor) -> Tensor:
         """Logits [N, K, V] of what the last block gave."""

@@ -102,6 +102,12 @@ class CrossBlock(ResidualBlock):
         query = self._heads(F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width]), self.style.heads)
         return query, query, query
 
+    def forward(  # type: ignore[override]
+        self, z: Tensor, inputs: Tensor, sees: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
+        """`look` at inputs [N, K, width]."""
+        return self.look(z, *self.keys_values(inputs), sees, labels)
+
     def look(self, z: Tensor, keys: Tensor, values: Tensor, sees: Tensor, labels: Tensor | None) -> Tensor:
         """Latents [N, T, width] after it. sees: bool, which of the keys each may see, [T, K] or [N, 1, T, K]."""
         return self._through(
@@ -152,7 +158,7 @@ class PerceiverAR(CausalBody):
             sees = torch.arange(end, device=tokens.device) <= place[:, None]
             z = self.cross.look(self.begin(inputs[:, start:end]), keys[:, :, :end], values[:, :, :end], sees, labels)
             for block in self.blocks:
-                z = self.run(block, z, labels)
+                z = block(z, labels)
             found.append(self.answers(z[:, answered - start :]))
             answered = end
         return torch.cat(found, 1)
@@ -172,10 +178,9 @@ class PerceiverAR(CausalBody):
         if self.training and self.config.input_dropout:
             shown = kept(inputs[..., 0], self.config.input_dropout)[:, None]
             sees = sees & (shown | (everywhere == places[..., None]))
-        keys, values = self.cross.keys_values(inputs)
-        z = self.run(self.cross.look, z, keys, values, sees[:, None], labels)
+        z = self.cross(z, inputs, sees[:, None], labels)
         for block in self.blocks:
-            z = self.run(block, z, labels)
+            z = block(z, labels)
         return self.answers(z), places
 
     def training_pass(self, tokens: Tensor, time: Tensor | None = None, cond: Condition = UNCONDITIONAL) -> Tensor:

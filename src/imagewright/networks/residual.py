@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagewright.networks.patterns import Memory, Pattern
+from imagewright.networks.recompute import Block
 from imagewright.noise import dropout
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -49,7 +50,7 @@ class Style:
         return width, width // self.heads * (self.heads - self.shared)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Block):
     """h + f(LN(h)) with f an attention, then two layers; or LN(h + f(h)).
 
     The class scales and shifts what goes into either f, by a table of its own in each block (adaLN, Peebles and Xie

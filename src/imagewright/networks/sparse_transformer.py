@@ -7,8 +7,8 @@ Blocks     pre-norm, x sigmoid(1.702 x), hidden width 4 (2 on CIFAR-10, where qu
 Input      vectors of row, column and channel of the token that enters are added to it.
 Init       every weight N(0, 0.125 / fan in); layers that end a branch N(0, 0.125 / (2 N fan in)), N the number of
            blocks; tokens and start 0.01, the three position tables 0.01 / sqrt(3); logits 0; no bias of the logits.
-Dropout    at the end of each branch, none on attention's weights; with `recompute` each block is computed again for
-           backward under the same masks, as the released program does.
+Dropout    at the end of each branch, none on attention's weights; with `training.recompute` each block is computed
+           again for backward under the same masks, as the released program does.
 Source     The released code: openai/sparse_attention (patterns), openai/distribution_augmentation (train.py: blocks,
            initialisation; hyperparams.py: c10-58m, i64_150m_32gpu).
 Departs    Sizes need not be multiples of 32: kernels of blocks are PyTorch's. The loss of CIFAR-10 runs in half

@@ -178,11 +178,19 @@ def sparse_cifar10() -> Experiment:
     """CIFAR-10 as released (c10-58m), 59 M parameters, 2.80 bits/dim; 8 cards of 2 images there."""
     batch, total = 16, 140 * 48_000
     network = SparseTransformerConfig(
-        **TOKENS, width=256, depth=128, heads=2, mlp_ratio=2.0, key_ratio=0.5, dropout=0.25, recompute=True
+        **TOKENS, width=256, depth=128, heads=2, mlp_ratio=2.0, key_ratio=0.5, dropout=0.25
     )
     optimizer = _sparse_optimizer(3.5e-4, 0.01, batch, total)
     return _published(
-        "cifar10-32x32.zip", Autoregressive(), network, total, batch, optimizer, decay=0.999, precision="bf16"
+        "cifar10-32x32.zip",
+        Autoregressive(),
+        network,
+        total,
+        batch,
+        optimizer,
+        decay=0.999,
+        precision="bf16",
+        recompute=True,
     )
 
 
@@ -190,13 +198,13 @@ def sparse_imagenet64() -> Experiment:
     """ImageNet-64 as released (i64_150m), 152 M parameters, 3.44 bits/dim; the paper's 70 epochs, 32 cards of 4."""
     batch, total = 128, 70 * IMAGENET
     network = SparseTransformerConfig(
-        **TOKENS, width=512, depth=48, heads=16, dropout=0.005, stride=128, recompute=True,
+        **TOKENS, width=512, depth=48, heads=16, dropout=0.005, stride=128,
         layers=("local", "strided", "local", "local"),
     )  # fmt: skip
     optimizer = _sparse_optimizer(1.5e-4, 0.001, batch, total // batch * batch)
     return _published(
         "imagenet-64x64.zip", Autoregressive(), network, total // batch * batch, batch, optimizer, decay=0.999,
-        precision="bf16",
+        precision="bf16", recompute=True,
     )  # fmt: skip
 
 
@@ -228,15 +236,20 @@ def routing_imagenet64() -> Experiment:
 def perceiver_imagenet64() -> Experiment:
     """ImageNet-64 as released (imagenet_w_positions), 770 M parameters, 3.40 bits/dim; the length is ours."""
     batch, steps = 2048, 750_000
-    network = PerceiverARConfig(
-        **TOKENS, width=1024, depth=60, heads=16, dropout=0.1, latents=1024, stride=512, recompute=True
-    )
+    network = PerceiverARConfig(**TOKENS, width=1024, depth=60, heads=16, dropout=0.1, latents=1024, stride=512)
     optimizer = OptimizerConfig(
         lr=3e-4, lr_ramp_images=10_000 * batch, lr_cooldown_images=50_000 * batch, lr_cooldown_shape="cosine",
         clip_norm=1.0,
     )  # fmt: skip
     return _published(
-        "imagenet-64x64.zip", PerceiverLikelihood(), network, steps * batch, batch, optimizer, precision="bf16"
+        "imagenet-64x64.zip",
+        PerceiverLikelihood(),
+        network,
+        steps * batch,
+        batch,
+        optimizer,
+        precision="bf16",
+        recompute=True,
     )
 
 

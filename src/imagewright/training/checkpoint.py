@@ -255,9 +255,10 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor], rows: dict[str, Te
 def _join(value: Any, tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], whole: bool) -> Any:
     if isinstance(value, dict):
         if value.keys() == {"$tensor"}:
-            return tensors[value["$tensor"]]
+            return tensors[str(value["$tensor"])]
         if value.keys() == {"$rows"}:
-            return rows[value["$rows"]].whole() if whole else rows[value["$rows"]]
+            found = rows[str(value["$rows"])]
+            return found.whole() if whole else found
         return {k: _join(v, tensors, rows, whole) for k, v in value.items()}
     if isinstance(value, list):
         return [_join(v, tensors, rows, whole) for v in value]

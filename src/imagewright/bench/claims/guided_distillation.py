@@ -101,20 +101,20 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
     def drawn(model: Any, sampler: Any, stream: int = 2000) -> Any:
         return sampled(model, sampler, seed + stream, count, labels)
 
-    wanted = {w: drawn(classifier_free(exact, w), REFERENCE, 1000) for w in STRENGTHS}  # type: ignore[arg-type]
+    wanted = {w: drawn(classifier_free(exact, w), REFERENCE, 1000) for w in STRENGTHS}
 
     def row(name: str, calls: int, of: Any, sampler: Any, cost: int) -> Row:
         scores = {w: distance(drawn(of(w), sampler), wanted[w]) for w in STRENGTHS}
         more = {f"at {w:g}": score for w, score in scores.items()}
         return Row(name=f"{name}, {calls}", score=statistics.fmean(scores.values()), cost=cost, curve=name, more=more)
 
-    rows = [row("the same flow", 64, lambda w: classifier_free(exact, w), Heun(num_steps=32), 126)]  # type: ignore[arg-type]
+    rows = [row("the same flow", 64, lambda w: classifier_free(exact, w), Heun(num_steps=32), 126)]
     told = trainings.students(GuidedDenoiser.from_denoiser(first, (STRENGTHS[0], STRENGTHS[-1])))
     deaf = trainings.students(copy.deepcopy(first))  # whose network has no place for the strength
     for calls in CALLS:
         sampler = guided_sampler(calls)
         rows.append(row("student", calls, lambda w, calls=calls: at_weight(told[calls], w), sampler, calls))
-        rows.append(row("teacher", calls, lambda w: classifier_free(exact, w), sampler, 2 * calls))  # type: ignore[arg-type]
+        rows.append(row("teacher", calls, lambda w: classifier_free(exact, w), sampler, 2 * calls))
     rows.append(row("not told the strength", 4, lambda w: deaf[4], guided_sampler(4), 4))
     return rows
 
@@ -124,8 +124,8 @@ CLAIM = Claim(
     paper="2210.03142",
     headline="ImageNet-64: four steps of one network near the 1,024 guided steps of two, at every strength",
     miniature="Two classes in the plane with exact denoisers, of class and of both. One small student of all strengths "
-    "from 1 to 5 (w from 0 to 4): 1,200 updates of stage 1, then 150 a halving to 8, 4, 2 and 1 steps, twice as many for "
-    "the last two; against as many steps of the guided teacher, which cost two calls each. Control: a student that "
+    "from 1 to 5 (w from 0 to 4): 1,200 updates of stage 1, then 150 a halving to 8, 4, 2 and 1 steps, twice as many "
+    "for the last two; against as many steps of the guided teacher, which cost two calls each. Control: a student that "
     "is not told the strength, trained alike.",
     measure="energy distance x 1000 to the guided flow's points, mean over five strengths",
     cost="calls per point",
