@@ -352,6 +352,7 @@ PUBLISHED = {
     # The released programs' own layers, written out: what a block has, times their number, then input and logits.
     "sparse-cifar10": 128 * 461_312 + 2 * 256 * 256 + 67 * 256 + 256 + 512,
     "sparse-imagenet64": 151_645_184,
+    "axial-imagenet64": 24 * 2048 * (6 * 2048 + 10) + (6 * 9 + 1 + 4 * 64 + 256 + 2) * 2048 + 256 * 2049,
     "perceiver-imagenet64": 770_083_072,
     "routing-imagenet64": 196_649_216,  # without the keys that nothing reads, and a second mixing of a head's numbers
 }
@@ -362,7 +363,7 @@ def published(name: str) -> nn.Module:
         return assemble(RECIPES[name](), sources=StandIns()).parts.roles["model"].module.network
 
 
-@pytest.mark.parametrize("name", ["sparse-cifar10", "sparse-imagenet64", "perceiver-imagenet64", "routing-imagenet64"])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_networks_have_their_number_of_parameters(name: str) -> None:
     assert sum(p.numel() for p in published(name).parameters()) == PUBLISHED[name]
 
@@ -370,6 +371,21 @@ def test_published_networks_have_their_number_of_parameters(name: str) -> None:
 def test_the_published_sizes_are_those_that_the_papers_say() -> None:
     counts = {n: sum(p.numel() for p in published(n).parameters()) for n in ("sparse-cifar10", "sparse-imagenet64")}
     assert counts == {"sparse-cifar10": 59_196_928, "sparse-imagenet64": 151_645_184}
+
+
+def test_published_rates_are_the_programs() -> None:
+    """Ramps of Axial, Sparse and Perceiver; the two last ones' cosines; Routing has no ramp, and an inverse root."""
+    rates = {
+        "axial-imagenet64": {2_500: 1e-4, 5_000: 2e-4, 400_000: 2e-4},
+        "sparse-cifar10": {7_500: 1.75e-4, 15_000: 3.5e-4, 217_500: 1.75e-4, 420_000: 0.0},
+        "routing-cifar10": {1: 0.01, 5_000: 0.01, 10_000: 0.01, 40_000: 0.005},
+        "routing-imagenet64": {1: 0.01, 5_000: 0.01, 10_000: 0.01, 40_000: 0.005},
+        "perceiver-imagenet64": {5_000: 1.5e-4, 10_000: 3e-4, 700_000: 3e-4, 725_000: 1.5e-4},
+    }
+    for name, expected in rates.items():
+        t = RECIPES[name]().training
+        found = {step: t.optimizer.lr_at(step * t.batch, t.total_images) for step in expected}
+        assert found == pytest.approx(expected, abs=1e-12), name
 
 
 def test_small_recipes_are_the_baseline_but_for_network_and_loss() -> None:

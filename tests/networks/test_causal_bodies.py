@@ -135,6 +135,41 @@ def test_first_answers_are_even(name: str) -> None:
     assert float(nats) == pytest.approx(math.log(VALUES), abs=1e-4)
 
 
+D, V3 = 64, 64 * 3
+"""A width, and the values of three channels' tables."""
+CUT = 0.8796
+"""Of a normal variable cut at two, its standard deviation."""
+FIRST: dict[str, dict[str, float]] = {
+    # What the released programs draw: standard deviations of each kind of weights, three blocks deep.
+    "sparse": {
+        "qkv": (0.125 / D) ** 0.5, "out": (0.125 / D / 6) ** 0.5, "up": (0.125 / D) ** 0.5,
+        "down": (0.125 / (4 * D) / 6) ** 0.5, "tokens": 0.01, "positions": 0.01 / 3**0.5, "logits": 0,
+    },
+    "axial": {
+        "read": (9 * 6) ** -0.5, "qkv": D**-0.5, "out": 1e-5 * D**-0.5, "up": D**-0.5, "down": 1e-5 * D**-0.5,
+        "tokens": 5 * D**-0.5, "positions": 5 * D**-0.5, "logits": 1e-5 * D**-0.5,
+    },
+    "routing": {
+        "out": (0.2 / D) ** 0.5, "up": (0.4 / (3 * D)) ** 0.5, "down": (0.4 / (3 * D)) ** 0.5,
+        "tokens": (0.4 / (V3 + D)) ** 0.5, "positions": 1, "logits": (0.2 / D) ** 0.5,
+    },
+    "perceiver": {
+        "qkv": D**-0.5, "out": D**-0.5, "up": D**-0.5, "down": (4 * D) ** -0.5, "begin": D**-0.5, "tokens": CUT,
+        "positions": CUT, "logits": 0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_first_weights_are_the_programs(name: str) -> None:
+    more = {"values": 64, "width": D, "depth": 4 if name == "axial" else 3}
+    net = network(name, stirred=False, **more, **({"mlp_ratio": 2.0} if name == "routing" else {}))
+    for kind, std in FIRST[name].items():
+        drawn = [p.flatten() for n, p in net.named_parameters() if kind in n.split(".") and not n.endswith("bias")]
+        assert float(torch.cat(drawn).detach().square().mean().sqrt()) == pytest.approx(std, rel=0.07), kind
+    assert not any(p.any() for n, p in net.named_parameters() if n.endswith("bias"))
+
+
 @pytest.mark.parametrize("name", ["sparse", "routing", "perceiver", "axial"])
 def test_gradients_are_the_same_computed_again_with_dropout(name: str) -> None:
     """And what dropout draws in the next pass is what it would have drawn."""

@@ -5,7 +5,8 @@ Loss       of each image one channel at random, uniform, in each step: the mean 
            bits. In expectation the bits/dim of all channels, at the cost of one.
 Optimiser  the run's: Adam, 5,000 steps of warm-up, then constant; gradients clipped at norm 1; averages 0.99995.
 Source     google-research/google-research, axial/ (models.py: SlicedChannelModel).
-Departs    As the network's; nothing else that we know of.
+Departs    As the network's. The released program clips the gradient of each core's share of the batch at norm 1, before
+           they are averaged; here that of the whole batch.
 Checked    the loss's expectation over channels; causality in the order of channels; sampling with and without the
            cache; parameter counts of the published networks; resume bit for bit.
 """

@@ -4,10 +4,13 @@ Networks   model (trained, the product); its centroids have no gradient and move
 Loss       the mean over tokens of the cross-entropy in nats, plus the commitment of each block's routing vectors to
            their nearest centroids, beta (1e-4) times the mean square distance over heads, places and numbers; twice,
            as queries and keys have one each and are the same.
-Optimiser  the run's: Adafactor, without gradient clipping.
+Optimiser  the run's: Adafactor, its rate 0.01 from the first step on and after 10,000 steps as their inverse square
+           root; no gradient clipping.
 Source     google-research/google-research, routing_transformer/.
 Departs    As the network's. With centroids at rest within a step, every micro-batch sees the same ones; the released
-           program moves them after each forward pass, which is the same where a step has one.
+           program moves them after each forward pass, which is the same where a step has one. Queries, keys and values
+           are one matrix here, whose size, update's limit and column averages Adafactor takes together, and positions'
+           averages are factored; there each is a matrix of its own, and positions' are not.
 Checked    one cluster of all places is dense attention; centroids after a step by hand, over micro-batches and
            processes; both selections' causality, one by a counter-example; sampling with and without the cache; resume.
 """

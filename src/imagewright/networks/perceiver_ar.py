@@ -15,11 +15,13 @@ Input      vectors of row, column and channel of the token that enters are added
 Init       weights normal, cut at 2, with variance 1 / fan in; vectors normal with deviation 1, cut at 2; biases and
            logits 0.
 Source     google-research/perceiver-ar (perceiver_ar_model.py, sample_utils.py, experiment.py: imagenet_w_positions).
-Departs    256 values, and no logits for padding, end and start. The released sampler's reset leaves N / 2 latents, the
-           new one counted, where its evaluation advances by N / 2; here both are `stride`, so that what is sampled is
-           what is evaluated, to the last digit. An input that is hidden from cross-attention (`input_dropout`) is not
-           hidden from its own latent. Rotary positions (text, sound), latent dropout (0 in all its settings), random
-           subsets of inputs and chunked cross-attention (PyTorch's fused kernel holds no n^2) are not built in.
+Departs    256 values, and no logits for padding, end and start. The start's vector is drawn as one; there it is a
+           token's and three positions' of its own, so twice as long at first. The released sampler's reset leaves N / 2
+           latents, the new one counted, where its evaluation advances by N / 2; here both are `stride`, so that what is
+           sampled is what is evaluated, to the last digit. An input that is hidden from cross-attention
+           (`input_dropout`) is not hidden from its own latent. Rotary positions (text, sound), latent dropout (0 in all
+           its settings), random subsets of inputs and chunked cross-attention (PyTorch's fused kernel holds no n^2) are
+           not built in.
 """
 
 from __future__ import annotations

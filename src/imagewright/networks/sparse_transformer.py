@@ -11,9 +11,10 @@ Dropout    at the end of each branch, none on attention's weights; with `trainin
            again for backward under the same masks, as the released program does.
 Source     The released code: openai/sparse_attention (patterns), openai/distribution_augmentation (train.py: blocks,
            initialisation; hyperparams.py: c10-58m, i64_150m_32gpu).
-Departs    Sizes need not be multiples of 32: kernels of blocks are PyTorch's. The loss of CIFAR-10 runs in half
-           precision there. Weight decay falls on gains and biases, too (released: matrices alone). `kernel`
-           "flex" computes the same by FlexAttention, on a GPU.
+Departs    Sizes need not be multiples of 32: kernels of blocks are PyTorch's. The released runs are in float16, the
+           loss and Adam's averages, too, with a scale that is searched for; the recipes here in bfloat16. Weight decay
+           falls on gains and biases, too (released: matrices alone). `kernel` "flex" computes the same by
+           FlexAttention, on a GPU.
 """
 
 from __future__ import annotations
