@@ -150,7 +150,7 @@ FIRST: dict[str, dict[str, float]] = {
         "tokens": 5 * D**-0.5, "positions": 5 * D**-0.5, "logits": 1e-5 * D**-0.5,
     },
     "routing": {
-        "out": (0.2 / D) ** 0.5, "up": (0.4 / (3 * D)) ** 0.5, "down": (0.4 / (3 * D)) ** 0.5,
+        "qkv": (0.2 / D) ** 0.5, "out": (0.2 / D) ** 0.5, "up": (0.4 / (3 * D)) ** 0.5, "down": (0.4 / (3 * D)) ** 0.5,
         "tokens": (0.4 / (V3 + D)) ** 0.5, "positions": 1, "logits": (0.2 / D) ** 0.5,
     },
     "perceiver": {

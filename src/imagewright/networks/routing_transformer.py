@@ -22,13 +22,12 @@ Init       uniform with variance 0.2 / fan, the average of both; positions' vect
 Source     google-research/google-research, routing_transformer/ (utils.py, sparse_image_transformer.py).
 Departs    The released layer that mixes a head's numbers again before the output's, and the keys of routing heads that
            nothing reads, are left out: both add parameters and no function; with the first, what a block's heads add
-           begins 0.45 times as large there. The keys that are left are drawn by the fans of their own rows, not of the
-           whole layer's (variance 1.14 times as large in ImageNet-64's network, 1.33 in CIFAR-10's). The released
-           counts of a step are by mistake not each head's: a reshape takes places for heads, so that a head's sums are
-           divided by about the average of all heads' counts, which makes the centroids of its larger clusters longer;
-           here by its own. Its LayerNorm follows the division by sqrt(D), which its 1e-6 alone notices. Heads that see
-           other clusters ("cluster-strided"), hashing and relative positions are not built in. The strictly causal
-           selection in parallel costs n times k w numbers compared, a few times more than the other.
+           begins 0.45 times as large there. The released counts of a step are by mistake not each head's: a reshape
+           takes places for heads, so that a head's sums are divided by about the average of all heads' counts, which
+           makes the centroids of its larger clusters longer; here by its own. Its LayerNorm follows the division by
+           sqrt(D), which its 1e-6 alone notices. Heads that see other clusters ("cluster-strided"), hashing and
+           relative positions are not built in. The strictly causal selection in parallel costs n times k w numbers
+           compared, a few times more than the other.
 """
 
 from __future__ import annotations
@@ -274,21 +273,22 @@ class RoutingTransformer(CausalBody):
     def initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                parts = self._parts(module)
-                for weight in torch.split(module.weight, parts, 0):
-                    _uniform(weight)
+                rows, published = zip(*self._parts(module), strict=True)
+                for weight, count in zip(torch.split(module.weight, rows, 0), published, strict=True):
+                    _uniform(weight, count)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        _uniform(self.tokens.weight)
+        _uniform(self.tokens.weight, len(self.tokens.weight))
         for table in self.positions:
             nn.init.normal_(table)
 
-    def _parts(self, module: nn.Linear) -> list[int]:
-        """Layers that the published program has apart, in one of ours: their rows."""
+    def _parts(self, module: nn.Linear) -> list[tuple[int, int]]:
+        """Layers that the published program has apart, in one of ours: their rows, and how many it has there."""
         if any(module is block.qkv for block in self.blocks):
             queries, keys = self.style().keys
-            return [part for part in (queries, keys, self.config.width) if part]
-        return [module.out_features]
+            values = self.config.width
+            return [part for part in ((queries, queries), (keys, queries), (values, values)) if part[0]]
+        return [(module.out_features, module.out_features)]
 
 
 def _uncast(device: torch.device) -> AbstractContextManager[Any]:
@@ -302,7 +302,7 @@ def _gathered(x: Tensor, rows: Tensor) -> Tensor:
     return x.gather(2, flat).view(*rows.shape, x.shape[3])
 
 
-def _uniform(weight: Tensor) -> None:
-    """With variance 0.2 over the average of both fans."""
-    bound = (3 * GAIN / (sum(weight.shape) / 2)) ** 0.5
+def _uniform(weight: Tensor, rows: int) -> None:
+    """With variance 0.2 over the average of both fans, of the columns and of so many rows."""
+    bound = (3 * GAIN / ((rows + weight.shape[1]) / 2)) ** 0.5
     nn.init.uniform_(weight, -bound, bound)
