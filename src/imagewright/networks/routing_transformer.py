@@ -273,9 +273,9 @@ class RoutingTransformer(CausalBody):
     def initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                rows, published = zip(*self._parts(module), strict=True)
-                for weight, count in zip(torch.split(module.weight, rows, 0), published, strict=True):
-                    _uniform(weight, count)
+                parts = self._parts(module)
+                for weight, (_, published) in zip(module.weight.split([p[0] for p in parts]), parts, strict=True):
+                    _uniform(weight, published)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         _uniform(self.tokens.weight, len(self.tokens.weight))
