@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,20 +23,27 @@ def together() -> Callable[..., list[str]]:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        told = [tempfile.TemporaryFile("w+") for _ in range(world)]
         started = [
             subprocess.Popen(
-                [sys.executable, str(script), *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                [sys.executable, str(script), *args], stdout=told[rank], stderr=subprocess.STDOUT,
                 env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(world)
         ]  # fmt: skip
-        try:
-            told = [process.communicate(timeout=900)[0] for process in started]
-        finally:
-            for process in started:
-                process.kill()
-        for process, text in zip(started, told, strict=True):
-            assert process.returncode == 0, text
-        return told
+        codes: list[int | None] = [None]
+        deadline = time.monotonic() + 900
+        while None in codes and not any(codes) and time.monotonic() < deadline:  # one that fails leaves others waiting
+            time.sleep(0.05)
+            codes = [process.poll() for process in started]
+        for process in started:
+            process.kill()
+        texts = []
+        for file in told:
+            file.seek(0)
+            texts.append(file.read())
+            file.close()
+        assert not any(codes) and None not in codes, "\n".join(texts)
+        return texts
 
     return run

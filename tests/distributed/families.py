@@ -55,7 +55,8 @@ def made(folder: Path) -> None:
     training = replace(resumes.TRAINING, trackers=())
     teacher = replace(resumes.BASE, network=resumes.NETWORK, training=replace(training, total_images=16))
     run_experiment(teacher, folder / "teacher")
-    words = ["--n", "40", "--sampler", "heun", "--steps", "2", "--shard", "16"]
+    times = map(str, resumes.METHODS["dsno"][0].path_times)
+    words = ["--n", "40", "--sampler", "heun", "--steps", "2", "--shard", "16", "--times", *times]
     imagewright(["couple", str(folder / "teacher"), "--out", str(folder / "pairs"), *words])
     data = replace(resumes.BASE.data, couplings=str(folder / "pairs"))
     velocity = Experiment(data=data, method=resumes.METHODS["caf-velocity"][0], network=resumes.NETWORK,
@@ -74,8 +75,8 @@ def experiments(folder: Path) -> Iterator[tuple[str, Experiment]]:
             given = {"velocity": str(folder / "velocity")}
         data = replace(resumes.BASE.data, couplings=resumes.pairs(name, folder / "pairs"))
         yield name, Experiment(
-            data=data, method=method, network=resumes.NETWORK if fresh else None, given=given, sampler=sampler,
-            training=resumes.BASE.training,
+            data=data, method=method, network=resumes.NETWORK if fresh or name == "tsm" else None, given=given,
+            sampler=sampler, training=resumes.BASE.training,
         )  # fmt: skip
     yield "edm", replace(resumes.BASE, network=resumes.NETWORK)
     yield "edm2", replace(resumes.BASE, network=EDM2)
@@ -86,6 +87,8 @@ def experiments(folder: Path) -> Iterator[tuple[str, Experiment]]:
         run = RECIPES[f"{name}-digits"]()
         small = {"width": 16, "depth": 2, "heads": 2} if hasattr(run.network, "width") else {"model_channels": 8}
         yield name, replace(run, network=replace(run.network, **small)).giving(tokenizer=None)
+    routing = RECIPES["routing-digits"]()
+    yield "routing", replace(routing, network=replace(routing.network, width=16, depth=1, heads=2, routing_heads=1))
     wide = RECIPES["wrn-digits"]()
     assert isinstance(wide.network, WideResNetConfig)
     yield "wrn", replace(wide, network=replace(wide.network, blocks=1, widen=1))

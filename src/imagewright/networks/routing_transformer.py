@@ -274,7 +274,9 @@ class RoutingTransformer(CausalBody):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 parts = self._parts(module)
-                for weight, (_, published) in zip(module.weight.split([p[0] for p in parts]), parts, strict=True):
+                for weight, (_, published) in zip(
+                    torch.split(module.weight, [p[0] for p in parts]), parts, strict=True
+                ):
                     _uniform(weight, published)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
