@@ -202,6 +202,28 @@ def test_stage_one_learns_the_guided_answer_at_a_strength_for_each_image() -> No
     assert float(update.loss.detach().max()) < 1e-10
 
 
+def test_stage_one_draws_the_cosine_schedules_time_uniformly() -> None:
+    method, like = GuidedDistillation(start_steps=4), torch.zeros(20_000, 1, 1, 1, dtype=torch.float64)
+    levels = method._levels(teacher(), like, StepNoise(1))
+    assert bool(((levels >= 0.002) & (levels <= 80)).all())
+    time = levels.atan() / math.atan(80)
+    for share in (0.1, 0.25, 0.5, 0.75, 0.9):
+        assert abs(float((time < share).double().mean()) - share) < 0.012
+
+
+@pytest.mark.parametrize(("name", "batch", "rate"), [("guided-cifar10", 128, 5e-5), ("guided-imagenet64", 2048, 1e-4)])
+def test_published_runs(name: str, batch: int, rate: float) -> None:
+    """Halvings as released: 50,000 steps each, twice as many to two and to one; a loss that is a mean, with its eps."""
+    run = RECIPES[name]()
+    t, o, m = run.training, run.training.optimizer, run.method
+    assert (t.batch, o.kind, o.lr, o.betas, o.eps, o.clip_norm) == (batch, "adam", 3e-4, (0.9, 0.999), 1e-8, 1.0)
+    assert o.lr * m.halving_rate == pytest.approx(rate) and m.anneal and m.weights == (1.0, 5.0)
+    assert (m.stages[0], m.stages[-5:], len(m.stages)) == (512, (4, 2, 2, 1, 1), 12) and m.first == 0.5
+    assert t.total_images == 2 * 12 * 50_000 * batch and run.data.xflip
+    assert 0.5 ** (batch / t.ema.halflife_images) == pytest.approx(0.9999)
+    assert RECIPES[f"{name}-teacher"]().network.label_dropout == 0.1
+
+
 def test_without_guidance_it_is_ordinary_distillation() -> None:
     """At strength 1, of a student that is its teacher still, a halving's loss is that of progressive distillation."""
     method = replace(GuidedDistillation(start_steps=4), weights=(1.0, 1.0 + 1e-9))
