@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.adversary import adaptive_weight, relativistic
+from imagewright.methods.adversary import adaptive_weight, gradient_penalty, relativistic
 from imagewright.methods.align_your_flow import AlignYourFlow, Point, RelativisticFinish, teacher_velocity
 from imagewright.methods.continuous_consistency import tangent as scm_tangent
 from imagewright.methods.pairs import column, shortened
@@ -307,6 +307,51 @@ def test_a_point_lies_on_the_straight_path_in_units_of_the_data_and_within_the_t
     torch.testing.assert_close(point.s, s.clamp(max=high), rtol=1e-12, atol=0)
     of_noise = (point.x - column(1 - point.t) * given.images / SD) / column(point.t)
     torch.testing.assert_close(of_noise, noise.normal(given.images), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["eulerian", "lagrangian"])
+def test_a_step_is_the_shortened_tangent_of_its_warm_up(objective: Any) -> None:
+    """The loss is |g|^2 / (|g| + c)^2, its gradient 2 g dF / (|g| + c): sums over an image."""
+    method = AlignYourFlow(objective=objective, warmup=0.5)
+    parts = method.parts(teacher=small(), spec=SPEC)
+    shaken(parts.student.network).float()
+    point = method._point(parts.student, batch(), StepNoise(3))
+    for fraction, r in ((0.1, 0.198), (0.5, 0.99)):
+        [update] = events(method, parts, fraction)
+        with torch.no_grad():
+            g = method.tangent(parts, point, r)
+            g = g / (column(g.flatten(1).norm(dim=1)) + 0.1)
+        torch.testing.assert_close(update.loss, g.square().flatten(1).sum(1), rtol=1e-4, atol=0)
+        found = gradients(parts.student, update.loss.sum())
+        answer = parts.student.mean_velocity(*point)
+        for ours, theirs in zip(found, gradients(parts.student, (2 * g * answer).sum()), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_the_lagrangians_derivative_is_warmed_up_too() -> None:
+    denoiser = teacher()
+    student, x = student_of(denoiser), x_t()
+    parts = Parts(student=Trained(module=student), teacher=Frozen(module=denoiser))
+    with torch.no_grad():
+        g = [AlignYourFlow(objective="lagrangian").tangent(parts, Point(x, T, S, COND), r) for r in (0.0, 0.3, 1.0)]
+        f = student.mean_velocity(x, T, S, COND)
+        v = teacher_velocity(parts, x + column(S - T) * f, S, COND)
+    torch.testing.assert_close(g[0], f - v, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(g[1], 0.7 * g[0] + 0.3 * g[2], rtol=1e-9, atol=1e-9)
+
+
+def test_every_fake_has_a_strength_of_its_own() -> None:
+    student, asked = student_of(teacher(), (1.0, 3.0)), []
+    student.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[3].weight))
+    AlignYourFlow()._fake(student, Batch(SD * x_t(7), COND), StepNoise(5))
+    assert len(set(asked[0].tolist())) == 4 and bool(((asked[0] >= 1) & (asked[0] <= 3)).all())
+
+
+def test_the_penalty_is_the_square_of_the_slope_of_the_mean_logit() -> None:
+    images, slopes = x_t().requires_grad_(True), torch.tensor([1.0, 3.0], dtype=torch.float64)
+    logits = images.square().flatten(1).sum(1)[:, None] * slopes
+    expected = 16 * images.detach().square().flatten(1).sum(1)  # of 2 x^2
+    torch.testing.assert_close(gradient_penalty(logits, images), expected)
 
 
 def test_fakes_are_one_jump_from_pure_noise_to_the_clean_image() -> None:
