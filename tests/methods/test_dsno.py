@@ -189,6 +189,16 @@ def test_an_image_is_a_function_of_its_seed_alone() -> None:
     torch.testing.assert_close(again.trajectory(latents()), model.trajectory(latents()))  # type: ignore[operator]
 
 
+def test_every_time_of_an_image_is_told_its_class() -> None:
+    model, z = operator(label_dim=3), latents()
+    with torch.no_grad():
+        together = model.trajectory(z, Condition(label=torch.tensor([0, 2, 1])))
+        for k, label in enumerate((0, 2, 1)):
+            alone = model.trajectory(z[k : k + 1], Condition(label=torch.tensor([label])))
+            torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(together[0], model.trajectory(z, Condition(label=torch.tensor([1, 2, 1])))[0])
+
+
 def test_times_levels_and_weights_are_the_program_s() -> None:
     quad, uniform = OperatorDistillation(), OperatorDistillation(spacing="uniform")
     assert quad.cosine_times == (0.5625, 0.25, 0.0625, 0.0) and uniform.cosine_times == (0.75, 0.5, 0.25, 0.0)

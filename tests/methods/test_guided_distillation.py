@@ -12,7 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.guided_distillation import GuidedDistillation, guided_answer, guided_sampler
+from imagewright.methods.guided_distillation import (
+    GuidedDistillation,
+    cosine_levels,
+    guided_answer,
+    guided_sampler,
+)
 from imagewright.methods.progressive_distillation import ProgressiveDistillation, two_steps
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.models.weighted import GuidedDenoiser, at_weight
@@ -200,6 +205,36 @@ def test_stage_one_learns_the_guided_answer_at_a_strength_for_each_image() -> No
     alone = replace(method, weights=(1.0, 1.0 + 1e-9))
     [update] = events(alone, alone.parts(teacher=known, spec=SPEC), Clock(0, 0, 100))
     assert float(update.loss.detach().max()) < 1e-10
+
+
+def test_a_halving_asks_student_and_teacher_at_one_strength_for_each_image() -> None:
+    method = GuidedDistillation(start_steps=4)
+    parts = method.parts(teacher=teacher(), spec=SPEC)
+    asked: list[Tensor] = []
+    for model in (parts.student, parts.teacher):
+        model.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[2].weight))
+    events(method, parts, Clock(1, 55, 100))
+    assert len(asked) == 3 and len(set(asked[0].tolist())) == 4
+    assert all(torch.equal(weight, asked[0]) for weight in asked)
+
+
+@pytest.mark.parametrize("images", [10, 55])
+def test_both_stages_steps_are_at_the_rate_that_is_left(images: int) -> None:
+    method = GuidedDistillation(start_steps=4, halving_rate=0.5)
+    clock = Clock(1, images, 100)
+    update = events(method, method.parts(teacher=teacher(), spec=SPEC), clock)[-1]
+    assert update.rate == method.rate_at(clock) and update.rate not in (0.5, 1.0)
+
+
+@pytest.mark.parametrize("upwards", [False, True])
+def test_levels_are_the_cosine_schedules_within_the_models_range(upwards: bool) -> None:
+    """At 1,024 steps the lowest would be below sigma_min; every one is above the last."""
+    levels = cosine_levels(1024, 0.002, 80.0, upwards, torch.device("cpu"), torch.float64)
+    share = torch.arange(1025, dtype=torch.float64) / 1024
+    plain = (share * math.atan(80)).tan()
+    assert float(levels[0]) == (0.002 if upwards else 0.0) and float(plain[1]) < 0.002
+    assert bool((levels[1:] >= 0.002).all()) and bool((levels.diff() > 0).all())
+    torch.testing.assert_close(levels[2:], plain[2:], rtol=1e-6, atol=0)
 
 
 def test_stage_one_draws_the_cosine_schedules_time_uniformly() -> None:
