@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.adversary import adaptive_weight, relativistic
+from imagewright.methods.adversary import adaptive_weight, gradient_penalty, relativistic
 from imagewright.methods.align_your_flow import AlignYourFlow, Point, RelativisticFinish, teacher_velocity
 from imagewright.methods.continuous_consistency import tangent as scm_tangent
 from imagewright.methods.pairs import column, shortened
@@ -31,6 +31,7 @@ from imagewright.networks import (
 )
 from imagewright.noise import StepNoise
 from imagewright.oracles import GaussianOracle
+from imagewright.paths.intervals import Intervals, SortedTimes
 from imagewright.recipes import RECIPES
 from imagewright.samplers import Jumps
 from imagewright.training.experiment import Experiment, run_experiment
@@ -295,6 +296,80 @@ def test_every_image_has_a_strength_of_its_own_and_the_student_is_told_it() -> N
     assert method._point(alone.student, batch(), StepNoise(3)).cond.weight is None
 
 
+@pytest.mark.parametrize("law", [SortedTimes(), SortedTimes(mean=12.0), SortedTimes(mean=-12.0)])
+def test_a_point_lies_on_the_straight_path_in_units_of_the_data_and_within_the_teachers_levels(law: Intervals) -> None:
+    method, given = AlignYourFlow(intervals=law), Batch(SD * x_t(7), COND)
+    student = AlignYourFlow().parts(teacher=teacher(), spec=SPEC).student
+    low, high = 0.002 / 0.502, 80 / 80.5
+    point, noise = method._point(student, given, StepNoise(3)), StepNoise(3)
+    t, s = law.sample(noise, given.images[:, 0, 0, 0])
+    torch.testing.assert_close(point.t, t.clamp(low, high), rtol=1e-12, atol=0)
+    torch.testing.assert_close(point.s, s.clamp(max=high), rtol=1e-12, atol=0)
+    of_noise = (point.x - column(1 - point.t) * given.images / SD) / column(point.t)
+    torch.testing.assert_close(of_noise, noise.normal(given.images), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["eulerian", "lagrangian"])
+def test_a_step_is_the_shortened_tangent_of_its_warm_up(objective: Any) -> None:
+    """The loss is |g|^2 / (|g| + c)^2, its gradient 2 g dF / (|g| + c): sums over an image."""
+    method = AlignYourFlow(objective=objective, warmup=0.5)
+    parts = method.parts(teacher=small(), spec=SPEC)
+    shaken(parts.student.network).float()
+    point = method._point(parts.student, batch(), StepNoise(3))
+    for fraction, r in ((0.1, 0.198), (0.5, 0.99)):
+        [update] = events(method, parts, fraction)
+        with torch.no_grad():
+            g = method.tangent(parts, point, r)
+            g = g / (column(g.flatten(1).norm(dim=1)) + 0.1)
+        torch.testing.assert_close(update.loss, g.square().flatten(1).sum(1), rtol=1e-4, atol=0)
+        found = gradients(parts.student, update.loss.sum())
+        answer = parts.student.mean_velocity(*point)
+        for ours, theirs in zip(found, gradients(parts.student, (2 * g * answer).sum()), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_the_lagrangians_derivative_is_warmed_up_too() -> None:
+    denoiser = teacher()
+    student, x = student_of(denoiser), x_t()
+    parts = Parts(student=Trained(module=student), teacher=Frozen(module=denoiser))
+    with torch.no_grad():
+        g = [AlignYourFlow(objective="lagrangian").tangent(parts, Point(x, T, S, COND), r) for r in (0.0, 0.3, 1.0)]
+        f = student.mean_velocity(x, T, S, COND)
+        v = teacher_velocity(parts, x + column(S - T) * f, S, COND)
+    torch.testing.assert_close(g[0], f - v, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(g[1], 0.7 * g[0] + 0.3 * g[2], rtol=1e-9, atol=1e-9)
+
+
+def test_every_fake_has_a_strength_of_its_own() -> None:
+    student, asked = student_of(teacher(), (1.0, 3.0)), []
+    student.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[3].weight))
+    AlignYourFlow()._fake(student, Batch(SD * x_t(7), COND), StepNoise(5))
+    assert len(set(asked[0].tolist())) == 4 and bool(((asked[0] >= 1) & (asked[0] <= 3)).all())
+
+
+def test_the_penalty_is_the_square_of_the_slope_of_the_mean_logit() -> None:
+    images, slopes = x_t().requires_grad_(True), torch.tensor([1.0, 3.0], dtype=torch.float64)
+    logits = images.square().flatten(1).sum(1)[:, None] * slopes
+    expected = 16 * images.detach().square().flatten(1).sum(1)  # of 2 x^2
+    torch.testing.assert_close(gradient_penalty(logits, images), expected)
+
+
+def test_fakes_are_one_jump_from_pure_noise_to_the_clean_image() -> None:
+    student, given = student_of(teacher()), Batch(SD * x_t(7), COND)
+    t = torch.full_like(T, 80 / 80.5)
+    x = column(1 - t) * 80 * StepNoise(5).normal(given.images) / SD
+    with torch.no_grad():
+        clean = SD * (x - column(t) * student.mean_velocity(x, t, torch.zeros_like(t), COND))
+        fake = AlignYourFlow()._fake(student, given, StepNoise(5))
+    torch.testing.assert_close(fake, clean, rtol=1e-9, atol=1e-9)
+
+
+def test_the_discriminator_learns_at_a_rate_and_momenta_of_its_own() -> None:
+    finish = RelativisticFinish(width=8, lr_scale=0.3, betas=(0.5, 0.9))
+    judge = AlignYourFlow(adversarial=finish).parts(teacher=small(), spec=SPEC).roles["discriminator"]
+    assert isinstance(judge, Trained) and (judge.lr_scale, judge.betas, judge.ema) == (0.3, (0.5, 0.9), False)
+
+
 def test_the_finish_pairs_fakes_with_reals_and_weighs_the_map_by_the_ratio_of_gradients() -> None:
     finish = RelativisticFinish(start=0.5, width=8, alpha=0.3)
     method = AlignYourFlow(adversarial=finish)
@@ -346,6 +421,25 @@ def test_what_has_no_effect_is_refused() -> None:
         AlignYourFlow(classifier_free=True).parts(teacher=small(), spec=SPEC, weak=small())
     with pytest.raises(UserError, match="label-dropout above 0"):
         AlignYourFlow(classifier_free=True).parts(teacher=small(), spec=SPEC)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "kind", "given"),
+    [
+        ("ayf-cifar10", 512, "radam", {"teacher": "runs/align-cifar10"}),
+        ("ayf-imagenet64", 2048, "adam", {"teacher": "runs/align-imagenet64", "weak": "runs/edm2-imagenet64-xs"}),
+    ],
+)
+def test_published_runs(name: str, batch: int, kind: str, given: dict[str, str]) -> None:
+    """50,000 steps, r rising over 10,000, and 3,000 with the adversary."""
+    run = RECIPES[name]()
+    t, o, m = run.training, run.training.optimizer, run.method
+    assert (t.batch, t.total_images, o.kind, o.lr, o.betas) == (batch, 53_000 * batch, kind, 1e-4, (0.9, 0.99))
+    assert (o.lr_decay_images, o.lr_ramp_images, o.lr_cooldown_images, o.clip_norm) == (None, 0, 0, None)
+    assert [m.ramp(Clock(0, k, 53_000)) for k in (5_000, 10_000, 53_000)] == pytest.approx([0.495, 0.99, 0.99])
+    assert m.adversarial.start * 53_000 == pytest.approx(50_000)
+    assert (m.objective, m.weights, m.tangent_c, run.given) == ("eulerian", (1.0, 3.0), 0.1, given)
+    assert 0.5 ** (batch / t.ema.halflife_images) == pytest.approx(0.9999)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

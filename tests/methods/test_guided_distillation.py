@@ -12,7 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewright.methods.guided_distillation import GuidedDistillation, guided_answer, guided_sampler
+from imagewright.methods.guided_distillation import (
+    GuidedDistillation,
+    cosine_levels,
+    guided_answer,
+    guided_sampler,
+)
 from imagewright.methods.progressive_distillation import ProgressiveDistillation, two_steps
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.models.weighted import GuidedDenoiser, at_weight
@@ -200,6 +205,58 @@ def test_stage_one_learns_the_guided_answer_at_a_strength_for_each_image() -> No
     alone = replace(method, weights=(1.0, 1.0 + 1e-9))
     [update] = events(alone, alone.parts(teacher=known, spec=SPEC), Clock(0, 0, 100))
     assert float(update.loss.detach().max()) < 1e-10
+
+
+def test_a_halving_asks_student_and_teacher_at_one_strength_for_each_image() -> None:
+    method = GuidedDistillation(start_steps=4)
+    parts = method.parts(teacher=teacher(), spec=SPEC)
+    asked: list[Tensor] = []
+    for model in (parts.student, parts.teacher):
+        model.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[2].weight))
+    events(method, parts, Clock(1, 55, 100))
+    assert len(asked) == 3 and len(set(asked[0].tolist())) == 4
+    assert all(torch.equal(weight, asked[0]) for weight in asked)
+
+
+@pytest.mark.parametrize("images", [10, 55])
+def test_both_stages_steps_are_at_the_rate_that_is_left(images: int) -> None:
+    method = GuidedDistillation(start_steps=4, halving_rate=0.5)
+    clock = Clock(1, images, 100)
+    update = events(method, method.parts(teacher=teacher(), spec=SPEC), clock)[-1]
+    assert update.rate == method.rate_at(clock) and update.rate not in (0.5, 1.0)
+
+
+@pytest.mark.parametrize("upwards", [False, True])
+def test_levels_are_the_cosine_schedules_within_the_models_range(upwards: bool) -> None:
+    """At 1,024 steps the lowest would be below sigma_min; every one is above the last."""
+    levels = cosine_levels(1024, 0.002, 80.0, upwards, torch.device("cpu"), torch.float64)
+    share = torch.arange(1025, dtype=torch.float64) / 1024
+    plain = (share * math.atan(80)).tan()
+    assert float(levels[0]) == (0.002 if upwards else 0.0) and float(plain[1]) < 0.002
+    assert bool((levels[1:] >= 0.002).all()) and bool((levels.diff() > 0).all())
+    torch.testing.assert_close(levels[2:], plain[2:], rtol=1e-6, atol=0)
+
+
+def test_stage_one_draws_the_cosine_schedules_time_uniformly() -> None:
+    method, like = GuidedDistillation(start_steps=4), torch.zeros(20_000, 1, 1, 1, dtype=torch.float64)
+    levels = method._levels(teacher(), like, StepNoise(1))
+    assert bool(((levels >= 0.002) & (levels <= 80)).all())
+    time = levels.atan() / math.atan(80)
+    for share in (0.1, 0.25, 0.5, 0.75, 0.9):
+        assert abs(float((time < share).double().mean()) - share) < 0.012
+
+
+@pytest.mark.parametrize(("name", "batch", "rate"), [("guided-cifar10", 128, 5e-5), ("guided-imagenet64", 2048, 1e-4)])
+def test_published_runs(name: str, batch: int, rate: float) -> None:
+    """Halvings as released: 50,000 steps each, twice as many to two and to one; a loss that is a mean, with its eps."""
+    run = RECIPES[name]()
+    t, o, m = run.training, run.training.optimizer, run.method
+    assert (t.batch, o.kind, o.lr, o.betas, o.eps, o.clip_norm) == (batch, "adam", 3e-4, (0.9, 0.999), 1e-8, 1.0)
+    assert o.lr * m.halving_rate == pytest.approx(rate) and m.anneal and m.weights == (1.0, 5.0)
+    assert (m.stages[0], m.stages[-5:], len(m.stages)) == (512, (4, 2, 2, 1, 1), 12) and m.first == 0.5
+    assert t.total_images == 2 * 12 * 50_000 * batch and run.data.xflip
+    assert 0.5 ** (batch / t.ema.halflife_images) == pytest.approx(0.9999)
+    assert RECIPES[f"{name}-teacher"]().network.label_dropout == 0.1
 
 
 def test_without_guidance_it_is_ordinary_distillation() -> None:

@@ -59,6 +59,25 @@ def test_only_the_time_moves_and_the_denoiser_comes_nearer_its_teacher(kind: str
     assert error() < 0.5 * at_first
 
 
+def test_the_loss_is_in_units_of_what_is_aimed_at() -> None:
+    """1 of an embedding that is nothing, whatever the teacher's length; 0 of the teacher's own."""
+    parts = TimeAlignment().parts(teacher=EDMPrecond(network("song")).eval(), spec=SPEC)
+    batch = Batch(torch.zeros(16, 1, 8, 8), Condition(label=torch.arange(16) % 3))
+
+    def loss(scale: float) -> torch.Tensor:
+        parts.denoiser.network.embed = lambda label, cond: (
+            scale * parts.teacher.network.embed(parts.teacher.c_noise(sigma), cond)
+        )
+        [update] = TimeAlignment().step(parts, batch, StepNoise(3), Clock(0, 0, 100))
+        assert update.at is not None and torch.equal(update.at, sigma)
+        return update.loss
+
+    law = TimeAlignment().noise_levels
+    sigma = law.sample(StepNoise(3), batch.images[:, 0, 0, 0]).clamp(0.002, 80.0)
+    for scale in (0.0, 0.9, 1.0):
+        torch.testing.assert_close(loss(scale), torch.full((16,), (1 - scale) ** 2), rtol=1e-4, atol=1e-6)
+
+
 def test_an_aligned_teacher_is_refused() -> None:
     with pytest.raises(UserError, match="told the straight path's time already"):
         TimeAlignment().parts(teacher=EDMPrecond(network("song"), noise_label="time"), spec=SPEC)

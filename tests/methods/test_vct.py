@@ -345,7 +345,8 @@ def test_an_image_is_a_function_of_its_seed_alone() -> None:
 
 
 SIZES = {"vct-cifar10": 55_732_739 + 1_562_246, "vct-ecm-imagenet64": 280_209_253 + 6_162_269,
-         "ecm-cifar10": 55_732_739 + 9 * 128, "edm2-imagenet64-s": 280_209_253 + 128}  # fmt: skip
+         "vct-ecm-cifar10": 55_732_739 + 9 * 128 + 1_562_246, "ecm-cifar10": 55_732_739 + 9 * 128,
+         "edm2-imagenet64-s": 280_209_253 + 128}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "count"), SIZES.items())
@@ -370,6 +371,25 @@ def test_published_runs(name: str, want: tuple[Any, ...]) -> None:
     assert found == want
     assert run.data.xflip == (name in ("vct-cifar10", "vct-ecm-cifar10"))
     assert o.lr_decay_images == (2_000 * 128 if "imagenet" in name else None) and o.eps == 1e-8
+    assert o.betas == ((0.9, 0.99) if "imagenet" in name else (0.9, 0.999)) and o.lr_ramp_images == 0
+    assert training.precision == "fp32"
+    if "imagenet" not in name:
+        assert 0.5 ** (training.batch / training.ema.halflife_images) == pytest.approx(0.9999)
+    if name in COUPLED:
+        assert (run.method.coupling, run.method.kernel, run.method.base) == COUPLED[name]
+
+
+COUPLED = {
+    "vct-cifar10": (Learnt(beta=30.0, channels=32, blocks=1), "ve", ICT),
+    "vct-ecm-cifar10": (Learnt(beta=10.0, channels=32, blocks=1), "ve", EasyConsistencyTuning(q=2.0, stages=8)),
+    "vct-ecm-imagenet64": (
+        Learnt(beta=90.0, channels=32, blocks=2), "li",
+        EasyConsistencyTuning(
+            noise_levels=LogNormal(mean=-0.8, std=1.6), q=4.0, stages=4, weighting="edm",
+            distance=Distance(kind="pseudo_huber", huber_c=0.06 / (3 * 64 * 64) ** 0.5),
+        ),
+    ),
+}  # fmt: skip
 
 
 def test_edm2_drops_where_it_is_told() -> None:

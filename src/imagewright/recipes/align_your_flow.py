@@ -5,6 +5,8 @@ Constants of ImageNet-64 are the paper's as far as they are known: EDM2's S netw
 method on EDM's network, with sCD's optimiser. Guided runs take a weak model, --weak RUN; without one nothing guides.
 Departs    The teachers of ImageNet-64 are EDM2's published S and XS, averaged by relative widths of 0.045 and 0.11;
            give the runs named here, or the weights that `imagewright import` brings in. Averages are a plain 0.9999.
+           Momenta and eps of the paper's optimiser are not known; they are sCD's. Stops are even in
+           sigma / (sigma + 1), a shift of the paper's time, in which `--set shift=0.5` has them even.
 """
 
 from __future__ import annotations

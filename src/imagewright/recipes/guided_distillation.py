@@ -4,7 +4,8 @@ Constants of CIFAR-10 and ImageNet-64 are those of the released configurations o
 50,000 steps a halving, clipping at 1), to which the paper refers, with its stage 1 before (3e-4, unverified).
 Departs    The teachers are EDM's with the label hidden from a tenth of the images, not the paper's. Stage 1 has half of
            the run; the paper does not say how long it is. The released ImageNet-64 run's network has two outputs.
-           The average, of which the released halvings have none, is 0.9999, as the paper has it.
+           The average, of which the released halvings have none, is 0.9999, as the paper has it. The gradient is cut as
+           a whole; there each device's share of it is, before they are averaged.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 from imagewright.methods.guided_distillation import GuidedDistillation, guided_sampler
 from imagewright.recipes import edm
 from imagewright.recipes.consistency import cd_digits, cd_emoji64_32
-from imagewright.recipes.published import eps_of_mean, halflife_images
+from imagewright.recipes.published import halflife_images
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import DataConfig, Experiment
 
@@ -69,7 +70,7 @@ def guided_emoji64_32_teacher() -> Experiment:
 
 def guided_cifar10() -> Experiment:
     """CIFAR-10 down to one step, batch 128: the released rate of halvings, 5e-5, behind 3e-4."""
-    return _published("cifar10-32x32.zip", "runs/guided-cifar10-teacher", 128, 5e-5, 3 * 32 * 32)
+    return _published("cifar10-32x32.zip", "runs/guided-cifar10-teacher", 128, 5e-5)
 
 
 def guided_cifar10_teacher() -> Experiment:
@@ -79,7 +80,7 @@ def guided_cifar10_teacher() -> Experiment:
 
 def guided_imagenet64() -> Experiment:
     """ImageNet-64 down to one step, batch 2048: 1e-4 behind 3e-4."""
-    run = _published("imagenet-64x64.zip", "runs/guided-imagenet64-teacher", 2048, 1e-4, 3 * 64 * 64)
+    run = _published("imagenet-64x64.zip", "runs/guided-imagenet64-teacher", 2048, 1e-4)
     return replace(run, training=replace(run.training, micro_batch=64, precision="bf16"))
 
 
@@ -96,8 +97,11 @@ def _sampler(method: GuidedDistillation) -> object:
     return guided_sampler(method.end_steps, stochastic=method.stochastic)
 
 
-def _published(source: str, teacher: str, batch: int, rate: float, numbers: int) -> Experiment:
-    """50,000 steps a halving, those to two and to one twice as many; as many again before them."""
+def _published(source: str, teacher: str, batch: int, rate: float) -> Experiment:
+    """50,000 steps a halving, those to two and to one twice as many; as many again before them.
+
+    Adam's eps stays as released: its loss is a mean over an image's numbers, as ours is.
+    """
     method = GuidedDistillation(start_steps=512, end_steps=1, halving_rate=rate / 3e-4)
     steps = 2 * 50_000 * len(method.stages)
     return Experiment(
@@ -108,7 +112,7 @@ def _published(source: str, teacher: str, batch: int, rate: float, numbers: int)
         training=TrainingConfig(
             total_images=batch * steps,
             batch=batch,
-            optimizer=OptimizerConfig(lr=3e-4, clip_norm=1.0, eps=eps_of_mean(numbers)),
+            optimizer=OptimizerConfig(lr=3e-4, clip_norm=1.0),
             ema=EmaConfig(halflife_images=halflife_images(batch, 0.9999), rampup_ratio=None),
             log_images=100 * batch,
             snapshot_images=10_000 * batch,

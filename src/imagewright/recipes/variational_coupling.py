@@ -3,7 +3,9 @@
 
 Departs    The commands of VCT say a batch for each device and no number of devices; here there is one. Its images of
            CIFAR-10 are mirrored, ECM's and those of ImageNet-64 are not, as there. EDM2's average is a half-life that
-           grows with the run, nearly the same.
+           grows with the run, nearly the same as the paper's; the program gives the average so far the new weights'
+           share and the new weights the average's (`ema_update`), so that what it draws from is hardly averaged. It
+           starts from EDM2's S averaged by a relative width of 0.075; give those weights, or the run named here.
 """
 
 from __future__ import annotations
