@@ -54,9 +54,9 @@ def test_data_without_a_classifier_have_none_of_their_own() -> None:
 
 def test_bad_choices_are_told() -> None:
     with pytest.raises(
-        UserError, match=r"features is 'vgg'; allowed: digits, emoji, lpips, lpips-average, lpips-64, or none"
+        UserError, match=r"features is 'alex'; allowed: digits, emoji, lpips, lpips-average, lpips-64, vgg, or none"
     ):
-        perceptual_network("vgg", DIGITS)
+        perceptual_network("alex", DIGITS)
     with pytest.raises(UserError, match=r"takes images of 1 channel"):
         perceptual_network("digits", EMOJI)
 
