@@ -56,6 +56,7 @@ def write_ledger(folder: Path, page: Path, keys: Sequence[str]) -> list[str]:
         draw_figure(record, folder / f"{key}.png")
         notes = folder / f"{key}.md"
         said = notes.read_text(encoding="utf-8").strip() if notes.exists() else ""
+        said = said.replace("](../", "](")  # the page lies one folder up
         lines.append(_section(record, f"{folder.relative_to(page.parent).as_posix()}/{key}", said))
     with replacing(page) as aside:
         aside.write_text("".join(lines), encoding="utf-8")
