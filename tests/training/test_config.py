@@ -76,6 +76,12 @@ def test_rate_is_constant_unless_asked() -> None:
         (lambda: TrainingConfig(total_images=9, batch=8, micro_batch=3), r"micro_batch is 3; it must divide .* \(8\)"),
         (lambda: TrainingConfig(total_images=9, batch=8, micro_batch=0), r"training\.micro_batch is 0"),
         (
+            lambda: TrainingConfig(
+                total_images=9, batch=8, parallel="shard", optimizer=OptimizerConfig(kind="adafactor")
+            ),
+            r"parallel is 'shard', .* allowed: replicate, or another optimiser",
+        ),
+        (
             lambda: TrainingConfig(total_images=9, batch=8, precision="half"),  # type: ignore[arg-type]
             r"training\.precision is 'half'; allowed: fp32, bf16, fp16",
         ),

@@ -171,6 +171,11 @@ class TrainingConfig:
             raise UserError(f"training.precision is {self.precision!r}; allowed: {', '.join(get_args(Precision))}")
         if self.parallel not in get_args(Parallel):
             raise UserError(f"training.parallel is {self.parallel!r}; allowed: {', '.join(get_args(Parallel))}")
+        if self.parallel == "shard" and self.optimizer.kind == "adafactor":
+            raise UserError(
+                "training.parallel is 'shard', where a process has some rows; optimizer.kind adafactor keeps means over "
+                "whole columns; allowed: replicate, or another optimiser"
+            )
         if self.seed < 0:
             raise UserError(f"training.seed is {self.seed}; it must be >= 0")
         if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
