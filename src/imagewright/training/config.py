@@ -173,8 +173,8 @@ class TrainingConfig:
             raise UserError(f"training.parallel is {self.parallel!r}; allowed: {', '.join(get_args(Parallel))}")
         if self.parallel == "shard" and self.optimizer.kind == "adafactor":
             raise UserError(
-                "training.parallel is 'shard', where a process has some rows; optimizer.kind adafactor keeps means over "
-                "whole columns; allowed: replicate, or another optimiser"
+                "training.parallel is 'shard', where a process has some rows; optimizer.kind adafactor keeps means "
+                "over whole columns; allowed: replicate, or another optimiser"
             )
         if self.seed < 0:
             raise UserError(f"training.seed is {self.seed}; it must be >= 0")
