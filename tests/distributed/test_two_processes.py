@@ -93,7 +93,8 @@ def test_a_process_that_is_killed_in_mid_step_costs_no_bit(tiny_recipe: Path, ho
     """torchrun starts both anew, and the same command goes on from the last checkpoint."""
     recipe = tmp_path / "tiny.py"
     recipe.write_text(tiny_recipe.read_text() + DYING)
-    told = two_processes("train", str(recipe), "--out", str(home / "elastic"), *SIZES, restarts=1)
+    # One start would do; gloo's processes at times do not find each other on a busy machine, which costs another.
+    told = two_processes("train", str(recipe), "--out", str(home / "elastic"), *SIZES, restarts=3)
     assert "Signal 9 (SIGKILL)" in told or "exitcode: -9" in told
     assert [line["images"] for line in log_of(home / "elastic")] == [16, 32, 48, 64, 80, 96]
     mine, theirs = (load_file(home / run / "model.safetensors") for run in ("elastic", "two"))
