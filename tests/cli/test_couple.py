@@ -259,12 +259,14 @@ def test_real_images_are_inverted_by_the_backward_flow(teacher: Path, tmp_path: 
 
 def test_latents_of_another_noise_convention_are_refused(teacher: Path, tmp_path: Path) -> None:
     """EDM's, which has the largest level in them."""
-    main(["couple", str(teacher), "--out", str(tmp_path), *"--invert digits --n 2 --steps 2 --batch-size 2".split()])
+    way = "--invert digits --n 2 --steps 2 --batch-size 2"
+    main(["couple", str(teacher), "--out", str(tmp_path), *way.split()])
     pairs = Couplings(tmp_path)
     read = pairs.read([0, 1])
     assert read.cond.label is not None
-    write_shard(tmp_path, pairs.manifest, 0, read.images, read.cond.label, latents=80 * read.latents)
-    with pytest.raises(UserError, match="holds latents of deviation .*; noise here has 1"):
+    latents = 80 * torch.randn(read.latents.shape)
+    write_shard(tmp_path, pairs.manifest, 0, read.images, read.cond.label, latents=latents)
+    with pytest.raises(UserError, match=r"holds latents of deviation .*; noise here has 1"):
         Couplings(tmp_path).read([0])
 
 
