@@ -215,9 +215,9 @@ def test_mistakes_are_named() -> None:
         with pytest.raises(UserError, match=match):
             RandomizedParallel(**settings)  # type: ignore[arg-type]
     never: Any = model(label_dropout=0.0)
-    with pytest.raises(UserError, match="guidance is 2.0; it needs a model whose class was at times hidden"):
+    with pytest.raises(UserError, match=r"guidance is 2\.0; it needs a model whose class was at times hidden"):
         RandomizedParallel(guidance=2.0).fill(never, unknown(1), noise=StepNoise(0))
-    with pytest.raises(UserError, match="draws from a model of random orders .ARPG.; a MixtureTokens is none"):
+    with pytest.raises(UserError, match=r"draws from a model of random orders \(ARPG\); a MixtureTokens is none"):
         RandomizedParallel().fill(Oracle().exact, unknown(1), noise=StepNoise(0))
     with pytest.raises(UserError, match=r"tokens are \[1, 7\]; the codec's are \[N, 16\]"):
         RandomizedParallel().fill(Oracle(), unknown(1)[:, :7], noise=StepNoise(0))
