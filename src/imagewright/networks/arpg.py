@@ -15,8 +15,9 @@ Without    an order `forward` answers as masked models do: from all tokens that 
 Init       normal, deviation 0.02; the logits' layer 0.
 Source     hp-l33/ARPG (models/arpg.py).
 Departs    The released table of vectors has one more, that no program uses. `class_turn` "zero", the default, is the
-           released one: where places have cosine and sine, the class has zeros, so that its key is the zero vector;
-           with "none" it is not turned. Of tokens that share a place, the channels of a pixel, a vector of the channel
+           released one: where places have cosine and sine, the class has zeros, so that its key is the zero vector and
+           answers depend on differences of positions alone; with "none" it is not turned, and they know the frame from
+           the second token on. Of tokens that share a place, the channels of a pixel, a vector of the channel
            is added to content and queries (the paper has one token a place). Larger grids (`expansion`) have the
            trained one's positions, divided finer, as the paper says; no program of it is public, nor of control
            features in place of queries, which are not built in.

@@ -19,6 +19,8 @@ from imagewright.training.experiment import DataConfig, Experiment
 
 TOKENS: dict[str, Any] = {"values": 2, "length": 1}
 """Placeholders: a run takes these from its data and its tokenizer."""
+SMALL: dict[str, Any] = {**TOKENS, "heads": 4, "hidden_multiple": 8, "class_turn": "none"}
+"""The class not turned: with the released zero key only differences of positions are known (`networks.arpg`)."""
 IMAGENET = 1_281_167
 EPOCHS, WARM_UP = 400, 100
 
@@ -29,7 +31,7 @@ def digits() -> Experiment:
     return replace(
         baseline,
         method=RandomOrders(),
-        network=ARPGConfig(**TOKENS, width=64, depth=4, heads=4, hidden_multiple=8, embedding_dropout=0.0),
+        network=ARPGConfig(**SMALL, width=64, depth=4, embedding_dropout=0.0),
         sampler=RandomizedParallel(num_steps=32),
     )
 
@@ -41,7 +43,7 @@ def emoji64_32() -> Experiment:
     return replace(
         baseline,
         method=RandomOrders(),
-        network=ARPGConfig(**TOKENS, width=96, depth=4, heads=4, hidden_multiple=8),
+        network=ARPGConfig(**SMALL, width=96, depth=4),
         sampler=RandomizedParallel(num_steps=16),
         training=replace(baseline.training, optimizer=optimizer),
     )
@@ -53,7 +55,7 @@ def emoji64_16() -> Experiment:
     return replace(
         baseline,
         method=RandomOrders(),
-        network=ARPGConfig(**TOKENS, width=128, depth=6, heads=4, hidden_multiple=8, embedding_dropout=0.0),
+        network=ARPGConfig(**SMALL, width=128, depth=6, embedding_dropout=0.0),
         sampler=RandomizedParallel(num_steps=64),
     )
 

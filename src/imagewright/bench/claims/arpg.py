@@ -36,7 +36,7 @@ ORDERS = 4
 """For each held-out digit."""
 SIZES: dict[str, Any] = {
     "values": LEVELS, "length": LENGTH, "width": 64, "depth": 4, "heads": 4, "hidden_multiple": 8, "dropout": 0.0,
-    "embedding_dropout": 0.0,
+    "embedding_dropout": 0.0, "class_turn": "none",
 }  # fmt: skip
 
 
