@@ -1,9 +1,9 @@
 """Bits per dimension of real images under a model, whatever kind it is, and how sure the number is.
 
 exact      a causal token model on a lossless codec: the sum of its log-probabilities.
-bound      a model that draws an upper bound of -log p (masked diffusion). `passes` times over all images, the bound's
-           times spread evenly over each pass (i/n + u mod 1, in an order of its own); the standard error is that of the
-           mean over passes.
+bound      a model that draws an upper bound of -log p (masked diffusion, random orders). `passes` times over all
+           images, the bound's times spread evenly over each pass (i/n + u mod 1, in an order of its own); the standard
+           error is that of the mean over passes.
 probability flow
            a denoiser, or the denoiser within a trajectory model: `metrics.likelihood` at images that are spread
            uniformly over the bins of their 8-bit values (dequantised), which bounds the discrete likelihood from
@@ -133,7 +133,7 @@ def measure_bits(
         seed=seed,
         settings=_used(scored, passes, settings),
         reference=f"images:{images.fingerprint}",
-        notes=_notes(scored.kind, spec),
+        notes=_notes(scored, spec),
         seconds=seconds,
         versions=versions(),
     )
@@ -294,12 +294,14 @@ def _used(scored: Scorer, passes: int, settings: BitsSettings) -> dict[str, Any]
     }
 
 
-def _notes(kind: BitsKind, spec: DataSpec) -> tuple[str, ...]:
+def _notes(scored: Scorer, spec: DataSpec) -> tuple[str, ...]:
     said = {
         "exact": (),
         "bound": ("a bound: the model's own bits per dimension are no more than this, within the standard error",),
         "probability flow": (
             "the density at dequantised images bounds the bits per dimension of the 8-bit values from above",
         ),
-    }[kind]
-    return (*said, *(("every image's class is told to the model and not counted",) if spec.num_classes else ()))
+    }[scored.kind]
+    own: str | None = getattr(scored.model, "likelihood_note", None)
+    classes = "every image's class is told to the model and not counted" if spec.num_classes else None
+    return tuple(note for note in (*said, own, classes) if note is not None)

@@ -30,6 +30,7 @@ from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.masked_diffusion import LearnedMaskingModel, MaskedDiffusionModel
 from imagewright.models.operator import TrajectoryOperator
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from imagewright.models.random_order import RandomOrderModel
 from imagewright.models.recast import Recast
 from imagewright.models.routed import RoutedMap
 from imagewright.models.segments import MultistepConsistencyModel
@@ -63,6 +64,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "MaskedTokenModel": MaskedTokenModel,
     "MultistepConsistencyModel": MultistepConsistencyModel,
     "PixelCodec": PixelCodec,
+    "RandomOrderModel": RandomOrderModel,
     "Recast": Recast,
     "RoutedMap": RoutedMap,
     "TimestepPrecond": TimestepPrecond,

@@ -1,6 +1,7 @@
 """Architectures only: tensors in, tensors out. No losses, no files, no knowledge of noise schedules."""
 
 from imagewright.networks.adm_unet import ADMUNet, ADMUNetConfig
+from imagewright.networks.arpg import ARPG, ARPGConfig
 from imagewright.networks.axial_transformer import AxialTransformer, AxialTransformerConfig
 from imagewright.networks.config import Network
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
@@ -17,6 +18,7 @@ from imagewright.networks.wide_resnet import WideResNet, WideResNetConfig
 
 NETWORKS: dict[str, type[Network]] = {
     "ADMUNet": ADMUNet,
+    "ARPG": ARPG,
     "AxialTransformer": AxialTransformer,
     "DhariwalUNet": DhariwalUNet,
     "EDM2UNet": EDM2UNet,
@@ -32,9 +34,11 @@ NETWORKS: dict[str, type[Network]] = {
 """Every architecture by the name that descriptions and official checkpoints use."""
 
 __all__ = [
+    "ARPG",
     "NETWORKS",
     "ADMUNet",
     "ADMUNetConfig",
+    "ARPGConfig",
     "AxialTransformer",
     "AxialTransformerConfig",
     "DhariwalUNet",

@@ -12,6 +12,7 @@ from imagewright.samplers.edm import Euler, Heun
 from imagewright.samplers.euler_maruyama import EulerMaruyama
 from imagewright.samplers.jumps import Jumps
 from imagewright.samplers.masked_decoding import MaskedDecoding
+from imagewright.samplers.randomized_parallel import RandomizedParallel
 from imagewright.samplers.raster import Raster
 from imagewright.samplers.restart import PRESETS as _RESTART
 from imagewright.samplers.restart import Restart
@@ -32,6 +33,7 @@ SAMPLERS = {
     "jumps": Jumps,
     "masked-decoding": MaskedDecoding,
     "multistep-consistency": MultistepConsistency,
+    "randomized-parallel": RandomizedParallel,
     "raster": Raster,
     "restart": Restart,
     "straight": Straight,
@@ -58,6 +60,7 @@ __all__ = [
     "Jumps",
     "MaskedDecoding",
     "MultistepConsistency",
+    "RandomizedParallel",
     "Raster",
     "Restart",
     "Straight",

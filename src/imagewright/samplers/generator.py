@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -56,6 +56,7 @@ def usual_sampler(model: object) -> Sampler:
 class ImageGenerator:
     """A model, a sampler and what the images are. Image i of seed s depends on (s, i) alone.
 
+    spec: the model's; as an attribute that of the images, which a sampler may draw larger (`expansion`).
     precision: number format of the networks' calls (autocast). graphs: whether a CUDA device replays them as graphs
     (`samplers.replay`), which changes no bit; None = where networks are small enough to be held up by their launches.
     Raises UserError when the sampler is made for another kind of model, or the device cannot run this one.
@@ -84,7 +85,8 @@ class ImageGenerator:
         self.device = torch.device(device)
         # Pixels with their channels together: 10% faster on CPUs, more on GPUs with half precision.
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.spec, self.precision = spec, precision
+        self.spec = replace(spec, resolution=spec.resolution * getattr(self.sampler, "expansion", 1))
+        self.precision = precision
         small = sum(p.numel() for p in self.model.parameters()) <= SMALL
         wanted = self.device.type == "cuda" and (small if graphs is None else graphs)
         self._replays: AbstractContextManager[Any] = Replays(self.model) if wanted else nullcontext()
@@ -296,6 +298,8 @@ class _TokenTally:
         self.codec = _NoCodec(model.codec.values, model.codec.length)
         if hasattr(model, "step"):
             self.start, self.step = self._start, self._step
+        if hasattr(model, "ask"):
+            self.start, self.show, self.ask = self._start, self._show, self._ask
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["model"], name)
@@ -304,12 +308,19 @@ class _TokenTally:
         self.total += 1
         return torch.zeros(*tokens.shape, self.codec.values)
 
-    def _start(self, cond: Condition, n: int) -> int:
+    def _start(self, cond: Condition, n: int, expansion: int = 1) -> int:
         return n
 
     def _step(self, before: Tensor | None, cache: int) -> Tensor:
         self.total += 1
         return torch.zeros(cache, self.codec.values)
+
+    def _show(self, tokens: Tensor, places: Tensor, cache: int, *, causal: bool) -> None:
+        """Belongs to the evaluation that asks."""
+
+    def _ask(self, places: Tensor, cache: int) -> Tensor:
+        self.total += cache  # with guidance of one image there are two sequences
+        return torch.zeros(*places.shape, self.codec.values)
 
 
 class _NoCodec:
@@ -318,7 +329,7 @@ class _NoCodec:
     def __init__(self, values: int, length: int) -> None:
         self.values, self.length = values, length
 
-    def decode(self, tokens: Tensor) -> Tensor:
+    def decode(self, tokens: Tensor, expansion: int = 1) -> Tensor:
         return tokens
 
 

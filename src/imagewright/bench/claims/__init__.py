@@ -37,6 +37,7 @@ KEYS: tuple[str, ...] = (
     "sparse_transformer",
     "routing_transformer",
     "perceiver_ar",
+    "arpg",
     "maskgit",
     "md4",
     "downsampled_imagenet",
