@@ -20,6 +20,7 @@ from imagewright.data.pixels import uint8_later
 from imagewright.guidance import evaluations
 from imagewright.models.files import ModelFile
 from imagewright.models.kinds import KINDS
+from imagewright.models.self_conditioned import carried
 from imagewright.models.tokens import check_device
 from imagewright.noise import ImageNoise
 from imagewright.precision import Precision, casts
@@ -34,6 +35,7 @@ Images = npt.NDArray[np.uint8]
 Labels = Sequence[int] | npt.NDArray[np.int64]
 USUAL: dict[ModelKind, str] = {
     "denoiser": "heun",
+    "latent_denoiser": "bit-diffusion",
     "flow_map": "multistep-consistency",
     "token_model": "masked-decoding",
 }
@@ -75,7 +77,8 @@ class ImageGenerator:
             raise UserError(f"precision is {precision!r}; allowed: {', '.join(get_args(Precision))}")
         kind = kind_of(model)
         self.sampler = sampler or usual_sampler(model)
-        if self.sampler.model_kind != kind:
+        drawn_as = "denoiser" if kind == "latent_denoiser" else kind
+        if self.sampler.model_kind != drawn_as:
             raise UserError(
                 f"sampler {type(self.sampler).__name__} draws from a {self.sampler.model_kind.replace('_', ' ')}; "
                 f"this model is a {kind.replace('_', ' ')}"
@@ -90,17 +93,23 @@ class ImageGenerator:
         self._replays: AbstractContextManager[Any] = Replays(self.model) if wanted else nullcontext()
 
     @property
+    def latent(self) -> tuple[int, int, int]:
+        """Shape of the noise that an image is made of: the image's own, or that of the space of a latent denoiser."""
+        shape: tuple[int, int, int] = getattr(self.model, "latent", self.spec.shape)
+        return shape
+
+    @property
     def nfe(self) -> int:
         """Network evaluations per image, exactly, a guide's included: the sampler is run on a stand-in that counts."""
         tally = _TokenTally(self.model) if kind_of(self.model) == "token_model" else _Tally(self.model)
-        like = torch.zeros(1, *self.spec.shape, dtype=torch.float64)
+        like = torch.zeros(1, *self.latent, dtype=torch.float64)
         self.sampler(tally, like, noise=ImageNoise(0, [0]))
         return tally.total
 
     @property
     def inversion_nfe(self) -> int:
         """The same of turning an image into noise, by a sampler that can."""
-        tally, like = _Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64)
+        tally, like = _Tally(self.model), torch.zeros(1, *self.latent, dtype=torch.float64)
         self.sampler.invert(tally, like, noise=ImageNoise(0, [0]))  # type: ignore[attr-defined]
         return tally.total
 
@@ -110,7 +119,7 @@ class ImageGenerator:
         if kind_of(self.model) == "token_model":
             return False
         noise = _Watched(0, [0])
-        self.sampler(_Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64), noise=noise)
+        self.sampler(_Tally(self.model), torch.zeros(1, *self.latent, dtype=torch.float64), noise=noise)
         return not noise.drawn
 
     def labels(
@@ -209,7 +218,7 @@ class ImageGenerator:
     def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, Tensor]:
         """The images' noise, and what sampling begins with, still on the host."""
         noise = ImageNoise(seed, indices)
-        return noise, self._pinned(noise.normal(torch.empty(len(indices), *self.spec.shape)))
+        return noise, self._pinned(noise.normal(torch.empty(len(indices), *self.latent)))
 
     def _drawn(self, noise: ImageNoise, latents: Tensor, labels: Labels | None, on_step: OnStep | None) -> Tensor:
         latents = latents.to(self.device, non_blocking=True)
@@ -218,7 +227,13 @@ class ImageGenerator:
             told = self._pinned(torch.as_tensor(labels))
             cond = Condition(label=told.to(self.device, non_blocking=True))
         with casts(self.precision, self.device), self._replays:
-            return self.sampler(self.model, latents, cond, noise=noise, on_step=on_step)
+            model = carried(self.model)
+            if kind_of(self.model) != "latent_denoiser":
+                return self.sampler(model, latents, cond, noise=noise, on_step=on_step)
+            seen = None if on_step is None else partial(_decoded, self.model, on_step)
+            space: Any = self.model
+            images: Tensor = space.decode(self.sampler(model, latents, cond, noise=noise, on_step=seen))
+            return images
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         """In memory that a GPU fetches it from without being waited for."""
@@ -251,6 +266,11 @@ def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             waiting = begun
         if waiting is not None:
             yield waiting.result()
+
+
+def _decoded(model: Any, on_step: OnStep, x: Tensor, x0: Tensor, sigma: float) -> None:
+    """What a sampler sees in another space, shown as images."""
+    on_step(model.decode(x), model.decode(x0), sigma)
 
 
 class _Tally:
