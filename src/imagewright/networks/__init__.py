@@ -2,6 +2,7 @@
 
 from imagewright.networks.adm_unet import ADMUNet, ADMUNetConfig
 from imagewright.networks.axial_transformer import AxialTransformer, AxialTransformerConfig
+from imagewright.networks.bit_unet import BitUNet, BitUNetConfig
 from imagewright.networks.config import Network
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
 from imagewright.networks.edm2_unet import EDM2UNet, EDM2UNetConfig
@@ -18,6 +19,7 @@ from imagewright.networks.wide_resnet import WideResNet, WideResNetConfig
 NETWORKS: dict[str, type[Network]] = {
     "ADMUNet": ADMUNet,
     "AxialTransformer": AxialTransformer,
+    "BitUNet": BitUNet,
     "DhariwalUNet": DhariwalUNet,
     "EDM2UNet": EDM2UNet,
     "PerceiverAR": PerceiverAR,
@@ -37,6 +39,8 @@ __all__ = [
     "ADMUNetConfig",
     "AxialTransformer",
     "AxialTransformerConfig",
+    "BitUNet",
+    "BitUNetConfig",
     "DhariwalUNet",
     "DhariwalUNetConfig",
     "EDM2UNet",
