@@ -115,10 +115,7 @@ class BitUNet(UNet):
         skips = list(skips)
         for layer in self._decoder:
             module = self.dec[layer.name]
-            if layer.role is Role.MERGE:
-                x = module(torch.cat([x, skips.pop()], dim=1), emb)
-            else:
-                x = module(x)
+            x = module(torch.cat([x, skips.pop()], dim=1), emb) if layer.role is Role.MERGE else module(x)
         image: Tensor = self.out_conv(self.out_norm.activated(x))
         return image
 
@@ -137,9 +134,10 @@ class AttentionBlock(UNetBlock):
         width = channels // max(self.num_heads, 1)
         self.norm2 = group_norm(channels, eps=style.eps)
         # Keras takes a kernel's first axes, [channels, heads, width] or [heads, width, channels], for places.
-        self.qkv = conv(channels, 3 * channels, 1, Init("xavier_uniform", weight=math.sqrt(4 / (self.num_heads + width))))
-        fans = self.num_heads * (width + channels)
-        self.proj = conv(channels, channels, 1, Init("xavier_uniform", weight=math.sqrt(2 * channels / fans)))
+        inwards = math.sqrt(4 / (self.num_heads + width))
+        outwards = math.sqrt(2 * channels / (self.num_heads * (width + channels)))
+        self.qkv = conv(channels, 3 * channels, 1, Init("xavier_uniform", weight=inwards))
+        self.proj = conv(channels, channels, 1, Init("xavier_uniform", weight=outwards))
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return self.attended(x)

@@ -1,9 +1,9 @@
 """Analog bits (Chen et al. 2022, 2208.04202): diffusion of the bits of pixels, or of a tokenizer's tokens.
 
 The published runs: AdamW without decay, betas (0.9, 0.999), eps 1e-8, gradients of norm 1 at most, 10,000 updates of
-warm-up and a constant rate, averages of 0.9999 an update, pictures mirrored at random, classes told. The loss is a mean,
-as ours, so eps stays. The released configurations sweep what the paper settles; where they differ the recipe is the
-paper's, and the head of each says so.
+warm-up and a constant rate, averages of 0.9999 an update, pictures mirrored at random, classes told. The loss is a
+mean, as ours, so eps stays. The released configuration of bits has b = 0.5 and softmaxes; the paper's own is b = 1 and
+the squared error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def emoji64_32() -> Experiment:
 
 
 def _of_bits(run: Experiment, steps: int) -> Experiment:
-    """A recipe of EDM's with the same network, length and pace, of bits; Adam's eps and the clipping are the paper's."""
+    """A recipe of EDM's, of bits: the same network, length and pace; Adam's eps and the clipping are the paper's."""
     optimizer = replace(run.training.optimizer, kind="adamw", eps=1e-8, clip_norm=1.0)
     return replace(
         run,
