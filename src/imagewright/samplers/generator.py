@@ -161,7 +161,7 @@ class ImageGenerator:
         begins = (ahead if on_gpu else map)(begin, ([first + i for i in rows] for rows in shares))
         for rows, start in zip(shares, begins, strict=True):
             told = None if wanted is None else wanted[rows.start : rows.stop]
-            begun = uint8_later(self._drawn(*start, told, on_step))
+            begun = uint8_later(self.decoded(self._drawn(*start, told, on_step)))
             if not on_gpu:
                 yield begun()
                 continue
@@ -200,7 +200,7 @@ class ImageGenerator:
         on_step: OnStep | None = None,
     ) -> Images:
         """Given images of a seed in one batch, uint8 [n, H, W, C]; labels: one for each, or None = no condition."""
-        return to_uint8(self.drawn(indices, labels=labels, seed=seed, on_step=on_step))
+        return to_uint8(self.decoded(self.drawn(indices, labels=labels, seed=seed, on_step=on_step)))
 
     def drawn(
         self,
@@ -210,10 +210,20 @@ class ImageGenerator:
         seed: int = 0,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """As `at`, before rounding: [n, C, H, W] in [-1, 1], or a little beyond."""
+        """What the model makes, before rounding: [n, C, H, W] in [-1, 1], or a little beyond; or bits of images."""
         if labels is not None:
             labels = self._checked_labels(len(indices), labels, seed, 0)
         return self._drawn(*self._begin(indices, seed), labels, on_step)
+
+    def decoded(self, made: Tensor) -> Tensor:
+        """What the model makes, as images [n, C, H, W] in [-1, 1]."""
+        space: Any = self.model
+        return space.decode(made) if self._elsewhere else made
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether the model makes no images, but what it decodes to some."""
+        return kind_of(self.model) == "latent_denoiser"
 
     def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, Tensor]:
         """The images' noise, and what sampling begins with, still on the host."""
@@ -228,12 +238,8 @@ class ImageGenerator:
             cond = Condition(label=told.to(self.device, non_blocking=True))
         with casts(self.precision, self.device), self._replays:
             model = carried(self.model)
-            if kind_of(self.model) != "latent_denoiser":
-                return self.sampler(model, latents, cond, noise=noise, on_step=on_step)
-            seen = None if on_step is None else partial(_decoded, self.model, on_step)
-            space: Any = self.model
-            images: Tensor = space.decode(self.sampler(model, latents, cond, noise=noise, on_step=seen))
-            return images
+            seen = on_step if on_step is None or not self._elsewhere else partial(_decoded, self.model, on_step)
+            return self.sampler(model, latents, cond, noise=noise, on_step=seen)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         """In memory that a GPU fetches it from without being waited for."""

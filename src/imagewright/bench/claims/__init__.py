@@ -39,6 +39,7 @@ KEYS: tuple[str, ...] = (
     "perceiver_ar",
     "maskgit",
     "md4",
+    "analog_bits",
     "downsampled_imagenet",
 )
 """Files of this folder, in the order of the ledger."""
