@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from imagewright.models.files import ModelFile
-from imagewright.models.kinds import KINDS
+from imagewright.models.kinds import KINDS, words
 from imagewright.noise import ImageNoise
 from imagewright.samplers import MaskedDecoding, RandomizedParallel, Raster
 from imagewright.samplers.generator import sampler_from_json
@@ -27,9 +27,9 @@ def check_model(name: str, model: nn.Module, task: str, given: dict[str, Any]) -
     if KINDS[kind].answers:
         made = "edit with a model that was trained on what it makes"
         raise UserError(f"{name} draws nothing; it {KINDS[kind].what}; {made}")
-    if kind == "denoiser":
+    if kind in ("denoiser", "latent_denoiser"):
         raise UserError(
-            f"{name} is a denoiser; editing needs a flow map that jumps to the clean image, such as a consistency "
+            f"{name} is a {words(kind)}; editing needs a flow map that jumps to the clean image, such as a consistency "
             "model (imagewright train cd-digits --teacher RUN), or a token model"
         )
     if kind != "token_model":

@@ -15,6 +15,7 @@ Departs    from NVlabs/edm2, generate_images.py: the sampler's state is float64 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class Unlabelled(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         """As `types.Denoiser`; the label is not passed on."""
-        return self.denoiser(x, sigma, Condition(augment=cond.augment))
+        return self.denoiser(x, sigma, replace(cond, label=None))
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The denoiser's."""

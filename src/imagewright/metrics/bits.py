@@ -28,6 +28,7 @@ from torch import Tensor
 from imagewright.data import ImageSet, from_uint8
 from imagewright.metrics.likelihood import bits_per_dim, dequantised, log_likelihood
 from imagewright.models.kinds import KINDS
+from imagewright.models.self_conditioned import is_self_conditioned
 from imagewright.noise import ImageNoise
 from imagewright.types import Condition, DataSpec, Denoiser, LikelihoodModel, UserError, kind_of
 from imagewright.version import versions
@@ -178,6 +179,16 @@ def scorer(model: Any) -> Scorer:
                 "nothing in bits per dimension of pixels; bpd needs a model on a lossless codec, such as pixels"
             )
         return Scorer(model.likelihood, model)
+    if kind == "latent_denoiser":
+        raise UserError(
+            f"a {name} has no likelihood of images: it denoises {model.space} as real numbers, whose density is not "
+            "the probability of what they are rounded to; measure distances of its samples"
+        )
+    if is_self_conditioned(model):
+        raise UserError(
+            f"a self-conditioned {name} has no likelihood: what it says at a point depends on what it said before, so "
+            "it follows no flow; measure distances of its samples"
+        )
     if kind == "flow_map":
         contained = getattr(model, "denoiser", None)
         if contained is None:

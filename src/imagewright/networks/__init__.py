@@ -3,6 +3,7 @@
 from imagewright.networks.adm_unet import ADMUNet, ADMUNetConfig
 from imagewright.networks.arpg import ARPG, ARPGConfig
 from imagewright.networks.axial_transformer import AxialTransformer, AxialTransformerConfig
+from imagewright.networks.bit_unet import BitUNet, BitUNetConfig
 from imagewright.networks.config import Network
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
 from imagewright.networks.edm2_unet import EDM2UNet, EDM2UNetConfig
@@ -20,6 +21,7 @@ NETWORKS: dict[str, type[Network]] = {
     "ADMUNet": ADMUNet,
     "ARPG": ARPG,
     "AxialTransformer": AxialTransformer,
+    "BitUNet": BitUNet,
     "DhariwalUNet": DhariwalUNet,
     "EDM2UNet": EDM2UNet,
     "PerceiverAR": PerceiverAR,
@@ -41,6 +43,8 @@ __all__ = [
     "ARPGConfig",
     "AxialTransformer",
     "AxialTransformerConfig",
+    "BitUNet",
+    "BitUNetConfig",
     "DhariwalUNet",
     "DhariwalUNetConfig",
     "EDM2UNet",

@@ -29,6 +29,7 @@ class Role(Enum):
     CONV = "input convolution"
     BLOCK = "residual block"
     MERGE = "residual block on the concatenation with the last unused skip connection"
+    ATTENTION = "self-attention that is no block's"
     AUX_RESAMPLE = "resamples the image pyramid beside the network"
     AUX_SKIP = "adds the image pyramid to the features"
     AUX_RESIDUAL = "averages the features with a pyramid that learns"

@@ -5,6 +5,7 @@ from imagewright.samplers.acceleration import Accelerated
 from imagewright.samplers.addim import ADDIM
 from imagewright.samplers.ancestral import Ancestral
 from imagewright.samplers.bespoke import Bespoke
+from imagewright.samplers.bit_diffusion import BitDiffusion
 from imagewright.samplers.consistency import MultistepConsistency
 from imagewright.samplers.ddim import DDIM
 from imagewright.samplers.dpm_solver import DPMSolverPlusPlus
@@ -25,6 +26,7 @@ SAMPLERS = {
     "addim": ADDIM,
     "ancestral": Ancestral,
     "bespoke": Bespoke,
+    "bit-diffusion": BitDiffusion,
     "ddim": DDIM,
     "dpm-solver++": DPMSolverPlusPlus,
     "euler": Euler,
@@ -53,6 +55,7 @@ __all__ = [
     "Accelerated",
     "Ancestral",
     "Bespoke",
+    "BitDiffusion",
     "DPMSolverPlusPlus",
     "Euler",
     "EulerMaruyama",

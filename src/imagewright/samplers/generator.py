@@ -20,6 +20,7 @@ from imagewright.data.pixels import uint8_later
 from imagewright.guidance import evaluations
 from imagewright.models.files import ModelFile
 from imagewright.models.kinds import KINDS
+from imagewright.models.self_conditioned import carried
 from imagewright.models.tokens import check_device
 from imagewright.noise import ImageNoise
 from imagewright.precision import Precision, casts
@@ -34,6 +35,7 @@ Images = npt.NDArray[np.uint8]
 Labels = Sequence[int] | npt.NDArray[np.int64]
 USUAL: dict[ModelKind, str] = {
     "denoiser": "heun",
+    "latent_denoiser": "bit-diffusion",
     "flow_map": "multistep-consistency",
     "token_model": "masked-decoding",
 }
@@ -76,7 +78,8 @@ class ImageGenerator:
             raise UserError(f"precision is {precision!r}; allowed: {', '.join(get_args(Precision))}")
         kind = kind_of(model)
         self.sampler = sampler or usual_sampler(model)
-        if self.sampler.model_kind != kind:
+        drawn_as = "denoiser" if kind == "latent_denoiser" else kind
+        if self.sampler.model_kind != drawn_as:
             raise UserError(
                 f"sampler {type(self.sampler).__name__} draws from a {self.sampler.model_kind.replace('_', ' ')}; "
                 f"this model is a {kind.replace('_', ' ')}"
@@ -92,17 +95,23 @@ class ImageGenerator:
         self._replays: AbstractContextManager[Any] = Replays(self.model) if wanted else nullcontext()
 
     @property
+    def latent(self) -> tuple[int, int, int]:
+        """Shape of the noise that an image is made of: the image's own, or that of the space of a latent denoiser."""
+        shape: tuple[int, int, int] = getattr(self.model, "latent", self.spec.shape)
+        return shape
+
+    @property
     def nfe(self) -> int:
         """Network evaluations per image, exactly, a guide's included: the sampler is run on a stand-in that counts."""
         tally = _TokenTally(self.model) if kind_of(self.model) == "token_model" else _Tally(self.model)
-        like = torch.zeros(1, *self.spec.shape, dtype=torch.float64)
+        like = torch.zeros(1, *self.latent, dtype=torch.float64)
         self.sampler(tally, like, noise=ImageNoise(0, [0]))
         return tally.total
 
     @property
     def inversion_nfe(self) -> int:
         """The same of turning an image into noise, by a sampler that can."""
-        tally, like = _Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64)
+        tally, like = _Tally(self.model), torch.zeros(1, *self.latent, dtype=torch.float64)
         self.sampler.invert(tally, like, noise=ImageNoise(0, [0]))  # type: ignore[attr-defined]
         return tally.total
 
@@ -112,7 +121,7 @@ class ImageGenerator:
         if kind_of(self.model) == "token_model":
             return False
         noise = _Watched(0, [0])
-        self.sampler(_Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64), noise=noise)
+        self.sampler(_Tally(self.model), torch.zeros(1, *self.latent, dtype=torch.float64), noise=noise)
         return not noise.drawn
 
     def labels(
@@ -154,7 +163,7 @@ class ImageGenerator:
         begins = (ahead if on_gpu else map)(begin, ([first + i for i in rows] for rows in shares))
         for rows, start in zip(shares, begins, strict=True):
             told = None if wanted is None else wanted[rows.start : rows.stop]
-            begun = uint8_later(self._drawn(*start, told, on_step))
+            begun = uint8_later(self.decoded(self._drawn(*start, told, on_step)))
             if not on_gpu:
                 yield begun()
                 continue
@@ -193,7 +202,7 @@ class ImageGenerator:
         on_step: OnStep | None = None,
     ) -> Images:
         """Given images of a seed in one batch, uint8 [n, H, W, C]; labels: one for each, or None = no condition."""
-        return to_uint8(self.drawn(indices, labels=labels, seed=seed, on_step=on_step))
+        return to_uint8(self.decoded(self.drawn(indices, labels=labels, seed=seed, on_step=on_step)))
 
     def drawn(
         self,
@@ -203,15 +212,25 @@ class ImageGenerator:
         seed: int = 0,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """As `at`, before rounding: [n, C, H, W] in [-1, 1], or a little beyond."""
+        """What the model makes, before rounding: [n, C, H, W] in [-1, 1], or a little beyond; or bits of images."""
         if labels is not None:
             labels = self._checked_labels(len(indices), labels, seed, 0)
         return self._drawn(*self._begin(indices, seed), labels, on_step)
 
+    def decoded(self, made: Tensor) -> Tensor:
+        """What the model makes, as images [n, C, H, W] in [-1, 1]."""
+        space: Any = self.model
+        return space.decode(made) if self._elsewhere else made
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether the model makes no images, but what it decodes to some."""
+        return kind_of(self.model) == "latent_denoiser"
+
     def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, Tensor]:
         """The images' noise, and what sampling begins with, still on the host."""
         noise = ImageNoise(seed, indices)
-        return noise, self._pinned(noise.normal(torch.empty(len(indices), *self.spec.shape)))
+        return noise, self._pinned(noise.normal(torch.empty(len(indices), *self.latent)))
 
     def _drawn(self, noise: ImageNoise, latents: Tensor, labels: Labels | None, on_step: OnStep | None) -> Tensor:
         latents = latents.to(self.device, non_blocking=True)
@@ -220,7 +239,9 @@ class ImageGenerator:
             told = self._pinned(torch.as_tensor(labels))
             cond = Condition(label=told.to(self.device, non_blocking=True))
         with casts(self.precision, self.device), self._replays:
-            return self.sampler(self.model, latents, cond, noise=noise, on_step=on_step)
+            model = carried(self.model)
+            seen = on_step if on_step is None or not self._elsewhere else partial(_decoded, self.model, on_step)
+            return self.sampler(model, latents, cond, noise=noise, on_step=seen)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         """In memory that a GPU fetches it from without being waited for."""
@@ -253,6 +274,11 @@ def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             waiting = begun
         if waiting is not None:
             yield waiting.result()
+
+
+def _decoded(model: Any, on_step: OnStep, x: Tensor, x0: Tensor, sigma: float) -> None:
+    """What a sampler sees in another space, shown as images."""
+    on_step(model.decode(x), model.decode(x0), sigma)
 
 
 class _Tally:

@@ -40,6 +40,7 @@ KEYS: tuple[str, ...] = (
     "arpg",
     "maskgit",
     "md4",
+    "analog_bits",
     "downsampled_imagenet",
 )
 """Files of this folder, in the order of the ledger."""
