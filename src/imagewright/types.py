@@ -54,6 +54,8 @@ class Condition(Example):
     networks that are told it (`networks.mixture`); None = one half.
     weight: float32 [N], strength of the guidance that a student is to draw with (`models.weighted`), 1 = none;
     None = the model's own.
+    latents: float32 [N, M, D], vectors of the image's discrete latents, which a model draws before it is
+    sampled from (`models.discrete_latents`); None = no latents.
     """
 
     label: Tensor | None = None
@@ -61,6 +63,7 @@ class Condition(Example):
     destination: Tensor | None = None
     share: Tensor | None = None
     weight: Tensor | None = None
+    latents: Tensor | None = None
 
 
 UNCONDITIONAL = Condition()

@@ -19,6 +19,7 @@ from imagewright.methods.continuous_consistency import (
     ContinuousConsistencyDistillation,
     ContinuousConsistencyTraining,
 )
+from imagewright.methods.disco_diff import DiscoDiff, Transformer
 from imagewright.methods.distances import Distance
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
@@ -50,6 +51,7 @@ TRAINING = replace(
     BASE.training, total_images=96, batch=16, micro_batch=8, log_images=16, snapshot_images=96, checkpoint_images=32
 )
 ADVERSARIAL = Adversarial(start=0.3, width=8)
+FEW = Transformer(width=8, depth=1, heads=2)
 METHODS = {
     "ict": (ImprovedConsistencyTraining(s0=4, s1=16), MultistepConsistency()),
     "ecm": (EasyConsistencyTuning(stages=2), MultistepConsistency()),
@@ -83,9 +85,10 @@ METHODS = {
     ),
     "scd": (ContinuousConsistencyDistillation(warmup=0.5), MultistepConsistency()),
     "sct": (ContinuousConsistencyTraining(warmup=0.5), MultistepConsistency()),
+    "disco": (DiscoDiff(latents=2, values=3, patch=4, encoder=FEW, told=FEW), Heun(num_steps=2)),
 }
 PAIRED = ("dmd", "dsno", "rfpp", "simple-reflow", "slimflow", "slimflow-distil", "caf-velocity", "caf", "caf-gan")
-FRESH = ("ecm", "flow", "slimflow", "caf-velocity", "caf", "caf-gan")
+FRESH = ("disco", "ecm", "flow", "slimflow", "caf-velocity", "caf", "caf-gan")
 """Methods that begin with a network of their own, whatever they are called."""
 
 

@@ -18,12 +18,14 @@ from imagewright.checks import require_whole, whole_numbers
 from imagewright.data import to_uint8
 from imagewright.data.pixels import uint8_later
 from imagewright.guidance import evaluations
+from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import ModelFile
 from imagewright.models.kinds import KINDS
 from imagewright.models.tokens import check_device
 from imagewright.noise import ImageNoise
 from imagewright.precision import Precision, casts
 from imagewright.samplers import SAMPLERS
+from imagewright.samplers.latents_first import STREAM, latents_first
 from imagewright.samplers.replay import Replays
 from imagewright.shapes import misfit
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec, ModelKind, OnStep, Sampler, UserError, kind_of
@@ -85,6 +87,7 @@ class ImageGenerator:
         # Pixels with their channels together: 10% faster on CPUs, more on GPUs with half precision.
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.spec, self.precision = spec, precision
+        self._draws_first = told_latents(self.model) is not None
         small = sum(p.numel() for p in self.model.parameters()) <= SMALL
         wanted = self.device.type == "cuda" and (small if graphs is None else graphs)
         self._replays: AbstractContextManager[Any] = Replays(self.model) if wanted else nullcontext()
@@ -206,18 +209,28 @@ class ImageGenerator:
             labels = self._checked_labels(len(indices), labels, seed, 0)
         return self._drawn(*self._begin(indices, seed), labels, on_step)
 
-    def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, Tensor]:
-        """The images' noise, and what sampling begins with, still on the host."""
+    def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, ImageNoise | None, Tensor]:
+        """The images' noise, that of what is drawn first, and what sampling begins with, still on the host."""
         noise = ImageNoise(seed, indices)
-        return noise, self._pinned(noise.normal(torch.empty(len(indices), *self.spec.shape)))
+        begin = self._pinned(noise.normal(torch.empty(len(indices), *self.spec.shape)))
+        return noise, ImageNoise(seed, indices, STREAM) if self._draws_first else None, begin
 
-    def _drawn(self, noise: ImageNoise, latents: Tensor, labels: Labels | None, on_step: OnStep | None) -> Tensor:
+    def _drawn(
+        self,
+        noise: ImageNoise,
+        first: ImageNoise | None,
+        latents: Tensor,
+        labels: Labels | None,
+        on_step: OnStep | None,
+    ) -> Tensor:
         latents = latents.to(self.device, non_blocking=True)
         cond = Condition()
         if labels is not None:
             told = self._pinned(torch.as_tensor(labels))
             cond = Condition(label=told.to(self.device, non_blocking=True))
         with casts(self.precision, self.device), self._replays:
+            if first is not None:
+                cond = latents_first(self.model, len(latents), cond, first)
             return self.sampler(self.model, latents, cond, noise=noise, on_step=on_step)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
