@@ -166,6 +166,28 @@ def test_a_low_temperature_is_one_hot_and_a_hard_draw_has_the_soft_one_s_gradien
     assert torch.autograd.gradcheck(lambda x: gumbel_softmax(x, StepNoise(2), 0.7), (logits[:1, :1],))
 
 
+class Fixed:
+    """Uniform numbers that are known."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+
+    def uniform(self, like: Tensor) -> Tensor:
+        return self.numbers.to(like).view_as(like)
+
+
+def test_the_straight_through_draw_is_the_docking_program_s() -> None:
+    """`models/layers.py` of disco-diffdock at the same uniform numbers, temperature 0.7: one-hot, and its gradient."""
+    logits = torch.sin(torch.arange(12.0) + 1).reshape(1, 3, 4).requires_grad_()
+    noise: Any = Fixed((torch.arange(12.0) * 0.0793 + 0.031) % 1)
+    hard = gumbel_softmax(logits, noise, 0.7, hard=True)
+    assert hard.argmax(-1).tolist() == [[1, 3, 3]]
+    (hard * torch.cos(torch.arange(4.0))).sum().backward()
+    want = [0.22385706, 0.16922919, -0.23029143, -0.16279483, 0.03697852, 0.09728454, 0.12092923, -0.25519225,
+            0.47473806, 0.11965828, -0.02990338, -0.56449300]  # fmt: skip
+    assert logits.grad is not None and logits.grad.flatten().tolist() == pytest.approx(want, abs=1e-6)
+
+
 def test_perplexity_counts_the_values_in_use() -> None:
     used = torch.tensor([0, 1, 2, 3] * 6)
     logits = 100 * torch.nn.functional.one_hot(used, 8).double()[:, None]

@@ -2,7 +2,8 @@
 
 Source     Xu et al. 2024 (DisCo-Diff, arXiv 2407.03300): 12 layers, width 768, 12 heads, patches of 8 pixels at 64x64.
            Its image program is not public; pre-norm blocks are ViT's (Dosovitskiy et al. 2021, 2010.11929).
-Departs    What the paper leaves open is ours: one output layer for all latents, weights of deviation 0.02.
+Departs    What the paper leaves open is ours: one output layer for all latents; weights begin as ViT's, Xavier's law, and
+           the tokens' and positions' with deviation 0.02.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class LatentEncoder(Network):
 
 
 def begin(module: nn.Module) -> None:
-    """Linear layers as GPT's and ViT's have them: deviation 0.02, biases 0."""
+    """Linear layers as ViT's: Xavier's law, biases 0."""
     if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=STD)
+        nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from imagewright.networks.latent_encoder import EPS, STD, begin
+from imagewright.networks.latent_encoder import EPS, begin
 from imagewright.networks.layers import Init, conv, group_norm, linear
 from imagewright.networks.patterns import Dense
 from imagewright.networks.recompute import Block
@@ -72,7 +72,7 @@ class LatentLayers(nn.Module):
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.blocks.apply(begin)
         for table in (self.codebook, self.null):
-            nn.init.normal_(table, std=STD)
+            nn.init.normal_(table)
         plan = network.plan()
         self.attend = nn.ModuleDict(
             {
