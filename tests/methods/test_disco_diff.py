@@ -17,6 +17,7 @@ from imagewright.cli.dry_run import StandIns
 from imagewright.cli.main import main
 from imagewright.data import ImageSet
 from imagewright.guidance import Guided, LayerSkipped, SkipScale, SkipTuned, latent_guidance
+from imagewright.interop.graphs import write_program
 from imagewright.methods.disco_diff import DiscoDiff, LatentPrior, Transformer, gumbel_softmax, perplexity
 from imagewright.methods.edm import EDM
 from imagewright.metrics.bits import BitsSettings, measure_bits
@@ -51,6 +52,7 @@ from imagewright.samplers.latents_first import STREAM, draw_latents, latents_fir
 from imagewright.samplers.replay import Replays
 from imagewright.training.couple import Drawing
 from imagewright.training.experiment import Experiment, assemble, run_experiment
+from imagewright.tuning.bespoke import BespokeTraining, train_bespoke
 from imagewright.types import Batch, Clock, Condition, DataSpec, Update, UserError
 
 F64 = torch.float64
@@ -461,6 +463,21 @@ def test_it_is_one_model_on_disk(model: LatentDenoiser, tmp_path: Path) -> None:
     torch.testing.assert_close(cond.latents, latents_first(model, 2, Condition(), StepNoise(1)).latents)
     assert describe(again) == describe(model) and "prior" in describe(again)
     assert "prior" not in describe(build(describe(fresh())))
+
+
+def test_a_learnt_solver_s_paths_are_told_latents(model: LatentDenoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Condition] = []
+
+    def stop(velocity: Any, latents: Tensor, cond: Condition, tolerance: float) -> None:
+        seen.append(cond)
+        raise InterruptedError
+
+    monkeypatch.setattr("imagewright.tuning.bespoke.solve_paths", stop)
+    with pytest.raises(InterruptedError):
+        train_bespoke(model, SPEC.shape, config=BespokeTraining(num_steps=2, batch=3))
+    assert seen[0].latents is not None and seen[0].latents.shape == (3, M, 8)
+    with pytest.raises(UserError, match="it has no graph of one call"):
+        write_program(Path("never"), model, SPEC)
 
 
 def test_bits_count_the_latents_too(model: LatentDenoiser) -> None:

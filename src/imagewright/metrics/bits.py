@@ -166,7 +166,7 @@ class Scorer:
     @property
     def told(self) -> LatentDenoiser | None:
         """The model within that is told discrete latents."""
-        return told_latents(self.model) if isinstance(self.model, torch.nn.Module) else None
+        return told_latents(self.model)
 
 
 def scorer(model: Any) -> Scorer:

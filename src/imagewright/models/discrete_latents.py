@@ -10,7 +10,6 @@ Likelihood   -ln p(x) <= -ln p(x | z) - ln p(z) for any z; the encoder's likelie
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -19,12 +18,11 @@ from torch import Tensor, nn
 
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.preconditioning import Describable, EDMPrecond, NoiseLabel
+from imagewright.models.recast import Ask
 from imagewright.networks import UNet
 from imagewright.networks.latent_encoder import LatentEncoder
 from imagewright.networks.latent_layers import LatentLayers
 from imagewright.types import Condition, Noise, UserError
-
-Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 class LatentDenoiser(EDMPrecond):
@@ -72,7 +70,7 @@ class LatentDenoiser(EDMPrecond):
             raise UserError("this model has no prior yet, which draws its latents: train it with LatentPrior")
         return CausalTokenModel(self.prior, LatentCodec(self.encoder))
 
-    def through(self, network: Network, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+    def through(self, network: Ask, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         if isinstance(network, UNet):
             network = self.informed(network, cond)
         return super().through(network, x, sigma, replace(cond, latents=None))
@@ -102,12 +100,13 @@ class LatentDenoiser(EDMPrecond):
         return described if self.prior is None else {**described, "prior": cast(Describable, self.prior).describe()}
 
 
-def told_latents(model: nn.Module) -> LatentDenoiser | None:
+def told_latents(model: object) -> LatentDenoiser | None:
     """The model within that is told latents; None where there is none.
 
     Raises UserError for several, as of a model and its guide: the latents of the one mean nothing to the other.
     """
-    found = [each for each in model.modules() if isinstance(each, LatentDenoiser)]
+    within = model.modules() if isinstance(model, nn.Module) else ()
+    found = [each for each in within if isinstance(each, LatentDenoiser)]
     if len(found) > 1:
         raise UserError(
             "model and guide are told discrete latents of their own; those of one mean nothing to the other"

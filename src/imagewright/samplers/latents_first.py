@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imagewright.models.discrete_latents import LatentDenoiser, told_latents
 from imagewright.samplers.raster import Raster
@@ -29,7 +29,7 @@ def draw_latents(model: LatentDenoiser, n: int, cond: Condition, noise: Noise) -
 
 
 @torch.no_grad()
-def latents_first(model: nn.Module, n: int, cond: Condition, noise: Noise) -> Condition:
+def latents_first(model: object, n: int, cond: Condition, noise: Noise) -> Condition:
     """The condition of n images with their latents in it; as it is where a model has none, or no prior yet."""
     told = told_latents(model)
     if told is None or told.prior is None:
