@@ -2,7 +2,7 @@
 
 Source     Xu et al. 2024 (DisCo-Diff, arXiv 2407.03300): 12 layers, width 768, 12 heads, patches of 8 pixels at 64x64.
            Its image program is not public; pre-norm blocks are ViT's (Dosovitskiy et al. 2021, 2010.11929).
-Departs    What the paper leaves open is ours: one output layer for all latents; weights begin by Xavier's law, as ViT's,
+Departs    What the paper leaves open is ours: one output layer for all latents; weights begin as ViT's (Xavier's law),
            tokens and positions with deviation 0.02.
 """
 

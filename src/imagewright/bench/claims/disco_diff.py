@@ -25,7 +25,7 @@ from imagewright.samplers.latents_first import latents_first
 from imagewright.training.config import EmaConfig
 from imagewright.types import UNCONDITIONAL, DataSpec, Noise
 
-UPDATES, PRIOR_UPDATES, BATCH, COUNT = 800, 150, 128, 4000
+UPDATES, PRIOR_UPDATES, BATCH, COUNT = 600, 150, 128, 4000
 SPEC = DataSpec(name="points", resolution=1, channels=2)
 SMALL = Transformer(width=32, depth=1, heads=2)
 BASE = EDM(sigma_data=PLANE, noise_levels=LogNormal(mean=-1.2, std=1.4))
@@ -138,7 +138,7 @@ CLAIM = Claim(
     headline="ImageNet-64 FID 2.36 to 1.65 at 78 calls, 1.36 to 1.22 at 623 with Restart; unconditional 6.20 to 3.70",
     miniature="8 modes in the plane, one latent of 8 values, a small U-Net, its encoder and the prior of its latent, "
     "all from nothing; against the same network whose latents are hidden always, and one that is told latents of "
-    "another point of the batch; 800 updates, each at its own searched rate. Points are drawn with latents of the "
+    "another point of the batch; 600 updates, each at its own searched rate. Points are drawn with latents of the "
     "learned prior.",
     measure="sliced Wasserstein distance x 1000, 8 Heun steps",
     cost="updates",
