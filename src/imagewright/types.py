@@ -56,6 +56,8 @@ class Condition(Example):
     None = the model's own.
     estimate: [N, C, H, W], an earlier answer to the same question, for self-conditioned networks
     (`models.self_conditioned`); None = zeros, there is none yet.
+    latents: float32 [N, M, D], vectors of the image's discrete latents, which a model draws before it is
+    sampled from (`models.discrete_latents`); None = no latents.
     """
 
     label: Tensor | None = None
@@ -64,6 +66,7 @@ class Condition(Example):
     share: Tensor | None = None
     weight: Tensor | None = None
     estimate: Tensor | None = None
+    latents: Tensor | None = None
 
 
 UNCONDITIONAL = Condition()

@@ -20,6 +20,7 @@ from imagewright.methods.continuous_consistency import (
     ContinuousConsistencyDistillation,
     ContinuousConsistencyTraining,
 )
+from imagewright.methods.disco_diff import DiscoDiff, Transformer
 from imagewright.methods.distances import Distance
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
@@ -52,6 +53,7 @@ TRAINING = replace(
     BASE.training, total_images=96, batch=16, micro_batch=8, log_images=16, snapshot_images=96, checkpoint_images=32
 )
 ADVERSARIAL = Adversarial(start=0.3, width=8)
+FEW = Transformer(width=8, depth=1, heads=2)
 METHODS = {
     "bits": (AnalogBitsTraining(), BitDiffusion(num_steps=2)),
     "self-conditioned": (EDM(self_conditioning=True), Heun(num_steps=2)),
@@ -87,9 +89,10 @@ METHODS = {
     ),
     "scd": (ContinuousConsistencyDistillation(warmup=0.5), MultistepConsistency()),
     "sct": (ContinuousConsistencyTraining(warmup=0.5), MultistepConsistency()),
+    "disco": (DiscoDiff(latents=2, values=3, patch=4, encoder=FEW, told=FEW), Heun(num_steps=2)),
 }
 PAIRED = ("dmd", "dsno", "rfpp", "simple-reflow", "slimflow", "slimflow-distil", "caf-velocity", "caf", "caf-gan")
-FRESH = ("ecm", "self-conditioned", "flow", "slimflow", "caf-velocity", "caf", "caf-gan")
+FRESH = ("disco", "ecm", "self-conditioned", "flow", "slimflow", "caf-velocity", "caf", "caf-gan")
 """Methods that begin with a network of their own, whatever they are called."""
 
 

@@ -80,26 +80,38 @@ class Guided(nn.Module):
         return (sigma > self.interval[0]) & (sigma <= self.interval[1])
 
 
-class Unlabelled(nn.Module):
-    """A conditional denoiser asked without its label: the guide of classifier-free guidance."""
+class Untold(nn.Module):
+    """A denoiser asked without a part of its condition, such as "label"."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser, part: str) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.part = denoiser, part
         self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
-        """As `types.Denoiser`; the label is not passed on."""
-        return self.denoiser(x, sigma, replace(cond, label=None))
+        """As `types.Denoiser`; that part is not passed on."""
+        return self.denoiser(x, sigma, replace(cond, **{self.part: None}))
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The denoiser's."""
         return self.denoiser.round_sigma(sigma)
 
 
+class Unlabelled(Untold):
+    """A conditional denoiser asked without its label: the guide of classifier-free guidance."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(denoiser, "label")
+
+
 def classifier_free(denoiser: Denoiser, weight: float, interval: tuple[float, float] = (0.0, math.inf)) -> Guided:
     """Guide a conditional model by itself without the label; it has to be trained with `network.label_dropout` > 0."""
     return Guided(denoiser, Unlabelled(denoiser), weight, interval)
+
+
+def latent_guidance(denoiser: Denoiser, weight: float, interval: tuple[float, float] = (0.0, math.inf)) -> Guided:
+    """Guide a model with discrete latents by itself without them (DisCo-Diff, 2407.03300); the paper's s is w - 1."""
+    return Guided(denoiser, Untold(denoiser, "latents"), weight, interval)
 
 
 def guided_by(main: Denoiser, guide: Denoiser, x: Tensor, sigma: Tensor, cond: Condition, weight: Tensor) -> Tensor:

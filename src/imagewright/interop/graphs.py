@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.files import replacing
+from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.preconditioning import Preconditioned
 from imagewright.models.routed import RoutedMap
 from imagewright.models.segments import MultistepConsistencyModel
@@ -60,6 +61,8 @@ def _graph(model: nn.Module, spec: DataSpec) -> tuple[nn.Module, dict[str, Tenso
         raise UserError(
             f"a self-conditioned {type(model).__name__} is shown its own answers; it has no graph of one call"
         )
+    if isinstance(model, LatentDenoiser):
+        raise UserError("this denoiser draws its discrete latents before it is asked; it has no graph of one call")
     if isinstance(model, StartMap | TrajectoryModel | RoutedMap):
         wrapped: nn.Module = _OneStep(model)
     elif isinstance(model, Preconditioned) and not isinstance(model, MultistepConsistencyModel):

@@ -9,6 +9,8 @@ probability flow
            uniformly over the bins of their 8-bit values (dequantised), which bounds the discrete likelihood from
            above in expectation; trace by Hutchinson's estimate, or exact. What is drawn (dequantisation, probes) is
            drawn anew in each pass; the standard error comes from the differences between passes, image by image.
+           Of a denoiser with discrete latents (`models.discrete_latents`): given the image's likeliest ones, to which
+           their own are added, -ln p(x) <= -ln p(x | z) - ln p(z).
 
 A flow map that contains no denoiser has no likelihood, neither has a masked model that is no diffusion; the tokens of a
 codec that loses something say nothing of pixels. Each of these is refused in a sentence.
@@ -27,6 +29,7 @@ from torch import Tensor
 
 from imagewright.data import ImageSet, from_uint8
 from imagewright.metrics.likelihood import bits_per_dim, dequantised, log_likelihood
+from imagewright.models.discrete_latents import LatentDenoiser, told_latents
 from imagewright.models.kinds import KINDS
 from imagewright.models.self_conditioned import is_self_conditioned
 from imagewright.noise import ImageNoise
@@ -161,6 +164,11 @@ class Scorer:
     model: Any
     preprocessing: str = ""
 
+    @property
+    def told(self) -> LatentDenoiser | None:
+        """The model within that is told discrete latents."""
+        return told_latents(self.model)
+
 
 def scorer(model: Any) -> Scorer:
     """How a model's likelihood is computed. Raises UserError, in one sentence, for one that has none."""
@@ -238,11 +246,12 @@ def _answer(
             return model.nll(model.codec.encode(x), cond, noise=noise, times=times)
     denoiser: Denoiser = scored.model
     dimension = x[0].numel()
+    cond, latents = (cond, 0.0) if scored.told is None else scored.told.recognised(x, cond)
     spread = dequantised(x.double(), noise)
     density = log_likelihood(
         denoiser, spread, cond, noise=noise, steps=settings.ode_steps, probes=settings.probes or None
     )
-    return bits_per_dim(density, dimension) * dimension * math.log(2)
+    return bits_per_dim(density, dimension) * dimension * math.log(2) + latents
 
 
 def spread_times(n: int, seed: int, pass_: int) -> Tensor:
@@ -313,6 +322,8 @@ def _notes(scored: Scorer, spec: DataSpec) -> tuple[str, ...]:
             "the density at dequantised images bounds the bits per dimension of the 8-bit values from above",
         ),
     }[scored.kind]
+    if scored.told is not None and scored.told.prior is not None:
+        said = (*said, "of all latents that an image may have its likeliest alone are counted: an upper bound, too")
     own: str | None = getattr(scored.model, "likelihood_note", None)
     classes = "every image's class is told to the model and not counted" if spec.num_classes else None
     return tuple(note for note in (*said, own, classes) if note is not None)

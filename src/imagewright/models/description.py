@@ -24,6 +24,7 @@ from imagewright.models.causal import CausalTokenModel
 from imagewright.models.classifier import Classifier
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
 from imagewright.models.coupled import CoupledConsistencyModel
+from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
@@ -62,6 +63,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "FewStepGenerator": FewStepGenerator,
     "GuidedDenoiser": GuidedDenoiser,
     "InitialVelocity": InitialVelocity,
+    "LatentDenoiser": LatentDenoiser,
     "LearnedMaskingModel": LearnedMaskingModel,
     "MaskedDiffusionModel": MaskedDiffusionModel,
     "MaskedTokenModel": MaskedTokenModel,

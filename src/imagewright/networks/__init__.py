@@ -7,6 +7,7 @@ from imagewright.networks.bit_unet import BitUNet, BitUNetConfig
 from imagewright.networks.config import Network
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
 from imagewright.networks.edm2_unet import EDM2UNet, EDM2UNetConfig
+from imagewright.networks.latent_encoder import LatentEncoder, LatentEncoderConfig
 from imagewright.networks.perceiver_ar import PerceiverAR, PerceiverARConfig
 from imagewright.networks.pixel_unet import PixelUNet, PixelUNetConfig
 from imagewright.networks.routing_transformer import RoutingTransformer, RoutingTransformerConfig
@@ -24,6 +25,7 @@ NETWORKS: dict[str, type[Network]] = {
     "BitUNet": BitUNet,
     "DhariwalUNet": DhariwalUNet,
     "EDM2UNet": EDM2UNet,
+    "LatentEncoder": LatentEncoder,
     "PerceiverAR": PerceiverAR,
     "PixelUNet": PixelUNet,
     "RoutingTransformer": RoutingTransformer,
@@ -49,6 +51,8 @@ __all__ = [
     "DhariwalUNetConfig",
     "EDM2UNet",
     "EDM2UNetConfig",
+    "LatentEncoder",
+    "LatentEncoderConfig",
     "Network",
     "PerceiverAR",
     "PerceiverARConfig",

@@ -147,6 +147,8 @@ class UNet(Network, ABC):
             stage: nn.ModuleDict({name: others.get(f"{stage}.{name}", module) for name, module in modules.items()})
             for stage, modules in stages.items()
         }
+        # What stands in the place of its `forward` is the original's (`samplers.replay`).
+        vars(changed).pop("forward", None)
         # A copied module shares its table of children with the original, so it gets a table of its own.
         changed._modules = {**self._modules, **swapped}
         return changed

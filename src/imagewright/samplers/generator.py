@@ -18,6 +18,7 @@ from imagewright.checks import require_whole, whole_numbers
 from imagewright.data import to_uint8
 from imagewright.data.pixels import uint8_later
 from imagewright.guidance import evaluations
+from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import ModelFile
 from imagewright.models.kinds import KINDS
 from imagewright.models.self_conditioned import carried
@@ -25,6 +26,7 @@ from imagewright.models.tokens import check_device
 from imagewright.noise import ImageNoise
 from imagewright.precision import Precision, casts
 from imagewright.samplers import SAMPLERS
+from imagewright.samplers.latents_first import STREAM, latents_first
 from imagewright.samplers.replay import Replays
 from imagewright.shapes import misfit
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec, ModelKind, OnStep, Sampler, UserError, kind_of
@@ -90,6 +92,7 @@ class ImageGenerator:
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.spec = replace(spec, resolution=spec.resolution * getattr(self.sampler, "expansion", 1))
         self.precision = precision
+        self._draws_first = told_latents(self.model) is not None
         small = sum(p.numel() for p in self.model.parameters()) <= SMALL
         wanted = self.device.type == "cuda" and (small if graphs is None else graphs)
         self._replays: AbstractContextManager[Any] = Replays(self.model) if wanted else nullcontext()
@@ -227,18 +230,28 @@ class ImageGenerator:
         """Whether the model makes no images, but what it decodes to some."""
         return kind_of(self.model) == "latent_denoiser"
 
-    def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, Tensor]:
-        """The images' noise, and what sampling begins with, still on the host."""
+    def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, ImageNoise | None, Tensor]:
+        """The images' noise, that of what is drawn first, and what sampling begins with, still on the host."""
         noise = ImageNoise(seed, indices)
-        return noise, self._pinned(noise.normal(torch.empty(len(indices), *self.latent)))
+        begin = self._pinned(noise.normal(torch.empty(len(indices), *self.latent)))
+        return noise, ImageNoise(seed, indices, STREAM) if self._draws_first else None, begin
 
-    def _drawn(self, noise: ImageNoise, latents: Tensor, labels: Labels | None, on_step: OnStep | None) -> Tensor:
+    def _drawn(
+        self,
+        noise: ImageNoise,
+        first: ImageNoise | None,
+        latents: Tensor,
+        labels: Labels | None,
+        on_step: OnStep | None,
+    ) -> Tensor:
         latents = latents.to(self.device, non_blocking=True)
         cond = Condition()
         if labels is not None:
             told = self._pinned(torch.as_tensor(labels))
             cond = Condition(label=told.to(self.device, non_blocking=True))
         with casts(self.precision, self.device), self._replays:
+            if first is not None:
+                cond = latents_first(self.model, len(latents), cond, first)
             model = carried(self.model)
             seen = on_step if on_step is None or not self._elsewhere else partial(_decoded, self.model, on_step)
             return self.sampler(model, latents, cond, noise=noise, on_step=seen)

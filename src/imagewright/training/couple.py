@@ -30,6 +30,7 @@ from imagewright.data.couplings import (
     write_shard,
 )
 from imagewright.locks import alone
+from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import weights_hash
 from imagewright.models.self_conditioned import carried
 from imagewright.noise import ImageNoise
@@ -161,6 +162,8 @@ class Drawing:
         else:
             real = from_uint8(torch.from_numpy(self.images.images(list(rows)))).to(self.generator.device)
             cond = Condition() if labels is None else Condition(label=known.to(self.generator.device))
+            told = told_latents(self.generator.model)
+            cond = cond if told is None else told.recognised(real, cond)[0]
             sampler: Any = self.generator.sampler
             noise = ImageNoise(seed, list(rows))
             latents = sampler.invert(carried(self.generator.model), real, cond, noise=noise, on_step=watch)

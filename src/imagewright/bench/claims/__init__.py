@@ -13,6 +13,7 @@ KEYS: tuple[str, ...] = (
     "skip_tuning",
     "bespoke",
     "autodiffusion",
+    "disco_diff",
     "consistency",
     "ict",
     "multistep_consistency",
