@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -269,6 +269,20 @@ class Autoencoder(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> [N, C, H, W] in [-1, 1]."""
         ...
+
+
+class Encoding(NamedTuple):
+    """What an encoder makes of images.
+
+    pooled: [N, D]. tokens: [N, h w, D'], in raster order, None = it has none; grid: (h, w). logits: [N, K] of its
+    classes, None = it has none. taught: [N, K], in training, of a second head that learns from a teacher.
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    logits: Tensor | None = None
+    taught: Tensor | None = None
 
 
 class Encoder(Protocol):

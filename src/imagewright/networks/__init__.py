@@ -12,6 +12,7 @@ from imagewright.networks.song_unet import SongUNet, SongUNetConfig
 from imagewright.networks.sparse_transformer import SparseTransformer, SparseTransformerConfig
 from imagewright.networks.token_transformer import TokenTransformer, TokenTransformerConfig
 from imagewright.networks.unet import UNet
+from imagewright.networks.vcmamba import VCMamba, VCMambaConfig
 from imagewright.networks.vq import VQAutoencoder, VQAutoencoderConfig
 from imagewright.networks.wide_resnet import WideResNet, WideResNetConfig
 
@@ -26,6 +27,7 @@ NETWORKS: dict[str, type[Network]] = {
     "SongUNet": SongUNet,
     "SparseTransformer": SparseTransformer,
     "TokenTransformer": TokenTransformer,
+    "VCMamba": VCMamba,
     "VQAutoencoder": VQAutoencoder,
     "WideResNet": WideResNet,
 }
@@ -55,6 +57,8 @@ __all__ = [
     "TokenTransformer",
     "TokenTransformerConfig",
     "UNet",
+    "VCMamba",
+    "VCMambaConfig",
     "VQAutoencoder",
     "VQAutoencoderConfig",
     "WideResNet",
