@@ -3,6 +3,7 @@
 from imagewright.networks.adm_unet import ADMUNet, ADMUNetConfig
 from imagewright.networks.axial_transformer import AxialTransformer, AxialTransformerConfig
 from imagewright.networks.config import Network
+from imagewright.networks.conv_classifier import ConvClassifier, ConvClassifierConfig
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
 from imagewright.networks.edm2_unet import EDM2UNet, EDM2UNetConfig
 from imagewright.networks.perceiver_ar import PerceiverAR, PerceiverARConfig
@@ -19,6 +20,7 @@ from imagewright.networks.wide_resnet import WideResNet, WideResNetConfig
 NETWORKS: dict[str, type[Network]] = {
     "ADMUNet": ADMUNet,
     "AxialTransformer": AxialTransformer,
+    "ConvClassifier": ConvClassifier,
     "DhariwalUNet": DhariwalUNet,
     "EDM2UNet": EDM2UNet,
     "PerceiverAR": PerceiverAR,
@@ -39,6 +41,8 @@ __all__ = [
     "ADMUNetConfig",
     "AxialTransformer",
     "AxialTransformerConfig",
+    "ConvClassifier",
+    "ConvClassifierConfig",
     "DhariwalUNet",
     "DhariwalUNetConfig",
     "EDM2UNet",

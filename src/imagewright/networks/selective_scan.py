@@ -41,7 +41,8 @@ def recurrence(decay: Tensor, added: Tensor, chunk: int, *, backwards: bool = Fa
     short = -length % chunk
     if short:
         decay, added = (torch.cat([t, t.new_zeros(short, *t.shape[1:])]) for t in (decay, added))
-    h, decay = added.unflatten(0, (-1, chunk)), decay.unflatten(0, (-1, chunk))
+    shape = (-1, chunk, *added.shape[1:])
+    h, decay = added.view(shape), decay.reshape(shape)
     before, first, last = (1, chunk - 2, -1) if backwards else (-1, 1, chunk)
     for k in range(first, last, -before):
         h[:, k].addcmul_(decay[:, k], h[:, k + before])
@@ -50,7 +51,7 @@ def recurrence(decay: Tensor, added: Tensor, chunk: int, *, backwards: bool = Fa
         edge = 0 if backwards else -1
         for i in range(len(h) - 2, -1, -1) if backwards else range(1, len(h)):
             h[i].addcmul_(since[i], h[i + before, edge])
-    return h.flatten(0, 1)[:length]
+    return added[:length]
 
 
 class _Scan(torch.autograd.Function):
@@ -64,7 +65,7 @@ class _Scan(torch.autograd.Function):
         return (h @ c[..., None])[..., 0]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, step, rate, b, c = ctx.saved_tensors
         decay, entering = _decay(step, rate), step * u

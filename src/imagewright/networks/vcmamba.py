@@ -88,7 +88,8 @@ class VCMambaConfig(NetworkConfig):
     @property
     def side(self) -> int:
         """Of the last stage's grid: every stride of 2 halves it, upwards."""
-        return -(-self.img_resolution // (self.stem * 2 ** (len(self.widths) - 1)))
+        stride: int = self.stem * 2 ** (len(self.widths) - 1)
+        return -(-self.img_resolution // stride)
 
 
 SIZES = {
@@ -141,7 +142,7 @@ class VCMamba(Network):
         x = self.stem(images)
         for i, stage in enumerate(self.stages):
             x = self.downs[i - 1](x) if i else x
-            for block in stage:
+            for block in stage.children():
                 x = block(x if block is not self._first else x + self._placed(x))
         grid = (x.shape[2], x.shape[3])
         tokens = self.norm(x.flatten(2).mT)
@@ -249,7 +250,7 @@ class GridScan(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             u, step, b, c = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (u, step, b, c))
             y = self.norm(self._scanned(u, F.softplus(step), b, c, height, width))
-        out: Tensor = self.leave(y.permute(1, 2, 0).unflatten(2, (height, width)))
+        out: Tensor = self.leave(y.permute(1, 2, 0).reshape(len(x), -1, height, width))
         return out
 
     def _scanned(self, u: Tensor, step: Tensor, b: Tensor, c: Tensor, height: int, width: int) -> Tensor:
@@ -263,8 +264,8 @@ class GridScan(nn.Module):
         along = not self.official_compat
         rate = -self.log_rate.to(u.dtype).exp()
         told = beside(step, along), rate, beside(b, along) + entered, beside(c, along)
-        y = selective_scan(beside(u), *told, self.skip.to(u.dtype)).unflatten(1, (len(orders), -1))
-        return torch.zeros_like(u).index_add(0, orders.flatten(), y.transpose(0, 1).flatten(0, 1))
+        y = selective_scan(beside(u), *told, self.skip.to(u.dtype)).view(len(u), len(orders), *u.shape[1:])
+        return torch.zeros_like(u).index_add(0, orders.T.flatten(), y.flatten(0, 1))
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""VCMamba: scans in four directions tell every cell of every other one; one scan, or convolutions, do not (2509.04669)."""
+"""VCMamba: four scans tell every cell of every other one; one scan, or convolutions, do not (2509.04669)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def marked(generator: torch.Generator, n: int) -> Tensor:
     """Pictures of one coloured cell on grey, [n, 3, 16, 16]."""
     colour = 2.0 * torch.randint(2, (n, 3), generator=generator) - 1
     place = torch.randint(SIDE**2, (n, 1), generator=generator)
-    return (colour[:, :, None] * F.one_hot(place, SIDE**2)).unflatten(2, (SIDE, SIDE))
+    return (colour[:, :, None] * F.one_hot(place, SIDE**2)).reshape(n, 3, SIDE, SIDE)
 
 
 def colour_of(pictures: Tensor) -> Tensor:
@@ -65,7 +65,9 @@ def loss(net: nn.Module, pictures: Tensor) -> Tensor:
 @torch.no_grad()
 def wrong(net: nn.Module, pictures: Tensor) -> dict[str, float]:
     """Shares of wrong cells: of all, and of those whose row is more than the field above the marker's."""
-    miss = torch.cat([answers(net, some).argmax(2) for some in pictures.split(64)]) != colour_of(pictures)[:, None]
+    miss = (
+        torch.cat([answers(net, some).argmax(2) for some in torch.split(pictures, 64)]) != colour_of(pictures)[:, None]
+    )
     row = pictures.abs().sum((1, 3)).argmax(1)
     above = torch.arange(SIDE**2) // SIDE < (row - FIELD)[:, None]
     return {"all": float(miss.double().mean()), "above": float(miss[above].double().mean())}
