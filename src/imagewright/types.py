@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -295,11 +295,47 @@ class Autoencoder(Protocol):
         ...
 
 
+class Encoding(NamedTuple):
+    """What an encoder makes of images.
+
+    pooled: [N, D]. tokens: [N, h w, D'], in raster order, None = it has none; grid: (h, w). logits: [N, K] of its
+    classes, None = it has none. taught: [N, K], in training, of a second head that learns from a teacher.
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    logits: Tensor | None = None
+    taught: Tensor | None = None
+
+
+Resize = Literal["box", "bicubic", "tensorflow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How an encoder's network sees pictures; a part of its file.
+
+    side: height and width. channels: 1 or 3; grey pictures repeat theirs. resize: box = means over boxes or repeated
+    pixels, where no size divides the other bilinear, antialiased; bicubic = antialiased, and cut to [-1, 1];
+    tensorflow = bilinear as TensorFlow 1's, of pixels at their corners, not antialiased. mean, std: subtracted and
+    divided by, of colours in [0, 1], one number or one for each channel.
+    """
+
+    side: int
+    channels: int
+    resize: Resize = "box"
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+
 class Encoder(Protocol):
     """Images as features: what judges, teaches, conditions and curates generators."""
 
-    def features(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] in [-1, 1] -> [N, D], pooled over the image, float32."""
+    view: View
+
+    def encode(self, images: Tensor) -> Encoding:
+        """[N, C, H, H] in [-1, 1], brought to the view whatever their size -> float32 or wider; differentiable."""
         ...
 
 

@@ -5,6 +5,7 @@ from imagewright.networks.arpg import ARPG, ARPGConfig
 from imagewright.networks.axial_transformer import AxialTransformer, AxialTransformerConfig
 from imagewright.networks.bit_unet import BitUNet, BitUNetConfig
 from imagewright.networks.config import Network
+from imagewright.networks.conv_classifier import ConvClassifier, ConvClassifierConfig
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
 from imagewright.networks.edm2_unet import EDM2UNet, EDM2UNetConfig
 from imagewright.networks.latent_encoder import LatentEncoder, LatentEncoderConfig
@@ -15,6 +16,7 @@ from imagewright.networks.song_unet import SongUNet, SongUNetConfig
 from imagewright.networks.sparse_transformer import SparseTransformer, SparseTransformerConfig
 from imagewright.networks.token_transformer import TokenTransformer, TokenTransformerConfig
 from imagewright.networks.unet import UNet
+from imagewright.networks.vcmamba import VCMamba, VCMambaConfig
 from imagewright.networks.vq import VQAutoencoder, VQAutoencoderConfig
 from imagewright.networks.wide_resnet import WideResNet, WideResNetConfig
 
@@ -23,6 +25,7 @@ NETWORKS: dict[str, type[Network]] = {
     "ARPG": ARPG,
     "AxialTransformer": AxialTransformer,
     "BitUNet": BitUNet,
+    "ConvClassifier": ConvClassifier,
     "DhariwalUNet": DhariwalUNet,
     "EDM2UNet": EDM2UNet,
     "LatentEncoder": LatentEncoder,
@@ -32,6 +35,7 @@ NETWORKS: dict[str, type[Network]] = {
     "SongUNet": SongUNet,
     "SparseTransformer": SparseTransformer,
     "TokenTransformer": TokenTransformer,
+    "VCMamba": VCMamba,
     "VQAutoencoder": VQAutoencoder,
     "WideResNet": WideResNet,
 }
@@ -47,6 +51,8 @@ __all__ = [
     "AxialTransformerConfig",
     "BitUNet",
     "BitUNetConfig",
+    "ConvClassifier",
+    "ConvClassifierConfig",
     "DhariwalUNet",
     "DhariwalUNetConfig",
     "EDM2UNet",
@@ -67,6 +73,8 @@ __all__ = [
     "TokenTransformer",
     "TokenTransformerConfig",
     "UNet",
+    "VCMamba",
+    "VCMambaConfig",
     "VQAutoencoder",
     "VQAutoencoderConfig",
     "WideResNet",
