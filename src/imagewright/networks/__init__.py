@@ -4,7 +4,9 @@ from imagewright.networks.adm_unet import ADMUNet, ADMUNetConfig
 from imagewright.networks.axial_transformer import AxialTransformer, AxialTransformerConfig
 from imagewright.networks.config import Network
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
+from imagewright.networks.dit import DiT, DiTConfig
 from imagewright.networks.edm2_unet import EDM2UNet, EDM2UNetConfig
+from imagewright.networks.image_network import ImageNetwork
 from imagewright.networks.perceiver_ar import PerceiverAR, PerceiverARConfig
 from imagewright.networks.pixel_unet import PixelUNet, PixelUNetConfig
 from imagewright.networks.routing_transformer import RoutingTransformer, RoutingTransformerConfig
@@ -19,6 +21,7 @@ NETWORKS: dict[str, type[Network]] = {
     "ADMUNet": ADMUNet,
     "AxialTransformer": AxialTransformer,
     "DhariwalUNet": DhariwalUNet,
+    "DiT": DiT,
     "EDM2UNet": EDM2UNet,
     "PerceiverAR": PerceiverAR,
     "PixelUNet": PixelUNet,
@@ -39,8 +42,11 @@ __all__ = [
     "AxialTransformerConfig",
     "DhariwalUNet",
     "DhariwalUNetConfig",
+    "DiT",
+    "DiTConfig",
     "EDM2UNet",
     "EDM2UNetConfig",
+    "ImageNetwork",
     "Network",
     "PerceiverAR",
     "PerceiverARConfig",
