@@ -17,6 +17,7 @@ Departs    from NVlabs/edm2, generate_images.py: the sampler's state is float64 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,21 +96,28 @@ class Guided(nn.Module):
         return (sigma > self.interval[0]) & (sigma <= self.interval[1])
 
 
-class Unlabelled(nn.Module):
-    """A conditional denoiser asked without its label: the guide of classifier-free guidance."""
+class Untold(nn.Module):
+    """A denoiser asked without a part of its condition, such as "label"."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser, part: str) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.part = denoiser, part
         self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
-        """As `types.Denoiser`; the label is not passed on."""
-        return self.denoiser(x, sigma, Condition(augment=cond.augment))
+        """As `types.Denoiser`; that part is not passed on."""
+        return self.denoiser(x, sigma, replace(cond, **{self.part: None}))
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The denoiser's."""
         return self.denoiser.round_sigma(sigma)
+
+
+class Unlabelled(Untold):
+    """A conditional denoiser asked without its label: the guide of classifier-free guidance."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(denoiser, "label")
 
 
 def classifier_free(
@@ -120,6 +128,16 @@ def classifier_free(
 ) -> Guided:
     """Guide a conditional model by itself without the label; it has to be trained with `network.label_dropout` > 0."""
     return Guided(denoiser, Unlabelled(denoiser), weight, interval, channels)
+
+
+def latent_guidance(
+    denoiser: Denoiser,
+    weight: float,
+    interval: tuple[float, float] = (0.0, math.inf),
+    channels: int | None = None,
+) -> Guided:
+    """Guide a model with discrete latents by itself without them (DisCo-Diff, 2407.03300); the paper's s is w - 1."""
+    return Guided(denoiser, Untold(denoiser, "latents"), weight, interval, channels)
 
 
 def guided_by(main: Denoiser, guide: Denoiser, x: Tensor, sigma: Tensor, cond: Condition, weight: Tensor) -> Tensor:

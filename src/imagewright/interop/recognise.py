@@ -71,7 +71,9 @@ FORMATS = (
     Format("VAR (DDO's var_*.pth)", "blocks.0.ada_lin", _starts("blocks.0.ada_lin"), None, "the network"),
     Format("VQGAN, LlamaGen's tokenizer", "quantize.embedding, encoder.conv_in",
            _has("quantize.embedding.weight", "encoder.conv_in.weight"), None, "that network (ours is MaskGIT's own)"),
-    Format("ARPG", "layers.0.attention.wqkv or queries", _starts("cls_embedding", "layers.0."), None, "the network"),
+    Format("ARPG", "layers.self_dec, layers.cross_dec", _starts("layers.self_dec.", "layers.cross_dec."), None,
+           "the tokenizer of its tokens, LlamaGen's (the network is here)"),
+    Format("LlamaGen", "cls_embedding, layers.0", _starts("cls_embedding", "layers.0."), None, "the network"),
     Format("VCMamba", "a tensor A_log", lambda s: any(key.endswith(".A_log") for key in s), None, "the network"),
 )  # fmt: skip
 """Formats by what identifies them. MaskGIT's Flax files are msgpack, and are not opened."""

@@ -30,6 +30,7 @@ class Role(Enum):
     CONV = "input convolution"
     BLOCK = "residual block"
     MERGE = "residual block on the concatenation with the last unused skip connection"
+    ATTENTION = "self-attention that is no block's"
     AUX_RESAMPLE = "resamples the image pyramid beside the network"
     AUX_SKIP = "adds the image pyramid to the features"
     AUX_RESIDUAL = "averages the features with a pyramid that learns"
@@ -147,6 +148,8 @@ class UNet(ImageNetwork):
             stage: nn.ModuleDict({name: others.get(f"{stage}.{name}", module) for name, module in modules.items()})
             for stage, modules in stages.items()
         }
+        # What stands in the place of its `forward` is the original's (`samplers.replay`).
+        vars(changed).pop("forward", None)
         # A copied module shares its table of children with the original, so it gets a table of its own.
         changed._modules = {**self._modules, **swapped}
         return changed

@@ -149,12 +149,17 @@ class MaskedDecoding:
             raise UserError(
                 f"sampler MaskedDecoding fills in tokens in any order; a {type(model).__name__} knows only those before"
             )
-        known: Any = getattr(model, "label_dropout", None)
-        if self.guidance != 1 and known == 0:
-            raise UserError(
-                f"sampler.guidance is {self.guidance}; it needs a model whose class was at times hidden in training "
-                "(MaskGIT's --method.label-dropout above 0), and this one always saw it"
-            )
+        check_guidance(model, self.guidance)
         if not 0 <= start < self.num_steps:
             raise UserError(f"start is {start}; it must lie in 0 .. {self.num_steps - 1}")
         check_tokens(tokens, model.codec, unknown=True)
+
+
+def check_guidance(model: object, guidance: float) -> None:
+    """Raise UserError for guidance of a model that says it never answered without its class."""
+    known: Any = getattr(model, "label_dropout", None)
+    if guidance != 1 and known == 0:
+        raise UserError(
+            f"sampler.guidance is {guidance}; it needs a model whose class was at times hidden in training "
+            "(--method.label-dropout above 0), and this one always saw it"
+        )

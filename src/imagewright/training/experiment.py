@@ -181,7 +181,7 @@ def assemble(
         raise UserError(f"method {type(method).__name__} learns from no pairs; data.couplings has no effect")
     config = None
     if "network" in wanted and (experiment.network is not None or wanted["network"].default is inspect.Parameter.empty):
-        config = _network_config(experiment, spec, sizes_of(given))
+        config = _network_config(experiment, spec, {**sizes_of(given), **_sizes_by(method, given)})
         given["network"] = _network(config, experiment.training.seed)
     missing = [n for n, p in wanted.items() if n not in given and p.default is inspect.Parameter.empty]
     if missing:
@@ -278,6 +278,15 @@ def _start_others(name: str, parts: Parts, product: str) -> None:
                 f"start {name} has another {part} than this run: {len(wrong)} entries differ, such as {min(wrong)}"
             )
         module.load_state_dict({**wanted, **weights})
+
+
+def _sizes_by(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method itself says of its network's sizes, from what it is given, by name, as `parts` is."""
+    if not hasattr(method, "sizes"):
+        return {}
+    wanted = inspect.signature(method.sizes).parameters
+    sizes: dict[str, Any] = method.sizes(**{name: given[name] for name in wanted})
+    return sizes
 
 
 def _network_config(experiment: Experiment, spec: DataSpec, sizes: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""LightningDiT: training that minds the velocity's direction, and a modern block, each help a plain DiT (2501.01423)."""
+"""LightningDiT: training that minds the velocity's direction, and modern blocks, help a plain DiT (2501.01423)."""
 
 from __future__ import annotations
 
