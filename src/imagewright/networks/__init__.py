@@ -7,7 +7,9 @@ from imagewright.networks.bit_unet import BitUNet, BitUNetConfig
 from imagewright.networks.config import Network
 from imagewright.networks.conv_classifier import ConvClassifier, ConvClassifierConfig
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
+from imagewright.networks.dit import DiT, DiTConfig
 from imagewright.networks.edm2_unet import EDM2UNet, EDM2UNetConfig
+from imagewright.networks.image_network import ImageNetwork
 from imagewright.networks.latent_encoder import LatentEncoder, LatentEncoderConfig
 from imagewright.networks.perceiver_ar import PerceiverAR, PerceiverARConfig
 from imagewright.networks.pixel_unet import PixelUNet, PixelUNetConfig
@@ -27,6 +29,7 @@ NETWORKS: dict[str, type[Network]] = {
     "BitUNet": BitUNet,
     "ConvClassifier": ConvClassifier,
     "DhariwalUNet": DhariwalUNet,
+    "DiT": DiT,
     "EDM2UNet": EDM2UNet,
     "LatentEncoder": LatentEncoder,
     "PerceiverAR": PerceiverAR,
@@ -55,8 +58,11 @@ __all__ = [
     "ConvClassifierConfig",
     "DhariwalUNet",
     "DhariwalUNetConfig",
+    "DiT",
+    "DiTConfig",
     "EDM2UNet",
     "EDM2UNetConfig",
+    "ImageNetwork",
     "LatentEncoder",
     "LatentEncoderConfig",
     "Network",
