@@ -11,6 +11,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from torch import nn
 
+from imagewright.checks import require_whole
 from imagewright.files import read_json
 from imagewright.guidance import (
     Guided,
@@ -97,6 +98,8 @@ class Changes:
     """Strength of the guidance; 1 is none. Of a student that is told it, without --guidance: within its training."""
     interval: tuple[float, float] | None = None
     """Noise levels between which to guide, low first; default all."""
+    guided_channels: int | None = None
+    """How many of the channels are guided, from the first; default all. Published latents of DiT's kind: 3."""
     skip_scale: float | None = None
     """Skip-Tuning: factor on the U-Net's lowest skip connection, rising to 1 at the top."""
     precision: Precision | None = None
@@ -120,23 +123,26 @@ class Changes:
         if self.skip_scale is not None:
             model = SkipTuned(model, SkipScale(bottom=self.skip_scale))
         if self.guidance == "none":
-            for name in ("guide", "weight", "interval"):
+            for name in ("guide", "weight", "interval", "guided_channels"):
                 if getattr(self, name) is not None and not (name == "weight" and takes_weight(file.model)):
-                    raise UserError(f"--{name} needs --guidance auto, --guidance cfg or --guidance latents")
+                    option = f"--{name.replace('_', '-')}"
+                    raise UserError(f"{option} needs --guidance auto, --guidance cfg or --guidance latents")
             return model
         if self.weight is None:
             raise UserError(f"--guidance {self.guidance} needs --weight; 1 is no guidance, 1.5 to 3 are usual")
-        interval = self.interval or (0.0, math.inf)
+        interval, channels = self.interval or (0.0, math.inf), self.guided_channels
+        if channels is not None:
+            require_whole("--guided-channels", channels, 1, _channels_of(file))
         if self.guidance in ("cfg", "latents"):
             if self.guide is not None:
                 raise UserError(f"--guide goes with --guidance auto; --guidance {self.guidance} asks the model itself")
             denoiser = _denoiser(model)
             if self.guidance == "latents":
                 _require_latents(file)
-                return latent_guidance(denoiser, self.weight, interval)
+                return latent_guidance(denoiser, self.weight, interval, channels)
             _require_label_dropout(file)
-            return classifier_free(denoiser, self.weight, interval)
-        return Guided(_denoiser(model), _denoiser(self._guide_for(file.spec)), self.weight, interval)
+            return classifier_free(denoiser, self.weight, interval, channels)
+        return Guided(_denoiser(model), _denoiser(self._guide_for(file.spec)), self.weight, interval, channels)
 
     def record(self) -> dict[str, Any]:
         """What a record of samples or scores says of the changes; {} for none."""
@@ -155,6 +161,12 @@ class Changes:
             if ours != theirs:
                 raise UserError(f"guide {self.guide} has {what} {theirs}; the model has {ours}")
         return guide.model
+
+
+def _channels_of(file: ModelFile) -> int:
+    """Of what a model's network sees: its latents, or its pictures."""
+    config = getattr(getattr(file.model, "network", None), "config", None)
+    return int(getattr(config, "in_channels", file.spec.channels))
 
 
 def _require_label_dropout(file: ModelFile) -> None:

@@ -1,9 +1,9 @@
 """Bits per dimension of real images under a model, whatever kind it is, and how sure the number is.
 
 exact      a causal token model on a lossless codec: the sum of its log-probabilities.
-bound      a model that draws an upper bound of -log p (masked diffusion). `passes` times over all images, the bound's
-           times spread evenly over each pass (i/n + u mod 1, in an order of its own); the standard error is that of the
-           mean over passes.
+bound      a model that draws an upper bound of -log p (masked diffusion, random orders). `passes` times over all
+           images, the bound's times spread evenly over each pass (i/n + u mod 1, in an order of its own); the standard
+           error is that of the mean over passes.
 probability flow
            a denoiser, or the denoiser within a trajectory model: `metrics.likelihood` at images that are spread
            uniformly over the bins of their 8-bit values (dequantised), which bounds the discrete likelihood from
@@ -31,6 +31,7 @@ from imagewright.data import ImageSet, from_uint8
 from imagewright.metrics.likelihood import bits_per_dim, dequantised, log_likelihood
 from imagewright.models.discrete_latents import LatentDenoiser, told_latents
 from imagewright.models.kinds import KINDS
+from imagewright.models.self_conditioned import is_self_conditioned
 from imagewright.noise import ImageNoise
 from imagewright.types import Condition, DataSpec, Denoiser, LikelihoodModel, UserError, kind_of
 from imagewright.version import versions
@@ -186,6 +187,16 @@ def scorer(model: Any) -> Scorer:
                 "nothing in bits per dimension of pixels; bpd needs a model on a lossless codec, such as pixels"
             )
         return Scorer(model.likelihood, model)
+    if kind == "latent_denoiser":
+        raise UserError(
+            f"a {name} has no likelihood of images: it denoises {model.space} as real numbers, whose density is not "
+            "the probability of what they are rounded to; measure distances of its samples"
+        )
+    if is_self_conditioned(model):
+        raise UserError(
+            f"a self-conditioned {name} has no likelihood: what it says at a point depends on what it said before, so "
+            "it follows no flow; measure distances of its samples"
+        )
     if kind == "flow_map":
         contained = getattr(model, "denoiser", None)
         if contained is None:
@@ -313,4 +324,6 @@ def _notes(scored: Scorer, spec: DataSpec) -> tuple[str, ...]:
     }[scored.kind]
     if scored.told is not None and scored.told.prior is not None:
         said = (*said, "of all latents that an image may have its likeliest alone are counted: an upper bound, too")
-    return (*said, *(("every image's class is told to the model and not counted",) if spec.num_classes else ()))
+    own: str | None = getattr(scored.model, "likelihood_note", None)
+    classes = "every image's class is told to the model and not counted" if spec.num_classes else None
+    return tuple(note for note in (*said, own, classes) if note is not None)

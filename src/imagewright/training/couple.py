@@ -32,6 +32,7 @@ from imagewright.data.couplings import (
 from imagewright.locks import alone
 from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import weights_hash
+from imagewright.models.self_conditioned import carried
 from imagewright.noise import ImageNoise
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_to_json
@@ -106,6 +107,11 @@ class Drawing:
         check_times(times)
         sampler = generator.sampler
         kind = type(sampler).__name__
+        if generator.latent != generator.spec.shape:
+            raise UserError(
+                f"{name} draws images from noise of another shape, {list(generator.latent)}; couplings pair an image "
+                "with noise of its own"
+            )
         if not generator.deterministic:
             raise UserError(
                 f"sampler {kind} draws at random on its way, so that its images are no function "
@@ -160,7 +166,7 @@ class Drawing:
             cond = cond if told is None else told.recognised(real, cond)[0]
             sampler: Any = self.generator.sampler
             noise = ImageNoise(seed, list(rows))
-            latents = sampler.invert(self.generator.model, real, cond, noise=noise, on_step=watch)
+            latents = sampler.invert(carried(self.generator.model), real, cond, noise=noise, on_step=watch)
             found = {"images": real.cpu(), "labels": known, "latents": latents.cpu()}
         return {**found, "points": torch.stack([kept[t] for t in self.times], 1)} if self.times else found
 

@@ -38,8 +38,10 @@ KEYS: tuple[str, ...] = (
     "sparse_transformer",
     "routing_transformer",
     "perceiver_ar",
+    "arpg",
     "maskgit",
     "md4",
+    "analog_bits",
     "downsampled_imagenet",
 )
 """Files of this folder, in the order of the ledger."""
