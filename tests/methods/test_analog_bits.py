@@ -20,6 +20,7 @@ from imagewright.methods.edm import EDM
 from imagewright.methods.self_conditioning import estimated
 from imagewright.metrics.bits import scorer
 from imagewright.models.bits import BitDenoiser
+from imagewright.models.consistency import ConsistencyModel
 from imagewright.models.files import load_model
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.models.self_conditioned import SelfConditioned, carried, is_self_conditioned
@@ -174,6 +175,13 @@ def test_each_call_of_any_sampler_is_shown_the_answer_before_clipped(sampler: An
         assert not seen.estimates[k].any()
         for before, told in zip(seen.answers[k : k + 6], seen.estimates[k + 1 : k + 7], strict=True):
             torch.testing.assert_close(told, before.clamp(-1, 1))
+
+
+def test_a_flow_map_of_such_a_network_is_asked_as_at_the_beginning() -> None:
+    seen = Recorder()
+    generator = ImageGenerator(ConsistencyModel(SelfConditioned(seen)), replace(SPEC, resolution=2))
+    generator.generate(2)
+    assert seen.estimates and not any(estimate.any() for estimate in seen.estimates)
 
 
 def test_a_guided_denoiser_is_shown_the_guided_answer_at_both_calls() -> None:

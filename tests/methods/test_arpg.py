@@ -80,6 +80,8 @@ def test_classes_are_hidden_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -
     next(method.step(parts, batch, StepNoise(0), CLOCK))
     assert float((seen[0] == -1).double().mean()) == pytest.approx(0.3, abs=0.05)
     assert parts.model.label_dropout == 0.3
+    without = RandomOrders().parts(network=network(), codec=codec, spec=replace(SPEC, num_classes=0))
+    assert without.model.label_dropout == 0.0  # and guidance is refused
 
 
 @torch.no_grad()

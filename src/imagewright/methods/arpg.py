@@ -52,7 +52,8 @@ class RandomOrders:
         """network: an `ARPG`. codec: a `types.Codec`, kept as it is. Raises UserError for another network."""
         if not isinstance(network, ARPG):
             raise UserError(f"network is a {type(network).__name__}; this method trains an ARPG")
-        return Parts(model=Trained(module=RandomOrderModel(network, codec, self.label_dropout)))
+        hidden = self.label_dropout if spec.num_classes else 0.0  # without classes there is nothing to guide by
+        return Parts(model=Trained(module=RandomOrderModel(network, codec, hidden)))
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
         """One update of the model."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from imagewright.checks import require_positive
 from imagewright.models.preconditioning import Describable
-from imagewright.types import UNCONDITIONAL, Condition, Denoiser, UserError
+from imagewright.types import UNCONDITIONAL, Condition, Denoiser, UserError, kind_of
 
 
 class SelfConditioned(nn.Module):
@@ -61,8 +61,11 @@ def is_self_conditioned(model: object) -> bool:
 
 
 def carried(model: Any) -> Any:
-    """The model to sample one path with: itself, or if it is self-conditioned a `Path` that begins here."""
-    return Path(model) if is_self_conditioned(model) else model
+    """The model to sample one path with: itself, or of a self-conditioned denoiser a `Path` that begins here.
+
+    A flow map that learnt from one is asked as at the beginning: it leaves its path in every call.
+    """
+    return Path(model) if kind_of(model) in ("denoiser", "latent_denoiser") and is_self_conditioned(model) else model
 
 
 class Path:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,9 +33,10 @@ from torch import Tensor
 from imagewright.checks import require_non_negative, require_whole
 from imagewright.models.tokens import check_tokens
 from imagewright.samplers.categorical import draw
+from imagewright.samplers.filling import Filling
 from imagewright.samplers.grid import check_steps
 from imagewright.samplers.masked_decoding import check_guidance
-from imagewright.types import UNCONDITIONAL, Condition, ModelKind, Noise, OnStep, TokenModel, UserError
+from imagewright.types import UNCONDITIONAL, Condition, Noise, OnStep, TokenModel, UserError
 
 RATIOS: Mapping[str, Callable[[float], float]] = {
     "arccos": lambda u: math.acos(u) / (math.pi / 2),
@@ -45,10 +46,8 @@ RATIOS: Mapping[str, Callable[[float], float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomizedParallel:
+class RandomizedParallel(Filling):
     """Draws from a model of random orders, in `num_steps` passes."""
-
-    model_kind: ClassVar[ModelKind] = "token_model"
 
     num_steps: int = 64
     """T: passes, at most as many as there are tokens (64 for 256 tokens)."""
@@ -85,25 +84,6 @@ class RandomizedParallel:
         return found
 
     @torch.no_grad()
-    def __call__(
-        self,
-        model: TokenModel,
-        latents: Tensor,
-        cond: Condition = UNCONDITIONAL,
-        *,
-        noise: Noise | None = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """latents: [N, ...]; only their number and device matter. Returns images [N, C, H, W] in [-1, 1].
-
-        Raises UserError for a model of another kind, or guidance of one that needs its label.
-        """
-        codec: Any = model.codec
-        length = codec.length * self.expansion**2
-        tokens = torch.full((len(latents), length), codec.values, dtype=torch.int64, device=latents.device)
-        return self._decoded(codec, self.fill(model, tokens, cond, noise=noise, on_step=on_step))
-
-    @torch.no_grad()
     def fill(
         self,
         model: TokenModel,
@@ -116,7 +96,8 @@ class RandomizedParallel:
         """Draw the tokens that are `codec.values`, as many of each image; the others stay. int64 [N, length].
 
         on_step: called with the tokens so far decoded (twice; those to come are the middle value), and the share that
-        was to come before the step. UserError: as `__call__`.
+        was to come before the step. Raises UserError for a model of another kind, guidance of one that needs its
+        label, or images with different numbers of unknown tokens.
         """
         check_tokens(tokens, model.codec, unknown=True, expansion=self.expansion)
         self._check(model)
@@ -139,7 +120,7 @@ class RandomizedParallel:
             drawn = self._drawn(stream.ask(places, done / tokens.shape[1]), uniform.gather(1, places))
             tokens = tokens.scatter(1, places, drawn)
             if on_step is not None:
-                picture = self._decoded(model.codec, tokens)
+                picture = self.decoded(model.codec, tokens)
                 on_step(picture, picture, share)
             if done < tokens.shape[1]:
                 stream.show(drawn, places, causal=self.causal)
@@ -152,9 +133,14 @@ class RandomizedParallel:
     def _drawn(self, logits: Tensor, uniform: Tensor) -> Tensor:
         return draw(logits.double() / self.temperature, uniform) if self.temperature else logits.argmax(-1)
 
-    def _decoded(self, codec: Any, tokens: Tensor) -> Tensor:
-        picture: Tensor = codec.decode(tokens) if self.expansion == 1 else codec.decode(tokens, self.expansion)
-        return picture
+    def length(self, codec: Any) -> int:
+        return super().length(codec) * self.expansion**2
+
+    def decoded(self, codec: Any, tokens: Tensor) -> Tensor:
+        if self.expansion == 1:
+            return super().decoded(codec, tokens)
+        larger: Tensor = codec.decode(tokens, self.expansion)
+        return larger
 
     def _check(self, model: TokenModel) -> None:
         if not hasattr(model, "ask"):

@@ -43,6 +43,7 @@ from imagewright.training.log import Log
 from imagewright.training.reconstructions import codec_record, save_reconstructions
 from imagewright.training.record import (
     Inputs,
+    begun_as,
     check_inputs,
     claim,
     experiment_record,
@@ -352,14 +353,14 @@ def _run(
     on_open: Callable[[int, int], None] | None,
 ) -> Path:
     experiment = located(experiment, folder).in_images()
-    before = claim(folder, experiment, resume)
+    before, begun = claim(folder, experiment, resume), begun_as(folder)
     processes.wait()  # or a slow process would find the record of this very run in the folder
     assembled = assemble(experiment, on_open)
     check_inputs(folder, before, assembled.inputs, experiment)
     check_device(assembled.parts.roles[experiment.method.product].module, device)
     if processes.is_first:
         computed = how_computed(processes.world, device, experiment.training.precision)
-        record = experiment_record(experiment, command, folder, assembled.inputs, before, computed)
+        record = experiment_record(experiment, command, folder, assembled.inputs, before, computed, begun)
         write_json(folder / "experiment.json", record)
     loader = Loader(
         assembled.images,
@@ -385,7 +386,7 @@ def _run(
         log=log,
         device=device,
         processes=processes,
-        run=identity(experiment, assembled.inputs),
+        run=begun or identity(experiment, assembled.inputs),
         on_snapshot=lambda images: snapshot(True),
         on_stop=lambda images: snapshot(False),
         on_progress=noted,

@@ -129,7 +129,7 @@ def mistaken(tokens: Tensor) -> float:
 
 def run(seed: int, budget: Budget) -> Sequence[Row]:
     """Held-out bits, distances by the number of passes, and completions."""
-    updates, count, drawn = (UPDATES, None, DRAWN) if budget == "full" else (2, 20, 20)
+    updates, count, drawn = (UPDATES, None, DRAWN) if budget == "full" else (2, 10, 10)
     held = len(digits("test")[:count])
     models = {name: trained(name, seed, updates, rate) for name, rate in RATES.items()}
     rows = [Row(name=name, score=bits(name, m, seed, held), cost=updates) for name, m in models.items()]
