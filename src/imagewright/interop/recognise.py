@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from imagewright.interop.vcmamba import sizes_of
 from imagewright.types import UserError
 
 State = Mapping[str, Tensor]
@@ -70,7 +71,7 @@ FORMATS = (
     Format("VQGAN, LlamaGen's tokenizer", "quantize.embedding, encoder.conv_in",
            _has("quantize.embedding.weight", "encoder.conv_in.weight"), None, "that network (ours is MaskGIT's own)"),
     Format("ARPG", "layers.0.attention.wqkv or queries", _starts("cls_embedding", "layers.0."), None, "the network"),
-    Format("VCMamba", "a tensor A_log", lambda s: any(key.endswith(".A_log") for key in s), None, "the network"),
+    Format("VCMamba", "a tensor A_log", lambda s: any(key.endswith(".A_log") for key in s), "vcmamba"),
 )  # fmt: skip
 """Formats by what identifies them. MaskGIT's Flax files are msgpack, and are not opened."""
 
@@ -106,6 +107,8 @@ def inferred(kind: str, state: State) -> dict[str, Any]:
                 network = {"SongUNet": "ddpmpp", "DhariwalUNet": "adm"}.get(config.pop("model_type", ""), "edm2")
                 encoder = {"encoder": sized(of["encoder."], "encoder.")} if of["encoder."] else {}
                 return {"network": network} | config | encoder
+            case "vcmamba":
+                return sizes_of(state)
         return {}
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"the tensors of this checkpoint are not those of {kind}: {error}") from None
