@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,7 @@ class VCMambaConfig(NetworkConfig):
         return -(-self.img_resolution // stride)
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "S": {"widths": (32, 64, 144, 288), "depths": (4, 4, 12, 8)},
     "M": {"widths": (48, 96, 224, 448), "depths": (4, 4, 12, 6)},
     "B": {"widths": (64, 128, 320, 512), "depths": (4, 4, 12, 6)},
