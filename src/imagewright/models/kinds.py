@@ -16,6 +16,7 @@ from imagewright.types import (
     Denoiser,
     Encoder,
     FlowMap,
+    LatentDenoiser,
     ModelKind,
     TokenModel,
 )
@@ -62,6 +63,12 @@ KINDS: Mapping[ModelKind, Kind] = {
         agrees="classes",
         does={**_IMAGES, "evaluate": "distances of images, bits", "couple": "pairs"},
         what="makes images of noise in many steps",
+    ),
+    "latent_denoiser": Kind(
+        protocol=LatentDenoiser,
+        agrees="classes",
+        does=_IMAGES,
+        what="makes images of noise in many steps, in another space than theirs",
     ),
     "flow_map": Kind(
         protocol=FlowMap,
