@@ -41,6 +41,7 @@ KNOWN_SETS: Mapping[str, tuple[int, int, int]] = {
     "imagenet-32x32": (32, 3, 1000),
     "imagenet-64x64": (64, 3, 1000),
     "imagenet-64x64.zip": (64, 3, 1000),
+    "imagenet-224x224.zip": (224, 3, 1000),
     "imagenet-256x256.zip": (256, 3, 1000),
 }
 """Resolution, channels and classes of the files that recipes name."""
