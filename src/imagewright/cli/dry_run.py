@@ -105,6 +105,11 @@ class StandIns(Sources):
         made = assemble(experiment, sources=self)
         return ModelFile(model=made.parts.roles[experiment.method.product].module, spec=made.images.spec)
 
+    def latents(self, images: Any, measure: bool, **settings: Any) -> Any:
+        """Images of the latents' shape, as nothing is encoded."""
+        assert self.space is not None
+        return replace(images, spec=self.space.spec(images.spec))
+
     def couplings(self, name: str) -> Couplings | None:
         """The pairs, or none."""
         if Path(name).exists():

@@ -214,17 +214,17 @@ class EncoderFeatures:
         if kind != "encoder":
             raise UserError(f"features {folder} is a {kind.replace('_', ' ')}, which turns no images into features")
         self.name, self.sha256, self.note = folder.resolve().name, str(file.weights_sha256), ""
-        self.channels, self._side = file.spec.channels, file.spec.resolution
+        self.channels, self.side = file.spec.channels, file.spec.resolution
         self._device, self._batch_size = torch.device(device), batch_size
         self.made_on = f"{self._device} {batch_size}"
         self.network: Any = file.model.requires_grad_(False).eval().to(self._device)
-        features, logits = self(np.zeros((1, self._side, self._side, self.channels), np.uint8))
+        features, logits = self(np.zeros((1, self.side, self.side, self.channels), np.uint8))
         self.dim, self.num_classes = features.shape[1], logits.shape[1]
 
     def __call__(self, images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         found: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(images), self._batch_size):
-            x = fit(images[start : start + self._batch_size], self._side, self.channels).to(self._device)
+            x = fit(images[start : start + self._batch_size], self.side, self.channels).to(self._device)
             with torch.inference_mode():
                 features = self.network.features(x)
                 logits = self.network.logits(x) if hasattr(self.network, "logits") else features[:, :0]

@@ -53,7 +53,7 @@ class TransformerFeatures:
             raise UserError(f"{folder} has no {WEIGHTS}; other kinds of weights (.bin, .pt) are never opened")
         self.sha256 = file_sha256(weights)
         self.name = f"{self.family}-{self.sha256[:8]}"
-        self._network = _load(folder, self.family).requires_grad_(False).eval().to(device)
+        self.network = _load(folder, self.family).requires_grad_(False).eval().to(device)
         self._device, self._batch_size = torch.device(device), batch_size
         self.side, mean, std = _preprocessing(folder, self.family)
         self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
@@ -78,7 +78,7 @@ class TransformerFeatures:
         return (x - self._mean) / self._std
 
     def _features(self, x: Tensor) -> Tensor:
-        out: Any = self._network(pixel_values=x)
+        out: Any = self.network(pixel_values=x)
         found: Tensor = out.image_embeds if self.family == "clip" else out.last_hidden_state[:, 0]
         return found
 

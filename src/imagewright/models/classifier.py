@@ -53,6 +53,13 @@ class Classifier(nn.Module):
         """[N, C, H, W] in [-1, 1] -> [N, classes], float32."""
         return self._full(images)[1]
 
+    def maps(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] in [-1, 1] -> [N, D, h, w], the features before they are pooled; float32."""
+        network: Any = self.network
+        with torch.autocast(images.device.type, enabled=False):
+            maps: Tensor = network.maps(self.normalised(images.float()))
+        return maps
+
     def _full(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(images.device.type, enabled=False):  # a feature shall not depend on a run's precision
             answer: tuple[Tensor, Tensor] = self(images.float())

@@ -5,6 +5,7 @@ from imagewright.networks.axial_transformer import AxialTransformer, AxialTransf
 from imagewright.networks.config import Network
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
 from imagewright.networks.edm2_unet import EDM2UNet, EDM2UNetConfig
+from imagewright.networks.kl_autoencoder import KLAutoencoder, KLAutoencoderConfig
 from imagewright.networks.perceiver_ar import PerceiverAR, PerceiverARConfig
 from imagewright.networks.pixel_unet import PixelUNet, PixelUNetConfig
 from imagewright.networks.routing_transformer import RoutingTransformer, RoutingTransformerConfig
@@ -20,6 +21,7 @@ NETWORKS: dict[str, type[Network]] = {
     "AxialTransformer": AxialTransformer,
     "DhariwalUNet": DhariwalUNet,
     "EDM2UNet": EDM2UNet,
+    "KLAutoencoder": KLAutoencoder,
     "PerceiverAR": PerceiverAR,
     "PixelUNet": PixelUNet,
     "RoutingTransformer": RoutingTransformer,
@@ -41,6 +43,8 @@ __all__ = [
     "DhariwalUNetConfig",
     "EDM2UNet",
     "EDM2UNetConfig",
+    "KLAutoencoder",
+    "KLAutoencoderConfig",
     "Network",
     "PerceiverAR",
     "PerceiverARConfig",

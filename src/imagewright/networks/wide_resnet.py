@@ -70,9 +70,13 @@ class WideResNet(Network):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = torch.relu(self.norm(self.first(images)))
-        x = torch.relu(self.last(self.blocks(x))).mean((2, 3))
+        x = self.maps(images).mean((2, 3))
         return x, self.head(x)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """The features before they are pooled."""
+        x = torch.relu(self.norm(self.first(images)))
+        return torch.relu(self.last(self.blocks(x)))
 
 
 class _Block(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -20,6 +20,7 @@ from imagewright.data.pixels import uint8_later
 from imagewright.guidance import evaluations
 from imagewright.models.files import ModelFile
 from imagewright.models.kinds import KINDS
+from imagewright.models.latents import LatentSpace
 from imagewright.models.tokens import check_device
 from imagewright.noise import ImageNoise
 from imagewright.precision import Precision, casts
@@ -58,6 +59,7 @@ class ImageGenerator:
 
     precision: number format of the networks' calls (autocast). graphs: whether a CUDA device replays them as graphs
     (`samplers.replay`), which changes no bit; None = where networks are small enough to be held up by their launches.
+    space: the latents that the model lives in, from which images are decoded; None = it makes images.
     Raises UserError when the sampler is made for another kind of model, or the device cannot run this one.
     """
 
@@ -70,11 +72,14 @@ class ImageGenerator:
         *,
         precision: Precision = "fp32",
         graphs: bool | None = None,
+        space: LatentSpace | None = None,
     ) -> None:
         if precision not in get_args(Precision):
             raise UserError(f"precision is {precision!r}; allowed: {', '.join(get_args(Precision))}")
         kind = kind_of(model)
         self.sampler = sampler or usual_sampler(model)
+        if space is not None and getattr(self.sampler, "clip", False):
+            self.sampler = replace(self.sampler, clip=False)  # type: ignore[type-var]  # latents have no range
         if self.sampler.model_kind != kind:
             raise UserError(
                 f"sampler {type(self.sampler).__name__} draws from a {self.sampler.model_kind.replace('_', ' ')}; "
@@ -85,6 +90,8 @@ class ImageGenerator:
         # Pixels with their channels together: 10% faster on CPUs, more on GPUs with half precision.
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.spec, self.precision = spec, precision
+        self.space = None if space is None else space.eval().to(self.device)
+        self.seen = spec if space is None else space.spec(spec)
         small = sum(p.numel() for p in self.model.parameters()) <= SMALL
         wanted = self.device.type == "cuda" and (small if graphs is None else graphs)
         self._replays: AbstractContextManager[Any] = Replays(self.model) if wanted else nullcontext()
@@ -93,14 +100,14 @@ class ImageGenerator:
     def nfe(self) -> int:
         """Network evaluations per image, exactly, a guide's included: the sampler is run on a stand-in that counts."""
         tally = _TokenTally(self.model) if kind_of(self.model) == "token_model" else _Tally(self.model)
-        like = torch.zeros(1, *self.spec.shape, dtype=torch.float64)
+        like = torch.zeros(1, *self.seen.shape, dtype=torch.float64)
         self.sampler(tally, like, noise=ImageNoise(0, [0]))
         return tally.total
 
     @property
     def inversion_nfe(self) -> int:
         """The same of turning an image into noise, by a sampler that can."""
-        tally, like = _Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64)
+        tally, like = _Tally(self.model), torch.zeros(1, *self.seen.shape, dtype=torch.float64)
         self.sampler.invert(tally, like, noise=ImageNoise(0, [0]))  # type: ignore[attr-defined]
         return tally.total
 
@@ -110,7 +117,7 @@ class ImageGenerator:
         if kind_of(self.model) == "token_model":
             return False
         noise = _Watched(0, [0])
-        self.sampler(_Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64), noise=noise)
+        self.sampler(_Tally(self.model), torch.zeros(1, *self.seen.shape, dtype=torch.float64), noise=noise)
         return not noise.drawn
 
     def labels(
@@ -152,7 +159,7 @@ class ImageGenerator:
         begins = (ahead if on_gpu else map)(begin, ([first + i for i in rows] for rows in shares))
         for rows, start in zip(shares, begins, strict=True):
             told = None if wanted is None else wanted[rows.start : rows.stop]
-            begun = uint8_later(self._drawn(*start, told, on_step))
+            begun = uint8_later(self.decoded(self._drawn(*start, told, on_step)))
             if not on_gpu:
                 yield begun()
                 continue
@@ -191,7 +198,7 @@ class ImageGenerator:
         on_step: OnStep | None = None,
     ) -> Images:
         """Given images of a seed in one batch, uint8 [n, H, W, C]; labels: one for each, or None = no condition."""
-        return to_uint8(self.drawn(indices, labels=labels, seed=seed, on_step=on_step))
+        return to_uint8(self.decoded(self.drawn(indices, labels=labels, seed=seed, on_step=on_step)))
 
     def drawn(
         self,
@@ -201,15 +208,19 @@ class ImageGenerator:
         seed: int = 0,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """As `at`, before rounding: [n, C, H, W] in [-1, 1], or a little beyond."""
+        """What the model makes, before rounding: [n, C, H, W] in [-1, 1], or a little beyond; or latents of them."""
         if labels is not None:
             labels = self._checked_labels(len(indices), labels, seed, 0)
         return self._drawn(*self._begin(indices, seed), labels, on_step)
 
+    def decoded(self, made: Tensor) -> Tensor:
+        """What the model makes, as images [n, C, H, W] in [-1, 1]."""
+        return made if self.space is None else self.space.decode(made)
+
     def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, Tensor]:
         """The images' noise, and what sampling begins with, still on the host."""
         noise = ImageNoise(seed, indices)
-        return noise, self._pinned(noise.normal(torch.empty(len(indices), *self.spec.shape)))
+        return noise, self._pinned(noise.normal(torch.empty(len(indices), *self.seen.shape)))
 
     def _drawn(self, noise: ImageNoise, latents: Tensor, labels: Labels | None, on_step: OnStep | None) -> Tensor:
         latents = latents.to(self.device, non_blocking=True)
@@ -358,4 +369,4 @@ def generator_from(
     """A model read from disk with a sampler, or with the one it was saved with."""
     if sampler is None and file.sampler is not None:
         sampler = sampler_from_json(dict(file.sampler))
-    return ImageGenerator(file.model, file.spec, sampler, device, precision=precision)
+    return ImageGenerator(file.model, file.spec, sampler, device, precision=precision, space=file.space)

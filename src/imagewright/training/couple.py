@@ -7,12 +7,10 @@ flow would make it. Pair i depends on the manifest and on i alone, however many 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +18,8 @@ import torch
 from torch import Tensor
 
 from imagewright.data import ImageSet, from_uint8, open_images
-from imagewright.data.couplings import (
-    Manifest,
-    check_times,
-    claim_folder,
-    shard_fault,
-    shard_path,
-    standing,
-    write_shard,
-)
-from imagewright.locks import alone
+from imagewright.data.couplings import Manifest, check_times, claim_folder, write_shard
+from imagewright.data.shards import fill_shards
 from imagewright.models.files import weights_hash
 from imagewright.noise import ImageNoise
 from imagewright.pretrained import find_model
@@ -186,58 +176,11 @@ def _fill(
     say: Callable[[str], None],
     advance_to: Callable[[int], None],
 ) -> int:
-    made, done, waiting = 0, 0, list(range(manifest.shards))
-    with _Behind() as behind:
-        while waiting:
-            busy = []
-            for index in waiting:
-                with ExitStack() as held:
-                    if held.enter_context(alone(_lock_path(folder, index))) == "busy":
-                        busy.append(index)
-                        continue
-                    now = standing(folder, manifest)
-                    fault = shard_fault(folder, now, index, checksum=verify)
-                    if fault:
-                        if shard_path(folder, index).exists():
-                            say(f"{shard_path(folder, index)} {fault}; it is made anew")
-                        pairs = drawing(now.rows(index), now.seed, now.batch)
-                        behind.do(partial(write_shard, folder, now, index, **pairs), held.pop_all())
-                        made += 1
-                done += len(manifest.rows(index))
-                advance_to(done)
-            if busy == waiting:  # others are at all that is left: wait for the first
-                behind.finish()
-                with alone(_lock_path(folder, busy[0]), wait=True):
-                    pass
-            waiting = busy
-    return made
+    def make(now: Manifest, index: int) -> Callable[[], None]:
+        pairs = drawing(now.rows(index), now.seed, now.batch)
+        return partial(write_shard, folder, now, index, **pairs)
 
-
-class _Behind:
-    """Writes a shard while the next is drawn; one waits at most. A shard's lock is let go of when it is written."""
-
-    def __enter__(self) -> Self:
-        self._thread = ThreadPoolExecutor(1)
-        self._writing: tuple[Future[None], ExitStack] | None = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._thread:
-            self.finish()
-
-    def do(self, write: Callable[[], None], held: ExitStack) -> None:
-        """Begin to write when the one before is written. held: closed afterwards, by the caller's thread."""
-        with ExitStack() as unless_begun:
-            unless_begun.push(held)
-            self.finish()
-            self._writing = self._thread.submit(write), unless_begun.pop_all()
-
-    def finish(self) -> None:
-        """Wait until all is written. Raises what writing raised."""
-        if self._writing:
-            (writing, held), self._writing = self._writing, None
-            with held:
-                writing.result()
+    return fill_shards(folder, manifest, make, verify=verify, say=say, advance_to=advance_to)
 
 
 def _stopping(sampler: Any, times: tuple[float, ...], model: Any) -> Any:
@@ -268,7 +211,3 @@ def _training_images(source: str, generator: ImageGenerator) -> ImageSet:
     if ours != theirs:
         raise UserError(f"{source} has images of resolution, channels and classes {theirs}; the model makes {ours}")
     return images
-
-
-def _lock_path(folder: Path, index: int) -> Path:
-    return folder / f".shard-{index:06d}.lock"
