@@ -22,8 +22,12 @@ import torch
 
 from imagewright.cli.main import main
 from imagewright.data import from_uint8, open_images
+<<<<<<< HEAD
 from imagewright.data.couplings import Couplings
 from imagewright.data.shards import lock_path
+=======
+from imagewright.data.couplings import Couplings, write_shard
+>>>>>>> main
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
@@ -256,6 +260,19 @@ def test_real_images_are_inverted_by_the_backward_flow(teacher: Path, tmp_path: 
     (tmp_path / "a" / "shard-000001.safetensors").unlink()
     main(["couple", str(teacher), "--out", str(tmp_path / "a"), *way.split()])
     assert contents(tmp_path / "a") == before
+
+
+def test_latents_of_another_noise_convention_are_refused(teacher: Path, tmp_path: Path) -> None:
+    """EDM's, which has the largest level in them."""
+    way = "--invert digits --n 2 --steps 2 --batch-size 2"
+    main(["couple", str(teacher), "--out", str(tmp_path), *way.split()])
+    pairs = Couplings(tmp_path)
+    read = pairs.read([0, 1])
+    assert read.cond.label is not None
+    latents = 80 * torch.randn(read.latents.shape)
+    write_shard(tmp_path, pairs.manifest, 0, read.images, read.cond.label, latents=latents)
+    with pytest.raises(UserError, match=r"holds latents of deviation .*; noise here has 1"):
+        Couplings(tmp_path).read([0])
 
 
 @pytest.mark.parametrize("sampler", ["heun", "straight"])
