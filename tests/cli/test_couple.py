@@ -22,12 +22,8 @@ import torch
 
 from imagewright.cli.main import main
 from imagewright.data import from_uint8, open_images
-<<<<<<< HEAD
-from imagewright.data.couplings import Couplings
-from imagewright.data.shards import lock_path
-=======
 from imagewright.data.couplings import Couplings, write_shard
->>>>>>> main
+from imagewright.data.shards import lock_path
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig

@@ -32,15 +32,8 @@ from imagewright.shapes import Within
 from imagewright.types import Chance, Condition, Coupling, DataSpec, Example, UserError
 
 FORMAT = "imagewright-couplings/1"
-<<<<<<< HEAD
-=======
-OPEN_SHARDS = 64
-WHERE = ("model", "guide")
-"""Entries of the origin that say where weights lay; which they are, their checksums say."""
 MOST_DEVIATION = 3.0
 """Of a shard's stored latents: more than an imperfect inversion leaves, far less than other conventions have."""
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
->>>>>>> main
 
 
 class SpecRecord(TypedDict):
@@ -130,7 +123,7 @@ class Couplings:
     def __init__(self, folder: Path | str) -> None:
         self.folder, self.xflip = Path(folder), False
         self.manifest = read_manifest(self.folder)
-        self._rows = Rows(self.folder, self.manifest)
+        self._rows = Rows(self.folder, self.manifest, _require_unit if self.manifest.inverted else None)
 
     def __len__(self) -> int:
         return self.manifest.n
@@ -189,30 +182,15 @@ class Couplings:
         times = torch.tensor(self.manifest.times).expand(len(indices), -1) if self.manifest.times else None
         return Coupling(latents, found["images"], cond, found.get("points"), times)
 
-<<<<<<< HEAD
-=======
-    def _opened(self, shard: int) -> Any:
-        """A shard, memory-mapped; it is closed when it falls out of the cache."""
-        path = shard_path(self.folder, shard)
-        fresh = shard not in self._verified
-        if fresh:
-            self._require_whole(shard, checksum=True)
-        file = safe_open(path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
-        if fresh and self.manifest.inverted:
-            _require_unit(path, file.get_tensor("latents"))
-        self._verified.add(shard)
-        return file
 
-
-def _require_unit(path: Path, latents: Tensor) -> None:
+def _require_unit(path: Path, shard: Any) -> None:
     """Raise UserError where stored latents are of another noise convention, as EDM's, scaled by its largest level."""
-    deviation = float(latents.float().std(correction=0))
+    deviation = float(shard.get_tensor("latents").float().std(correction=0))
     if not deviation <= MOST_DEVIATION:
         raise UserError(
             f"{path} holds latents of deviation {deviation:.3g}; noise here has 1 at every place, whatever its level"
         )
 
->>>>>>> main
 
 @dataclass(frozen=True)
 class Mixture:

@@ -213,11 +213,11 @@ class Rows:
     """A complete store, read by row: nothing is in memory but what was asked for.
 
     Raises UserError naming the shard when one is missing or not whole. A shard's contents are held against its checksum
-    when it is first read from.
+    when it is first read from. check: is asked about a shard, by its path and as it is opened, at that time too.
     """
 
-    def __init__(self, folder: Path, manifest: Sheet) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Sheet, check: Callable[[Path, Any], None] | None = None) -> None:
+        self.folder, self.manifest, self._check = folder, manifest, check
         self._verified: set[int] = set()
         for index in range(manifest.shards):
             self._require_whole(index)
@@ -256,10 +256,14 @@ class Rows:
 
     def _opened(self, shard: int) -> Any:
         """A shard, memory-mapped; it is closed when it falls out of the cache."""
-        if shard not in self._verified:
+        path, fresh = shard_path(self.folder, shard), shard not in self._verified
+        if fresh:
             self._require_whole(shard, checksum=True)
-            self._verified.add(shard)
-        return safe_open(shard_path(self.folder, shard), framework="pt").__enter__()  # type: ignore[no-untyped-call]
+        file = safe_open(path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
+        if fresh and self._check is not None:
+            self._check(path, file)
+        self._verified.add(shard)
+        return file
 
 
 # --- filling a store ------------------------------------------------------------------------------------------------

@@ -65,8 +65,10 @@ class LatentSpace(nn.Module):
         name = f"{of_images.name} in latents"
         return replace(of_images, name=name, resolution=side, channels=channels)
 
-    def same_as(self, other: LatentSpace) -> bool:
+    def same_as(self, other: LatentSpace | None) -> bool:
         """Whether another space is this one, up to the rounding of its statistics."""
+        if other is None:
+            return False
         ours, theirs = self.state_dict(), other.state_dict()
         if self.scale != other.scale or ours.keys() != theirs.keys():
             return False

@@ -213,6 +213,11 @@ class ImageGenerator:
             labels = self._checked_labels(len(indices), labels, seed, 0)
         return self._drawn(*self._begin(indices, seed), labels, on_step)
 
+    def encoded(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] in [-1, 1] as the model sees them, on its device: themselves, or their mean latents."""
+        there = images.to(self.device)
+        return there if self.space is None else self.space.encode(there)
+
     def decoded(self, made: Tensor) -> Tensor:
         """What the model makes, as images [n, C, H, W] in [-1, 1]."""
         return made if self.space is None else self.space.decode(made)

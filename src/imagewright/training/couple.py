@@ -27,6 +27,7 @@ from imagewright.samplers.generator import ImageGenerator, generator_from, sampl
 from imagewright.samplers.grid import OnGrid
 from imagewright.samplers.straight import Straight
 from imagewright.training.chain import OF_STAGE
+from imagewright.training.latents import STREAMS
 from imagewright.types import Condition, UserError
 
 
@@ -58,7 +59,7 @@ class Couple:
         generator = generator_from(file, self.sampler, device)
         drawn = Drawing.of(generator, path, weights_hash(file.model.state_dict()), self.invert, self.times)
         manifest = Manifest(
-            n=self.n, seed=self.seed, shard=self.shard, batch=self.batch, dtype=self.dtype, spec=file.spec,
+            n=self.n, seed=self.seed, shard=self.shard, batch=self.batch, dtype=self.dtype, spec=file.seen,
             origin=drawn.origin, inverted=self.invert is not None, times=self.times,
         )  # fmt: skip
         fill(folder, manifest, drawn)
@@ -66,7 +67,9 @@ class Couple:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How the pairs of a store are made. images: those that are inverted; None = pairs are drawn from noise.
+    """How the pairs of a store are made; of a model in latents they are of latents.
+
+    images: those that are inverted; None = pairs are drawn from noise.
 
     origin: what the manifest says of it.
     """
@@ -104,7 +107,9 @@ class Drawing:
             raise UserError(f"sampler {kind} cannot be run backwards; --sampler heun, euler and straight can")
         if times:
             stopping = _stopping(sampler, times, generator.model)
-            generator = ImageGenerator(generator.model, generator.spec, stopping, generator.device)
+            generator = ImageGenerator(
+                generator.model, generator.spec, stopping, generator.device, space=generator.space
+            )
         images = None if invert is None else _training_images(invert, generator)
         said = {} if images is None else {"inverted": {"source": images.source, "fingerprint": images.fingerprint}}
         origin = {
@@ -147,6 +152,8 @@ class Drawing:
             cond = Condition() if labels is None else Condition(label=known.to(self.generator.device))
             sampler: Any = self.generator.sampler
             noise = ImageNoise(seed, list(rows))
+            if self.generator.space is not None:
+                real = self.generator.space.encode(real, ImageNoise(seed, list(rows), STREAMS[0]))
             latents = sampler.invert(self.generator.model, real, cond, noise=noise, on_step=watch)
             found = {"images": real.cpu(), "labels": known, "latents": latents.cpu()}
         return {**found, "points": torch.stack([kept[t] for t in self.times], 1)} if self.times else found

@@ -133,7 +133,7 @@ def generated(seed: int, model: Any, images: ImageSet, latents: torch.Tensor, se
 
 def compared(seed: int, setting: Setting, arms: Mapping[str, tuple[int, bool]]) -> list[Row]:
     """Probe, PSNR and what is drawn, of each autoencoder."""
-    train, test = (open_images("emoji64", resolution=SIDE, split=split) for split in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (open_images("emoji64", resolution=SIDE, split=split) for split in ("train", "test"))
     rows = []
     for name, (channels, aligned) in arms.items():
         model = autoencoder(seed, channels, aligned, train, setting)
