@@ -164,7 +164,8 @@ def _usual_vision(spec: DataSpec, vf: float) -> VisionFeatures:
     name = CLASSIFIERS.get(spec.name)
     if name is None:
         raise UserError(f"method.vf is {vf}; it needs a vision network (`vision`), or must be 0")
-    return VisionFeatures.open(name)
+    with torch.device("cpu"):  # also where the run is only planned
+        return VisionFeatures.open(name)
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -36,9 +36,9 @@ class GaussianAutoencoder(nn.Module):
 
     def forward(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Reconstructions [N, C, H, W] of drawn latents; mean, ln variance and the latents, each [N, *latent]."""
-        mean, log_variance = self.network.encode(images)
-        latents = mean + (log_variance / 2).exp() * noise.normal(mean)
-        return self.network.decode(latents), mean, log_variance, latents
+        drawn = noise.normal(images.new_empty(len(images), *self.latent))
+        answer: tuple[Tensor, Tensor, Tensor, Tensor] = self.network(images, drawn)
+        return answer
 
     def project(self, latents: Tensor) -> Tensor:
         """Latents [N, *latent] in the space of the features that they are aligned with: [N, aligned, h, w]."""

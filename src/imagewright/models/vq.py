@@ -47,6 +47,11 @@ class VQTokenizer(nn.Module):
         codes = self.network.quantiser.lookup(tokens, self.network.config.side)
         return self.network.decode(codes).float().clamp(-1, 1)
 
+    @torch.no_grad()
+    def codes(self, tokens: Tensor) -> Tensor:
+        """The codes [N, D, h, w] that tokens stand for."""
+        return self.network.quantiser.lookup(tokens, self.network.config.side)
+
     def places(self, pixels: Tensor) -> Tensor:
         """Which tokens [length] an edit of some pixels (bool [H, W]) has to draw anew: theirs and the next ones.
 

@@ -110,6 +110,15 @@ class KLAutoencoder(Network):
         images: Tensor = self.decoder(self.post_quant_conv(latents))
         return images
 
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """images: [N, C, H, W]; noise: standard normal [N, D, h, w], or None for none.
+
+        Returns images that are decoded of latents drawn with that noise, their mean, ln variance, and the latents.
+        """
+        mean, log_variance = self.encode(images)
+        latents = mean if noise is None else mean + (log_variance / 2).exp() * noise
+        return self.decode(latents), mean, log_variance, latents
+
     @property
     def last_layer(self) -> nn.Parameter:
         """The decoder's last weight, where gradients of losses of its pictures are compared."""

@@ -51,7 +51,7 @@ from imagewright.training.given import (
 )
 from imagewright.training.locking import require_there, sole_trainer
 from imagewright.training.log import Log
-from imagewright.training.reconstructions import codec_record, save_reconstructions
+from imagewright.training.reconstructions import reconstruction_record, save_reconstructions
 from imagewright.training.record import (
     Inputs,
     check_inputs,
@@ -479,7 +479,7 @@ def export(
     snapshot = snapshot_path(folder, trainer.images)
     kind = kind_of(model)
     if KINDS[kind].answers:
-        origin |= codec_record(model, images, device) if kind == "codec" else {}
+        origin |= {} if kind == "encoder" else reconstruction_record(model, images, device)
         save_model(folder, ModelFile(model=model, spec=spec, origin=origin))
         if picture and kind != "encoder":
             save_reconstructions(snapshot, model, images, device)

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from imagewright.networks import UNet, WideResNet
+from imagewright.networks import KLAutoencoder, UNet, WideResNet
 from imagewright.precision import Precision
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec
 
@@ -44,7 +44,7 @@ def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = 
     elif hasattr(config, "values") and hasattr(config, "length"):
         x = torch.empty(1, config.length, dtype=torch.int64, device="meta")
         told = (level, UNCONDITIONAL)
-    elif isinstance(network, WideResNet):
+    elif isinstance(network, WideResNet | KLAutoencoder):
         x = torch.empty(1, *spec.shape, device="meta")
     else:
         return None
