@@ -1,13 +1,15 @@
 # make demo   train, distil, measure and report on handwritten digits (about five minutes on two cores)
 # make test   the whole test suite
 # make check  lint, format and types
+# make package  the wheel and the sdist in dist/, each installed into a clean environment and used there
+# make docs   the documentation as a site in build/site; a link that leads nowhere is an error
 # All make the virtual environment .venv first where it is missing. PYTHON=python3.12 chooses the interpreter.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check package docs setup clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -26,5 +28,11 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+package: $(READY)
+	$(BIN)/python .ci/package.py
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build dist runs

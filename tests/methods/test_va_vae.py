@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.methods.va_vae import VAVAE, cosine_loss, distance_loss, divergence
+from imagewright.metrics.features import EncoderFeatures
 from imagewright.metrics.vision import VisionFeatures
+from imagewright.models.classifier import Classifier
 from imagewright.models.kl import GaussianAutoencoder
 from imagewright.networks import KLAutoencoder, KLAutoencoderConfig, WideResNet, WideResNetConfig
 from imagewright.networks.patch_discriminator import PatchDiscriminator
@@ -143,12 +145,13 @@ def test_latents_are_drawn_in_training_and_the_mean_where_no_noise_is_given() ->
 def test_vision_networks_answer_with_their_last_map_on_the_grid_asked_for() -> None:
     digits = VisionFeatures.open("digits")
     assert digits(images(2), 4).shape == (2, 64, 4, 4) and digits.dim == 64
-    network: Any = digits.network
+    network: Any = digits.maps.encoder.network
     assert torch.equal(digits(images(2), 4), network.body(images(2)))
     twice = digits(images(2), 8)
     assert twice.shape == (2, 64, 8, 8) and not twice.requires_grad
     resnet = WideResNet(WideResNetConfig(img_resolution=8, in_channels=1, num_classes=3, widen=1, blocks=1)).eval()
-    torch.testing.assert_close(resnet(images(2))[0], resnet.maps(images(2)).mean((2, 3)))
+    run = VisionFeatures(EncoderFeatures(Classifier(resnet), name="run", sha256=""))
+    torch.testing.assert_close(run(images(2), 4).mean((2, 3)), Classifier(resnet).encode(images(2)).pooled)
 
 
 def test_patches_of_dinov2_are_its_map(tmp_path: Path) -> None:

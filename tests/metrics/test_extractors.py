@@ -14,8 +14,9 @@ from imagewright.data import ImageSet, write_edm_zip
 from imagewright.files import read_json
 from imagewright.metrics.evaluate import evaluate
 from imagewright.metrics.extractors import FOREIGN, find_extractor
-from imagewright.metrics.features import ClassifierFeatures, fit
+from imagewright.metrics.features import ClassifierFeatures
 from imagewright.metrics.train_encoder import train_encoder
+from imagewright.models.view import fit
 from imagewright.types import UserError
 
 

@@ -17,7 +17,7 @@ from imagewright import limits
 from imagewright.cli.command import run
 from imagewright.cli.console import say
 from imagewright.cli.edit_latents import check_task, places, put_back
-from imagewright.cli.edit_tokens import check_model, fill_tokens
+from imagewright.cli.edit_tokens import at_own_size, check_model, fill_tokens
 from imagewright.cli.scoring import real_images
 from imagewright.data import from_uint8, to_uint8
 from imagewright.data.pixels import BadPicture, Pixels, box_reduce, decode, with_channels
@@ -115,7 +115,8 @@ def edit(
         factor: side of the blocks whose means are known; default 2.
         sigma: deviation of the noise that is added and removed, a colour range being 2; default 0.5.
         steps: of a flow map: noise levels of the loop, on EDM's grid, default 20; of a masked token model:
-            passes of the decoding, default 12, of which the first sixth is skipped.
+            passes of the decoding, default 12, of which the first sixth is skipped; of one of random orders (ARPG):
+            passes, default those that it samples in.
         levels: the noise levels themselves, decreasing; default of stroke: two, by the picture's
             size.
         n: results, or pictures on the way of an interpolation.
@@ -134,6 +135,7 @@ def edit(
     file = file if weight is None else replace(file, model=at_weight(file.model, weight))
     check_model(model, file.model, task, given)
     check_task(model, file, task)
+    file = at_own_size(file)
     generator = generator_from(file, device=pick_device(device))
     noise = ImageNoise(seed, range(n))
     if task == "interpolate":

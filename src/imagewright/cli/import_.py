@@ -42,8 +42,8 @@ def import_command(
             executed.
         out: the model folder to write.
         config: JSON file with official constructor arguments, in place of or beside those that the file tells.
-        kind: family of the weights: edm, edm2, dmd2, vct, guided-diffusion, consistency-models, ctm, ctm-cifar10;
-            default by what they are.
+        kind: family of the weights: edm, edm2, dmd2, vct, guided-diffusion, consistency-models, ctm, ctm-cifar10,
+            lightningdit; default by what they are.
         key: of a file with several networks or dictionaries, which one: ema.
         name: name of the data set the model was trained on; default the file's.
     """

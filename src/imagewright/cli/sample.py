@@ -19,7 +19,6 @@ from imagewright.cli.sampling import Changes, make_generator
 from imagewright.files import read_json, replacing, write_json
 from imagewright.models.files import weights_hash
 from imagewright.pretrained import find_model, shipped
-from imagewright.report.figures import trajectory_picture
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
 from imagewright.training.distributed import Processes, processes
 from imagewright.training.snapshots import grid, image_origin, read_image, save_image
@@ -130,6 +129,8 @@ def _sample(
             # arr_0 is where evaluators of ADM's kind look.
             np.savez_compressed(stream, arr_0=images, images=images, labels=np.asarray(labels or [-1] * n))
     if trajectory:
+        from imagewright.report.figures import trajectory_picture  # matplotlib, which pictures do without
+
         save_image(out / "trajectory.png", trajectory_picture(generator, seed=seed, labels=labels), scale=1)
     of = "" if n <= GRID else f" of the first {GRID}"
     say(f"{n} images in {out} ({generator.nfe} network calls each); grid{of}: {out / 'grid.png'}")

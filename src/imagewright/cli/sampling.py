@@ -11,8 +11,18 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from torch import nn
 
+from imagewright.checks import require_whole
 from imagewright.files import read_json
-from imagewright.guidance import Guided, LayerSkipped, SkipScale, SkipTuned, classifier_free, knows_no_label
+from imagewright.guidance import (
+    Guided,
+    LayerSkipped,
+    SkipScale,
+    SkipTuned,
+    classifier_free,
+    knows_no_label,
+    latent_guidance,
+)
+from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import ModelFile, weights_hash
 from imagewright.models.weighted import at_weight, takes_weight
 from imagewright.precision import Precision
@@ -79,14 +89,17 @@ class _Tuned(TypedDict):
 class Changes:
     """What is changed about a model without training it."""
 
-    guidance: Literal["none", "auto", "cfg"] = "none"
-    """auto: away from a worse model of the same kind (--guide); cfg: away from the model without its label."""
+    guidance: Literal["none", "auto", "cfg", "latents"] = "none"
+    """auto: away from a worse model of the same kind (--guide); cfg: away from the model without its label; latents:
+    away from the model without its discrete latents."""
     guide: str | None = None
     """Of guidance auto: a run that is smaller or less trained, or trained on the model's own samples (SIMS)."""
     weight: float | None = None
     """Strength of the guidance; 1 is none. Of a student that is told it, without --guidance: within its training."""
     interval: tuple[float, float] | None = None
     """Noise levels between which to guide, low first; default all."""
+    guided_channels: int | None = None
+    """How many of the channels are guided, from the first; default all. Published latents of DiT's kind: 3."""
     skip_scale: float | None = None
     """Skip-Tuning: factor on the U-Net's lowest skip connection, rising to 1 at the top."""
     precision: Precision | None = None
@@ -110,20 +123,26 @@ class Changes:
         if self.skip_scale is not None:
             model = SkipTuned(model, SkipScale(bottom=self.skip_scale))
         if self.guidance == "none":
-            for name in ("guide", "weight", "interval"):
+            for name in ("guide", "weight", "interval", "guided_channels"):
                 if getattr(self, name) is not None and not (name == "weight" and takes_weight(file.model)):
-                    raise UserError(f"--{name} needs --guidance auto or --guidance cfg")
+                    option = f"--{name.replace('_', '-')}"
+                    raise UserError(f"{option} needs --guidance auto, --guidance cfg or --guidance latents")
             return model
         if self.weight is None:
             raise UserError(f"--guidance {self.guidance} needs --weight; 1 is no guidance, 1.5 to 3 are usual")
-        interval = self.interval or (0.0, math.inf)
-        if self.guidance == "cfg":
+        interval, channels = self.interval or (0.0, math.inf), self.guided_channels
+        if channels is not None:
+            require_whole("--guided-channels", channels, 1, _channels_of(file))
+        if self.guidance in ("cfg", "latents"):
             if self.guide is not None:
-                raise UserError("--guide goes with --guidance auto; --guidance cfg asks the model itself")
+                raise UserError(f"--guide goes with --guidance auto; --guidance {self.guidance} asks the model itself")
             denoiser = _denoiser(model)
+            if self.guidance == "latents":
+                _require_latents(file)
+                return latent_guidance(denoiser, self.weight, interval, channels)
             _require_label_dropout(file)
-            return classifier_free(denoiser, self.weight, interval)
-        return Guided(_denoiser(model), _denoiser(self._guide_for(file)), self.weight, interval)
+            return classifier_free(denoiser, self.weight, interval, channels)
+        return Guided(_denoiser(model), _denoiser(self._guide_for(file)), self.weight, interval, channels)
 
     def record(self) -> dict[str, Any]:
         """What a record of samples or scores says of the changes; {} for none."""
@@ -147,12 +166,26 @@ class Changes:
         return guide.model
 
 
+def _channels_of(file: ModelFile) -> int:
+    """Of what a model's network sees: its latents, or its pictures."""
+    config = getattr(getattr(file.model, "network", None), "config", None)
+    return int(getattr(config, "in_channels", file.spec.channels))
+
+
 def _require_label_dropout(file: ModelFile) -> None:
     if not file.spec.num_classes:
         raise UserError("--guidance cfg needs a model with classes; this one has none")
     if not knows_no_label(file.model):
         raise UserError(
             "--guidance cfg needs a model trained with --network.label-dropout above 0; this one always saw its label"
+        )
+
+
+def _require_latents(file: ModelFile) -> None:
+    told = told_latents(file.model)
+    if told is None or told.prior is None:
+        raise UserError(
+            "--guidance latents needs a model with discrete latents and a prior of them (disco-digits-prior)"
         )
 
 

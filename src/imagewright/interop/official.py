@@ -7,6 +7,7 @@ from typing import Any
 
 from imagewright.interop.edm import from_ctm_cifar10, from_dmd2, from_edm, from_edm2, from_vct
 from imagewright.interop.fitting import StateDict
+from imagewright.interop.lightningdit import from_lightningdit
 from imagewright.interop.openai import from_consistency_models, from_ctm, from_guided_diffusion, from_openai
 from imagewright.models.preconditioning import Preconditioned
 from imagewright.networks.config import did_you_mean
@@ -22,6 +23,7 @@ KINDS: dict[str, Callable[[StateDict, Mapping[str, Any]], Preconditioned]] = {
     "openai": from_openai,
     "ctm": from_ctm,
     "ctm-cifar10": from_ctm_cifar10,
+    "lightningdit": from_lightningdit,
 }
 """Every family of official checkpoints that can be read."""
 

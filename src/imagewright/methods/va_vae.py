@@ -39,7 +39,7 @@ from torch.nn import functional as F
 from imagewright.checks import require_non_negative, require_whole
 from imagewright.methods.adversary import adaptive_weight
 from imagewright.methods.distances import Distance, Features
-from imagewright.metrics.perceptual import CLASSIFIERS
+from imagewright.metrics.extractors import OF_DATA
 from imagewright.metrics.vision import VisionFeatures
 from imagewright.models.kl import GaussianAutoencoder
 from imagewright.networks.patch_discriminator import PatchDiscriminator
@@ -161,7 +161,7 @@ class VAVAE:
 
 def _usual_vision(spec: DataSpec, vf: float) -> VisionFeatures:
     """The classifier of the data set. Raises UserError where there is none."""
-    name = CLASSIFIERS.get(spec.name)
+    name = OF_DATA.get(spec.name)
     if name is None:
         raise UserError(f"method.vf is {vf}; it needs a vision network (`vision`), or must be 0")
     with torch.device("cpu"):  # also where the run is only planned

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imagewright.metrics.extractors import find_extractor
-from imagewright.metrics.features import ClassifierFeatures, EncoderFeatures, FeatureExtractor, fitted
-from imagewright.metrics.vision_transformers import TransformerFeatures
+from imagewright.metrics.extractors import named_extractor
+from imagewright.metrics.features import EncoderFeatures
+from imagewright.metrics.perceptual import EncoderMaps
+from imagewright.metrics.vision_transformers import VisionTransformer
 from imagewright.types import UserError
 
 SIDE = 224
@@ -23,39 +24,34 @@ SIDE = 224
 
 
 class VisionFeatures(nn.Module):
-    """Images [N, C, H, W] in [-1, 1] as the last map of a frozen network, [N, `dim`, side, side], without gradient.
+    """Images [N, C, H, W] in [-1, 1] as the last map of a frozen encoder, [N, `dim`, side, side], without gradient.
 
-    Raises UserError for a network without maps.
+    Raises UserError for an encoder without maps.
     """
 
     about: ClassVar[str] = (
-        "Frozen network whose feature maps the latents are aligned with: digits or emoji (shipped classifiers), an "
+        "Frozen encoder whose feature maps the latents are aligned with: digits or emoji (shipped classifiers), an "
         "encoder's file or run, or a folder of DINOv2; none = the classifier of the data set, where there is one."
     )
 
-    def __init__(self, extractor: FeatureExtractor) -> None:
+    def __init__(self, extractor: EncoderFeatures) -> None:
         super().__init__()
-        self.extractor, self.dim = [extractor], extractor.dim  # a list, as its own weights are no part of this module
-        network: Any
-        if isinstance(extractor, ClassifierFeatures):
-            network, self._side, self._channels = extractor.network, extractor.network.config.resolution, 0
-        elif isinstance(extractor, EncoderFeatures) and hasattr(extractor.network, "maps"):
-            network, self._side, self._channels = extractor.network, extractor.side, 0
-        elif isinstance(extractor, TransformerFeatures) and extractor.family == "dinov2":
-            network, self._side, self._channels = extractor.network, SIDE, 3
-        else:
-            raise UserError(f"vision {extractor.name} has no maps of features; allowed: classifiers and DINOv2")
-        self.network = network.requires_grad_(False).eval()
+        self.maps, self.dim = EncoderMaps(extractor.encoder, extractor.sha256), 0
+        view, name = extractor.view, extractor.name
+        shown = self._maps(torch.zeros(1, view.channels, view.side, view.side))
+        if shown.shape[2:] == (1, 1):
+            raise UserError(f"vision {name} has no map of features; allowed: classifiers and DINOv2")
+        self.dim = shown.shape[1]
 
     @classmethod
     def open(cls, name: str) -> Self:
-        """The network of a name, file or folder. Raises UserError where it is none."""
-        return cls(find_extractor(name, ""))
+        """The encoder of a name, file or folder. Raises UserError where it is none."""
+        return cls(named_extractor(name))
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a run's record says of it."""
-        return {"weights_sha256": self.extractor[0].sha256}
+        return {"weights_sha256": self.maps.sha256}
 
     @torch.no_grad()
     def forward(self, images: Tensor, side: int) -> Tensor:
@@ -65,16 +61,12 @@ class VisionFeatures(nn.Module):
         return F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)
 
     def _maps(self, images: Tensor) -> Tensor:
-        network: Any = self.network
-        found: Tensor
-        if self._channels:  # a transformer
-            shown = images.expand(-1, self._channels, -1, -1)
-            shown = F.interpolate(shown, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-            patch = int(network.config.patch_size)
-            grid = SIDE // patch
-            found = network(pixel_values=shown).last_hidden_state[:, -grid * grid :]  # behind class and registers
-            return found.transpose(1, 2).reshape(len(found), -1, grid, grid)
-        extractor: Any = self.extractor[0]
-        shown = fitted(images, self._side, extractor.channels)
-        found = network.body(shown) if isinstance(extractor, ClassifierFeatures) else network.maps(shown)
-        return found
+        encoder: Any = self.maps.encoder
+        if not isinstance(encoder, VisionTransformer):
+            return self.maps(images)[-1]  # type: ignore[no-any-return]
+        shown = images.expand(-1, 3, -1, -1)
+        shown = F.interpolate(shown, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+        network: Any = encoder.network
+        grid = SIDE // int(network.config.patch_size)
+        tokens: Tensor = network(pixel_values=shown).last_hidden_state[:, -grid * grid :]  # behind class and registers
+        return tokens.mT.reshape(len(tokens), -1, grid, grid)

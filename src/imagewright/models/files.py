@@ -229,12 +229,13 @@ def _unlike(model: nn.Module, kind: str, spec: DataSpec) -> str | None:
             return f"data.num_classes is {spec.num_classes}; the table is of {len(model.table)}"
         return next((fault for each in model.students if (fault := _unlike(each, kind, spec)) is not None), None)
     config = getattr(getattr(model, "network", None), "config", None)
-    side, classes = getattr(config, "img_resolution", spec.resolution), getattr(config, "label_dim", 0)
-    if side != spec.resolution:
+    side, classes = getattr(config, "img_resolution", None), getattr(config, "label_dim", 0)
+    channels, latent = getattr(config, "in_channels", None), getattr(model, "latent", None)
+    if latent is not None:  # what it denoises follows from its own description, and is decoded to images
+        side = channels = None
+    if side not in (None, spec.resolution):
         return f"data.resolution is {spec.resolution}; the network's is {side}"
-    shown = getattr(model, "shown", 1)
-    channels = getattr(config, "in_channels", shown * spec.channels)
-    if channels != shown * spec.channels:
+    if channels not in (None, getattr(model, "shown", 1) * spec.channels):
         return f"data.channels is {spec.channels}; the network's are {channels}"
     if classes and spec.num_classes > classes:
         return f"data.num_classes is {spec.num_classes}; the network knows {classes}"

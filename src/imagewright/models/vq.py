@@ -41,10 +41,13 @@ class VQTokenizer(nn.Module):
             return self.network.encode(images.float()).tokens
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens -> [N, C, H, W] in [-1, 1], float32. Raises UserError for a token that is not in the codebook."""
-        check_tokens(tokens, self)
-        codes = self.network.quantiser.lookup(tokens, self.network.config.side)
+    def decode(self, tokens: Tensor, expansion: int = 1) -> Tensor:
+        """Tokens -> [N, C, H, W] in [-1, 1], float32. Raises UserError for a token that is not in the codebook.
+
+        expansion: how many times as many rows and columns there are, of a picture that much larger.
+        """
+        check_tokens(tokens, self, expansion=expansion)
+        codes = self.network.quantiser.lookup(tokens, self.network.config.side * expansion)
         return self.network.decode(codes).float().clamp(-1, 1)
 
     @torch.no_grad()

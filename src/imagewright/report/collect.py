@@ -350,8 +350,7 @@ def draw_trajectory(
 
     def note(x: Tensor, estimate: Tensor, sigma: float) -> None:
         rows = slice(0, TRAJECTORIES)
-        at, aim = (to_uint8(generator.decoded(t[rows].float())) for t in (x, estimate))
-        steps.append((at, aim, float(sigma)))
+        steps.append((to_uint8(x[rows].float()), to_uint8(estimate[rows].float()), float(sigma)))
 
     images = generator.generate(n, labels=labels, seed=seed, batch_size=n, on_step=note)
     x, estimate, sigmas = zip(*steps, strict=True)

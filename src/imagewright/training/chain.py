@@ -27,7 +27,7 @@ from imagewright.shapes import brief
 from imagewright.training.distributed import Processes
 from imagewright.training.experiment import Experiment
 from imagewright.training.locking import sole_trainer
-from imagewright.training.record import claim, get_field, located, places, set_field, to_json
+from imagewright.training.record import claim, get_field, located, places, set_field, to_json, with_defaults
 from imagewright.types import UserError
 
 FORMAT = "imagewright-chain/1"
@@ -132,7 +132,7 @@ class Chain:
             folder, work = folders[stage.name], stage.work
             if isinstance(work, Experiment):
                 claim(folder, located(placed(work, folders), folder).in_images(), resume)
-            elif folder.exists() and json.loads(json.dumps(to_json(work))) != known.get(stage.name):
+            elif folder.exists() and json.loads(json.dumps(to_json(work))) != with_defaults(known.get(stage.name)):
                 raise UserError(f"{folder} was made with other settings; resume the chain with its own")
 
     def record(self, command: Sequence[str] | None) -> dict[str, Any]:

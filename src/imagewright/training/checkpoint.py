@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from safetensors.torch import save_file
@@ -34,6 +34,8 @@ from imagewright.training.shares import Rows, Share
 from imagewright.types import UserError
 
 FORMAT = "imagewright-checkpoint/2"
+EARLIER = "imagewright-checkpoint/1"
+"""Without a checksum, and without a word on the run that it is of."""
 State = dict[str, Any]
 """Nested dictionaries (string keys) and lists of tensors, shares of tensors and JSON values."""
 
@@ -90,16 +92,11 @@ def load_checkpoint(path: Path, run: str | None = None, *, whole: bool = True) -
     format, of another run, or of another moment.
     """
     try:
-        head = parse_json(read_head(path).texts.get("imagewright", "{}"), f"{path}: its state", dict)
-        if head.get("format") != FORMAT:
-            raise UserError(f"{path} has format {head.get('format')!r}; this version reads {FORMAT!r}")
-        fault = misfit(head, _Head)
-        if fault is not None:
-            raise UserError(f"{path}: its state is damaged: {fault}")
+        head = _read_head(path)
         if run is not None and head["run"] not in (None, run):
             raise UserError(f"{path} is of another run than the folder's experiment.json")
         tensors = read_tensors(path)
-        if _checksum(head["state"], tensors) != head["sha256"]:
+        if head["format"] == FORMAT and _checksum(head["state"], tensors) != head["sha256"]:
             raise UserError(f"{path} does not have the checksum that it was written with")
         state = _join(head["state"], tensors, _read_rows(path, head.get("rows", [])), whole)
     except KeyError as error:
@@ -114,6 +111,26 @@ def load_checkpoint(path: Path, run: str | None = None, *, whole: bool = True) -
     if type(images) is not int or path.name != checkpoint_path(path.parent, images).name:
         raise UserError(f"{path} holds the state after {brief(images)} images, not what its name says")
     return state
+
+
+def run_of(path: Path) -> str | None:
+    """The run that a checkpoint says it is of; None where it does not say. Raises UserError when it is damaged."""
+    return _read_head(path)["run"]
+
+
+def _read_head(path: Path) -> _Head:
+    texts, where = read_head(path).texts, f"{path}: its state"
+    head = parse_json(texts.get("imagewright", "{}"), where, dict)
+    if texts.get("format") == EARLIER:  # the first ones had two entries
+        head = {"format": EARLIER, "state": parse_json(texts.get("state", "{}"), where, dict)}
+    if head.get("format") == EARLIER:
+        head = {"run": None, "sha256": "", **head}
+    elif head.get("format") != FORMAT:
+        raise UserError(f"{path} has format {brief(head.get('format'))}; this version reads {FORMAT!r}")
+    fault = misfit(head, _Head)
+    if fault is not None:
+        raise UserError(f"{path}: its state is damaged: {fault}")
+    return cast(_Head, head)
 
 
 def _read_rows(path: Path, checksums: Sequence[str]) -> dict[str, Rows]:

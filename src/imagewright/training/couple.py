@@ -20,7 +20,9 @@ from torch import Tensor
 from imagewright.data import ImageSet, from_uint8, open_images
 from imagewright.data.couplings import Manifest, check_times, claim_folder, write_shard
 from imagewright.data.shards import fill_shards
+from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import weights_hash
+from imagewright.models.self_conditioned import carried
 from imagewright.noise import ImageNoise
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_to_json
@@ -98,6 +100,11 @@ class Drawing:
         check_times(times)
         sampler = generator.sampler
         kind = type(sampler).__name__
+        if generator.latent != generator.seen.shape:
+            raise UserError(
+                f"{name} draws images from noise of another shape, {list(generator.latent)}; couplings pair an image "
+                "with noise of its own"
+            )
         if not generator.deterministic:
             raise UserError(
                 f"sampler {kind} draws at random on its way, so that its images are no function "
@@ -150,11 +157,13 @@ class Drawing:
         else:
             real = from_uint8(torch.from_numpy(self.images.images(list(rows)))).to(self.generator.device)
             cond = Condition() if labels is None else Condition(label=known.to(self.generator.device))
+            told = told_latents(self.generator.model)
+            cond = cond if told is None else told.recognised(real, cond)[0]
             sampler: Any = self.generator.sampler
             noise = ImageNoise(seed, list(rows))
             if self.generator.space is not None:
                 real = self.generator.space.encode(real, ImageNoise(seed, list(rows), STREAMS[0]))
-            latents = sampler.invert(self.generator.model, real, cond, noise=noise, on_step=watch)
+            latents = sampler.invert(carried(self.generator.model), real, cond, noise=noise, on_step=watch)
             found = {"images": real.cpu(), "labels": known, "latents": latents.cpu()}
         return {**found, "points": torch.stack([kept[t] for t in self.times], 1)} if self.times else found
 

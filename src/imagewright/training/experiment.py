@@ -54,6 +54,7 @@ from imagewright.training.log import Log
 from imagewright.training.reconstructions import reconstruction_record, save_reconstructions
 from imagewright.training.record import (
     Inputs,
+    begun_as,
     check_inputs,
     claim,
     experiment_record,
@@ -201,7 +202,7 @@ def assemble(
         raise UserError(f"method {type(method).__name__} learns from no pairs; data.couplings has no effect")
     config = None
     if "network" in wanted and (experiment.network is not None or wanted["network"].default is inspect.Parameter.empty):
-        config = _network_config(experiment, spec, sizes_of(given))
+        config = _network_config(experiment, spec, {**sizes_of(given), **_sizes_by(method, given)})
         given["network"] = _network(config, experiment.training.seed)
     missing = [n for n, p in wanted.items() if n not in given and p.default is inspect.Parameter.empty]
     if missing:
@@ -335,6 +336,15 @@ def _start_others(name: str, parts: Parts, product: str) -> None:
         module.load_state_dict({**wanted, **weights})
 
 
+def _sizes_by(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method itself says of its network's sizes, from what it is given, by name, as `parts` is."""
+    if not hasattr(method, "sizes"):
+        return {}
+    wanted = inspect.signature(method.sizes).parameters
+    sizes: dict[str, Any] = method.sizes(**{name: given[name] for name in wanted})
+    return sizes
+
+
 def _network_config(experiment: Experiment, spec: DataSpec, sizes: Mapping[str, Any]) -> Any:
     """The network's configuration, of which as much as it has a field for comes from the data."""
     if experiment.network is None:
@@ -398,14 +408,14 @@ def _run(
     on_open: Callable[[int, int], None] | None,
 ) -> Path:
     experiment = located(experiment, folder).in_images()
-    before = claim(folder, experiment, resume)
+    before, begun = claim(folder, experiment, resume), begun_as(folder)
     processes.wait()  # or a slow process would find the record of this very run in the folder
     assembled = assemble(experiment, on_open, sources=Sources(device))
     check_inputs(folder, before, assembled.inputs, experiment)
     check_device(assembled.parts.roles[experiment.method.product].module, device)
     if processes.is_first:
         computed = how_computed(processes.world, device, experiment.training.precision)
-        record = experiment_record(experiment, command, folder, assembled.inputs, before, computed)
+        record = experiment_record(experiment, command, folder, assembled.inputs, before, computed, begun)
         write_json(folder / "experiment.json", record)
     loader = Loader(
         assembled.images,
@@ -431,7 +441,7 @@ def _run(
         log=log,
         device=device,
         processes=processes,
-        run=identity(experiment, assembled.inputs),
+        run=begun or identity(experiment, assembled.inputs),
         on_snapshot=lambda images: snapshot(True),
         on_stop=lambda images: snapshot(False),
         on_progress=noted,

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from imagewright.networks import KLAutoencoder, UNet, WideResNet
+from imagewright.networks import ImageNetwork, KLAutoencoder, WideResNet
 from imagewright.precision import Precision
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec
 
@@ -37,7 +37,7 @@ def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = 
     config: Any = getattr(network, "config", None)
     level = torch.empty(1, device="meta")
     told: tuple[Any, ...] = ()
-    if isinstance(network, UNet):
+    if isinstance(network, ImageNetwork):
         x = torch.empty(1, network.config.in_channels, *spec.shape[1:], device="meta")
         to, weight = (level if asked else None for asked in (network.config.destination, network.config.weight))
         told = (level, Condition(destination=to, weight=weight))

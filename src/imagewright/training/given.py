@@ -25,6 +25,7 @@ from torch import nn
 from imagewright.data.couplings import Couplings
 from imagewright.methods.distances import Features
 from imagewright.metrics.perceptual import perceptual_network
+from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.files import ModelFile, weights_hash
 from imagewright.models.kinds import KINDS, words
 from imagewright.models.latents import LatentSpace
@@ -200,6 +201,13 @@ def gather(method: Any, given: Given, spec: DataSpec, sources: Sources) -> dict[
     asked = requests(method)
     require_asked(method, given)
     found = {p: _found(r, given.get(r.name), spec, sources, type(method).__name__) for p, r in asked.items()}
+    for parameter, value in found.items():
+        if isinstance(value, LatentDenoiser) and not getattr(method, "tells_latents", False):
+            where = f"{asked[parameter].name} {given.get(asked[parameter].name)}"
+            raise UserError(
+                f"{where} is told discrete latents, of which method {type(method).__name__} knows nothing; give it a "
+                "plain denoiser"
+            )
     return {parameter: value for parameter, value in found.items() if value is not _LEFT_OUT}
 
 
@@ -257,7 +265,10 @@ def _one(request: Request, role: str, name: str, spec: DataSpec, sources: Source
 
 
 def sizes_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What a network's configuration takes from the things that a method is given: sizes of tokens or of latents."""
+    """What a network's configuration takes from the things that a method is given: sizes of tokens or of latents.
+
+    Discrete latents are the channels of one place, each of its own meaning.
+    """
     sizes: dict[str, Any] = {}
     for thing in found.values():
         kind = kind_of(thing) if isinstance(thing, nn.Module) else None
@@ -266,6 +277,9 @@ def sizes_of(found: Mapping[str, Any]) -> dict[str, Any]:
         elif kind == "autoencoder":
             channels, side, _ = thing.latent
             sizes |= {"img_resolution": side, "in_channels": channels, "out_channels": channels}
+        elif isinstance(thing, LatentDenoiser):
+            latents = thing.encoder.config
+            sizes |= {"values": latents.values, "length": latents.length, "channels": latents.length}
     return sizes
 
 

@@ -29,6 +29,7 @@ from imagewright.files import read_formatted
 from imagewright.metrics.perceptual import CHOICES
 from imagewright.pretrained import CHAIN, shipped
 from imagewright.shapes import brief, misfit
+from imagewright.training.checkpoint import checkpoints, run_of
 from imagewright.types import UserError
 from imagewright.version import versions
 
@@ -70,6 +71,7 @@ class RunRecord(TypedDict):
     inputs: NotRequired[dict[str, _Input]]
     computed: NotRequired[list[dict[str, Any]]]
     versions: NotRequired[dict[str, str]]
+    run: NotRequired[str]
 
 
 def places(experiment: Any) -> dict[str, str]:
@@ -97,12 +99,50 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def _as_of_today(experiment: dict[str, Any]) -> dict[str, Any]:
-    """An experiment's JSON as it is written now: earlier ones had a field for each thing that a method asks for."""
-    if "given" in experiment or experiment.get("class") != "Experiment":
-        return experiment
-    earlier = ("teacher", "tokenizer", "features")
-    given = {name: experiment[name] for name in earlier if experiment.get(name) is not None}
-    return {**{k: v for k, v in experiment.items() if k not in earlier}, "given": given}
+    """An experiment's JSON as it is written now.
+
+    Earlier ones had a field for each thing that a method asks for; the first had null for EDM without augmentation.
+    """
+    method = experiment.get("method")
+    if isinstance(method, dict) and method.get("class") == "EDM" and method.get("augment", 0) is None:
+        experiment = {**experiment, "method": {k: v for k, v in method.items() if k != "augment"}}
+    if "given" not in experiment and experiment.get("class") == "Experiment":
+        earlier = ("teacher", "tokenizer", "features")
+        given = {name: experiment[name] for name in earlier if experiment.get(name) is not None}
+        experiment = {**{k: v for k, v in experiment.items() if k not in earlier}, "given": given}
+    return cast("dict[str, Any]", with_defaults(experiment))
+
+
+def with_defaults(value: Any) -> Any:
+    """Recorded JSON with the fields that its classes have got since; their default is what was done before."""
+    if isinstance(value, list):
+        return [with_defaults(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    name = value.get("class")
+    cls = classes().get(name) if isinstance(name, str) else None
+    known = {key: with_defaults(each) for key, each in value.items()}
+    for field in dataclasses.fields(cls) if cls is not None else ():
+        if field.name not in known and field.default is not dataclasses.MISSING:
+            known[field.name] = to_json(field.default)
+        elif field.name not in known and field.default_factory is not dataclasses.MISSING:
+            known[field.name] = to_json(field.default_factory())
+    return known
+
+
+def begun_as(folder: Path) -> str | None:
+    """What the checkpoints of a run call it that an earlier version began; None for one that this version did.
+
+    A field that a class has got since changes `identity`, and not the run: its newest checkpoint says what it is.
+    """
+    path = folder / "experiment.json"
+    if not path.exists():
+        return None
+    record = read_formatted(path, FORMAT, RunRecord)
+    if "run" in record:
+        return record["run"]
+    found = checkpoints(folder / "checkpoints")
+    return run_of(found[-1]) if found and record["experiment"] != _as_of_today(record["experiment"]) else None
 
 
 def identity(experiment: Any, inputs: Inputs) -> str:
@@ -252,8 +292,9 @@ def experiment_record(
     inputs: Inputs,
     before: Inputs,
     computed: Mapping[str, Any],
+    begun: str | None,
 ) -> dict[str, Any]:
-    """What experiment.json holds. command: arguments of `imagewright train`. folder: the run's.
+    """What experiment.json holds. command: arguments of `imagewright train`. folder: the run's. begun: `begun_as`.
 
     inputs, before: what identifies what the run is given, now and in the record that it goes on from. computed: how it
     computes from now on; other ways of earlier starts stand before it.
@@ -273,6 +314,7 @@ def experiment_record(
         "inputs": given,
         "computed": [*(each for each in earlier if each != computed), dict(computed)],
         "versions": versions(),
+        **({} if begun is None else {"run": begun}),
     }
 
 
