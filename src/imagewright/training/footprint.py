@@ -34,8 +34,9 @@ def footprint(
     """Measured on shapes alone (torch's meta device): no memory is taken, nothing is computed.
 
     precision: number format of the pass. recompute: what is inside of a block is computed again for backward, one block
-    at a time: what blocks are given is kept, and of their insides the largest. Memory that several tensors share counts once, and attention is taken to be
-    fused, as it is on CPUs and GPUs. None for what is no network of images or of tokens.
+    at a time: what blocks are given is kept, and of their insides the largest. Memory that several tensors share counts
+    once, and attention is taken to be fused, as it is on CPUs and GPUs. None for what is no network of images or of
+    tokens.
     """
     if network is None:
         return None
