@@ -30,7 +30,7 @@ class Replays:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        doors = [(m, "forward") for m in model.modules() if isinstance(m, ImageNetwork)]
+        doors: list[tuple[nn.Module, str]] = [(m, "forward") for m in model.modules() if isinstance(m, ImageNetwork)]
         doors += [(m, "ask") for m in model.modules() if isinstance(m, LatentDenoiser)]
         self._doors = [(module, name, Replay(getattr(module, name))) for module, name in doors]
         self._entered: list[list[tuple[nn.Module, str]]] = []
