@@ -36,7 +36,7 @@ NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_
 FAMILIES = (
     "edm-digits", "cd-digits", "ct-digits", "pd-digits", "ict-digits", "mcd-digits", "ctm-digits", "trigflow-digits",
     "scd-digits", "sct-digits", "ctcd-digits", "dmd2-digits", "dmd2-digits-gan", "f-distill-digits", "sid-digits",
-    "causal-digits", "md4-digits", "maskgit-digits", "vq-digits", "wrn-digits",
+    "causal-digits", "md4-digits", "maskgit-digits", "arpg-digits", "vq-digits", "wrn-digits",
 )  # fmt: skip
 
 

@@ -111,6 +111,16 @@ class StepNoise:
         """The images' places in the whole batch, int64 [N], and how many it has; like: [N, ...]."""
         return torch.arange(len(like), device=like.device), len(like)
 
+    @property
+    def first_place(self) -> int:
+        """That of the first image, known to the host."""
+        return 0
+
+    @contextmanager
+    def among(self, rows: range) -> Iterator[None]:
+        """While the body runs, networks see these rows of the images at hand alone."""
+        yield
+
     @contextmanager
     def same_dropout(self) -> Iterator[None]:
         """Run the body, then put the networks' randomness back: the next forward pass draws the same dropout masks."""
@@ -165,8 +175,22 @@ class BatchNoise(StepNoise):
     def places(self, like: Tensor) -> tuple[Tensor, int]:
         """The images' places in the whole batch, int64 [N], and how many it has; like: [N, ...]."""
         self._check(like)
-        places = torch.arange(self._places.start, self._places.stop, device=like.device)
+        places = torch.arange(self._places.start, self._places.stop, self._places.step, device=like.device)
         return places.repeat(len(like) // len(places)), self._batch
+
+    @property
+    def first_place(self) -> int:
+        """That of the first image at hand, known to the host."""
+        return self._places.start
+
+    @contextmanager
+    def among(self, rows: range) -> Iterator[None]:
+        """While the body runs, images are those of these rows alone, for networks and for draws."""
+        before, self._places = self._places, self._places[rows.start : rows.stop : rows.step]
+        try:
+            yield
+        finally:
+            self._places = before
 
     @contextmanager
     def for_networks(self, phase: int) -> Iterator[None]:
@@ -214,7 +238,13 @@ class BatchNoise(StepNoise):
         key = self._key_of(like, purpose)
         row = torch.arange(len(like), device=like.device)
         block, within = row // len(self._places), row % len(self._places)
-        return _mixed(_mixed((within + self._places.start) * _GOLDEN + key) + block * _GOLDEN)
+        place = within * self._places.step + self._places.start
+        return _mixed(_mixed(place * _GOLDEN + key) + block * _GOLDEN)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether no place between the first and the last is left out, as the kernel of `dropped` has it."""
+        return self._places.step == 1
 
     @property
     def drew_in_common(self) -> bool:
@@ -309,7 +339,7 @@ def dropout(h: Tensor, p: float, training: bool) -> Tensor:
     if p == 0 or not training:
         return h
     source = _networks[0]
-    if source is not None and fused.drops(h) and _drops_the_same(h.device):
+    if source is not None and source.in_order and fused.drops(h) and _drops_the_same(h.device):
         return source.dropped(h, p)
     return torch.where(kept(h, p), h / (1 - p), torch.zeros((), dtype=h.dtype, device=h.device))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,10 @@ class Condition(Example):
     networks that are told it (`networks.mixture`); None = one half.
     weight: float32 [N], strength of the guidance that a student is to draw with (`models.weighted`), 1 = none;
     None = the model's own.
+    estimate: [N, C, H, W], an earlier answer to the same question, for self-conditioned networks
+    (`models.self_conditioned`); None = zeros, there is none yet.
+    latents: float32 [N, M, D], vectors of the image's discrete latents, which a model draws before it is
+    sampled from (`models.discrete_latents`); None = no latents.
     """
 
     label: Tensor | None = None
@@ -61,6 +65,8 @@ class Condition(Example):
     destination: Tensor | None = None
     share: Tensor | None = None
     weight: Tensor | None = None
+    estimate: Tensor | None = None
+    latents: Tensor | None = None
 
 
 UNCONDITIONAL = Condition()
@@ -163,7 +169,7 @@ class Examples(Protocol):
 
 Chance = Callable[[], npt.NDArray[np.float64]]
 
-ModelKind = Literal["denoiser", "flow_map", "token_model", "codec", "autoencoder", "encoder"]
+ModelKind = Literal["denoiser", "latent_denoiser", "flow_map", "token_model", "codec", "autoencoder", "encoder"]
 """What a model on disk may be. `KINDS` in `models.kinds` says what each offers and what the commands do with it."""
 
 
@@ -189,6 +195,24 @@ class Denoiser(Protocol):
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise level the denoiser knows; the identity unless it was trained on a table (iDDPM)."""
+        ...
+
+
+@runtime_checkable
+class LatentDenoiser(Denoiser, Protocol):
+    """A denoiser in another space than the images': of their bits, say. Every sampler of denoisers draws from it.
+
+    latent: shape of what it denoises, [C, H, W].
+    """
+
+    latent: tuple[int, int, int]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] in [-1, 1] -> what is denoised, [N, *latent]."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The inverse, of anything near what is denoised; float32 [N, C, H, W] in [-1, 1]."""
         ...
 
 
@@ -271,11 +295,47 @@ class Autoencoder(Protocol):
         ...
 
 
+class Encoding(NamedTuple):
+    """What an encoder makes of images.
+
+    pooled: [N, D]. tokens: [N, h w, D'], in raster order, None = it has none; grid: (h, w). logits: [N, K] of its
+    classes, None = it has none. taught: [N, K], in training, of a second head that learns from a teacher.
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    logits: Tensor | None = None
+    taught: Tensor | None = None
+
+
+Resize = Literal["box", "bicubic", "tensorflow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How an encoder's network sees pictures; a part of its file.
+
+    side: height and width. channels: 1 or 3; grey pictures repeat theirs. resize: box = means over boxes or repeated
+    pixels, where no size divides the other bilinear, antialiased; bicubic = antialiased, and cut to [-1, 1];
+    tensorflow = bilinear as TensorFlow 1's, of pixels at their corners, not antialiased. mean, std: subtracted and
+    divided by, of colours in [0, 1], one number or one for each channel.
+    """
+
+    side: int
+    channels: int
+    resize: Resize = "box"
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+
 class Encoder(Protocol):
     """Images as features: what judges, teaches, conditions and curates generators."""
 
-    def features(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] in [-1, 1] -> [N, D], pooled over the image, float32."""
+    view: View
+
+    def encode(self, images: Tensor) -> Encoding:
+        """[N, C, H, H] in [-1, 1], brought to the view whatever their size -> float32 or wider; differentiable."""
         ...
 
 
@@ -487,7 +547,8 @@ class Parts:
 class Method(Protocol):
     """A way to train: which networks there are, and what one training step does.
 
-    `product` names the part that is the result of training (its average is what gets exported).
+    `product` names the part that is the result of training (its average is what gets exported). A method whose product
+    is of images and never of latents of them, such as an autoencoder, says so by `of_images = True`.
     """
 
     product: ClassVar[str]

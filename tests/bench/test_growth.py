@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagewright.bench import growth
+from imagewright.bench import decoding, growth
 from imagewright.bench.growth import _operations, makers
 from imagewright.cli.main import main
 
@@ -32,11 +32,17 @@ def test_operations_grow_as_the_papers_say(name: str, low: float, high: float) -
 def test_it_runs_and_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(growth, "PASSES", 1)
     monkeypatch.setattr(growth, "REPEATS", 1)
+    for name, value in {"WIDTH": 16, "DEPTH": 2, "MANY": 2}.items():
+        monkeypatch.setattr(decoding, name, value)
     main(["bench", "decoding", "--tokens", "16", "64", "--width", "8", "--device", "cpu", "--out", str(tmp_path / "g")])
     record = json.loads((tmp_path / "g").read_text())
     rows = record["results"]
     assert [(row["network"], row["tokens"]) for row in rows[:5]] == [(name, 16) for name in makers(16, 8)]
     assert set(record["exponents"]) == set(makers(16, 8)) and len(rows) == 10
+    assert [(way["name"], way["tokens"]) for way in record["decoders"] if way["name"] == "ARPG"] == [
+        ("ARPG", 16),
+        ("ARPG", 64),
+    ]
     for row in rows:
         assert min(row[cost] for cost in ("operations", "kept", "step", "cached", "uncached")) > 0
 

@@ -22,7 +22,8 @@ import torch
 
 from imagewright.cli.main import main
 from imagewright.data import from_uint8, open_images
-from imagewright.data.couplings import Couplings
+from imagewright.data.couplings import Couplings, write_shard
+from imagewright.data.shards import lock_path
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
@@ -257,6 +258,19 @@ def test_real_images_are_inverted_by_the_backward_flow(teacher: Path, tmp_path: 
     assert contents(tmp_path / "a") == before
 
 
+def test_latents_of_another_noise_convention_are_refused(teacher: Path, tmp_path: Path) -> None:
+    """EDM's, which has the largest level in them."""
+    way = "--invert digits --n 2 --steps 2 --batch-size 2"
+    main(["couple", str(teacher), "--out", str(tmp_path), *way.split()])
+    pairs = Couplings(tmp_path)
+    read = pairs.read([0, 1])
+    assert read.cond.label is not None
+    latents = 80 * torch.randn(read.latents.shape)
+    write_shard(tmp_path, pairs.manifest, 0, read.images, read.cond.label, latents=latents)
+    with pytest.raises(UserError, match=r"holds latents of deviation .*; noise here has 1"):
+        Couplings(tmp_path).read([0])
+
+
 @pytest.mark.parametrize("sampler", ["heun", "straight"])
 @pytest.mark.parametrize("inverted", [False, True])
 def test_points_are_those_of_the_trajectories(teacher: Path, tmp_path: Path, sampler: str, inverted: bool) -> None:
@@ -363,7 +377,7 @@ def test_a_shard_is_written_while_the_next_is_drawn(
     def waits(folder: Path, manifest: Any, index: int, **pairs: Any) -> None:
         if index < 6:  # the last has no next
             assert drawn[index + 1].wait(60), "the next shard is not drawn before this one is written"
-        held.append(couple._lock_path(folder, index).exists())
+        held.append(lock_path(folder, index).exists())
         write(folder, manifest, index, **pairs)
 
     make = couple.Drawing.__call__

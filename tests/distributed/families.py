@@ -94,6 +94,8 @@ def experiments(folder: Path) -> Iterator[tuple[str, Experiment]]:
     yield "wrn", replace(wide, network=replace(wide.network, blocks=1, widen=1))
     steps = RECIPES["pd-digits"]()
     yield "pd", replace(steps, method=replace(steps.method, start_steps=2)).giving(teacher=teacher)
+    arpg = RECIPES["arpg-digits"]()
+    yield "arpg", replace(arpg, network=replace(arpg.network, width=16, depth=2, heads=2))
 
 
 def sized(experiment: Experiment) -> Experiment:

@@ -235,7 +235,8 @@ def test_what_has_no_network_here_is_named(tmp_path, form):
         "DiT, SiT": {"final_layer.adaLN_modulation.1.weight": (1,), "x_embedder.proj.weight": (1,)},
         "VAR (DDO's var_*.pth)": {"blocks.0.ada_lin.1.weight": (1,)},
         "VQGAN, LlamaGen's tokenizer": {"quantize.embedding.weight": (1,), "encoder.conv_in.weight": (1,)},
-        "ARPG": {"cls_embedding.embedding_table.weight": (1,), "layers.0.attention.wqkv.weight": (1,)},
+        "ARPG": {"layers.self_dec.0.attn.to_q.weight": (1,), "layers.cross_dec.0.attn.to_q.weight": (1,)},
+        "LlamaGen": {"cls_embedding.embedding_table.weight": (1,), "layers.0.attention.wqkv.weight": (1,)},
         "VCMamba": {"stages.0.A_log": (1,)},
     }[form.name]
     torch.save({name: torch.zeros(shape) for name, shape in names.items()}, tmp_path / "a.pt")

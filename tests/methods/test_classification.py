@@ -28,8 +28,9 @@ from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
 from imagewright.training.config import OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import Experiment, assemble
+from imagewright.training.given import Sources
 from imagewright.training.learners import Learner
-from imagewright.types import Batch, Clock, Condition, DataSpec, Trained, Update, UserError
+from imagewright.types import Batch, Clock, Condition, DataSpec, Encoding, Trained, Update, UserError, View
 
 TINY = WideResNetConfig(img_resolution=8, in_channels=1, num_classes=10, blocks=1, widen=1)
 SPEC = DataSpec(name="digits", resolution=8, channels=1, num_classes=10)
@@ -58,7 +59,7 @@ def test_a_step_is_the_cross_entropy_of_the_class() -> None:
     noise = StepNoise(0, 0)
     (event,) = method.step(parts, Batch(images, Condition(label=label)), noise, Clock(0, 0, 4))
     assert isinstance(event, Update)
-    _, logits = parts.classifier.network((images + 1) / 2 - 0.25)
+    logits = parts.classifier.network((images + 1) / 2 - 0.25).logits
     by_hand = torch.stack([-F.log_softmax(row, 0)[k] for row, k in zip(logits, label, strict=True) if k >= 0])
     torch.testing.assert_close(event.loss[[0, 1, 3]], by_hand)
     assert event.loss[2] == 0
@@ -142,15 +143,21 @@ def test_a_model_file_keeps_answers(saved: Path) -> None:
     file, images = load_model(saved), torch.rand(3, 1, 8, 8) * 2 - 1
     model: Any = file.model
     again: Any = load_model(saved).model
-    assert torch.equal(model.logits(images), again.logits(images)) and model.mean == again.mean == (0.5,)
-    assert model.features(images).shape == (3, 32) and model.logits(images).shape == (3, 10)
-    assert torch.equal(model.features(images), model.network((images + 1) / 2 - 0.5)[0])
-    with pytest.raises(UserError, match=r"sees images of shape \(1, 8, 8\), not \(1, 4, 4\)"):
-        model.logits(images[:, :, :4, :4])
+    made = model.encode(images)
+    assert torch.equal(made.logits, again.encode(images).logits) and model.view == again.view
+    assert model.view == View(side=8, channels=1, resize="box", mean=(0.5,), std=(1.0,))
+    assert made.pooled.shape == (3, 32) and made.logits.shape == (3, 10)
+    torch.testing.assert_close(made.pooled, model.network((images + 1) / 2 - 0.5).pooled)
+    assert made.grid == (4, 4) and torch.equal(made.tokens.mean(1), made.pooled)
+    torch.testing.assert_close(model.encode(images.repeat_interleave(3, 2).repeat_interleave(3, 3)).pooled, made.pooled)
+    with pytest.raises(UserError, match=r"takes square images, got 8 x 4"):
+        model.encode(images[:, :, :, :4])
+    with pytest.raises(UserError, match=r"takes images of 1 channel\(s\), got 3"):
+        model.encode(images.expand(-1, 3, -1, -1))
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(UserError, match="needs a WideResNet as its network, not a Linear"):
+    with pytest.raises(UserError, match="needs a ConvClassifier or VCMamba or WideResNet as its network, not a Linear"):
         Classifier(nn.Linear(1, 1))
     with pytest.raises(UserError, match=r"mean is \(0.5, 2\); it must be one number in \[0, 1\]"):
         Classifier(WideResNet(TINY), (0.5, 2))
@@ -163,9 +170,14 @@ def test_what_is_refused() -> None:
 class Fixed(nn.Module):
     """Logits that know the first two pixels: the class by a half, another class for sure."""
 
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
+    def __init__(self, knows: bool = True) -> None:
+        super().__init__()
+        self.knows = knows
+
+    def encode(self, images: torch.Tensor) -> Encoding:
         guess = ((images[:, 0, 0, 0] + 1) * 127.5).round().long()
-        return F.one_hot(guess, 10).float() - torch.arange(10) / 100
+        logits = F.one_hot(guess, 10).float() - torch.arange(10) / 100
+        return Encoding(images.flatten(1), logits=logits if self.knows else None)
 
 
 def test_accuracy_is_that_of_hand() -> None:
@@ -178,7 +190,7 @@ def test_accuracy_is_that_of_hand() -> None:
     assert (found.top1, found.top5, found.num_images, found.classes) == (0.5, 0.75, 4, 10)
     assert found.stderr == pytest.approx(0.25)
     with pytest.raises(UserError, match="names no classes"):
-        measure_accuracy(nn.Identity(), images)
+        measure_accuracy(Fixed(knows=False), images)
 
 
 def test_evaluate_says_how_often_it_is_right(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,6 +222,17 @@ def test_it_draws_and_edits_nothing(saved: Path, tmp_path: Path, capsys: pytest.
     assert "draws nothing; it turns images into features" in capsys.readouterr().err
 
 
+def test_what_learns_by_a_perceptual_distance_takes_a_classifiers_run(saved: Path, tmp_path: Path) -> None:
+    run = RECIPES["ict-digits"]()
+    method = replace(run.method, distance=replace(run.method.distance, kind="perceptual"))
+    run = replace(run, method=method).giving(features=str(saved))
+    sources = Sources()
+    parts = assemble(run, sources=sources).parts
+    assert sources.inputs["features"] == {"weights_sha256": load_model(saved).weights_sha256}
+    maps = parts.roles["features"].module(torch.zeros(2, 1, 8, 8))
+    assert [m.shape for m in maps] == [(2, 32, 4, 4)]
+
+
 def test_its_run_is_an_extractor(saved: Path) -> None:
     extractor = find_extractor(str(saved), "digits")
     images = open_images("digits").images(range(5))
@@ -218,5 +241,5 @@ def test_its_run_is_an_extractor(saved: Path) -> None:
     model: Any = load_model(saved).model
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
-        np.testing.assert_allclose(features, model.features(x), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(logits, model.logits(x), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(features, model.encode(x).pooled, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(logits, model.encode(x).logits, rtol=1e-5, atol=1e-6)

@@ -15,16 +15,15 @@ from imagewright.metrics import evaluate
 from imagewright.metrics import train_features as training
 from imagewright.metrics.features import (
     ASSETS,
-    Classifier,
-    ClassifierConfig,
     ClassifierFeatures,
     FeatureExtractor,
     classifier_header,
     digits_features,
     emoji_features,
     file_sha256,
-    fit,
 )
+from imagewright.models.view import fit
+from imagewright.networks import ConvClassifier, ConvClassifierConfig
 from imagewright.types import UserError
 
 
@@ -98,8 +97,8 @@ def test_files_that_are_no_classifier_are_refused(tmp_path) -> None:
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="no feature classifier"):
         ClassifierFeatures(path)
-    config = ClassifierConfig(resolution=8, channels=1, widths=(4,), num_classes=2)
-    save_file(Classifier(config).state_dict(), path, classifier_header("x", replace(config, widths=(5,))))
+    config = ConvClassifierConfig(img_resolution=8, in_channels=1, widths=(4,), num_classes=2)
+    save_file(ConvClassifier(config).state_dict(), path, classifier_header("x", replace(config, widths=(5,))))
     with pytest.raises(UserError, match="does not fit its own description"):
         ClassifierFeatures(path)
 

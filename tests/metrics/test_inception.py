@@ -123,7 +123,7 @@ def test_extractor_with_random_weights(weights) -> None:
     features, logits = extractor(images)
     assert (features.shape, logits.shape) == ((2, 2048), (2, 1008))
     assert (features[0] != features[1]).any()
-    np.testing.assert_allclose(logits, features @ extractor.network.fc.weight.numpy().T, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(logits, features @ extractor.encoder.network.fc.weight.numpy().T, rtol=1e-3, atol=1e-5)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert (extractor.sha256, extractor.official, extractor.name) == (
         digest,

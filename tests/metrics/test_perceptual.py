@@ -17,7 +17,7 @@ from imagewright.data import open_images
 from imagewright.data.pixels import from_uint8
 from imagewright.methods.distances import Distance
 from imagewright.metrics import digits_features, emoji_features
-from imagewright.metrics.perceptual import LPIPS, VGG_FILE, ClassifierMaps, perceptual_network
+from imagewright.metrics.perceptual import LPIPS, VGG_FILE, EncoderMaps, perceptual_network
 from imagewright.types import DataSpec, UserError
 
 DIGITS = DataSpec(name="digits", resolution=8, channels=1, num_classes=10)
@@ -30,9 +30,9 @@ def test_the_last_maps_mean_is_what_the_distance_measures(source: str, extractor
     data = open_images(source)
     pixels = data.images(np.arange(5))
     network = perceptual_network(None, data.spec)
-    assert isinstance(network, ClassifierMaps)
+    assert isinstance(network, EncoderMaps)
     maps = network(from_uint8(pixels))
-    assert len(maps) == len(extractor().network.config.widths)
+    assert len(maps) == len(extractor().encoder.network.config.widths)
     assert all(a.shape[2] == 2 * b.shape[2] for a, b in pairwise(maps))
     torch.testing.assert_close(maps[-1].mean((2, 3)), torch.from_numpy(extractor()(pixels)[0]), rtol=1e-4, atol=1e-5)
 
@@ -49,12 +49,13 @@ def test_gradients_reach_the_images_and_no_weight() -> None:
 def test_data_without_a_classifier_have_none_of_their_own() -> None:
     assert perceptual_network(None, OTHER) is None
     assert perceptual_network(None, DataSpec(name="digits", resolution=8, channels=3)) is None
-    assert isinstance(perceptual_network("emoji", OTHER), ClassifierMaps)
+    assert isinstance(perceptual_network("emoji", OTHER), EncoderMaps)
 
 
 def test_bad_choices_are_told() -> None:
     with pytest.raises(
-        UserError, match=r"features is 'alex'; allowed: digits, emoji, lpips, lpips-average, lpips-64, vgg, or none"
+        UserError,
+        match=r"features is 'alex'; allowed: digits, emoji, lpips, lpips-average, lpips-64, vgg, an encoder's run,",
     ):
         perceptual_network("alex", DIGITS)
     with pytest.raises(UserError, match=r"takes images of 1 channel"):

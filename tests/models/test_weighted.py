@@ -162,6 +162,17 @@ def test_edits_and_the_page_say_the_strength(models: Path, tmp_path: Path) -> No
     assert "told the strength of guidance, 1 to 3, here 2.5" in (tmp_path / "page.html").read_text()
 
 
+def test_scores_and_pairs_say_the_strength(models: Path, tmp_path: Path) -> None:
+    few = ["--n", 4, "--metrics", "fd", "--no-yardsticks"]
+    for weight in (1, 3):
+        call("evaluate", models / "guided", *few, "--weight", weight, "--out", tmp_path / "scores.json")
+    first, second = json.loads((tmp_path / "scores.json").read_text())["reports"]
+    assert [entry["sampler"]["weight"] for entry in (first, second)] == [1, 3]
+    assert first["report"]["scores"] != second["report"]["scores"]
+    call("couple", models / "guided", "--n", 2, "--weight", 3, "--out", tmp_path / "pairs")
+    assert json.loads((tmp_path / "pairs" / "manifest.json").read_text())["origin"]["weight"] == 3
+
+
 def test_tuned_jumps_come_with_their_strength(models: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     found = tmp_path / "jumps.json"
     call("tune", "jumps", models / "map", "--n", 16, "--steps", 2, "--gammas", 0, 1, "--strengths", 2, "--out", found)

@@ -37,8 +37,10 @@ def test_the_count_is_the_official_programs(size: int, n: int, k: int, millions:
 @pytest.mark.parametrize("size", [16, 32, 64])
 def test_shapes(size: int) -> None:
     network = WideResNet(WideResNetConfig(img_resolution=size, num_classes=7, blocks=1, widen=1)).eval()
-    features, logits = network(torch.randn(2, 3, size, size))
-    assert features.shape == (2, {16: 32, 32: 64, 64: 128}[size]) and logits.shape == (2, 7)
+    made = network(torch.randn(2, 3, size, size))
+    width = {16: 32, 32: 64, 64: 128}[size]
+    assert made.pooled.shape == (2, width) and made.logits.shape == (2, 7)
+    assert made.grid == (8, 8) and made.tokens.shape == (2, 64, width)
 
 
 def test_without_its_branches_a_block_is_its_skip() -> None:

@@ -29,7 +29,7 @@ from imagewright.networks import (
     VQAutoencoderConfig,
 )
 from imagewright.networks.blur_discriminator import BlurDiscriminator
-from imagewright.networks.pixel_unet import grid_sines
+from imagewright.networks.layers import grid_sines
 from imagewright.recipes import RECIPES
 from imagewright.training.experiment import Experiment
 from imagewright.types import Condition, DataSpec

@@ -208,7 +208,7 @@ def test_samplers_survive_json(sampler):
     [
         (
             {"class": "dpm"},
-            r"sampler 'dpm'; this version has ablation, accelerated, addim, ancestral, bespoke, ddim, dpm-solver\+\+",
+            r"sampler 'dpm'; this version has ablation, accelerated, .*, dpm-solver\+\+",
         ),
         ({"num_steps": 3}, "sampler None; this version has"),
         ({"class": ["heun"]}, "this version has"),

@@ -5,6 +5,7 @@ Here a recording is the work itself, done again; `tests/test_cuda.py` records re
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,6 +120,17 @@ def test_what_a_recording_could_not_repeat_is_not_recorded(trait: str, why_not: 
     assert torch.equal(*(t.product_state()["w"] for t in runs))
 
 
+@pytest.mark.parametrize(("changes", "why"), [({}, "the device is cpu"), ({"graphs": False}, None)])
+def test_one_who_asks_in_vain_is_told(changes: Any, why: str | None, tmp_path: Path) -> None:
+    run = short("edm-digits")
+    run = replace(run, training=replace(run.training, **{"graphs": True} | changes))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        trainer(run, tmp_path / "run", graphs=False)
+    said = [str(w.message) for w in told if "training.graphs" in str(w.message)]
+    assert len(said) == (why is not None) and all(str(why) in words for words in said)
+
+
 def test_a_recording_that_fails_leaves_the_run_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(work: Any, device: torch.device) -> Any:
         work()
@@ -126,8 +138,9 @@ def test_a_recording_that_fails_leaves_the_run_as_it_was(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("imagewright.training.graphs.recorded", fails)
     plain, other = (trainer(short("edm-digits"), tmp_path / str(graphs), graphs) for graphs in (False, True))
-    for t in (plain, other):
-        t.train()
+    plain.train()
+    with pytest.warns(UserWarning, match="it cannot be recorded: CUDA error"):
+        other.train()
     assert other.graphs is not None
     assert other.graphs.why_not == "it cannot be recorded: CUDA error: operation not permitted when stream is capturing"
     for a, b in zip(plain.product_state().values(), other.product_state().values(), strict=True):

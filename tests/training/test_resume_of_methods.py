@@ -13,17 +13,20 @@ import pytest
 
 from imagewright.cli.main import main
 from imagewright.methods.align_your_flow import AlignYourFlow
+from imagewright.methods.analog_bits import AnalogBitsTraining
 from imagewright.methods.caf import ConstantAcceleration, InitialVelocityLearning
 from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory
 from imagewright.methods.continuous_consistency import (
     ContinuousConsistencyDistillation,
     ContinuousConsistencyTraining,
 )
+from imagewright.methods.disco_diff import DiscoDiff, Transformer
 from imagewright.methods.distances import Distance
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
 from imagewright.methods.dsno import OperatorDistillation
 from imagewright.methods.easy_consistency import EasyConsistencyTuning
+from imagewright.methods.edm import EDM
 from imagewright.methods.em_distillation import EMDistillation
 from imagewright.methods.f_distill import FDistill
 from imagewright.methods.flow_matching import FlowMatching
@@ -40,7 +43,7 @@ from imagewright.methods.vct import Learnt, VariationalConsistencyTraining
 from imagewright.models.segments import segment_stops
 from imagewright.networks import SongUNetConfig
 from imagewright.recipes import RECIPES
-from imagewright.samplers import Accelerated, Heun, Jumps, MultistepConsistency, Straight
+from imagewright.samplers import Accelerated, BitDiffusion, Heun, Jumps, MultistepConsistency, Straight
 from imagewright.training.experiment import Experiment, run_experiment
 
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
@@ -50,7 +53,10 @@ TRAINING = replace(
     BASE.training, total_images=96, batch=16, micro_batch=8, log_images=16, snapshot_images=96, checkpoint_images=32
 )
 ADVERSARIAL = Adversarial(start=0.3, width=8)
+FEW = Transformer(width=8, depth=1, heads=2)
 METHODS = {
+    "bits": (AnalogBitsTraining(), BitDiffusion(num_steps=2)),
+    "self-conditioned": (EDM(self_conditioning=True), Heun(num_steps=2)),
     "ict": (ImprovedConsistencyTraining(s0=4, s1=16), MultistepConsistency()),
     "ecm": (EasyConsistencyTuning(stages=2), MultistepConsistency()),
     "vct": (VariationalConsistencyTraining(coupling=Learnt(channels=4)), MultistepConsistency(sigmas=(0.8,))),
@@ -83,9 +89,10 @@ METHODS = {
     ),
     "scd": (ContinuousConsistencyDistillation(warmup=0.5), MultistepConsistency()),
     "sct": (ContinuousConsistencyTraining(warmup=0.5), MultistepConsistency()),
+    "disco": (DiscoDiff(latents=2, values=3, patch=4, encoder=FEW, told=FEW), Heun(num_steps=2)),
 }
 PAIRED = ("dmd", "dsno", "rfpp", "simple-reflow", "slimflow", "slimflow-distil", "caf-velocity", "caf", "caf-gan")
-FRESH = ("ecm", "flow", "slimflow", "caf-velocity", "caf", "caf-gan")
+FRESH = ("disco", "ecm", "self-conditioned", "flow", "slimflow", "caf-velocity", "caf", "caf-gan")
 """Methods that begin with a network of their own, whatever they are called."""
 
 

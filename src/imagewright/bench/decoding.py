@@ -1,4 +1,4 @@
-"""Speed of decoding tokens: what a causal transformer's cache saves, and what few masked passes save beside it.
+"""Cost of decoding tokens: what a causal transformer's cache saves, and what few passes of other models save beside it.
 
 All networks have the same size and untrained weights: what is drawn makes no difference to how long it takes.
 """
@@ -6,17 +6,22 @@ All networks have the same size and untrained weights: what is drawn makes no di
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from imagewright.bench.speed import Ratio, alternate, seconds
+from imagewright.bench.speed import Ratio, alternate, peak_bytes, seconds
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.masked import MaskedTokenModel
-from imagewright.models.tokens import PixelCodec
-from imagewright.networks import TokenTransformer, TokenTransformerConfig
-from imagewright.samplers import MaskedDecoding, Raster
+from imagewright.models.masked_diffusion import MaskedDiffusionModel
+from imagewright.models.random_order import RandomOrderModel
+from imagewright.models.tokens import PixelCodec, TokenNetworkModel
+from imagewright.networks import ARPG, ARPGConfig, TokenTransformer, TokenTransformerConfig
+from imagewright.samplers import Ancestral, MaskedDecoding, RandomizedParallel, Raster
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.types import DataSpec, Sampler
 
@@ -24,6 +29,8 @@ SIDE = 16
 """Tokens a side, 256 in all, as MaskGIT has them."""
 SIDES = (6, 8, 12, 16)
 """Of the images over which growth is fitted: 36 to 256 tokens."""
+WIDTH, DEPTH = 128, 4
+"""Of all networks."""
 MANY = 8
 """Images at a time where they are drawn together; elsewhere it is one."""
 
@@ -60,6 +67,79 @@ def measure_masked_decoding(device: torch.device, rounds: int) -> Ratio:
     return _ratio("masked decoding, 8 passes", "raster decoding, cached", measured, details)
 
 
+def measure_parallel_decoding(device: torch.device, rounds: int) -> list[Ratio]:
+    """ARPG's 16 passes over 64 tokens of one image, against its own 64, as many of MaskGIT, and cached raster decoding.
+
+    details: network calls of each, and the ratio for `MANY` images at a time.
+    """
+    ours, found = _generator(8, RandomizedParallel(num_steps=16), device), []
+    for peer, sampler in (
+        ("its own 64 passes", RandomizedParallel(num_steps=64)),
+        ("MaskGIT, 16 passes", MaskedDecoding(num_steps=16)),
+        ("raster decoding, cached", Raster()),
+    ):
+        theirs = _generator(8, sampler, device)
+        measured = alternate(lambda: ours.generate(1), lambda g=theirs: g.generate(1), device, rounds, batch=1)  # type: ignore[misc]
+        _, _, (many, _, _) = alternate(
+            lambda: ours.generate(MANY),
+            lambda g=theirs: g.generate(MANY),  # type: ignore[misc]
+            device,
+            3,
+            MANY,
+        )
+        details = {"network calls": ours.nfe, "of the other": theirs.nfe, f"ratio for {MANY} images together": many}
+        found.append(_ratio("ARPG, 16 passes", peer, measured, details))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """What it costs to draw one image, or `MANY` at a time, of so many tokens.
+
+    passes: network calls of an image. seconds, together: of one image alone, and of each of several. memory: the most
+    bytes in use beyond the weights, of one alone.
+    """
+
+    name: str
+    tokens: int
+    passes: int
+    seconds: float
+    together: float
+    memory: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def measure_decoders(device: torch.device, tokens: int, rounds: int = 3) -> list[Decoder]:
+    """Every way to draw, by models of about the same size, of a square number of tokens; medians of some rounds."""
+    side = math.isqrt(tokens)
+    samplers: dict[str, Sampler] = {
+        "raster order, cached": Raster(),
+        "raster order, no cache": Raster(cache=False),
+        "MaskGIT": MaskedDecoding(num_steps=8),
+        "MaskGIT, more passes": MaskedDecoding(num_steps=16),
+        "MD4": Ancestral(num_steps=64),
+        "ARPG": RandomizedParallel(num_steps=16),
+        "ARPG, more passes": RandomizedParallel(num_steps=64),
+    }
+    found = []
+    for name, sampler in samplers.items():
+        generator = _generator(side, sampler, device)
+        memory = peak_bytes(lambda g=generator: g.generate(1), device)  # type: ignore[misc]
+        one, many = (
+            statistics.median(seconds(lambda g=generator, n=n: g.generate(n), device) for _ in range(rounds))  # type: ignore[misc]
+            for n in (1, MANY)
+        )
+        found.append(
+            Decoder(
+                name=name, tokens=tokens, passes=generator.nfe, seconds=one, together=many / MANY, memory=memory
+            )
+        )  # fmt: skip
+    return found
+
+
 def _ratio(
     what: str, peer: str, measured: tuple[float, float, tuple[float, float, float]], details: Mapping[str, float]
 ) -> Ratio:
@@ -68,9 +148,17 @@ def _ratio(
 
 
 def _generator(side: int, sampler: Sampler, device: torch.device) -> ImageGenerator:
-    causal = isinstance(sampler, Raster)
-    config = TokenTransformerConfig(values=256, length=side**2, width=128, depth=4, heads=4, causal=causal)
-    model = (CausalTokenModel if causal else MaskedTokenModel)(TokenTransformer(config), PixelCodec(side, 1))
+    sizes: dict[str, Any] = {"values": 256, "length": side**2, "width": WIDTH, "depth": DEPTH, "heads": 4}
+    kinds: dict[type, type[TokenNetworkModel]] = {
+        Raster: CausalTokenModel, MaskedDecoding: MaskedTokenModel, Ancestral: MaskedDiffusionModel,
+        RandomizedParallel: RandomOrderModel,
+    }  # fmt: skip
+    kind = kinds[type(sampler)]
+    if kind is RandomOrderModel:
+        network: torch.nn.Module = ARPG(ARPGConfig(**sizes, hidden_multiple=8))
+    else:
+        network = TokenTransformer(TokenTransformerConfig(**sizes, causal=kind is CausalTokenModel))
+    model = kind(network, PixelCodec(side, 1))
     return ImageGenerator(model, DataSpec(name="speed", resolution=side, channels=1), sampler, device)
 
 

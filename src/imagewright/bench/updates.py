@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from imagewright.bench.speed import alternate
 from imagewright.data import ImageSet, Loader
 from imagewright.data.couplings import Couplings
-from imagewright.networks import UNet
+from imagewright.networks import ImageNetwork
 from imagewright.training.experiment import Experiment, assemble
 from imagewright.training.given import Sources
 from imagewright.training.log import Log, Number
@@ -133,9 +133,9 @@ class Updates:
         return again
 
     def _networks(self) -> list[nn.Module]:
-        """U-Nets, and what a part without one is."""
+        """Networks of images, and what a part without one is."""
         found: list[list[nn.Module]] = [
-            [m for m in module.modules() if isinstance(m, UNet)] or [module] for module in self._modules
+            [m for m in module.modules() if isinstance(m, ImageNetwork)] or [module] for module in self._modules
         ]
         return list(dict.fromkeys(network for networks in found for network in networks))
 

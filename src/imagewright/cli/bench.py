@@ -15,8 +15,9 @@ from imagewright.bench.claims.ledger import read_records, write_ledger
 from imagewright.bench.claims.rearranging import rearrange
 from imagewright.bench.claims.runner import check_seeds, run_claim
 from imagewright.bench.claims.verdict import LEAST_SEEDS
-from imagewright.bench.decoding import measure_cache, measure_masked_decoding
+from imagewright.bench.decoding import measure_cache, measure_masked_decoding, measure_parallel_decoding
 from imagewright.bench.flows import measure_pairs, measure_student
+from imagewright.bench.latents import measure_latents
 from imagewright.bench.orders import draw_orders, measure_orders
 from imagewright.bench.speed import (
     Ratio,
@@ -46,11 +47,13 @@ imagewright bench updates RECIPE ... [--against RECIPE] [--out updates.json]
 imagewright bench decoding [--tokens 256 1024] [--out growth.json]
 
 speed   ratios within one process: one-step sampling, training step, sCM's tangent, DSNO's call, raster decoding with
-        its cache, masked decoding, pairs and small students, each against a peer or bound
+        its cache, masked and parallel decoding, pairs, small students and discrete latents, each against a peer or
+        bound
 claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
 updates seconds that one update of a recipe's model takes, with all that it takes of other networks, against a recipe
 decoding
-        how training and decoding of causal networks grow with the tokens: dense, sparse, routing, axial, Perceiver AR
+        how training and decoding of causal networks grow with the tokens: dense, sparse, routing, axial, Perceiver AR;
+        and what raster order, MaskGIT, MD4 and ARPG take to draw an image: passes, seconds, memory
 orders  error of every deterministic sampler against network calls, on a mixture whose flow is known exactly
 """
 
@@ -63,23 +66,27 @@ MEASURES: Mapping[str, Callable[..., Ratio | Sequence[Ratio]]] = {
     "trajectory": measure_trajectory,
     "cache": measure_cache,
     "masked": measure_masked_decoding,
+    "parallel": measure_parallel_decoding,
     "pairs": measure_pairs,
     "student": measure_student,
+    "latents": measure_latents,
 }
 
 
 def speed(rounds: int = 9, device: str = "auto", only: tuple[str, ...] = (), out: Path | None = None) -> None:
     """One-step sampling against the bare network, a training step against diffusers' UNet2DModel and a bare loop, sCM's
     tangent against a forward pass, DSNO's call against a single one, the decoding of tokens (raster order with and
-    without a cache, and eight masked passes against raster order), pairs stored against the bare sampler, and a small
-    flow's call against its teacher's.
+    without a cache, eight masked passes against raster order, ARPG's sixteen against others), pairs stored against the
+    bare sampler, a small flow's call against its teacher's, and a call that is told discrete latents against its
+    network's.
 
     Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown.
 
     Args:
         rounds: measurements of each side.
         device: auto, cpu, cuda, mps.
-        only: some of sampling, training, loop, tangent, trajectory, cache, masked, pairs, student; default all.
+        only: some of sampling, training, loop, tangent, trajectory, cache, masked, parallel, pairs, student, latents;
+            default all.
         out: also write the figures as JSON.
     """
     for name in only:

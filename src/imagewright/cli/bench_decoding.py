@@ -1,9 +1,10 @@
-"""`imagewright bench decoding`: how training and decoding of causal networks grow with the tokens of an image."""
+"""`imagewright bench decoding`: how training and decoding grow with an image's tokens; what each way to draw costs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from imagewright.bench.decoding import MANY, measure_decoders
 from imagewright.bench.growth import exponents, measure_growth
 from imagewright.cli.console import OUT, say, table
 from imagewright.files import write_json
@@ -15,11 +16,12 @@ from imagewright.version import versions
 def decoding(
     tokens: tuple[int, ...] = (256, 1024), width: int = 64, device: str = "auto", out: Path | None = None
 ) -> None:
-    """What a training step and a drawn image cost, by dense attention and by four papers' that see less.
+    """What a training step and a drawn image cost, by dense attention and by four papers' that see less; and what an
+    image costs of causal models, MaskGIT, MD4 and ARPG, all of four blocks of 128.
 
     Args:
         tokens: of an image, two powers of 4 or more.
-        width: of the networks.
+        width: of the networks whose growth is measured.
         device: auto, cpu, cuda, mps.
         out: also write the figures as JSON.
     """
@@ -41,6 +43,12 @@ def decoding(
     for name, costs in fitted.items():
         powers.add_row(name, *(f"{value:.2f}" for value in costs.values()))
     OUT.print(powers)
+    decoders = [each for count in sorted(tokens) for each in measure_decoders(target, count)]
+    drawing = table("drawing", "tokens", "passes", "seconds", f"each of {MANY}", "MiB")
+    for way in decoders:
+        times = (f"{way.seconds:.3g}", f"{way.together:.3g}")
+        drawing.add_row(way.name, str(way.tokens), str(way.passes), *times, f"{way.memory / 2**20:.3g}")
+    OUT.print(drawing)
     if out is not None:
         record = {
             "format": "imagewright-growth/1",
@@ -50,6 +58,7 @@ def decoding(
             "versions": versions(),
             "results": [each.as_dict() for each in found],
             "exponents": fitted,
+            "decoders": [each.as_dict() for each in decoders],
         }
         write_json(out, record)
         say(f"written to {out}")

@@ -11,8 +11,18 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from torch import nn
 
+from imagewright.checks import require_whole
 from imagewright.files import read_json
-from imagewright.guidance import Guided, LayerSkipped, SkipScale, SkipTuned, classifier_free, knows_no_label
+from imagewright.guidance import (
+    Guided,
+    LayerSkipped,
+    SkipScale,
+    SkipTuned,
+    classifier_free,
+    knows_no_label,
+    latent_guidance,
+)
+from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import ModelFile, weights_hash
 from imagewright.models.weighted import at_weight, takes_weight
 from imagewright.precision import Precision
@@ -27,7 +37,7 @@ from imagewright.samplers.generator import (
 )
 from imagewright.shapes import misfit
 from imagewright.training.distributed import pick_device
-from imagewright.types import DataSpec, Sampler, UserError, kind_of
+from imagewright.types import Sampler, UserError, kind_of
 
 
 def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings: tuple[str, ...]) -> Sampler | None:
@@ -79,14 +89,17 @@ class _Tuned(TypedDict):
 class Changes:
     """What is changed about a model without training it."""
 
-    guidance: Literal["none", "auto", "cfg"] = "none"
-    """auto: away from a worse model of the same kind (--guide); cfg: away from the model without its label."""
+    guidance: Literal["none", "auto", "cfg", "latents"] = "none"
+    """auto: away from a worse model of the same kind (--guide); cfg: away from the model without its label; latents:
+    away from the model without its discrete latents."""
     guide: str | None = None
     """Of guidance auto: a run that is smaller or less trained, or trained on the model's own samples (SIMS)."""
     weight: float | None = None
     """Strength of the guidance; 1 is none. Of a student that is told it, without --guidance: within its training."""
     interval: tuple[float, float] | None = None
     """Noise levels between which to guide, low first; default all."""
+    guided_channels: int | None = None
+    """How many of the channels are guided, from the first; default all. Published latents of DiT's kind: 3."""
     skip_scale: float | None = None
     """Skip-Tuning: factor on the U-Net's lowest skip connection, rising to 1 at the top."""
     precision: Precision | None = None
@@ -110,20 +123,26 @@ class Changes:
         if self.skip_scale is not None:
             model = SkipTuned(model, SkipScale(bottom=self.skip_scale))
         if self.guidance == "none":
-            for name in ("guide", "weight", "interval"):
+            for name in ("guide", "weight", "interval", "guided_channels"):
                 if getattr(self, name) is not None and not (name == "weight" and takes_weight(file.model)):
-                    raise UserError(f"--{name} needs --guidance auto or --guidance cfg")
+                    option = f"--{name.replace('_', '-')}"
+                    raise UserError(f"{option} needs --guidance auto, --guidance cfg or --guidance latents")
             return model
         if self.weight is None:
             raise UserError(f"--guidance {self.guidance} needs --weight; 1 is no guidance, 1.5 to 3 are usual")
-        interval = self.interval or (0.0, math.inf)
-        if self.guidance == "cfg":
+        interval, channels = self.interval or (0.0, math.inf), self.guided_channels
+        if channels is not None:
+            require_whole("--guided-channels", channels, 1, _channels_of(file))
+        if self.guidance in ("cfg", "latents"):
             if self.guide is not None:
-                raise UserError("--guide goes with --guidance auto; --guidance cfg asks the model itself")
+                raise UserError(f"--guide goes with --guidance auto; --guidance {self.guidance} asks the model itself")
             denoiser = _denoiser(model)
+            if self.guidance == "latents":
+                _require_latents(file)
+                return latent_guidance(denoiser, self.weight, interval, channels)
             _require_label_dropout(file)
-            return classifier_free(denoiser, self.weight, interval)
-        return Guided(_denoiser(model), _denoiser(self._guide_for(file.spec)), self.weight, interval)
+            return classifier_free(denoiser, self.weight, interval, channels)
+        return Guided(_denoiser(model), _denoiser(self._guide_for(file)), self.weight, interval, channels)
 
     def record(self) -> dict[str, Any]:
         """What a record of samples or scores says of the changes; {} for none."""
@@ -133,15 +152,24 @@ class Changes:
             record["guide_sha256"] = weights_hash(find_model(self.guide).model.state_dict())
         return record
 
-    def _guide_for(self, spec: DataSpec) -> nn.Module:
+    def _guide_for(self, file: ModelFile) -> nn.Module:
         if self.guide is None:
             raise UserError("--guidance auto needs --guide, a run of the same data that is smaller or less trained")
         guide = find_model(self.guide)
         for what in ("resolution", "channels", "num_classes"):
-            ours, theirs = getattr(spec, what), getattr(guide.spec, what)
+            ours, theirs = getattr(file.spec, what), getattr(guide.spec, what)
             if ours != theirs:
                 raise UserError(f"guide {self.guide} has {what} {theirs}; the model has {ours}")
+        alike = file.space is None if guide.space is None else guide.space.same_as(file.space)
+        if not alike:
+            raise UserError(f"guide {self.guide} sees other latents than the model, or one of the two sees images")
         return guide.model
+
+
+def _channels_of(file: ModelFile) -> int:
+    """Of what a model's network sees: its latents, or its pictures."""
+    config = getattr(getattr(file.model, "network", None), "config", None)
+    return int(getattr(config, "in_channels", file.spec.channels))
 
 
 def _require_label_dropout(file: ModelFile) -> None:
@@ -150,6 +178,14 @@ def _require_label_dropout(file: ModelFile) -> None:
     if not knows_no_label(file.model):
         raise UserError(
             "--guidance cfg needs a model trained with --network.label-dropout above 0; this one always saw its label"
+        )
+
+
+def _require_latents(file: ModelFile) -> None:
+    told = told_latents(file.model)
+    if told is None or told.prior is None:
+        raise UserError(
+            "--guidance latents needs a model with discrete latents and a prior of them (disco-digits-prior)"
         )
 
 

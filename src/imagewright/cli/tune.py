@@ -129,7 +129,7 @@ def bespoke(
     with bar("iterations", iterations, "iterations") as advance_to:
         result = train_bespoke(
             file.model.to(target),  # type: ignore[arg-type]  # a module that is a Denoiser
-            file.spec.shape,
+            file.seen.shape,
             file.spec.num_classes,
             config,
             lambda p: advance_to(p.iteration, f"error {p.val_rmse:.4g}"),
@@ -174,6 +174,7 @@ def autodiffusion(
     measure = FeatureDistance(
         model=told.changes.apply(file),
         spec=file.spec,
+        space=file.space,
         extractor=scorer.extractor,
         reference=scorer.moments,
         schedule=space.schedule,

@@ -70,7 +70,7 @@ class Scorer:
     def score(self, model: nn.Module, file: ModelFile, sampler: Sampler, seed: int | None = None) -> float:
         """Frechet distance of a seed's images (None = the search's): the same noise and labels for every candidate."""
         drawn = self.told.changes.apply(replace(file, model=model))
-        generator = ImageGenerator(drawn, file.spec, sampler, self.device)
+        generator = ImageGenerator(drawn, file.spec, sampler, self.device, space=file.space)
         of = self.told.seed if seed is None else seed
         return frechet_of_model(generator, self.told.n, self.extractor, self.moments, seed=of)
 

@@ -102,7 +102,7 @@ class Images:
         file = find_model(base)
         model = file.model if auxiliary is None else guided_away(file.model, find_model(auxiliary).model, omega)  # type: ignore[arg-type]
         sampler = None if file.sampler is None else sampler_from_json(dict(file.sampler))
-        return ImageGenerator(model, file.spec, sampler, self.device)
+        return ImageGenerator(model, file.spec, sampler, self.device, space=file.space)
 
     def _on(self, data: str, generation: int) -> Experiment:
         """The run's recipe on other data (the run's own data stay as they were configured)."""

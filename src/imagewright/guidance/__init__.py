@@ -7,6 +7,7 @@ from imagewright.guidance.guided import (
     evaluations,
     guided_by,
     knows_no_label,
+    latent_guidance,
     sims,
 )
 from imagewright.guidance.layer_skipping import LayerSkipped
@@ -22,6 +23,7 @@ __all__ = [
     "evaluations",
     "guided_by",
     "knows_no_label",
+    "latent_guidance",
     "sims",
     "skip_ratios",
 ]

@@ -92,7 +92,7 @@ class SkipTuned(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         """As `types.Denoiser`."""
         rho = self.scale.factors(sigma.reshape(-1).expand(len(x)), self.skips)
-        network = cast(UNet, self.denoiser.network)
+        network = cast(UNet, self.denoiser.informed(self.denoiser.network, cond))
 
         def scaled(image: Tensor, noise_label: Tensor, told: Condition) -> Tensor:
             return run_with_scaled_skips(network, image, noise_label, told, rho)

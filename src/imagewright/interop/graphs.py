@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.files import replacing
+from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.preconditioning import Preconditioned
 from imagewright.models.routed import RoutedMap
 from imagewright.models.segments import MultistepConsistencyModel
+from imagewright.models.self_conditioned import is_self_conditioned
 from imagewright.models.start_map import StartMap
 from imagewright.models.trajectory import TrajectoryModel
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec, UserError
@@ -55,6 +57,12 @@ class _OneStep(nn.Module):
 
 def _graph(model: nn.Module, spec: DataSpec) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
     """The function to write, inputs to write it with, and which of their sizes are free."""
+    if is_self_conditioned(model):
+        raise UserError(
+            f"a self-conditioned {type(model).__name__} is shown its own answers; it has no graph of one call"
+        )
+    if isinstance(model, LatentDenoiser):
+        raise UserError("this denoiser draws its discrete latents before it is asked; it has no graph of one call")
     if isinstance(model, StartMap | TrajectoryModel | RoutedMap):
         wrapped: nn.Module = _OneStep(model)
     elif isinstance(model, Preconditioned) and not isinstance(model, MultistepConsistencyModel):

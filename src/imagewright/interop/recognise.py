@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from imagewright.interop.lightningdit import told_by
+from imagewright.interop.vcmamba import sizes_of
 from imagewright.types import UserError
 
 State = Mapping[str, Tensor]
@@ -63,14 +65,17 @@ FORMATS = (
     Format("diffusers' UNet2DModel", "down_blocks.0, conv_in", _has("conv_in.weight", "conv_norm_out.weight"), None,
            "its folder: give the folder with config.json, not the file"),
     Format("LightningDiT", "blocks.0.mlp.w12, x_embedder", _has("blocks.0.mlp.w12.weight", "x_embedder.proj.weight"),
-           None, "the network"),
+           "lightningdit"),
     Format("DiT, SiT", "final_layer.adaLN_modulation, x_embedder",
-           _has("final_layer.adaLN_modulation.1.weight", "x_embedder.proj.weight"), None, "the network"),
+           _has("final_layer.adaLN_modulation.1.weight", "x_embedder.proj.weight"), None,
+           "what tells both apart; SiT's are read with --kind lightningdit"),
     Format("VAR (DDO's var_*.pth)", "blocks.0.ada_lin", _starts("blocks.0.ada_lin"), None, "the network"),
     Format("VQGAN, LlamaGen's tokenizer", "quantize.embedding, encoder.conv_in",
            _has("quantize.embedding.weight", "encoder.conv_in.weight"), None, "that network (ours is MaskGIT's own)"),
-    Format("ARPG", "layers.0.attention.wqkv or queries", _starts("cls_embedding", "layers.0."), None, "the network"),
-    Format("VCMamba", "a tensor A_log", lambda s: any(key.endswith(".A_log") for key in s), None, "the network"),
+    Format("ARPG", "layers.self_dec, layers.cross_dec", _starts("layers.self_dec.", "layers.cross_dec."), None,
+           "the tokenizer of its tokens, LlamaGen's (the network is here)"),
+    Format("LlamaGen", "cls_embedding, layers.0", _starts("cls_embedding", "layers.0."), None, "the network"),
+    Format("VCMamba", "a tensor A_log", lambda s: any(key.endswith(".A_log") for key in s), "vcmamba"),
 )  # fmt: skip
 """Formats by what identifies them. MaskGIT's Flax files are msgpack, and are not opened."""
 
@@ -90,7 +95,7 @@ def recognise(state: State) -> Format:
 
 
 def inferred(kind: str, state: State) -> dict[str, Any]:
-    """The configuration as far as names and shapes of the tensors tell it: all of it for EDM, EDM2 and vct."""
+    """The configuration as far as tensors' names and shapes tell it: all of it for EDM, EDM2, vct and LightningDiT."""
     try:
         match kind:
             case "edm" | "dmd2" | "ctm-cifar10":
@@ -106,6 +111,10 @@ def inferred(kind: str, state: State) -> dict[str, Any]:
                 network = {"SongUNet": "ddpmpp", "DhariwalUNet": "adm"}.get(config.pop("model_type", ""), "edm2")
                 encoder = {"encoder": sized(of["encoder."], "encoder.")} if of["encoder."] else {}
                 return {"network": network} | config | encoder
+            case "lightningdit":
+                return told_by(state)
+            case "vcmamba":
+                return sizes_of(state)
         return {}
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"the tensors of this checkpoint are not those of {kind}: {error}") from None

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from imagewright.checks import require_whole
 from imagewright.models.classifier import Classifier
+from imagewright.models.view import seen
 from imagewright.noise import StepNoise
 from imagewright.types import Batch, Clock, DataSpec, Event, Parts, Trained, Update, UserError
 
@@ -37,6 +38,7 @@ class Classification:
     """Name the class of a picture that is shifted at random."""
 
     product: ClassVar[str] = "classifier"
+    of_images: ClassVar[bool] = True
 
     shift: int = 4
     """Pixels by which a picture is moved at most, in each direction."""
@@ -47,7 +49,7 @@ class Classification:
         require_whole("method.shift", self.shift, 0, 1024)
 
     def parts(self, *, network: nn.Module, spec: DataSpec) -> Parts:
-        """network: a `networks.wide_resnet.WideResNet`. Raises UserError for another, and for data without classes."""
+        """network: one of `models.classifier.Sees`. Raises UserError for another, and for data without classes."""
         if spec.num_classes < 2:
             raise UserError(f"{spec.name} has {spec.num_classes} classes; a classifier needs at least 2")
         return Parts(classifier=Trained(module=Classifier(network, self.mean), ema=False))
@@ -56,8 +58,7 @@ class Classification:
         """One update. Pictures without a class count nothing."""
         model, label = parts.classifier, batch.cond.label
         assert label is not None
-        seen = shifted(model.normalised(batch.images), self.shift, noise)
-        _, logits = model.network(seen)
+        logits = model.network(shifted(seen(batch.images, model.view), self.shift, noise)).logits
         loss = F.cross_entropy(logits.float(), label, ignore_index=-1, reduction="none")
         yield Update("classifier", loss, parts={"accuracy": (logits.argmax(1) == label).float()})
 

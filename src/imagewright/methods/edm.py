@@ -32,8 +32,11 @@ from torch import Tensor, nn
 
 from imagewright.checks import require_positive
 from imagewright.data.augment import Augment
+from imagewright.methods.self_conditioning import estimated
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.preconditioning import EDMPrecond, NoiseLabel, VEPrecond, VPPrecond
+from imagewright.models.self_conditioned import SelfConditioned
+from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal, LogUniform, NoiseLevels, VPTime
 from imagewright.types import Batch, Clock, Condition, DataSpec, Event, Noise, Parts, Trained, Update, UserError
 
@@ -68,6 +71,9 @@ class EDM:
     """Law of sigma in training (edm)."""
     uncertainty: bool = False
     """Learn beside the denoiser how uncertain it is at each sigma, and weigh the loss by it, as EDM2 does (edm)."""
+    self_conditioning: bool = False
+    """Show the network its own earlier answer, as analog bits do (`methods.self_conditioning`): of every second image
+    in training, along the whole path in sampling."""
     augment: Augment = Augment(p=0.0)
     """p = 0: none, and the network takes no augmentation vector."""
 
@@ -107,9 +113,14 @@ class EDM:
                 low, high = self.sigma_range
                 return LogUniform(sigma_min=low, sigma_max=high)
 
+    def sizes(self, *, spec: DataSpec) -> dict[str, int]:
+        """Of the network, beside those of the data."""
+        return {"in_channels": 2 * spec.channels} if self.self_conditioning else {}
+
     def parts(self, *, network: nn.Module, spec: DataSpec) -> Parts:
         """network: F(x, noise_label, cond) of `networks`."""
         denoiser: nn.Module
+        network = SelfConditioned(network) if self.self_conditioning else network
         match self.preconditioning:
             case "edm":
                 wrapper = EDM2Precond if self.uncertainty else EDMPrecond
@@ -120,14 +131,17 @@ class EDM:
                 denoiser = VEPrecond(network, *self.sigma_range)
         return Parts(denoiser=Trained(module=denoiser))
 
-    def step(self, parts: Any, batch: Batch, noise: Noise, clock: Clock) -> Iterator[Event]:
+    def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
         """One update of the denoiser."""
         images, cond = batch.images, batch.cond
         if self.augment.p > 0:
             images, parameters = self.augment(images, noise)
             cond = replace(cond, augment=parameters)
         sigma = self.training_levels.sample(noise, images[:, 0, 0, 0])
-        loss = self.weight(sigma) * denoising_error(parts.denoiser, images, sigma, cond, noise)
+        noisy = images + sigma[:, None, None, None] * noise.normal(images)
+        if self.self_conditioning:
+            cond = estimated(parts.denoiser, noisy, sigma, cond, noise)
+        loss = self.weight(sigma) * squared_error(parts.denoiser, images, noisy, sigma, cond)
         if self.uncertainty:
             u = parts.denoiser.log_variance(sigma)
             loss = loss / u.exp() + u
@@ -152,6 +166,10 @@ def denoising_loss(
 
 def denoising_error(denoiser: nn.Module, images: Tensor, sigma: Tensor, cond: Condition, noise: Noise) -> Tensor:
     """Mean squared error of a denoiser on noised images [N, C, H, W] -> [N]; sigma: [N]."""
-    noisy = images + sigma[:, None, None, None] * noise.normal(images)
+    return squared_error(denoiser, images, images + sigma[:, None, None, None] * noise.normal(images), sigma, cond)
+
+
+def squared_error(denoiser: nn.Module, images: Tensor, noisy: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+    """The same, of noisy images [N, C, H, W] that are made."""
     error: Tensor = (denoiser(noisy, sigma, cond) - images).square().flatten(1).mean(1)
     return error

@@ -42,10 +42,8 @@ def measure_accuracy(
     device: torch.device | str = "cpu",
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Accuracy:
-    """Of a model with `logits`, on pictures that have classes, the model's own. Raises UserError for others."""
-    logits: Callable[[Tensor], Tensor] | None = getattr(model.eval().to(device), "logits", None)
-    if logits is None:
-        raise UserError(f"a {type(model).__name__} names no classes; there is no accuracy to measure")
+    """Of an encoder with logits, on pictures that have classes, the model's own. Raises UserError for others."""
+    encoder: Any = model.eval().to(device)
     labels = torch.from_numpy(images.labels)
     if not len(images) or bool((labels < 0).any()):
         raise UserError(f"{images.source} has pictures without a class, or none; there is no accuracy to measure")
@@ -53,7 +51,10 @@ def measure_accuracy(
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
             rows = np.arange(start, min(start + batch_size, len(images)))
-            found.append(logits(from_uint8(images.images(rows), device)).cpu())
+            logits = encoder.encode(from_uint8(images.images(rows), device)).logits
+            if logits is None:
+                raise UserError(f"a {type(model).__name__} names no classes; there is no accuracy to measure")
+            found.append(logits.cpu())
             on_progress(int(rows[-1]) + 1)
     answers = torch.cat(found)
     classes = answers.shape[1]

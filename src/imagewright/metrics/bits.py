@@ -1,14 +1,16 @@
 """Bits per dimension of real images under a model, whatever kind it is, and how sure the number is.
 
 exact      a causal token model on a lossless codec: the sum of its log-probabilities.
-bound      a model that draws an upper bound of -log p (masked diffusion). `passes` times over all images, the bound's
-           times spread evenly over each pass (i/n + u mod 1, in an order of its own); the standard error is that of the
-           mean over passes.
+bound      a model that draws an upper bound of -log p (masked diffusion, random orders). `passes` times over all
+           images, the bound's times spread evenly over each pass (i/n + u mod 1, in an order of its own); the standard
+           error is that of the mean over passes.
 probability flow
            a denoiser, or the denoiser within a trajectory model: `metrics.likelihood` at images that are spread
            uniformly over the bins of their 8-bit values (dequantised), which bounds the discrete likelihood from
            above in expectation; trace by Hutchinson's estimate, or exact. What is drawn (dequantisation, probes) is
            drawn anew in each pass; the standard error comes from the differences between passes, image by image.
+           Of a denoiser with discrete latents (`models.discrete_latents`): given the image's likeliest ones, to which
+           their own are added, -ln p(x) <= -ln p(x | z) - ln p(z).
 
 A flow map that contains no denoiser has no likelihood, neither has a masked model that is no diffusion; the tokens of a
 codec that loses something say nothing of pixels. Each of these is refused in a sentence.
@@ -27,7 +29,9 @@ from torch import Tensor
 
 from imagewright.data import ImageSet, from_uint8
 from imagewright.metrics.likelihood import bits_per_dim, dequantised, log_likelihood
+from imagewright.models.discrete_latents import LatentDenoiser, told_latents
 from imagewright.models.kinds import KINDS
+from imagewright.models.self_conditioned import is_self_conditioned
 from imagewright.noise import ImageNoise
 from imagewright.types import Condition, DataSpec, Denoiser, LikelihoodModel, UserError, kind_of
 from imagewright.version import versions
@@ -133,7 +137,7 @@ def measure_bits(
         seed=seed,
         settings=_used(scored, passes, settings),
         reference=f"images:{images.fingerprint}",
-        notes=_notes(scored.kind, spec),
+        notes=_notes(scored, spec),
         seconds=seconds,
         versions=versions(),
     )
@@ -160,6 +164,11 @@ class Scorer:
     model: Any
     preprocessing: str = ""
 
+    @property
+    def told(self) -> LatentDenoiser | None:
+        """The model within that is told discrete latents."""
+        return told_latents(self.model)
+
 
 def scorer(model: Any) -> Scorer:
     """How a model's likelihood is computed. Raises UserError, in one sentence, for one that has none."""
@@ -178,6 +187,16 @@ def scorer(model: Any) -> Scorer:
                 "nothing in bits per dimension of pixels; bpd needs a model on a lossless codec, such as pixels"
             )
         return Scorer(model.likelihood, model)
+    if kind == "latent_denoiser":
+        raise UserError(
+            f"a {name} has no likelihood of images: it denoises {model.space} as real numbers, whose density is not "
+            "the probability of what they are rounded to; measure distances of its samples"
+        )
+    if is_self_conditioned(model):
+        raise UserError(
+            f"a self-conditioned {name} has no likelihood: what it says at a point depends on what it said before, so "
+            "it follows no flow; measure distances of its samples"
+        )
     if kind == "flow_map":
         contained = getattr(model, "denoiser", None)
         if contained is None:
@@ -227,11 +246,12 @@ def _answer(
             return model.nll(model.codec.encode(x), cond, noise=noise, times=times)
     denoiser: Denoiser = scored.model
     dimension = x[0].numel()
+    cond, latents = (cond, 0.0) if scored.told is None else scored.told.recognised(x, cond)
     spread = dequantised(x.double(), noise)
     density = log_likelihood(
         denoiser, spread, cond, noise=noise, steps=settings.ode_steps, probes=settings.probes or None
     )
-    return bits_per_dim(density, dimension) * dimension * math.log(2)
+    return bits_per_dim(density, dimension) * dimension * math.log(2) + latents
 
 
 def spread_times(n: int, seed: int, pass_: int) -> Tensor:
@@ -294,12 +314,16 @@ def _used(scored: Scorer, passes: int, settings: BitsSettings) -> dict[str, Any]
     }
 
 
-def _notes(kind: BitsKind, spec: DataSpec) -> tuple[str, ...]:
+def _notes(scored: Scorer, spec: DataSpec) -> tuple[str, ...]:
     said = {
         "exact": (),
         "bound": ("a bound: the model's own bits per dimension are no more than this, within the standard error",),
         "probability flow": (
             "the density at dequantised images bounds the bits per dimension of the 8-bit values from above",
         ),
-    }[kind]
-    return (*said, *(("every image's class is told to the model and not counted",) if spec.num_classes else ()))
+    }[scored.kind]
+    if scored.told is not None and scored.told.prior is not None:
+        said = (*said, "of all latents that an image may have its likeliest alone are counted: an upper bound, too")
+    own: str | None = getattr(scored.model, "likelihood_note", None)
+    classes = "every image's class is told to the model and not counted" if spec.num_classes else None
+    return tuple(note for note in (*said, own, classes) if note is not None)

@@ -17,9 +17,10 @@ from imagewright.metrics.features import (
     FeatureExtractor,
     digits_features,
     emoji_features,
+    model_features,
 )
 from imagewright.metrics.inception import InceptionFeatures
-from imagewright.metrics.vision_transformers import TransformerFeatures, is_transformer
+from imagewright.metrics.vision_transformers import FAMILIES, TransformerFeatures, family_of, is_transformer
 from imagewright.models.files import has_model
 from imagewright.types import UserError
 
@@ -39,7 +40,7 @@ FOREIGN = (
 def find_extractor(
     features: str | None, data: str, inception: str | None = None, device: torch.device | str = "cpu"
 ) -> FeatureExtractor:
-    """The extractor of a name (digits, emoji), an encoder's file or run, a folder of DINOv2 or CLIP; or Inception's.
+    """The extractor that `named_extractor` finds; or Inception's.
 
     data: the set's name, which decides where neither is given. Raises UserError for both, or what is none of these.
     """
@@ -54,18 +55,30 @@ def find_extractor(
         fallback = emoji_features(device)
         fallback.note = FOREIGN
         return fallback
+    chosen = named_extractor(features, device)
+    if features in SHIPPED and OF_DATA.get(data) != features:
+        chosen.note = FOREIGN.replace("emoji", features, 1)
+    return chosen
+
+
+def named_extractor(features: str, device: torch.device | str = "cpu") -> EncoderFeatures:
+    """The encoder of a name, as `--features` takes it. Raises UserError for what is none."""
     if features in SHIPPED:
-        chosen = SHIPPED[features](device)
-        chosen.note = "" if OF_DATA.get(data) == features else FOREIGN.replace("emoji", features, 1)
-        return chosen
-    path = Path(features)
+        return SHIPPED[features](device)
+    family, _, inside = features.partition(":")
+    told = family in FAMILIES and inside != ""
+    path = Path(inside) if told else Path(features)
+    if told and not is_transformer(path):
+        raise UserError(f"features is {features!r}; {path} is no folder with the config.json of a {family} network")
     if path.is_dir() and is_transformer(path):
+        if told and family_of(path) != family:
+            raise UserError(f"features is {features!r}; {path} holds a {family_of(path)} network")
         return TransformerFeatures(path, device=device)
     if path.is_dir() and has_model(path):
-        return EncoderFeatures(path, device=device)
+        return model_features(path, device=device)
     if path.is_file():
         return ClassifierFeatures(path, device=device)
     raise UserError(
         f"features is {features!r}; it must be {' or '.join(SHIPPED)}, an encoder's file (`imagewright data encoder`), "
-        "a classifier's run, or a folder with the config.json of a DINOv2 or CLIP network"
+        "a classifier's run, or dinov2:FOLDER or clip:FOLDER with the config.json of such a network"
     )

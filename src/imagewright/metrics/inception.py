@@ -18,18 +18,18 @@ import re
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from imagewright.arrays import read_tensors
 from imagewright.files import replacing
-from imagewright.metrics.features import Images, file_sha256
+from imagewright.metrics.features import EncoderFeatures, Images, file_sha256
 from imagewright.metrics.torch_file import read_state_dict
-from imagewright.types import UserError
+from imagewright.models.view import resize_bilinear_tf1, seen
+from imagewright.types import Encoding, ModelKind, UserError, View
 
 WEIGHTS_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
@@ -228,24 +228,6 @@ class InceptionV3(nn.Module):
 # --- input --------------------------------------------------------------------------------------------------
 
 
-def resize_bilinear_tf1(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """TensorFlow 1's bilinear resize, align_corners=False: output pixel i reads position i * (in / out).
-
-    x: float [N, C, H, W]; size: (height, width). The scale is rounded to float32 as the original does;
-    positions past the last pixel repeat it. Width is interpolated first, then height, without antialiasing.
-    """
-    for axis in (3, 2):
-        length, wanted = x.shape[axis], size[axis - 2]
-        scale = torch.tensor(length / wanted, dtype=torch.float32, device=x.device)
-        position = torch.arange(wanted, dtype=x.dtype, device=x.device) * scale
-        low = position.long().clamp_max(length - 1)
-        high = (low + 1).clamp_max(length - 1)
-        part = (position - low).view([-1 if i == axis else 1 for i in range(4)])
-        below, above = x.index_select(axis, low), x.index_select(axis, high)
-        x = below + (above - below) * part
-    return x
-
-
 def preprocess(images: Images, dtype: torch.dtype, device: torch.device) -> Tensor:
     """uint8 [n, H, W, 1 or 3] -> [n, 3, 299, 299], (x - 128) / 128. Grey images repeat their channel."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
@@ -257,17 +239,28 @@ def preprocess(images: Images, dtype: torch.dtype, device: torch.device) -> Tens
 # --- weights and extractor ----------------------------------------------------------------------------------
 
 
-class InceptionFeatures:
+class Inception(nn.Module):
+    """The network as a `types.Encoder`, whose 2048 features are both pooled and all there is: it gives no tokens."""
+
+    kind: ClassVar[ModelKind] = "encoder"
+    view = View(side=INPUT_SIZE, channels=3, resize="tensorflow", mean=(128 / 255,), std=(128 / 255,))
+
+    def __init__(self, network: InceptionV3) -> None:
+        super().__init__()
+        self.network = network
+
+    def encode(self, images: Tensor) -> Encoding:
+        """[N, C, H, H] in [-1, 1] -> features [N, 2048], and logits [N, 1008]."""
+        features, logits = self.network(seen(images, self.view))
+        return Encoding(features, logits=logits)
+
+
+class InceptionFeatures(EncoderFeatures):
     """The `FeatureExtractor` of FID. `official` says whether the weights are those FID is defined by.
 
     source: path of a torch.save or safetensors file, or a URL (see `locate_weights`).
     dtype:  torch.float32 as everybody computes FID, or torch.float64.
     """
-
-    dim = 2048
-    num_classes = 1008
-    channels = 3
-    note = ""
 
     def __init__(
         self,
@@ -280,22 +273,21 @@ class InceptionFeatures:
         batch_size: int = 32,
     ) -> None:
         path = locate_weights(source, cache=cache, expected_sha256=expected_sha256)
-        self.sha256 = file_sha256(path)
-        self.official = self.sha256 == WEIGHTS_SHA256
-        self.name = "inception-2015-12-05" if self.official else f"inception-{self.sha256[:8]}"
-        self._device, self._dtype, self._batch_size = torch.device(device), dtype, batch_size
-        self.made_on = f"{self._device} {dtype} {batch_size}"
-        self.network = load_network(path).to(self._device, dtype)
+        sha256 = file_sha256(path)
+        self.official = sha256 == WEIGHTS_SHA256
+        super().__init__(
+            Inception(load_network(path)),
+            name="inception-2015-12-05" if self.official else f"inception-{sha256[:8]}",
+            sha256=sha256,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+        )
 
-    def __call__(self, images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        features = np.empty((len(images), self.dim), dtype=np.float32)
-        logits = np.empty((len(images), self.num_classes), dtype=np.float32)
-        for start in range(0, len(images), self._batch_size):
-            rows = slice(start, start + self._batch_size)
-            with torch.inference_mode():
-                f, z = self.network(preprocess(images[rows], self._dtype, self._device))
-            features[rows], logits[rows] = f.float().cpu().numpy(), z.float().cpu().numpy()
-        return features, logits
+    def encoded(self, images: Images) -> Encoding:
+        """Of 8-bit pictures, by the original's own arithmetic to the last bit."""
+        features, logits = self.encoder.network(preprocess(images, self._dtype, self._device))
+        return Encoding(features, logits=logits)
 
 
 def load_network(path: Path) -> InceptionV3:

@@ -1,4 +1,4 @@
-"""Networks that images are compared by while something trains: our shipped classifiers, or LPIPS.
+"""Networks that images are compared by while something trains: our shipped classifiers, any encoder, or LPIPS.
 
 Source   Zhang et al. 2018 (LPIPS, arXiv 1801.03924), version 0.1 with VGG-16, from the optional package `lpips`. Our
          classifiers stand in where nothing may be downloaded; a distance in their features (fd_digits, fd_emoji) is
@@ -12,45 +12,53 @@ Size     images are brought to 224 x 224; with "lpips-64" to 64 x 64, corners on
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from imagewright.metrics.features import ASSETS, Classifier, ClassifierFeatures, fitted
+from imagewright.metrics.extractors import OF_DATA, SHIPPED, named_extractor
+from imagewright.models.view import seen
+from imagewright.networks import ConvClassifier
 from imagewright.types import DataSpec, UserError
 
-CLASSIFIERS: Mapping[str, str] = {"digits": "digits", "emoji64": "emoji"}
-"""Shipped classifiers by the data set that they were trained on."""
 INSTALLED = ("lpips", "lpips-average", "lpips-64", "vgg")
 """Those that have to be installed."""
-CHOICES = (*CLASSIFIERS.values(), *INSTALLED)
+CHOICES = (*SHIPPED, *INSTALLED)
+"""Those that are named, and lie nowhere."""
 VGG_FILE = "vgg16-397923af.pth"
 """The backbone's weights, by torchvision's name for them."""
 LPIPS_SIDE = 224
 
 
-class ClassifierMaps(nn.Module):
-    """The output of every stage of a classifier, frozen; images are brought to its size first.
+class EncoderMaps(nn.Module):
+    """What an encoder makes of images at each of its stages, or its tokens, frozen; images are brought to its view.
 
-    forward: [N, C, H, W] in [-1, 1] -> maps [N, C_i, H_i, W_i], the finest first, differentiable. Raises UserError on a
-    size or number of channels that the classifier cannot take.
+    forward: [N, C, H, H] in [-1, 1] -> maps [N, C_i, H_i, W_i], the finest first, differentiable. Raises UserError on
+    images that the encoder cannot take. sha256: of its weights.
     """
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, encoder: Any, sha256: str) -> None:
         super().__init__()
-        self.config = classifier.config
-        layers = list(classifier.body)
-        ends = [i for i, layer in enumerate(layers) if isinstance(layer, nn.AvgPool2d)]
-        borders = zip([0, *ends], [*ends, len(layers)], strict=True)
-        self.stages = nn.ModuleList(nn.Sequential(*layers[first:last]) for first, last in borders)
+        self.encoder, self.sha256 = encoder, sha256
+        network = getattr(encoder, "network", None)
+        self.stages = nn.ModuleList()
+        if isinstance(network, ConvClassifier):
+            layers = list(network.body)
+            ends = [i for i, layer in enumerate(layers) if isinstance(layer, nn.AvgPool2d)]
+            borders = zip([0, *ends], [*ends, len(layers)], strict=True)
+            self.stages = nn.ModuleList(nn.Sequential(*layers[first:last]) for first, last in borders)
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = fitted(images, self.config.resolution, self.config.channels)
-        maps = []
+        if not self.stages:
+            made = self.encoder.encode(images)
+            if made.tokens is None:
+                return [made.pooled[:, :, None, None]]
+            return [made.tokens.mT.unflatten(2, made.grid)]
+        x, maps = seen(images, self.encoder.view), []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
@@ -98,20 +106,35 @@ class Backbone(nn.Module):
         return list(network.net(network.scaling_layer(images.expand(-1, 3, -1, -1))))
 
 
+def normalised_distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+    """LPIPS without learned weights: of two pictures' maps [N, C_i, H_i, W_i], over channels of norm 1, [N]."""
+    return torch.stack([_normalised_l2(u, v) for u, v in zip(ours, theirs, strict=True)]).sum(0)
+
+
+def _normalised_l2(a: Tensor, b: Tensor) -> Tensor:
+    normalize = nn.functional.normalize
+    return (normalize(a, dim=1) - normalize(b, dim=1)).square().sum(1).flatten(1).mean(1)
+
+
 def perceptual_network(name: str | None, spec: DataSpec) -> nn.Module | None:
     """The network of a name; None: the classifier made for the data, or None where there is none.
 
-    Nothing is downloaded. Raises UserError for another name, a classifier that cannot take the images, and LPIPS
-    without its package or its weights.
+    Nothing is downloaded. Raises UserError for another name, an encoder that cannot take the images, and LPIPS without
+    its package or its weights.
     """
     if name in INSTALLED:
         return _lpips(name)
-    chosen = CLASSIFIERS.get(spec.name) if name is None else name
+    chosen = OF_DATA.get(spec.name) if name is None else name
     if chosen is None:
         return None
-    if chosen not in CHOICES:
-        raise UserError(f"features is {name!r}; allowed: {', '.join(CHOICES)}, or none for the data set's own")
-    maps = ClassifierMaps(ClassifierFeatures(ASSETS / f"{chosen}.safetensors").network)
+    if chosen not in SHIPPED and not Path(chosen.rpartition(":")[2]).exists():
+        known = ", ".join(CHOICES)
+        raise UserError(
+            f"features is {name!r}; allowed: {known}, an encoder's run, file or folder (dinov2:FOLDER, clip:FOLDER), "
+            "or none for the data set's own"
+        )
+    extractor = named_extractor(chosen)
+    maps = EncoderMaps(extractor.encoder, extractor.sha256)
     try:
         maps(torch.zeros(1, *spec.shape))
     except UserError:

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 
 from imagewright.data import ImageSet
 from imagewright.files import replacing
-from imagewright.metrics.features import PICTURES, ClassifierConfig, classifier_header
+from imagewright.metrics.features import PICTURES, classifier_header
 from imagewright.metrics.train_features import Target, Training, accuracy, classes_of, fit_network
+from imagewright.networks import ConvClassifierConfig
 from imagewright.types import UserError
 from imagewright.version import versions
 
@@ -45,8 +46,8 @@ def train_encoder(images: ImageSet, out: Path, *, steps: int = 2000, seed: int =
     classes = len(images) if exemplars else images.spec.num_classes
     target = Target(classes=tuple(map(str, range(classes))), group_of=torch.arange(classes), num_groups=classes)
     settings = _settings(images, steps)
-    config = ClassifierConfig(
-        resolution=settings.resolution, channels=settings.channels, widths=settings.widths, num_classes=classes
+    config = ConvClassifierConfig(
+        img_resolution=settings.resolution, in_channels=settings.channels, widths=settings.widths, num_classes=classes
     )
     threads = torch.get_num_threads()
     network = fit_network(settings, config, learned, classes_of(learned, target), target, seed, threads)

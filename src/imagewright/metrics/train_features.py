@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from imagewright.data import ImageSet, open_images
 from imagewright.files import replacing
-from imagewright.metrics.features import Classifier, ClassifierConfig, classifier_header, fit
+from imagewright.metrics.features import classifier_header
+from imagewright.models.view import fit
+from imagewright.networks import ConvClassifier, ConvClassifierConfig
 from imagewright.types import UserError
 from imagewright.version import versions
 
@@ -103,9 +105,9 @@ def train(name: str, out: Path, seed: int = 0) -> dict[str, Any]:
     data = open_images(settings.dataset, resolution=settings.resolution, split="train")
     test = open_images(settings.dataset, resolution=settings.resolution, split="test")
     target = _target(data)
-    config = ClassifierConfig(
-        resolution=settings.resolution,
-        channels=settings.channels,
+    config = ConvClassifierConfig(
+        img_resolution=settings.resolution,
+        in_channels=settings.channels,
         widths=settings.widths,
         num_classes=len(target.classes),
     )
@@ -151,13 +153,13 @@ def classes_of(data: ImageSet, target: Target) -> Tensor:
 
 def fit_network(
     settings: Training,
-    config: ClassifierConfig,
+    config: ConvClassifierConfig,
     data: ImageSet,
     classes: Tensor,
     target: Target,
     seed: int,
     threads: int = THREADS,
-) -> Classifier:
+) -> ConvClassifier:
     """A classifier of the images into `classes` [N]; one seed, version, processor and `threads` give one result."""
     before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
@@ -172,11 +174,11 @@ def fit_network(
 
 
 def _descend(
-    settings: Training, config: ClassifierConfig, data: ImageSet, classes: Tensor, target: Target
-) -> Classifier:
+    settings: Training, config: ConvClassifierConfig, data: ImageSet, classes: Tensor, target: Target
+) -> ConvClassifier:
     """AdamW, warm-up and cosine decay; every epoch is a new order of the images."""
-    images = fit(data.images(), config.resolution, config.channels).contiguous()
-    network = Classifier(config).train()
+    images = fit(data.images(), config.img_resolution, config.in_channels).contiguous()
+    network = ConvClassifier(config).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     steps = settings.epochs * (len(images) // settings.batch_size)
@@ -187,7 +189,7 @@ def _descend(
         order = torch.randperm(len(images))
         for start in range(0, len(images) - settings.batch_size + 1, settings.batch_size):
             rows = order[start : start + settings.batch_size]
-            _, logits = network(augment(images[rows], settings))
+            logits: Tensor = network(augment(images[rows], settings)).logits
             fine = nn.functional.cross_entropy(logits, classes[rows], label_smoothing=settings.label_smoothing)
             coarse = nn.functional.nll_loss(target.group_log_probability(logits), target.group_of[classes[rows]])
             optimizer.zero_grad()
@@ -219,10 +221,11 @@ def _limits(settings: Training) -> tuple[float, float, float, float]:
     return settings.rotation, settings.scale, shift, shift
 
 
-def accuracy(network: Classifier, data: ImageSet, target: Target) -> dict[str, float]:
+def accuracy(network: ConvClassifier, data: ImageSet, target: Target) -> dict[str, float]:
     """Share of images whose class, and whose group, is the most probable one."""
     with torch.inference_mode():
-        logits = network(fit(data.images(), network.config.resolution, network.config.channels))[1]
+        x = fit(data.images(), network.config.img_resolution, network.config.in_channels)
+        logits: Tensor = network(x).logits
     found = {"class": logits.argmax(1) == classes_of(data, target)}
     if target.num_groups < len(target.classes):
         found["group"] = target.group_log_probability(logits).argmax(1) == torch.from_numpy(data.labels)

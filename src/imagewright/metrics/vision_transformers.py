@@ -12,16 +12,15 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from imagewright.files import read_json
-from imagewright.metrics.features import Images, file_sha256
-from imagewright.types import UserError
+from imagewright.metrics.features import EncoderFeatures, file_sha256
+from imagewright.models.view import seen
+from imagewright.types import Encoding, ModelKind, UserError, View
 
 _STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -35,52 +34,41 @@ _FAMILIES: Mapping[str, str] = {
     "clip_vision_model": "clip",
 }
 """Families by the model_type of a config.json."""
+FAMILIES = ("dinov2", "clip")
 _SIDE = 224
 WEIGHTS = "model.safetensors"
 
 
-class TransformerFeatures:
-    """A vision transformer of a folder behind the `FeatureExtractor` face. It has no classes: no Inception score."""
+class VisionTransformer(nn.Module):
+    """A network of one of these families as a `types.Encoder` without classes; its patches are the tokens."""
 
-    num_classes = 0
-    channels = 3
-    note = ""
+    kind: ClassVar[ModelKind] = "encoder"
+
+    def __init__(self, network: nn.Module, family: str, view: View) -> None:
+        super().__init__()
+        self.network, self.family, self.view = network, family, view
+
+    def encode(self, images: Tensor) -> Encoding:
+        """[N, C, H, H] in [-1, 1] -> features [N, D], and a token for each patch."""
+        out: Any = self.network(pixel_values=seen(images, self.view))
+        config: Any = self.network.config
+        side = self.view.side // config.patch_size
+        last: Tensor = out.last_hidden_state
+        pooled = out.image_embeds if self.family == "clip" else last[:, 0]
+        return Encoding(pooled, last[:, -(side**2) :], (side, side))
+
+
+class TransformerFeatures(EncoderFeatures):
+    """A vision transformer of a folder as a `FeatureExtractor`. It has no classes: no Inception score."""
 
     def __init__(self, folder: Path, *, device: torch.device | str = "cpu", batch_size: int = 32) -> None:
-        self.family, config = _family(folder)
+        family = family_of(folder)
         weights = folder / WEIGHTS
         if not weights.is_file():
             raise UserError(f"{folder} has no {WEIGHTS}; other kinds of weights (.bin, .pt) are never opened")
-        self.sha256 = file_sha256(weights)
-        self.name = f"{self.family}-{self.sha256[:8]}"
-        self._network = _load(folder, self.family).requires_grad_(False).eval().to(device)
-        self._device, self._batch_size = torch.device(device), batch_size
-        self.side, mean, std = _preprocessing(folder, self.family)
-        self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
-        vision = config.get("vision_config", config)
-        self.dim = int(config.get("projection_dim", 512) if self.family == "clip" else vision["hidden_size"])
-
-    def __call__(self, images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        features = np.empty((len(images), self.dim), dtype=np.float32)
-        for start in range(0, len(images), self._batch_size):
-            rows = slice(start, start + self._batch_size)
-            with torch.inference_mode():
-                features[rows] = self._features(self._prepared(images[rows])).float().cpu().numpy()
-        return features, np.empty((len(images), 0), dtype=np.float32)
-
-    def _prepared(self, images: Images) -> Tensor:
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self._device).permute(0, 3, 1, 2).float() / 255
-        x = x.expand(-1, 3, -1, -1)
-        if x.shape[2:] != (self.side, self.side):
-            x = nn.functional.interpolate(
-                x, size=(self.side, self.side), mode="bicubic", align_corners=False, antialias=True
-            ).clamp(0, 1)
-        return (x - self._mean) / self._std
-
-    def _features(self, x: Tensor) -> Tensor:
-        out: Any = self._network(pixel_values=x)
-        found: Tensor = out.image_embeds if self.family == "clip" else out.last_hidden_state[:, 0]
-        return found
+        sha256 = file_sha256(weights)
+        encoder = VisionTransformer(_load(folder, family), family, _view(folder, family))
+        super().__init__(encoder, name=f"{family}-{sha256[:8]}", sha256=sha256, device=device, batch_size=batch_size)
 
 
 def is_transformer(folder: Path) -> bool:
@@ -88,15 +76,13 @@ def is_transformer(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _family(folder: Path) -> tuple[str, dict[str, Any]]:
+def family_of(folder: Path) -> str:
+    """dinov2 or clip. Raises UserError for a folder of another network."""
     config: dict[str, Any] = read_json(folder / "config.json", dict)
     kind = str(config.get("model_type", ""))
-    family = {"dinov2": "dinov2", "dinov2_with_registers": "dinov2", "clip": "clip", "clip_vision_model": "clip"}.get(
-        kind
-    )
-    if family is None:
+    if kind not in _FAMILIES:
         raise UserError(f"{folder}/config.json is of a {kind or 'nameless model'}; known are dinov2 and clip")
-    return family, config
+    return _FAMILIES[kind]
 
 
 def _load(folder: Path, family: str) -> nn.Module:
@@ -115,15 +101,15 @@ def _load(folder: Path, family: str) -> nn.Module:
     return network
 
 
-def _preprocessing(folder: Path, family: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+def _view(folder: Path, family: str) -> View:
     mean, std = _STATISTICS[family]
     path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return _SIDE, mean, std
-    said: dict[str, Any] = read_json(path, dict)
-    crop = said.get("crop_size", said.get("size", _SIDE))
-    side = crop.get("height", _SIDE) if isinstance(crop, dict) else crop
-    mean, std = tuple(said.get("image_mean", mean)), tuple(said.get("image_std", std))
+    side: Any = _SIDE
+    if path.is_file():
+        said: dict[str, Any] = read_json(path, dict)
+        crop = said.get("crop_size", said.get("size", _SIDE))
+        side = crop.get("height", _SIDE) if isinstance(crop, dict) else crop
+        mean, std = tuple(said.get("image_mean", mean)), tuple(said.get("image_std", std))
     if not isinstance(side, int) or not 14 <= side <= 1024 or len(mean) != 3 or len(std) != 3:
         raise UserError(f"{path} is damaged: crop_size, image_mean and image_std must be a size and three numbers each")
-    return side, mean, std
+    return View(side=side, channels=3, resize="bicubic", mean=mean, std=std)

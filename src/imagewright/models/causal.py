@@ -56,5 +56,4 @@ class CausalTokenModel(TokenNetworkModel):
 
     def step(self, before: Tensor | None, cache: Any) -> Tensor:
         """Logits [N, values] of the next of `places`, given the token [N] at the one before; None at the first."""
-        logits: Tensor = self.network.step(before, cache)  # type: ignore[operator]
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return self.wide(self.network.step(before, cache))  # type: ignore[operator]

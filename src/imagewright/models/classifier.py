@@ -3,61 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from imagewright.networks.wide_resnet import WideResNet
-from imagewright.types import ModelKind, UserError
+from imagewright.models.view import seen
+from imagewright.networks import ConvClassifier, VCMamba, WideResNet
+from imagewright.types import Encoding, ModelKind, Resize, UserError, View
+
+Sees = ConvClassifier | VCMamba | WideResNet
+"""Networks that make an `Encoding` of pictures."""
 
 
 class Classifier(nn.Module):
-    """Images [N, C, H, W] in [-1, 1] as features [N, D], and as logits of their classes.
+    """Pictures of any square size as features, tokens and logits of their classes.
 
-    network: a `WideResNet`, which says what size and colours it sees. mean: what is subtracted, one number or one for
-    each channel, in [0, 1] as the network sees colours. Raises UserError for others.
+    network: says what size and colours it sees. mean, std, resize: the rest of its view (`types.View`). Raises
+    UserError for another network, or other settings.
     """
 
     kind: ClassVar[ModelKind] = "encoder"
 
-    def __init__(self, network: nn.Module, mean: Sequence[float] = (0.5,)) -> None:
+    def __init__(
+        self, network: nn.Module, mean: Sequence[float] = (0.5,), std: Sequence[float] = (1.0,), resize: Resize = "box"
+    ) -> None:
         super().__init__()
-        if not isinstance(network, WideResNet):
-            raise UserError(f"a classifier needs a WideResNet as its network, not a {type(network).__name__}")
-        if len(mean) not in (1, network.config.in_channels) or not all(0 <= m <= 1 for m in mean):
-            channels = network.config.in_channels
-            raise UserError(f"mean is {tuple(mean)}; it must be one number in [0, 1], or one for each of {channels}")
-        self.network, self.mean = network, tuple(float(m) for m in mean)
-        self.centre: Tensor
-        self.register_buffer("centre", torch.tensor(self.mean)[:, None, None], persistent=False)
+        if not isinstance(network, Sees):
+            known = " or ".join(sorted(k.__name__ for k in get_args(Sees)))
+            raise UserError(f"a classifier needs a {known} as its network, not a {type(network).__name__}")
+        channels = network.config.in_channels
+        for name, values, low in (("mean", mean, 0.0), ("std", std, 1e-3)):
+            if len(values) not in (1, channels) or not all(low <= v <= 1 for v in values):
+                allowed = f"one number in [{low:g}, 1], or one for each of {channels}"
+                raise UserError(f"{name} is {tuple(values)}; it must be {allowed}")
+        if resize not in get_args(Resize):
+            raise UserError(f"resize is {resize!r}; allowed: {', '.join(get_args(Resize))}")
+        self.network = network
+        self.view = View(
+            side=network.config.img_resolution,
+            channels=channels,
+            resize=resize,
+            mean=tuple(float(m) for m in mean),
+            std=tuple(float(s) for s in std),
+        )
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """What the network sees of images in [-1, 1]: colours in [0, 1], less the mean."""
-        return (images + 1) / 2 - self.centre
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, D] and logits [N, classes] of images [N, C, H, W]. Raises UserError for another shape."""
-        config = self.network.config
-        wanted = (config.in_channels, config.img_resolution, config.img_resolution)
-        if tuple(images.shape[1:]) != wanted:
-            raise UserError(f"this classifier sees images of shape {wanted}, not {tuple(images.shape[1:])}")
-        answer: tuple[Tensor, Tensor] = self.network(self.normalised(images))
+    def forward(self, images: Tensor) -> Encoding:
+        """As `encode`, in the number format of the run."""
+        answer: Encoding = self.network(seen(images, self.view))
         return answer
 
-    def features(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] in [-1, 1] -> [N, D], float32."""
-        return self._full(images)[0]
-
-    def logits(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] in [-1, 1] -> [N, classes], float32."""
-        return self._full(images)[1]
-
-    def _full(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor) -> Encoding:
+        """[N, C, H, H] in [-1, 1] -> features, tokens and logits, float32. Raises UserError for other shapes."""
         with torch.autocast(images.device.type, enabled=False):  # a feature shall not depend on a run's precision
-            answer: tuple[Tensor, Tensor] = self(images.float())
+            answer: Encoding = self(images.float())
         return answer
 
     def describe(self) -> dict[str, Any]:
         """As `models.description` wants it."""
-        return {"class": type(self).__name__, "mean": list(self.mean), "network": self.network.describe()}
+        view = {"mean": list(self.view.mean), "std": list(self.view.std), "resize": self.view.resize}
+        return {"class": type(self).__name__, **view, "network": self.network.describe()}

@@ -19,20 +19,26 @@ from torch.nn.modules import module as registry
 from imagewright import limits
 from imagewright.models.acceleration import AccelerationFlow, InitialVelocity
 from imagewright.models.aligned import AlignedFlowMap
+from imagewright.models.bits import BitDenoiser
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.classifier import Classifier
 from imagewright.models.consistency import ConsistencyModel, ContinuousConsistencyModel
 from imagewright.models.coupled import CoupledConsistencyModel
+from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
+from imagewright.models.kl import GaussianAutoencoder
+from imagewright.models.latents import InLatents, LatentSpace
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.masked_diffusion import LearnedMaskingModel, MaskedDiffusionModel
 from imagewright.models.operator import TrajectoryOperator
 from imagewright.models.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from imagewright.models.random_order import RandomOrderModel
 from imagewright.models.recast import Recast
 from imagewright.models.routed import RoutedMap
 from imagewright.models.segments import MultistepConsistencyModel
+from imagewright.models.self_conditioned import SelfConditioned
 from imagewright.models.timesteps import TimestepPrecond
 from imagewright.models.tokens import PixelCodec
 from imagewright.models.trajectory import TrajectoryModel
@@ -47,6 +53,7 @@ T = TypeVar("T", bound=nn.Module)
 MODELS: dict[str, type[nn.Module]] = {
     "AccelerationFlow": AccelerationFlow,
     "AlignedFlowMap": AlignedFlowMap,
+    "BitDenoiser": BitDenoiser,
     "CausalTokenModel": CausalTokenModel,
     "Classifier": Classifier,
     "ConsistencyModel": ConsistencyModel,
@@ -56,15 +63,21 @@ MODELS: dict[str, type[nn.Module]] = {
     "EDMFlow": EDMFlow,
     "EDMPrecond": EDMPrecond,
     "FewStepGenerator": FewStepGenerator,
+    "GaussianAutoencoder": GaussianAutoencoder,
     "GuidedDenoiser": GuidedDenoiser,
+    "InLatents": InLatents,
     "InitialVelocity": InitialVelocity,
+    "LatentDenoiser": LatentDenoiser,
+    "LatentSpace": LatentSpace,
     "LearnedMaskingModel": LearnedMaskingModel,
     "MaskedDiffusionModel": MaskedDiffusionModel,
     "MaskedTokenModel": MaskedTokenModel,
     "MultistepConsistencyModel": MultistepConsistencyModel,
     "PixelCodec": PixelCodec,
+    "RandomOrderModel": RandomOrderModel,
     "Recast": Recast,
     "RoutedMap": RoutedMap,
+    "SelfConditioned": SelfConditioned,
     "TimestepPrecond": TimestepPrecond,
     "TrajectoryModel": TrajectoryModel,
     "TrajectoryOperator": TrajectoryOperator,

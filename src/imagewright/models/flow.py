@@ -5,7 +5,8 @@ flow is a `Denoiser`, so whatever draws from, guides, searches or learns from a 
 has `velocity`, which is finite up to t = 1.
 
     VelocityFlow   a network that is asked for the velocity itself: F(x_t; label) = v(x_t, t), as a preconditioning
-                   c_skip = c_in = 1 / (1 + sigma), c_out = -sigma / (1 + sigma)
+                   c_skip = c_in = 1 / (1 + sigma), c_out = -sigma / (1 + sigma); or for x0 - z and told 1 - t
+                   (from_noise), as SiT and LightningDiT have it
     EDMFlow, VPFlow, VEFlow
                    a denoiser's own preconditioning and network, which is that denoiser's flow exactly: the start of
                    reflow (Lee et al. 2024, arXiv 2405.20320, section 4.3), whatever the denoiser was trained as
@@ -55,9 +56,13 @@ class Flow:
 
 
 class VelocityFlow(Flow, Preconditioned):
-    """A network trained on the velocity of the straight path. time_scale: the network is told time_scale * t."""
+    """A network trained on the velocity of the straight path.
 
-    settings = ("sigma_min", "sigma_max", "time_scale")
+    time_scale: the network is told time_scale * t. from_noise: it counts time from the noise, 1 - t, and its answer is
+    the way from there to the image.
+    """
+
+    settings = ("sigma_min", "sigma_max", "time_scale", "from_noise")
 
     def __init__(
         self,
@@ -65,24 +70,27 @@ class VelocityFlow(Flow, Preconditioned):
         sigma_min: float = SIGMA_MIN,
         sigma_max: float = SIGMA_MAX,
         time_scale: float = 999.0,
+        from_noise: bool = False,
     ) -> None:
         super().__init__(network)
         self.sigma_min, self.sigma_max = checked_times(sigma_min, sigma_max)
         require_positive("time_scale", time_scale)
-        self.time_scale = float(time_scale)
+        self.time_scale, self.from_noise = float(time_scale), bool(from_noise)
 
     def scalings(self, sigma: Tensor) -> Scalings:
         alpha, t = 1 / (1 + sigma), sigma / (1 + sigma)
-        return Scalings(c_skip=alpha, c_out=-t, c_in=alpha, c_noise=self.time_scale * t)
+        told, c_out = (alpha, t) if self.from_noise else (t, -t)
+        return Scalings(c_skip=alpha, c_out=c_out, c_in=alpha, c_noise=self.time_scale * told)
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         """As `Flow.velocity`, t in [0, 1]: what the network says."""
         parameter = next(self.network.parameters(), None)
         dtype = torch.float32 if parameter is None else parameter.dtype
         at_least_float32 = torch.promote_types(dtype, torch.float32)
-        label = (self.time_scale * t).to(at_least_float32).expand(len(x_t))
+        label = (self.time_scale * (1 - t if self.from_noise else t)).to(at_least_float32).expand(len(x_t))
         answer: Tensor = self.network(x_t.to(dtype), label, cond)
-        return answer[:, : x_t.shape[1]].to(at_least_float32).to(x_t.dtype)
+        answer = answer[:, : x_t.shape[1]].to(at_least_float32).to(x_t.dtype)
+        return -answer if self.from_noise else answer
 
 
 class EDMFlow(Flow, EDMPrecond):

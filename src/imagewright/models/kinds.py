@@ -16,20 +16,22 @@ from imagewright.types import (
     Denoiser,
     Encoder,
     FlowMap,
+    LatentDenoiser,
     ModelKind,
     TokenModel,
 )
 
 Command = Literal["sample", "evaluate", "edit", "couple", "report", "export"]
-Agreement = Literal["classes", "images"]
+Agreement = Literal["classes", "images", "nothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """One kind of model.
 
-    protocol: what it offers. agrees: whether it is of the data's resolution, channels and classes, or of resolution and
-    channels alone. does: what each command makes of it. what: it in words, where it is not what a command wants.
+    protocol: what it offers. agrees: whether it is of the data's resolution, channels and classes, of resolution and
+    channels alone, or of nothing: it brings images to its own. does: what each command makes of it. what: it in words,
+    where it is not what a command wants.
     answers: whether it is only ever asked by what learns beside it.
     """
 
@@ -41,7 +43,9 @@ class Kind:
 
     def agreement(self, spec: DataSpec) -> tuple[int, ...]:
         """What has to be equal of a model's and the data's specification."""
-        return (spec.resolution, spec.channels, spec.num_classes)[: 3 if self.agrees == "classes" else 2]
+        return (spec.resolution, spec.channels, spec.num_classes)[
+            : {"classes": 3, "images": 2, "nothing": 0}[self.agrees]
+        ]
 
 
 _IMAGES: Mapping[Command, str] = {
@@ -51,7 +55,7 @@ _IMAGES: Mapping[Command, str] = {
     "export": "weights",
 }
 
-_OTHERS: Mapping[Command, str] = {"report": "reconstructions", "export": "weights"}
+_OTHERS: Mapping[Command, str] = {"evaluate": "reconstructions", "report": "reconstructions", "export": "weights"}
 
 KINDS: Mapping[ModelKind, Kind] = {
     "denoiser": Kind(
@@ -59,6 +63,12 @@ KINDS: Mapping[ModelKind, Kind] = {
         agrees="classes",
         does={**_IMAGES, "evaluate": "distances of images, bits", "couple": "pairs"},
         what="makes images of noise in many steps",
+    ),
+    "latent_denoiser": Kind(
+        protocol=LatentDenoiser,
+        agrees="classes",
+        does=_IMAGES,
+        what="makes images of noise in many steps, in another space than theirs",
     ),
     "flow_map": Kind(
         protocol=FlowMap,
@@ -88,7 +98,7 @@ KINDS: Mapping[ModelKind, Kind] = {
     ),
     "encoder": Kind(
         protocol=Encoder,
-        agrees="images",
+        agrees="nothing",
         does={"evaluate": "accuracy, of classifiers", "report": "losses", "export": "weights"},
         what="turns images into features",
         answers=True,

@@ -93,6 +93,10 @@ class Preconditioned(nn.Module, ABC):
         denoised: Tensor = _column(s.c_skip) * image + _column(s.c_out) * output
         return denoised.to(x.dtype)
 
+    def informed(self, network: Any, cond: Condition) -> Any:
+        """A network like the model's, with what the model puts into it for a condition; most put nothing."""
+        return network
+
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise level that the denoiser knows: sigma itself, unless there is a table."""
         return torch.as_tensor(sigma)

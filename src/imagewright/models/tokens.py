@@ -39,9 +39,10 @@ class PixelCodec(nn.Module):
         levels = (images.float() * half + half).round().clamp(0, self.values - 1).long()
         return levels.permute(0, 2, 3, 1).flatten(1)
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """The inverse; float32."""
-        grid = tokens.view(len(tokens), self.resolution, self.resolution, self.channels)
+    def decode(self, tokens: Tensor, expansion: int = 1) -> Tensor:
+        """The inverse; float32. expansion: how many times as many rows and columns they are of."""
+        side = self.resolution * expansion
+        grid = tokens.view(len(tokens), side, side, self.channels)
         return grid.permute(0, 3, 1, 2).float() / ((self.values - 1) / 2) - 1
 
     def places(self, pixels: Tensor) -> Tensor:
@@ -82,7 +83,11 @@ class TokenNetworkModel(nn.Module):
 
     def logits(self, tokens: Tensor, cond: Condition = UNCONDITIONAL, time: Tensor | None = None) -> Tensor:
         """As `types.TokenModel`."""
-        logits: Tensor = self.network(tokens, time, cond)
+        return self.wide(self.network(tokens, time, cond))
+
+    @staticmethod
+    def wide(logits: Tensor) -> Tensor:
+        """float32 at least."""
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def told_of_share(self, unknown: Tensor) -> Tensor:
@@ -102,10 +107,14 @@ def check_device(model: object, device: torch.device | str) -> None:
         raise UserError(f"a {type(model).__name__} needs 64-bit floats, which mps does not have; use --device cpu")
 
 
-def check_tokens(tokens: Tensor, codec: Codec, *, unknown: bool = False) -> None:
-    """Raise UserError unless tokens are [N, length] of the codec's values (and of `values`, if unknown ones may be)."""
-    if tokens.ndim != 2 or tokens.shape[1] != codec.length:
-        raise UserError(f"tokens are {list(tokens.shape)}; the codec's are [N, {codec.length}]")
+def check_tokens(tokens: Tensor, codec: Codec, *, unknown: bool = False, expansion: int = 1) -> None:
+    """Raise UserError unless tokens are [N, length] of the codec's values (and of `values`, if unknown ones may be).
+
+    expansion: they are of a grid with so many times as many rows and columns.
+    """
+    length = codec.length * expansion**2
+    if tokens.ndim != 2 or tokens.shape[1] != length:
+        raise UserError(f"tokens are {list(tokens.shape)}; the codec's are [N, {length}]")
     if tokens.device.type != "cpu":
         return  # its host would have to wait; what is there was made by a codec, or checked before it was moved
     wrong = (tokens < 0) | (tokens >= codec.values + unknown)

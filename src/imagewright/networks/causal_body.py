@@ -61,12 +61,6 @@ class CausalConfig(NetworkConfig):
         square = self.length == self.channels * self.side**2
         require(square, "length", self.length, f"a square number times channels, {self.channels}")
 
-    def require_whole(self, name: str, least: int) -> None:
-        """Raise UserError unless an argument is a whole number, no less than that."""
-        value = getattr(self, name)
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        require(whole, name, value, f"an integer >= {least}")
-
     @property
     def side(self) -> int:
         """Rows of the image's square of places."""

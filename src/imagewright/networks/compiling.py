@@ -5,22 +5,23 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from imagewright.networks.unet import UNet
+from imagewright.networks.image_network import ImageNetwork
+from imagewright.networks.recompute import blocks
 
 KINDS = 64
 """Kinds of blocks (channels, resolution, training or not) that torch keeps apart; more are computed uncompiled."""
 
 
 def compile_network(network: nn.Module) -> None:
-    """Let a network's calls be compiled when they first come: a U-Net's block by block, any other whole.
+    """Let a network's calls be compiled when they first come: one of images block by block, any other whole.
 
     What lies between the blocks stays as it is. Sizes are taken as fixed: another batch size compiles anew.
     """
-    if not isinstance(network, UNet):
+    if not isinstance(network, ImageNetwork):
         network.compile()
         return
     settings = torch._dynamo.config
     name = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
     setattr(settings, name, max(getattr(settings, name), KINDS))
-    for block in network.blocks().values():
+    for block in blocks(network):
         block.compile(dynamic=False)

@@ -52,6 +52,10 @@ class NetworkConfig:
             raise UserError(f"{cls.__name__} needs {', '.join(missing)}")
         return cls(**values)
 
+    def require_whole(self, name: str, least: int) -> None:
+        """Raise UserError unless an argument is a whole number, no less than that."""
+        require(_is_int(getattr(self, name), least), name, getattr(self, name), f"an integer >= {least}")
+
     def to_json(self) -> dict[str, Any]:
         """All arguments as plain JSON values."""
         values = dataclasses.asdict(self)

@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imagewright.networks.config import UNetConfig, require
+from imagewright.networks.image_network import destination_of
 from imagewright.networks.layers import Init, Resample, ToldNumber
 from imagewright.networks.recompute import Block
 from imagewright.networks.tangents import attention, convolved
@@ -124,7 +125,7 @@ class EDM2UNet(UNet):
         # Added: a block has one vector, whose magnitude is kept, and no place for a second one.
         if self.map_to is None:
             return emb
-        return emb + self.embed_destination(self._destination(cond), cond)
+        return emb + self.embed_destination(destination_of(cond), cond)
 
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)

@@ -190,6 +190,16 @@ class PositionalEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+def grid_sines(side: int, width: int) -> Tensor:
+    """Positions of a square of tokens, [side^2, width]: sines and cosines of the column, then of the row (DiT)."""
+    count = width // 4
+    rates = 10_000.0 ** (-torch.arange(count, dtype=torch.float64) / count)
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * rates
+    each = torch.cat([angles.sin(), angles.cos()], 1)  # [side, width / 2]
+    rows, columns = each[:, None].expand(-1, side, -1), each[None].expand(side, -1, -1)
+    return torch.cat([columns, rows], 2).flatten(0, 1).float()
+
+
 class FourierEmbedding(nn.Module):
     """Cosines then sines of fixed random frequencies of standard deviation `scale` (NCSN++).
 

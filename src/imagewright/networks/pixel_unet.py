@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagewright.networks.config import Network, NetworkConfig, require
-from imagewright.networks.layers import Init, PositionalEmbedding, class_index, conv, group_norm, linear
+from imagewright.networks.layers import Init, PositionalEmbedding, class_index, conv, grid_sines, group_norm, linear
 from imagewright.networks.recompute import Block
 from imagewright.networks.tangents import GroupNorm, attention
 from imagewright.noise import dropout
@@ -274,16 +274,6 @@ class TransformerLayer(Block):
 
     def _dropped(self, h: Tensor) -> Tensor:
         return dropout(h, self.dropout, self.training)
-
-
-def grid_sines(side: int, width: int) -> Tensor:
-    """Where the positions [side^2, width] begin: sines and cosines of the column, then of the row."""
-    count = width // 4
-    rates = 10_000.0 ** (-torch.arange(count, dtype=torch.float64) / count)
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * rates
-    each = torch.cat([angles.sin(), angles.cos()], 1)  # [side, width / 2]
-    rows, columns = each[:, None].expand(-1, side, -1), each[None].expand(side, -1, -1)
-    return torch.cat([columns, rows], 2).flatten(0, 1).float()
 
 
 def _table(rows: int, width: int) -> nn.Embedding:

@@ -217,6 +217,8 @@ def _build(layer: Layer, style: BlockStyle) -> nn.Module:
     match layer.role:
         case Role.BLOCK | Role.MERGE:
             return build_block(layer, style)
+        case Role.ATTENTION:
+            raise ValueError("self-attention is part of this network's blocks")
         case Role.CONV:
             return conv(layer.in_channels, layer.out_channels, 3, style.init)
         case Role.AUX_RESAMPLE:

@@ -7,17 +7,18 @@ published checkpoints: `enc.<name>` and `dec.<name>`.
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from imagewright.networks.block import BlockStyle, UNetBlock
-from imagewright.networks.config import Network, UNetConfig
+from imagewright.networks.config import UNetConfig
+from imagewright.networks.image_network import ImageNetwork, destination_of, weight_of
 from imagewright.networks.layers import ToldNumber, one_hot
 from imagewright.noise import kept
 from imagewright.types import UNCONDITIONAL, Condition
@@ -29,6 +30,7 @@ class Role(Enum):
     CONV = "input convolution"
     BLOCK = "residual block"
     MERGE = "residual block on the concatenation with the last unused skip connection"
+    ATTENTION = "self-attention that is no block's"
     AUX_RESAMPLE = "resamples the image pyramid beside the network"
     AUX_SKIP = "adds the image pyramid to the features"
     AUX_RESIDUAL = "averages the features with a pyramid that learns"
@@ -98,7 +100,7 @@ def build_block(layer: Layer, style: BlockStyle) -> UNetBlock:
     return UNetBlock(layer.in_channels, layer.out_channels, style, resample=layer.resample, attention=layer.attention)
 
 
-class UNet(Network, ABC):
+class UNet(ImageNetwork):
     """A network F(x; noise_label, cond): an embedding, an encoder and a decoder joined by skip connections.
 
     The three stages are public, for methods that look at or change what passes between them.
@@ -146,6 +148,8 @@ class UNet(Network, ABC):
             stage: nn.ModuleDict({name: others.get(f"{stage}.{name}", module) for name, module in modules.items()})
             for stage, modules in stages.items()
         }
+        # What stands in the place of its `forward` is the original's (`samplers.replay`).
+        vars(changed).pop("forward", None)
         # A copied module shares its table of children with the original, so it gets a table of its own.
         changed._modules = {**self._modules, **swapped}
         return changed
@@ -170,21 +174,10 @@ class UNet(Network, ABC):
         """The lowest-resolution features alone; arguments as of `forward`."""
         return self.encode(x, self.embed(noise_label, cond))[0]
 
-    def told_destination(self) -> Self:
-        """A copy that is also told where to go, and gives the same answers as this network until it is trained.
-
-        It takes no augmentation vector: flow maps learn from images as they are.
-        """
-        return self.with_settings(destination=True, augment_dim=0)
-
     def time_layers(self) -> list[nn.Module]:
         """The layers through which the noise level comes into the embedding."""
         names = ("map_layer0", "map_layer1", "emb_noise")
         return [module for name, module in self.named_children() if name in names]
-
-    def told_weight(self) -> Self:
-        """A copy that is also told the strength of guidance, and does not mind it until it is trained."""
-        return self.with_settings(weight=True)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -192,30 +185,16 @@ class UNet(Network, ABC):
         last = self.dec[self._decoder[-1].name]
         return cast(nn.Parameter, (last.conv1 if isinstance(last, UNetBlock) else last).weight)
 
-    def with_settings(self, **settings: Any) -> Self:
-        """A copy whose configuration has these settings; layers that both have keep their weights."""
-        changed = type(self)(replace(self.config, **settings))
-        changed.load_state_dict(self.state_dict(), strict=False)
-        return changed.to(next(self.parameters()))
-
     def _told(self, emb: Tensor, cond: Condition) -> Tensor:
         """The embedding [N or 1, emb_channels] with the strength of guidance in it, the destination's behind it."""
         if self.map_weight is not None:
-            if cond.weight is None:
-                raise ValueError("this network is told the strength of guidance; it was not told any")
-            emb = emb + self.map_weight(cond.weight)
+            emb = emb + self.map_weight(weight_of(cond))
         return self._with_destination(emb, cond)
 
     def _with_destination(self, emb: Tensor, cond: Condition) -> Tensor:
         if not self.config.destination:
             return emb
-        return torch.cat([emb, self.embed_destination(self._destination(cond), cond).expand(emb.shape[0], -1)], dim=1)
-
-    @staticmethod
-    def _destination(cond: Condition) -> Tensor:
-        if cond.destination is None:
-            raise ValueError("this network goes from one noise level to another; it was not told where to go")
-        return cond.destination
+        return torch.cat([emb, self.embed_destination(destination_of(cond), cond).expand(emb.shape[0], -1)], dim=1)
 
     def _label_rows(self, cond: Condition, like: Tensor) -> Tensor:
         """One-hot labels [N or 1, label_dim]; zeros where there is none, or where dropout hides it."""

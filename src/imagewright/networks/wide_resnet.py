@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.networks.config import Network, NetworkConfig, require
+from imagewright.types import Encoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class WideResNetConfig(NetworkConfig):
 
 
 class WideResNet(Network):
-    """[N, C, H, H] -> features [N, 16 k 2^(stacks - 1)] after pooling, and logits [N, classes]."""
+    """[N, C, H, H] -> a token for each cell of the last map, their mean [N, 16 k 2^(stacks - 1)], logits."""
 
     config_class: ClassVar[type[NetworkConfig]] = WideResNetConfig
 
@@ -69,10 +70,11 @@ class WideResNet(Network):
         nn.init.normal_(self.head.weight, std=width**-0.5)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Encoding:
         x = torch.relu(self.norm(self.first(images)))
-        x = torch.relu(self.last(self.blocks(x))).mean((2, 3))
-        return x, self.head(x)
+        x = torch.relu(self.last(self.blocks(x)))
+        pooled = x.mean((2, 3))
+        return Encoding(pooled, x.flatten(2).mT, (x.shape[2], x.shape[3]), self.head(pooled))
 
 
 class _Block(nn.Module):

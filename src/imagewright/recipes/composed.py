@@ -51,7 +51,7 @@ def auto(data: DataConfig, spec: DataSpec, count: int, device: str) -> Experimen
             TrainingConfig(
                 total_images=total,
                 batch=batch,
-                channels_last=small,
+                channels_last=True,
                 precision="bf16" if device == "cuda" else "fp32",
                 optimizer=OptimizerConfig(lr=1e-3, eps=eps_of_mean(spec.channels * spec.resolution**2)),
             )

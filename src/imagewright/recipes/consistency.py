@@ -128,7 +128,7 @@ def _published_cifar10() -> Experiment:
 
 def _published_imagenet64(steps: int, lr: float) -> Experiment:
     run = _published("imagenet-64x64.zip", 2048, steps, lr, 0.9999432189950708)
-    return replace(run, training=replace(run.training, precision="fp16", micro_batch=64))
+    return replace(run, training=replace(run.training, channels_last=True, precision="fp16", micro_batch=64))
 
 
 def _comparing(

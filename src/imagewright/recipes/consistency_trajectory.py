@@ -97,7 +97,7 @@ def _published(
             total_images=50_000 * batch,
             batch=batch,
             micro_batch=micro_batch,
-            precision="fp16",
+            channels_last=True, precision="fp16",
             optimizer=OptimizerConfig(kind="radam", lr=lr, eps=_eps(batch, micro_batch, processes)),
         )),
     )  # fmt: skip

@@ -152,6 +152,7 @@ def imagenet64_training(batch: int, steps: int) -> TrainingConfig:
         total_images=batch * steps,
         batch=batch,
         micro_batch=64,
+        channels_last=True,
         precision="bf16",
         optimizer=optimizer,
         ema=EmaConfig(halflife_images=halflife_images(batch, 0.9999), rampup_ratio=None, power_std=(0.05, 0.1)),

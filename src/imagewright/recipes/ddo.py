@@ -73,7 +73,7 @@ def cifar10() -> Experiment:
 def imagenet64() -> Experiment:
     """ImageNet-64: a round on the run `runs/edm-imagenet64`, 2,000 steps of 2,048."""
     run = _images("imagenet-64x64.zip", "edm-imagenet64", 2048, 2_000, 32)
-    return replace(run, training=replace(run.training, micro_batch=32, precision="bf16"))
+    return replace(run, training=replace(run.training, micro_batch=32, channels_last=True, precision="bf16"))
 
 
 def _images(source: str, reference: str, batch: int, steps: int, calls: int) -> Experiment:

@@ -132,7 +132,7 @@ def dmd_imagenet64() -> Experiment:
     """ImageNet-64 as published: LPIPS, 25,000 couplings, 350,000 steps of 336."""
     run = _published("imagenet-64x64.zip", "runs/edm-imagenet64", 336, 350_000, 2e-6)
     data = replace(run.data, couplings="couplings/imagenet64")
-    training = replace(run.training, micro_batch=48, precision="bf16")
+    training = replace(run.training, micro_batch=48, channels_last=True, precision="bf16")
     return replace(run, data=data, method=DMD(), training=training).giving(features="lpips-average")
 
 
@@ -141,7 +141,9 @@ def dmd2_imagenet64() -> Experiment:
     run = _published("imagenet-64x64.zip", "runs/edm-imagenet64", 280, 405_500, 2e-6)
     # The program's 500 steps of warm-up are counted on each of its seven processes: 72 steps of the run.
     optimizer = replace(run.training.optimizer, lr_ramp_images=500 * 40)
-    return replace(run, training=replace(run.training, micro_batch=40, precision="bf16", optimizer=optimizer))
+    return replace(
+        run, training=replace(run.training, micro_batch=40, channels_last=True, precision="bf16", optimizer=optimizer)
+    )
 
 
 def dmd2_imagenet64_gan() -> Experiment:

@@ -175,6 +175,7 @@ def imagenet64() -> Experiment:
             total_images=2_500_000_000,
             batch=4096,
             micro_batch=64,
+            channels_last=True,
             precision="fp16",
             # --ls=100, which the official program does not divide out again.
             optimizer=OptimizerConfig(lr=1e-4, lr_ramp_images=10_000_000, eps=eps_of_mean(3 * 64 * 64, loss_scale=100)),
@@ -208,6 +209,7 @@ def _edm2(channels: int, lr: float, images: int) -> Experiment:
             total_images=images,
             batch=batch,
             micro_batch=64,
+            channels_last=True,
             precision="fp16",
             optimizer=OptimizerConfig(
                 lr=lr,

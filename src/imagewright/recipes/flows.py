@@ -69,7 +69,7 @@ def rfpp_imagenet64() -> Experiment:
     """ImageNet-64, config E as published: 5,000,000 pairs of 79 calls, LPIPS, 700,000 steps of 2,048, fp16."""
     method = RectifiedFlowPlusPlus(dropout=0.10, over_time=False)
     run = _published("imagenet64", "runs/edm-imagenet64", method, 2048, 700_000, 1e-4, 2_500)
-    return replace(run, training=replace(run.training, micro_batch=64, precision="fp16"))
+    return replace(run, training=replace(run.training, micro_batch=64, channels_last=True, precision="fp16"))
 
 
 def simple_reflow_digits() -> Experiment:
@@ -95,7 +95,7 @@ def simple_reflow_imagenet64() -> Experiment:
     """ImageNet-64: 8,000,000 pairs drawn and 4,000,000 inverted, 100,000 steps of 2,048 (the length is ours)."""
     run = _published("imagenet64", "runs/edm-imagenet64", SimpleReflow(dropout=0.025), 2048, 100_000, 1e-4, 2_500)
     run = replace(run, given={"teacher": run.given["teacher"]}, sampler=NINE_CALLS)
-    run = replace(run, training=replace(run.training, micro_batch=64, precision="bf16"))
+    run = replace(run, training=replace(run.training, micro_batch=64, channels_last=True, precision="bf16"))
     return _with_real_pairs(run, "imagenet64", 1 / 3)
 
 
@@ -245,7 +245,9 @@ def _caf_published(name: str, batch: int, attention: tuple[int, ...], teacher: s
         network=network,
         given={"features": "lpips-average"},
         sampler=Straight(num_steps=9),
-        training=replace(run.training, micro_batch=batch // 32, precision="fp16", optimizer=optimizer),
+        training=replace(
+            run.training, micro_batch=batch // 32, channels_last=True, precision="fp16", optimizer=optimizer
+        ),
     )
 
 

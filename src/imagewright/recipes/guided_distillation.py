@@ -81,7 +81,7 @@ def guided_cifar10_teacher() -> Experiment:
 def guided_imagenet64() -> Experiment:
     """ImageNet-64 down to one step, batch 2048: 1e-4 behind 3e-4."""
     run = _published("imagenet-64x64.zip", "runs/guided-imagenet64-teacher", 2048, 1e-4)
-    return replace(run, training=replace(run.training, micro_batch=64, precision="bf16"))
+    return replace(run, training=replace(run.training, micro_batch=64, channels_last=True, precision="bf16"))
 
 
 def guided_imagenet64_teacher() -> Experiment:

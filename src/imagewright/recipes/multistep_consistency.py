@@ -74,6 +74,7 @@ def _published(method: Any, **start: Any) -> Experiment:
             total_images=batch * steps,
             batch=batch,
             micro_batch=64,
+            channels_last=True,
             precision="fp16",
             optimizer=OptimizerConfig(lr=1e-4),
             ema=EmaConfig(halflife_images=halflife_images(batch, 0.9999), rampup_ratio=None),

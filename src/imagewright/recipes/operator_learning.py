@@ -80,7 +80,7 @@ def imagenet64() -> Experiment:
     """
     method = OperatorDistillation(spacing="uniform", dropout=0.1)
     run = _published(edm.imagenet64(), method, "imagenet64", "runs/edm-imagenet64", 2048, 120_000, None)
-    return replace(run, training=replace(run.training, micro_batch=8, precision="fp16"))
+    return replace(run, training=replace(run.training, micro_batch=8, channels_last=True, precision="fp16"))
 
 
 def _published(

@@ -109,6 +109,7 @@ def imagenet64(name: str) -> Experiment:
             total_images=1_000_000_000 if name == "sid" else 300_000_000,
             batch=8192,
             micro_batch=8,
+            channels_last=True,
             precision="fp16",
             optimizer=_adam(4e-6, 3 * 64 * 64, eps=1e-6),
             ema=EmaConfig(halflife_images=2_000_000, rampup_ratio=0.05),

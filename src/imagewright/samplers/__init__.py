@@ -5,6 +5,7 @@ from imagewright.samplers.acceleration import Accelerated
 from imagewright.samplers.addim import ADDIM
 from imagewright.samplers.ancestral import Ancestral
 from imagewright.samplers.bespoke import Bespoke
+from imagewright.samplers.bit_diffusion import BitDiffusion
 from imagewright.samplers.consistency import MultistepConsistency
 from imagewright.samplers.ddim import DDIM
 from imagewright.samplers.dpm_solver import DPMSolverPlusPlus
@@ -12,6 +13,7 @@ from imagewright.samplers.edm import Euler, Heun
 from imagewright.samplers.euler_maruyama import EulerMaruyama
 from imagewright.samplers.jumps import Jumps
 from imagewright.samplers.masked_decoding import MaskedDecoding
+from imagewright.samplers.randomized_parallel import RandomizedParallel
 from imagewright.samplers.raster import Raster
 from imagewright.samplers.restart import PRESETS as _RESTART
 from imagewright.samplers.restart import Restart
@@ -24,6 +26,7 @@ SAMPLERS = {
     "addim": ADDIM,
     "ancestral": Ancestral,
     "bespoke": Bespoke,
+    "bit-diffusion": BitDiffusion,
     "ddim": DDIM,
     "dpm-solver++": DPMSolverPlusPlus,
     "euler": Euler,
@@ -32,6 +35,7 @@ SAMPLERS = {
     "jumps": Jumps,
     "masked-decoding": MaskedDecoding,
     "multistep-consistency": MultistepConsistency,
+    "randomized-parallel": RandomizedParallel,
     "raster": Raster,
     "restart": Restart,
     "straight": Straight,
@@ -51,6 +55,7 @@ __all__ = [
     "Accelerated",
     "Ancestral",
     "Bespoke",
+    "BitDiffusion",
     "DPMSolverPlusPlus",
     "Euler",
     "EulerMaruyama",
@@ -58,6 +63,7 @@ __all__ = [
     "Jumps",
     "MaskedDecoding",
     "MultistepConsistency",
+    "RandomizedParallel",
     "Raster",
     "Restart",
     "Straight",

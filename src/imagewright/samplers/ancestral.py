@@ -15,7 +15,7 @@ Departs  The last step reveals all that is left, drawn from its mu. The paper le
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,15 +23,14 @@ from torch import Tensor
 from imagewright.models.tokens import check_tokens
 from imagewright.paths.masking import TIME_GRIDS, time_grid
 from imagewright.samplers.categorical import draw
+from imagewright.samplers.filling import Filling
 from imagewright.samplers.grid import check_steps
-from imagewright.types import UNCONDITIONAL, Condition, ModelKind, Noise, OnStep, UserError
+from imagewright.types import UNCONDITIONAL, Condition, Noise, OnStep, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ancestral:
+class Ancestral(Filling):
     """Draws from a masked diffusion model in `num_steps` evaluations."""
-
-    model_kind: ClassVar[ModelKind] = "token_model"
 
     num_steps: int = 256
     """T."""
@@ -49,25 +48,6 @@ class Ancestral:
         return self.num_steps
 
     @torch.no_grad()
-    def __call__(
-        self,
-        model: Any,
-        latents: Tensor,
-        cond: Condition = UNCONDITIONAL,
-        *,
-        noise: Noise | None = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """latents: [N, ...]; only their number and device matter. Returns images [N, C, H, W] in [-1, 1].
-
-        Raises UserError for a model without a noise process.
-        """
-        codec = model.codec
-        tokens = torch.full((len(latents), codec.length), codec.values, dtype=torch.int64, device=latents.device)
-        images: Tensor = codec.decode(self.fill(model, tokens, cond, noise=noise, on_step=on_step))
-        return images
-
-    @torch.no_grad()
     def fill(
         self,
         model: Any,
@@ -80,7 +60,7 @@ class Ancestral:
         """Draw the tokens that are `codec.values`; the others stay as they are. int64 [N, length].
 
         on_step: called with the tokens so far decoded (twice; unknown ones are the most probable values), and the share
-        that was unknown before the step.
+        that was unknown before the step. Raises UserError for a model without a noise process.
         """
         if not hasattr(model, "reveal"):
             raise UserError(

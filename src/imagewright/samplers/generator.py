@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -18,12 +18,16 @@ from imagewright.checks import require_whole, whole_numbers
 from imagewright.data import to_uint8
 from imagewright.data.pixels import uint8_later
 from imagewright.guidance import evaluations
+from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import ModelFile
 from imagewright.models.kinds import KINDS
+from imagewright.models.latents import LatentSpace
+from imagewright.models.self_conditioned import carried
 from imagewright.models.tokens import check_device
 from imagewright.noise import ImageNoise
 from imagewright.precision import Precision, casts
 from imagewright.samplers import SAMPLERS
+from imagewright.samplers.latents_first import STREAM, latents_first
 from imagewright.samplers.replay import Replays
 from imagewright.shapes import misfit
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec, ModelKind, OnStep, Sampler, UserError, kind_of
@@ -34,6 +38,7 @@ Images = npt.NDArray[np.uint8]
 Labels = Sequence[int] | npt.NDArray[np.int64]
 USUAL: dict[ModelKind, str] = {
     "denoiser": "heun",
+    "latent_denoiser": "bit-diffusion",
     "flow_map": "multistep-consistency",
     "token_model": "masked-decoding",
 }
@@ -56,8 +61,10 @@ def usual_sampler(model: object) -> Sampler:
 class ImageGenerator:
     """A model, a sampler and what the images are. Image i of seed s depends on (s, i) alone.
 
+    spec: the model's; as an attribute that of the images, which a sampler may draw larger (`expansion`).
     precision: number format of the networks' calls (autocast). graphs: whether a CUDA device replays them as graphs
     (`samplers.replay`), which changes no bit; None = where networks are small enough to be held up by their launches.
+    space: the latents that the model lives in, from which images are decoded; None = it makes images.
     Raises UserError when the sampler is made for another kind of model, or the device cannot run this one.
     """
 
@@ -70,12 +77,16 @@ class ImageGenerator:
         *,
         precision: Precision = "fp32",
         graphs: bool | None = None,
+        space: LatentSpace | None = None,
     ) -> None:
         if precision not in get_args(Precision):
             raise UserError(f"precision is {precision!r}; allowed: {', '.join(get_args(Precision))}")
         kind = kind_of(model)
         self.sampler = sampler or usual_sampler(model)
-        if self.sampler.model_kind != kind:
+        if space is not None and getattr(self.sampler, "clip", False):
+            self.sampler = replace(self.sampler, clip=False)  # type: ignore[type-var]  # latents have no range
+        drawn_as = "denoiser" if kind == "latent_denoiser" else kind
+        if self.sampler.model_kind != drawn_as:
             raise UserError(
                 f"sampler {type(self.sampler).__name__} draws from a {self.sampler.model_kind.replace('_', ' ')}; "
                 f"this model is a {kind.replace('_', ' ')}"
@@ -84,23 +95,34 @@ class ImageGenerator:
         self.device = torch.device(device)
         # Pixels with their channels together: 10% faster on CPUs, more on GPUs with half precision.
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.spec, self.precision = spec, precision
+        self.spec = replace(spec, resolution=spec.resolution * getattr(self.sampler, "expansion", 1))
+        self.precision = precision
+        self.space = None if space is None else space.eval().to(self.device)
+        self.seen = self.spec if space is None else space.spec(spec)
+        self._decodes: Any = self.model if kind == "latent_denoiser" else self.space
+        self._draws_first = told_latents(self.model) is not None
         small = sum(p.numel() for p in self.model.parameters()) <= SMALL
         wanted = self.device.type == "cuda" and (small if graphs is None else graphs)
         self._replays: AbstractContextManager[Any] = Replays(self.model) if wanted else nullcontext()
 
     @property
+    def latent(self) -> tuple[int, int, int]:
+        """Shape of the noise that an image is made of: the image's own, or that of the space of a latent denoiser."""
+        shape: tuple[int, int, int] = getattr(self.model, "latent", self.seen.shape)
+        return shape
+
+    @property
     def nfe(self) -> int:
         """Network evaluations per image, exactly, a guide's included: the sampler is run on a stand-in that counts."""
         tally = _TokenTally(self.model) if kind_of(self.model) == "token_model" else _Tally(self.model)
-        like = torch.zeros(1, *self.spec.shape, dtype=torch.float64)
+        like = torch.zeros(1, *self.latent, dtype=torch.float64)
         self.sampler(tally, like, noise=ImageNoise(0, [0]))
         return tally.total
 
     @property
     def inversion_nfe(self) -> int:
         """The same of turning an image into noise, by a sampler that can."""
-        tally, like = _Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64)
+        tally, like = _Tally(self.model), torch.zeros(1, *self.latent, dtype=torch.float64)
         self.sampler.invert(tally, like, noise=ImageNoise(0, [0]))  # type: ignore[attr-defined]
         return tally.total
 
@@ -110,7 +132,7 @@ class ImageGenerator:
         if kind_of(self.model) == "token_model":
             return False
         noise = _Watched(0, [0])
-        self.sampler(_Tally(self.model), torch.zeros(1, *self.spec.shape, dtype=torch.float64), noise=noise)
+        self.sampler(_Tally(self.model), torch.zeros(1, *self.latent, dtype=torch.float64), noise=noise)
         return not noise.drawn
 
     def labels(
@@ -152,7 +174,7 @@ class ImageGenerator:
         begins = (ahead if on_gpu else map)(begin, ([first + i for i in rows] for rows in shares))
         for rows, start in zip(shares, begins, strict=True):
             told = None if wanted is None else wanted[rows.start : rows.stop]
-            begun = uint8_later(self._drawn(*start, told, on_step))
+            begun = uint8_later(self.decoded(self._drawn(*start, told, self._shown(on_step))))
             if not on_gpu:
                 yield begun()
                 continue
@@ -191,7 +213,7 @@ class ImageGenerator:
         on_step: OnStep | None = None,
     ) -> Images:
         """Given images of a seed in one batch, uint8 [n, H, W, C]; labels: one for each, or None = no condition."""
-        return to_uint8(self.drawn(indices, labels=labels, seed=seed, on_step=on_step))
+        return to_uint8(self.decoded(self.drawn(indices, labels=labels, seed=seed, on_step=self._shown(on_step))))
 
     def drawn(
         self,
@@ -201,24 +223,47 @@ class ImageGenerator:
         seed: int = 0,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """As `at`, before rounding: [n, C, H, W] in [-1, 1], or a little beyond."""
+        """What the model makes, before rounding: [n, C, H, W] in [-1, 1], or a little beyond; or what is decoded."""
         if labels is not None:
             labels = self._checked_labels(len(indices), labels, seed, 0)
         return self._drawn(*self._begin(indices, seed), labels, on_step)
 
-    def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, Tensor]:
-        """The images' noise, and what sampling begins with, still on the host."""
-        noise = ImageNoise(seed, indices)
-        return noise, self._pinned(noise.normal(torch.empty(len(indices), *self.spec.shape)))
+    def encoded(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] in [-1, 1] as the model sees them, on its device: themselves, or their mean latents."""
+        there = images.to(self.device)
+        return there if self.space is None else self.space.encode(there)
 
-    def _drawn(self, noise: ImageNoise, latents: Tensor, labels: Labels | None, on_step: OnStep | None) -> Tensor:
+    def decoded(self, made: Tensor) -> Tensor:
+        """What the model makes, as images [n, C, H, W] in [-1, 1]."""
+        return made if self._decodes is None else self._decodes.decode(made)
+
+    def _shown(self, on_step: OnStep | None) -> OnStep | None:
+        """on_step, told of images where the model makes something else."""
+        return on_step if on_step is None or self._decodes is None else partial(_decoded, self._decodes, on_step)
+
+    def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, ImageNoise | None, Tensor]:
+        """The images' noise, that of what is drawn first, and what sampling begins with, still on the host."""
+        noise = ImageNoise(seed, indices)
+        begin = self._pinned(noise.normal(torch.empty(len(indices), *self.latent)))
+        return noise, ImageNoise(seed, indices, STREAM) if self._draws_first else None, begin
+
+    def _drawn(
+        self,
+        noise: ImageNoise,
+        first: ImageNoise | None,
+        latents: Tensor,
+        labels: Labels | None,
+        on_step: OnStep | None,
+    ) -> Tensor:
         latents = latents.to(self.device, non_blocking=True)
         cond = Condition()
         if labels is not None:
             told = self._pinned(torch.as_tensor(labels))
             cond = Condition(label=told.to(self.device, non_blocking=True))
         with casts(self.precision, self.device), self._replays:
-            return self.sampler(self.model, latents, cond, noise=noise, on_step=on_step)
+            if first is not None:
+                cond = latents_first(self.model, len(latents), cond, first)
+            return self.sampler(carried(self.model), latents, cond, noise=noise, on_step=on_step)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         """In memory that a GPU fetches it from without being waited for."""
@@ -251,6 +296,11 @@ def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             waiting = begun
         if waiting is not None:
             yield waiting.result()
+
+
+def _decoded(space: Any, on_step: OnStep, x: Tensor, x0: Tensor, sigma: float) -> None:
+    """What a sampler sees in another space, shown as images."""
+    on_step(space.decode(x), space.decode(x0), sigma)
 
 
 class _Tally:
@@ -296,6 +346,8 @@ class _TokenTally:
         self.codec = _NoCodec(model.codec.values, model.codec.length)
         if hasattr(model, "step"):
             self.start, self.step = self._start, self._step
+        if hasattr(model, "ask"):
+            self.start, self.show, self.ask = self._start, self._show, self._ask
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["model"], name)
@@ -304,12 +356,19 @@ class _TokenTally:
         self.total += 1
         return torch.zeros(*tokens.shape, self.codec.values)
 
-    def _start(self, cond: Condition, n: int) -> int:
+    def _start(self, cond: Condition, n: int, expansion: int = 1) -> int:
         return n
 
     def _step(self, before: Tensor | None, cache: int) -> Tensor:
         self.total += 1
         return torch.zeros(cache, self.codec.values)
+
+    def _show(self, tokens: Tensor, places: Tensor, cache: int, *, causal: bool) -> None:
+        """Belongs to the evaluation that asks."""
+
+    def _ask(self, places: Tensor, cache: int) -> Tensor:
+        self.total += cache  # with guidance of one image there are two sequences
+        return torch.zeros(*places.shape, self.codec.values)
 
 
 class _NoCodec:
@@ -318,7 +377,7 @@ class _NoCodec:
     def __init__(self, values: int, length: int) -> None:
         self.values, self.length = values, length
 
-    def decode(self, tokens: Tensor) -> Tensor:
+    def decode(self, tokens: Tensor, expansion: int = 1) -> Tensor:
         return tokens
 
 
@@ -358,4 +417,4 @@ def generator_from(
     """A model read from disk with a sampler, or with the one it was saved with."""
     if sampler is None and file.sampler is not None:
         sampler = sampler_from_json(dict(file.sampler))
-    return ImageGenerator(file.model, file.spec, sampler, device, precision=precision)
+    return ImageGenerator(file.model, file.spec, sampler, device, precision=precision, space=file.space)

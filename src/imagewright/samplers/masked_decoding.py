@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -26,17 +26,16 @@ from imagewright.checks import require_non_negative
 from imagewright.models.tokens import check_tokens, negative_log
 from imagewright.paths.mask_ratios import check_ratio, mask_ratio
 from imagewright.samplers.categorical import draw
+from imagewright.samplers.filling import Filling
 from imagewright.samplers.grid import check_steps
-from imagewright.types import UNCONDITIONAL, Condition, ModelKind, Noise, OnStep, TokenModel, UserError
+from imagewright.types import UNCONDITIONAL, Condition, Noise, OnStep, TokenModel, UserError
 
 Choice = Literal["confidence", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedDecoding:
+class MaskedDecoding(Filling):
     """Draws from a masked token model in `num_steps` passes."""
-
-    model_kind: ClassVar[ModelKind] = "token_model"
 
     num_steps: int = 8
     """T: passes (8 for 256 x 256 pixels, 12 for 512 x 512)."""
@@ -69,24 +68,6 @@ class MaskedDecoding:
         return math.floor(float(mask_ratio(self.schedule, r, unknown)) * unknown + 1e-9)
 
     @torch.no_grad()
-    def __call__(
-        self,
-        model: TokenModel,
-        latents: Tensor,
-        cond: Condition = UNCONDITIONAL,
-        *,
-        noise: Noise | None = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """latents: [N, ...]; only their number and device matter. Returns images [N, C, H, W] in [-1, 1].
-
-        Raises UserError for a model that answers from the places before, or guidance of one that needs its label.
-        """
-        codec = model.codec
-        tokens = torch.full((len(latents), codec.length), codec.values, dtype=torch.int64, device=latents.device)
-        return codec.decode(self.fill(model, tokens, cond, noise=noise, on_step=on_step))
-
-    @torch.no_grad()
     def fill(
         self,
         model: TokenModel,
@@ -101,6 +82,7 @@ class MaskedDecoding:
 
         start: the first pass, as if the ones before had left these tokens unknown (editing: 2 of 12).
         on_step: called with the drawn grid decoded (twice), and the share of tokens that were unknown.
+        Raises UserError for a model that answers from the places before, or guidance of one that needs its label.
         """
         self._check(model, tokens, start)
         if noise is None:
@@ -149,12 +131,17 @@ class MaskedDecoding:
             raise UserError(
                 f"sampler MaskedDecoding fills in tokens in any order; a {type(model).__name__} knows only those before"
             )
-        known: Any = getattr(model, "label_dropout", None)
-        if self.guidance != 1 and known == 0:
-            raise UserError(
-                f"sampler.guidance is {self.guidance}; it needs a model whose class was at times hidden in training "
-                "(MaskGIT's --method.label-dropout above 0), and this one always saw it"
-            )
+        check_guidance(model, self.guidance)
         if not 0 <= start < self.num_steps:
             raise UserError(f"start is {start}; it must lie in 0 .. {self.num_steps - 1}")
         check_tokens(tokens, model.codec, unknown=True)
+
+
+def check_guidance(model: object, guidance: float) -> None:
+    """Raise UserError for guidance of a model that says it never answered without its class."""
+    known: Any = getattr(model, "label_dropout", None)
+    if guidance != 1 and known == 0:
+        raise UserError(
+            f"sampler.guidance is {guidance}; it needs a model whose class was at times hidden in training "
+            "(--method.label-dropout above 0), and this one always saw it"
+        )

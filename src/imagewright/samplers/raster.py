@@ -13,24 +13,23 @@ Draws    one uniform number a token, turned by the inverse of the cumulative dis
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from imagewright.checks import require_non_negative
 from imagewright.samplers.categorical import draw
-from imagewright.types import UNCONDITIONAL, Condition, ModelKind, Noise, OnStep, TokenModel, UserError
+from imagewright.samplers.filling import Filling
+from imagewright.types import UNCONDITIONAL, Condition, Noise, OnStep, TokenModel, UserError
 
 MOST_LOOKS = 64
 """`on_step` is called after this many places at most, evenly spread."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Raster:
+class Raster(Filling):
     """Draws from a causal token model, in raster order."""
-
-    model_kind: ClassVar[ModelKind] = "token_model"
 
     temperature: float = 1.0
     """Divides the logits; 1 = the model's own distribution, 0 = the most probable token each time."""
@@ -39,26 +38,6 @@ class Raster:
 
     def __post_init__(self) -> None:
         require_non_negative("sampler.temperature", self.temperature)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: TokenModel,
-        latents: Tensor,
-        cond: Condition = UNCONDITIONAL,
-        *,
-        noise: Noise | None = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """latents: [N, ...]; only their number and device matter. Returns images [N, C, H, W] in [-1, 1].
-
-        on_step: called with the tokens so far decoded (twice; those to come are the middle value), and the share that
-        was to come before the step. Raises UserError for a model that is not causal, or that has no cache where one is
-        asked for.
-        """
-        codec = model.codec
-        unknown = torch.full((len(latents), codec.length), codec.values, dtype=torch.int64, device=latents.device)
-        return codec.decode(self.fill(model, unknown, cond, noise=noise, on_step=on_step))
 
     @torch.no_grad()
     def fill(
@@ -72,7 +51,9 @@ class Raster:
     ) -> Tensor:
         """tokens: int64 [N, length], `codec.values` where they are unknown. Returns them with those drawn.
 
-        on_step, UserError: as `__call__`.
+        on_step: called with the tokens so far decoded (twice; those to come are the middle value), and the share that
+        was to come before the step. Raises UserError for a model that is not causal, or that has no cache where one is
+        asked for.
         """
         self._check(model)
         if noise is None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imagewright.networks import UNet
+from imagewright.networks import ImageNetwork
 from imagewright.recording import recorded
 from imagewright.types import UNCONDITIONAL, Condition
 
@@ -21,14 +21,14 @@ MOST = 4
 
 
 class Replays:
-    """As a context: the U-Nets of a model on a CUDA device replay their calls, where no gradient is asked for.
+    """As a context: the networks of a model on a CUDA device replay their calls, where no gradient is asked for.
 
     What was recorded is kept for the next time. Calls that enter a network by another door than `forward` (layer
     skipping, skip scaling) are not recorded.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._networks = [(m, Replay(m.forward)) for m in model.modules() if isinstance(m, UNet)]
+        self._networks = [(m, Replay(m.forward)) for m in model.modules() if isinstance(m, ImageNetwork)]
         self._entered: list[list[nn.Module]] = []
 
     def __enter__(self) -> None:

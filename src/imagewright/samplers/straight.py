@@ -5,7 +5,9 @@ Rules      order 1: Euler (N calls for N steps). Order 2: a call at t + r (t' - 
            Euler's). Euler's steps are DDIM's on the same levels; the second-order ones are not EDM's, whose slopes are
            of another time.
 Grids      uniform; sigmoid, dense at both ends (Kim et al. 2024, arXiv 2410.07815), t_i = (S(k (1/2 - i/N)) - S(-k/2))
-           / (S(k/2) - S(-k/2)); or the times themselves.
+           / (S(k/2) - S(-k/2)); or the times themselves. Both may be shifted: sigma = t / (1 - t) is divided by
+           `shift`, t <- t / (t + shift (1 - t)), so that below 1 more steps are where noise is strong (Esser et al.
+           2024, 2403.03206, eq. 23, whose alpha is 1 / shift; LightningDiT, Yao et al. 2025, 2501.01423: 0.3).
 Noise      keep_noise: Lee et al. 2024 (2405.20320), section 4.4: the next point is the estimate of the image mixed with
            the *first* noise, x_t' = (1 - t') x0 + t' z, whatever the velocity says of the noise. Equal to the plain
            rule where the path is straight.
@@ -52,6 +54,8 @@ class Straight:
     grid: TimeGrid = "uniform"
     sharpness: float = 20.0
     """k of the sigmoid grid; towards 0 it is the uniform one."""
+    shift: float = 1.0
+    """What divides the grid's noise levels."""
     times: tuple[float, ...] = ()
     """The times themselves, decreasing, in (0, 1); num_steps is then their number."""
     keep_noise: bool = False
@@ -71,6 +75,9 @@ class Straight:
         if self.grid not in get_args(TimeGrid):
             raise UserError(f"sampler.grid is {self.grid!r}; it must be one of {', '.join(get_args(TimeGrid))}")
         require_positive("sampler.sharpness", self.sharpness)
+        require_positive("sampler.shift", self.shift)
+        if self.times and self.shift != 1:
+            raise UserError(f"sampler.shift is {self.shift}; it has no effect on sampler.times")
 
     @property
     def nfe(self) -> int:
@@ -85,6 +92,7 @@ class Straight:
             times = [1 - i / self.num_steps for i in range(self.num_steps)] + [0.0]
         else:
             times = sigmoid_times(self.num_steps, self.sharpness)
+        times = [shifted(t, self.shift) for t in times]
         return [min(times[0], START), *times[1:]]
 
     @torch.no_grad()
@@ -164,6 +172,11 @@ def straightness(
         x = x + (t_next - t) * along[-1]
     off = torch.stack(along) - (start - x) / times[0]
     return off.square().flatten(2).mean((0, 2))
+
+
+def shifted(t: float, shift: float) -> float:
+    """The time whose noise level is that of t divided by `shift`; 0 and 1 stay."""
+    return t / (t + shift * (1 - t))
 
 
 def sigmoid_times(n: int, sharpness: float) -> list[float]:

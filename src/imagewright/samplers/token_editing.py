@@ -2,7 +2,8 @@
 
 The picture is encoded, the tokens of the region to draw (grown by one where a token's pixels depend on its neighbours)
 become unknown, and are decoded from pass 2 of 12, under the picture's class or another (by a causal model one after the
-other, each from those before it: `samplers.raster`). What comes back is laid over the picture through the mask of those
+other, each from those before it: `samplers.raster`; by one of random orders after all that is known:
+`samplers.randomized_parallel`). What comes back is laid over the picture through the mask of those
 tokens, blurred by 15/16 of a token's side. Any model of tokens will do, of a codebook or of pixels. Extending a picture
 beyond its edge is the same on a canvas that is moved by half: `Outpainting`.
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imagewright.samplers.masked_decoding import MaskedDecoding
+from imagewright.samplers.randomized_parallel import RandomizedParallel
 from imagewright.samplers.raster import Raster
 from imagewright.types import UNCONDITIONAL, Condition, Noise, TokenModel, UserError
 
@@ -36,7 +38,7 @@ BLUR = 15 / 16
 class TokenEditing:
     """Draws a region of a picture anew."""
 
-    decoding: MaskedDecoding | Raster = MaskedDecoding(num_steps=12)
+    decoding: MaskedDecoding | RandomizedParallel | Raster = MaskedDecoding(num_steps=12)
     start: int = 2
     """The first pass of masked decoding, from 0; those before would have left more unknown than an edit does."""
     blur: float | None = None
@@ -72,10 +74,10 @@ class TokenEditing:
         tokens = codec.encode(picture)
         places = codec.places(region.to(tokens.device))
         unknown = tokens.masked_fill(places, codec.values)
-        if isinstance(self.decoding, Raster):
-            drawn = self.decoding.fill(model, unknown, cond, noise=noise)
-        else:
+        if isinstance(self.decoding, MaskedDecoding):
             drawn = self.decoding.fill(model, unknown, cond, noise=noise, start=self.start)
+        else:
+            drawn = self.decoding.fill(model, unknown, cond, noise=noise)
         weight = self._weight(region, codec, places).to(picture)
         edited: Tensor = picture + weight * (codec.decode(drawn).to(picture) - picture)
         return edited

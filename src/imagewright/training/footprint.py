@@ -13,7 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from imagewright.networks import UNet, WideResNet
+from imagewright.models.classifier import Sees
+from imagewright.networks import ImageNetwork, KLAutoencoder
 from imagewright.precision import Precision
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec
 
@@ -37,14 +38,14 @@ def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = 
     config: Any = getattr(network, "config", None)
     level = torch.empty(1, device="meta")
     told: tuple[Any, ...] = ()
-    if isinstance(network, UNet):
+    if isinstance(network, ImageNetwork):
         x = torch.empty(1, network.config.in_channels, *spec.shape[1:], device="meta")
         to, weight = (level if asked else None for asked in (network.config.destination, network.config.weight))
         told = (level, Condition(destination=to, weight=weight))
     elif hasattr(config, "values") and hasattr(config, "length"):
         x = torch.empty(1, config.length, dtype=torch.int64, device="meta")
         told = (level, UNCONDITIONAL)
-    elif isinstance(network, WideResNet):
+    elif isinstance(network, Sees | KLAutoencoder):
         x = torch.empty(1, *spec.shape, device="meta")
     else:
         return None

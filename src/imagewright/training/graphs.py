@@ -33,6 +33,11 @@ WATCHED = 2
 """Plain steps before one is recorded: the first chooses and compiles kernels, the last is looked at."""
 
 
+def in_vain(why: str) -> None:
+    """Tell the user who asked for recorded steps that there are none."""
+    warnings.warn(f"steps are not recorded (training.graphs): {why}; plain ones go on", stacklevel=2)
+
+
 class _WatchedClock(Clock):
     """Tells whether a method has asked it anything."""
 
@@ -74,6 +79,10 @@ class Graphs:
         self._update: Any = None
         self._gradients: Any = None
 
+    def _give_up(self, why: str) -> None:
+        self.why_not = why
+        in_vain(why)
+
     # --- watching -----------------------------------------------------------------------------------------------------
 
     @property
@@ -94,9 +103,9 @@ class Graphs:
         if isinstance(watched, _WatchedClock):
             kinds = [type(event) for event in self._events]
             if object.__getattribute__(watched, "asked"):
-                self.why_not = "its step asks where the run stands"
+                self._give_up("its step asks where the run stands")
             elif kinds[:1] != [Update] or any(kind is not Follow for kind in kinds[1:]):
-                self.why_not = f"its step yields {', '.join(kind.__name__ for kind in kinds)}"
+                self._give_up(f"its step yields {', '.join(kind.__name__ for kind in kinds)}")
         self._plain_steps += 1
 
     @contextmanager
@@ -113,13 +122,13 @@ class Graphs:
         # would have to wait for, and may not.
         self._events += [_apart(e, Tensor.detach) if isinstance(e, Update) else e for e in came if e is not None]
         if waits:
-            self.why_not = "its step waits for the device"
+            self._give_up("its step waits for the device")
         elif operations.count:
-            self.why_not = "its step computes after its update"
+            self._give_up("its step computes after its update")
         elif not torch.equal(before, self._generator()):
-            self.why_not = "its step draws from torch's generator"
+            self._give_up("its step draws from torch's generator")
         elif noise.drew_in_common:
-            self.why_not = "its step draws on the host"
+            self._give_up("its step draws on the host")
 
     def _generator(self) -> Tensor:
         """Where torch's generator of the device stands."""
@@ -145,13 +154,13 @@ class Graphs:
     def _record(self, batch: Example) -> None:
         learner = self._learners[self._events[0].part]
         if kept(learner.parameters):
-            self.why_not = "it cannot be recorded: something keeps the graph of a step before"
+            self._give_up("it cannot be recorded: something keeps the graph of a step before")
             return
         self._batch = batch.map(torch.clone)
         try:
             self._replay = recorded(self._work, self._device)
         except RuntimeError as error:
-            self.why_not = f"it cannot be recorded: {error}"
+            self._give_up(f"it cannot be recorded: {error}")
             self._batch = self._update = self._gradients = None  # whose memory is a whole pass's
         learner.optimizer.zero_grad(set_to_none=True)
 

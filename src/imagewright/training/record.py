@@ -48,6 +48,7 @@ FREE = (
     "training.recompute",
     "training.parallel",
     "data.workers",
+    "data.latents",
 )
 """Settings that a resumed run may change: how long it lasts, what it writes when, how a batch is cut up, read and held
 in memory."""

@@ -33,7 +33,7 @@ from imagewright.training.checkpoint import (
 from imagewright.training.config import TrainingConfig
 from imagewright.training.distributed import Processes
 from imagewright.training.ema import Following, Power
-from imagewright.training.graphs import Graphs
+from imagewright.training.graphs import Graphs, in_vain
 from imagewright.training.interrupts import Interrupted, interrupts
 from imagewright.training.learners import Learner
 from imagewright.training.log import Log
@@ -150,9 +150,16 @@ class Trainer:
 
     def _graphs(self, mine: range) -> Graphs | None:
         """What replays steps; None where nothing can, or shall."""
-        several = len(mine) > 1 or self.processes.world > 1  # whose gradients leave in the midst of a pass
-        config = self.config
-        if self.device.type != "cuda" or not config.graphs or several or config.precision == "fp16":
+        config, why_not = self.config, None
+        if self.device.type != "cuda":
+            why_not = f"the device is {self.device.type}"
+        elif len(mine) > 1 or self.processes.world > 1:
+            why_not = "gradients of several micro-batches or processes leave in the midst of a pass"
+        elif config.precision == "fp16":
+            why_not = "fp16 scales its losses"
+        if config.graphs and why_not:
+            in_vain(why_not)
+        if not config.graphs or why_not:
             return None
         places = range(mine.start * self.micro, mine.stop * self.micro)
         return Graphs(self.method, self.parts, self.learners, config.precision, config.batch, places, self.device)

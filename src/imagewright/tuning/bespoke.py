@@ -37,6 +37,7 @@ from imagewright.noise import StepNoise
 from imagewright.paths.conversions import PathNetwork
 from imagewright.precision import wide, widest
 from imagewright.samplers.bespoke import Bespoke, Change, bespoke_step, identity_change, straight_velocity
+from imagewright.samplers.latents_first import latents_first
 from imagewright.types import UNCONDITIONAL, Condition, Denoiser, UserError
 
 Vary = Literal["both", "times", "scales"]
@@ -126,7 +127,8 @@ def train_bespoke(
         noise, like = StepNoise(config.seed, *key), torch.empty(config.batch, *shape, device=device)
         latents = noise.normal(torch.empty(like.shape, dtype=widest(like.device))).to(like.device)
         labels = noise.integers(num_classes, torch.empty(len(like))).to(like.device) if num_classes else None
-        return solve_paths(velocity, latents, Condition(label=labels), config.tolerance)
+        cond = latents_first(denoiser, len(like), Condition(label=labels), noise)
+        return solve_paths(velocity, latents, cond, config.tolerance)
 
     pool = [paths(0, k) for k in range(config.pool)]
     held = [paths(1, k) for k in range(config.validation)]

@@ -13,6 +13,7 @@ KEYS: tuple[str, ...] = (
     "skip_tuning",
     "bespoke",
     "autodiffusion",
+    "disco_diff",
     "consistency",
     "ict",
     "multistep_consistency",
@@ -37,8 +38,10 @@ KEYS: tuple[str, ...] = (
     "sparse_transformer",
     "routing_transformer",
     "perceiver_ar",
+    "arpg",
     "maskgit",
     "md4",
+    "analog_bits",
     "downsampled_imagenet",
 )
 """Files of this folder, in the order of the ledger."""

@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,8 @@ SECOND = 0.8
 """Noise level of the student's second step."""
 WARM = 15
 """Steps before a rate is believed; three times as many are timed."""
+TRIAL = 45.0
+"""Seconds at most in which another process finds out whether steps can be recorded, and how fast they are then."""
 SLOW = 3000.0
 """Images a second below which the host is what is waited for, and a batch four times as large costs no more."""
 SHIPPED = ("emoji64-32", 12)
@@ -96,13 +101,14 @@ def _train(stage: str, recipe: str, seconds: float, scale: Scale, device: torch.
     plan: dict[str, Any] = parse_json(plan_file.read_text(), str(plan_file), dict) if plan_file.exists() else {}
     if stage not in plan:
         began = time.monotonic()
-        batch, rate = _rate(experiment, scale, device, runs, stage)
-        left = seconds - (time.monotonic() - began) - 5
-        images = 2 * batch if rate is None else int(0.93 * rate * left)
-        plan[stage] = {"batch": batch, "rate": rate, "total_images": max(images // batch, 1) * batch}
         runs.mkdir(parents=True, exist_ok=True)
+        pace = _pace(experiment, scale, device, runs, stage)
+        left = seconds - (time.monotonic() - began) - 5
+        images = 2 * pace["batch"] if scale.toy else int(0.93 * pace["rate"] * left)
+        plan[stage] = {**pace, "total_images": max(images // pace["batch"], 1) * pace["batch"]}
         write_json(plan_file, plan)
-    experiment = _of_length(_of_batch(experiment, int(plan[stage]["batch"])), int(plan[stage]["total_images"]))
+    experiment = _recorded(_of_batch(experiment, int(plan[stage]["batch"])), bool(plan[stage]["graphs"]))
+    experiment = _of_length(experiment, int(plan[stage]["total_images"]))
     end = Deadline(seconds * 1.1)
     started, seen = time.monotonic(), [0, 0]
 
@@ -135,31 +141,73 @@ def _at_scale(experiment: Experiment, scale: Scale) -> Experiment:
     return replace(experiment, training=training)
 
 
-def _rate(
-    experiment: Experiment, scale: Scale, device: torch.device, folder: Path, stage: str
-) -> tuple[int, float | None]:
-    """The batch to train with, and images a second of short runs with it; the recipe's batch unless that is slow."""
+def _pace(experiment: Experiment, scale: Scale, device: torch.device, folder: Path, stage: str) -> dict[str, Any]:
+    """The batch to train with, whether steps are recorded, and images a second of short runs with and without.
+
+    The recipe's batch, unless that is slow and recording does not help. A recording is tried in a process of its own,
+    which it may take with it.
+    """
     batch = experiment.training.batch
     if scale.toy:
-        return batch, None
-    rate = _measured(experiment, batch, device, folder / f"{stage}-rate")
-    if rate < SLOW:
-        larger = _measured(experiment, 4 * batch, device, folder / f"{stage}-rate-larger")
-        if larger > 2 * rate:
-            return 4 * batch, larger
-    return batch, rate
+        return {"batch": batch, "graphs": False, "rate": None}
+    found: dict[str, Any] = {"batch": batch, "graphs": False}
+    found["rate"] = found["plain rate"] = _measured(experiment, device, folder / f"{stage}-rate")
+    try:
+        rate, told = _elsewhere(_recorded(experiment, True), device, folder / f"{stage}-rate-graphs")
+        found |= {"recorded rate": rate, "told": told}
+        if not told and rate > found["rate"]:
+            return {**found, "graphs": True, "rate": rate}
+    except Exception as error:  # whatever it was, plain steps go on
+        found["told"] = repr(error)[:500]
+    if found["rate"] < SLOW:
+        larger = _measured(_of_batch(experiment, 4 * batch), device, folder / f"{stage}-rate-larger")
+        if larger > 2 * found["rate"]:
+            found |= {"batch": 4 * batch, "rate": larger}
+    return found
 
 
-def _measured(experiment: Experiment, batch: int, device: torch.device, folder: Path) -> float:
+def _elsewhere(experiment: Experiment, device: torch.device, folder: Path) -> tuple[float, list[str]]:
+    """Images a second of a short run in a process of its own, and why its steps were not recorded.
+
+    Raises TimeoutError, or EOFError where the process ends without a word.
+    """
+    context = get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_tried, args=(there, experiment, device, folder))
+    process.start()
+    there.close()
+    try:
+        if not here.poll(TRIAL):
+            raise TimeoutError(f"nothing came of it in {TRIAL:g} s")
+        found: tuple[float, list[str]] = here.recv()
+        return found
+    finally:
+        process.kill()
+        process.join()
+
+
+def _tried(answer: Connection, experiment: Experiment, device: torch.device, folder: Path) -> None:
+    with warnings.catch_warnings(record=True) as told, _fast(device):
+        warnings.simplefilter("always")
+        rate = _measured(experiment, device, folder)
+    answer.send((rate, [str(w.message) for w in told if "training.graphs" in str(w.message)]))
+
+
+def _recorded(experiment: Experiment, graphs: bool) -> Experiment:
+    return replace(experiment, training=replace(experiment.training, graphs=graphs))
+
+
+def _measured(experiment: Experiment, device: torch.device, folder: Path) -> float:
     """Images a second of a short run."""
-    steps, marks = 4 * WARM, []
+    steps, marks, batch = 4 * WARM, [], experiment.training.batch
 
     def watch(progress: Progress) -> None:
         if progress.images in (WARM * batch, steps * batch):
-            torch.cuda.synchronize(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             marks.append(time.monotonic())
 
-    trial = replace(_of_length(_of_batch(experiment, batch), steps * batch), sampler=None)
+    trial = replace(_of_length(experiment, steps * batch), sampler=None)
     run_experiment(trial, folder, device=device, resume=True, on_progress=watch)
     return (steps - WARM) * batch / (marks[1] - marks[0])
 

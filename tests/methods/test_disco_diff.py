@@ -1,0 +1,595 @@
+"""DisCo-Diff: Gumbel-softmax, cross-attentions, both stages, drawing and likelihood, against closed forms."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from imagewright.cli.dry_run import StandIns
+from imagewright.cli.main import main
+from imagewright.data import ImageSet
+from imagewright.guidance import Guided, LayerSkipped, SkipScale, SkipTuned, latent_guidance
+from imagewright.interop.graphs import write_program
+from imagewright.methods.disco_diff import DiscoDiff, LatentPrior, Transformer, gumbel_softmax, perplexity
+from imagewright.methods.edm import EDM
+from imagewright.metrics.bits import BitsSettings, measure_bits
+from imagewright.models.description import build, describe
+from imagewright.models.discrete_latents import LatentCodec, LatentDenoiser, gumbel, told_latents
+from imagewright.models.files import ModelFile, load_model, save_model
+from imagewright.models.preconditioning import EDMPrecond
+from imagewright.networks import (
+    ADMUNet,
+    ADMUNetConfig,
+    DhariwalUNet,
+    DhariwalUNetConfig,
+    EDM2UNet,
+    EDM2UNetConfig,
+    LatentEncoder,
+    LatentEncoderConfig,
+    SongUNet,
+    SongUNetConfig,
+    TokenTransformer,
+    TokenTransformerConfig,
+    UNet,
+)
+from imagewright.networks.latent_layers import CrossAttention
+from imagewright.noise import ImageNoise, StepNoise
+from imagewright.oracles import GaussianMixture
+from imagewright.recipes import RECIPES
+from imagewright.recipes.disco_diff import two_stages
+from imagewright.samplers import Euler, Heun, Restart, UniPC
+from imagewright.samplers.curvature import excess_length
+from imagewright.samplers.generator import ImageGenerator
+from imagewright.samplers.latents_first import STREAM, draw_latents, latents_first
+from imagewright.samplers.replay import Replays
+from imagewright.training.couple import Drawing
+from imagewright.training.experiment import Experiment, assemble, run_experiment
+from imagewright.tuning.bespoke import BespokeTraining, train_bespoke
+from imagewright.types import Batch, Clock, Condition, DataSpec, Update, UserError
+
+F64 = torch.float64
+SIZES: dict[str, Any] = {
+    "img_resolution": 8, "in_channels": 1, "out_channels": 1, "model_channels": 8, "channel_mult": (1, 2),
+    "num_blocks": 1, "attn_resolutions": (8, 4), "dropout": 0.0,
+}  # fmt: skip
+SPEC = DataSpec(name="toy", resolution=8, channels=1)
+CLASSES = DataSpec(name="toy", resolution=8, channels=1, num_classes=3)
+TINY = Transformer(width=8, depth=1, heads=2)
+M, K = 4, 5
+METHOD = DiscoDiff(latents=M, values=K, patch=4, encoder=TINY, told=TINY)
+
+
+def shaken(module: Any, by: float = 0.3) -> Any:
+    """Its numbers moved at random, so that no layer says nothing."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(by * torch.randn(p.shape, generator=generator).to(p))
+    return module
+
+
+NETWORKS: tuple[UNet, ...] = tuple(
+    shaken(network, 0.05)  # whose last layers begin as zeros
+    for network in (
+        SongUNet(SongUNetConfig(**SIZES)),
+        DhariwalUNet(DhariwalUNetConfig(**{**SIZES, "model_channels": 64, "channel_mult": (1,)}, label_dim=3)),
+        ADMUNet(ADMUNetConfig(**SIZES, channels_per_head=None, resampling="conv", groups=4)),
+        EDM2UNet(EDM2UNetConfig(**SIZES, channels_per_head=8)),
+    )
+)
+
+
+def fresh(network: UNet = NETWORKS[0], method: DiscoDiff = METHOD, spec: DataSpec = SPEC) -> LatentDenoiser:
+    """Untrained, float64, around a copy of a network."""
+    torch.manual_seed(0)
+    made: LatentDenoiser = method.parts(network=copy.deepcopy(network), spec=spec).denoiser
+    return made.double()
+
+
+def table(values: int = K, length: int = M, classes: int = 0) -> TokenTransformer:
+    torch.manual_seed(2)
+    config = TokenTransformerConfig(values=values, length=length, channels=length, label_dim=classes, width=8, depth=1,
+                                    heads=2, dropout=0.0, causal=True, post_norm=False)  # fmt: skip
+    return shaken(TokenTransformer(config), 0.5)  # type: ignore[no-any-return]
+
+
+def whole(classes: int = 0) -> LatentDenoiser:
+    """A model of both stages in which everything counts, float32."""
+    network = SongUNet(SongUNetConfig(**SIZES, label_dim=classes))
+    first = shaken(fresh(network, spec=CLASSES if classes else SPEC).float(), 0.1)
+    shaken(first.latents.attend)
+    made: LatentDenoiser = LatentPrior().parts(network=table(classes=classes), teacher=first, spec=SPEC).model
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentDenoiser:
+    return whole()
+
+
+def images(n: int = 3) -> Tensor:
+    return StepNoise(2).uniform(torch.empty(n, 1, 8, 8, dtype=F64)) * 2 - 1
+
+
+def tokens(n: int, seed: int = 3) -> Tensor:
+    return StepNoise(seed).integers(K, torch.empty(n, M))
+
+
+SIGMA = torch.tensor([0.1, 1.0, 7.0], dtype=F64)
+
+
+# --- Gumbel ---------------------------------------------------------------------------------------------------
+
+
+def test_gumbel_max_draws_the_softmax() -> None:
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0], dtype=F64)
+    n = 40_000
+    drawn = (logits + gumbel(logits.expand(n, 1, 4), StepNoise(1))).argmax(-1)[:, 0]
+    share, p = drawn.bincount(minlength=4) / n, logits.softmax(0)
+    assert ((share - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
+    # Its mean is Euler's number and its deviation pi / sqrt(6).
+    noise = gumbel(torch.empty(n, dtype=F64), StepNoise(2))
+    assert float(noise.mean()) == pytest.approx(0.5772157, abs=5 * 1.283 / math.sqrt(n))
+    assert float(noise.std()) == pytest.approx(math.pi / math.sqrt(6), rel=0.03)
+
+
+def test_the_encoder_s_draws_are_its_distribution_s() -> None:
+    encoder = shaken(LatentEncoder(LatentEncoderConfig(img_resolution=8, in_channels=1, length=1, values=3, patch=4,
+                                                       width=8, depth=1, heads=2))).double()  # fmt: skip
+    codec, n = LatentCodec(encoder), 8_000
+    p = encoder(images(1)).softmax(-1)[0, 0].detach()
+    share = codec.encode(images(1).expand(n, -1, -1, -1), StepNoise(1))[:, 0].bincount(minlength=3) / n
+    assert ((share - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all() and float(p.max()) < 0.9
+    assert int(codec.encode(images(1))) == int(p.argmax())
+    with pytest.raises(UserError, match="alone are no image"):
+        codec.decode(torch.zeros(1, 1))
+
+
+def test_a_low_temperature_is_one_hot_and_a_hard_draw_has_the_soft_one_s_gradient() -> None:
+    logits = StepNoise(1).normal(torch.empty(5, M, K, dtype=F64)).requires_grad_()
+    soft = gumbel_softmax(logits, StepNoise(2), 0.7)
+    cold, hard = gumbel_softmax(logits, StepNoise(2), 1e-4), gumbel_softmax(logits, StepNoise(2), 0.7, hard=True)
+    one = torch.nn.functional.one_hot(soft.argmax(-1), K).double()
+    torch.testing.assert_close(soft.sum(-1), torch.ones(5, M, dtype=F64))
+    torch.testing.assert_close(cold, one, rtol=0, atol=1e-6)
+    torch.testing.assert_close(hard, one, rtol=0, atol=1e-12)
+    assert float((soft - one).abs().max().detach()) > 0.1
+    weight = StepNoise(3).normal(torch.empty(K, dtype=F64))
+    slopes = [torch.autograd.grad((s * weight).sum(), logits)[0] for s in (soft, hard)]
+    torch.testing.assert_close(*slopes)
+    assert torch.autograd.gradcheck(lambda x: gumbel_softmax(x, StepNoise(2), 0.7), (logits[:1, :1],))
+
+
+class Fixed:
+    """Uniform numbers that are known."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+
+    def uniform(self, like: Tensor) -> Tensor:
+        return self.numbers.to(like).view_as(like)
+
+
+def test_the_straight_through_draw_is_the_docking_program_s() -> None:
+    """`models/layers.py` of disco-diffdock at the same uniform numbers, temperature 0.7: one-hot, and its gradient."""
+    logits = torch.sin(torch.arange(12.0) + 1).reshape(1, 3, 4).requires_grad_()
+    noise: Any = Fixed((torch.arange(12.0) * 0.0793 + 0.031) % 1)
+    hard = gumbel_softmax(logits, noise, 0.7, hard=True)
+    assert hard.argmax(-1).tolist() == [[1, 3, 3]]
+    (hard * torch.cos(torch.arange(4.0))).sum().backward()
+    want = [0.22385706, 0.16922919, -0.23029143, -0.16279483, 0.03697852, 0.09728454, 0.12092923, -0.25519225,
+            0.47473806, 0.11965828, -0.02990338, -0.56449300]  # fmt: skip
+    assert logits.grad is not None and logits.grad.flatten().tolist() == pytest.approx(want, abs=1e-6)
+
+
+def test_perplexity_counts_the_values_in_use() -> None:
+    used = torch.tensor([0, 1, 2, 3] * 6)
+    logits = 100 * torch.nn.functional.one_hot(used, 8).double()[:, None]
+    assert float(perplexity(logits)) == pytest.approx(4)
+    assert float(perplexity(torch.zeros(3, 2, 8))) == pytest.approx(8)
+
+
+# --- the network ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda n: type(n).__name__)
+def test_a_network_begins_as_it_is_whatever_the_latents(network: UNet) -> None:
+    made = fresh(network).eval()
+    plain, x = EDMPrecond(made.network).eval(), images()
+    with torch.no_grad():
+        want = plain(x, SIGMA)
+        for cond in (Condition(), made.with_latents(Condition(), tokens(3))):
+            torch.testing.assert_close(made(x, SIGMA, cond), want, rtol=0, atol=0)
+    attended = {n for n, layer in network.plan().items() if layer.attention}
+    assert set(made.latents.shares) == attended and len(attended) >= 3
+    shaken(made.latents.attend)
+    with torch.no_grad():
+        answers = [made(x, SIGMA, made.with_latents(Condition(), tokens(3, seed))) for seed in (3, 4)]
+        torch.testing.assert_close(plain(x, SIGMA), want, rtol=0, atol=0)  # which stays as it was
+    assert float((answers[0] - answers[1]).abs().amax((1, 2, 3)).min()) > 1e-6
+
+
+def test_normalised_over_the_batch_no_value_is_every_image_s(tmp_path: Path) -> None:
+    """In training logits have mean 0 over the batch; afterwards an image's are its own, and a prior leaves them so."""
+    made = shaken(fresh(method=replace(METHOD, batch_norm=True)).float())
+    assert made.encoder.out.bias is None
+    x = images(16).float()
+    torch.testing.assert_close(made.encoder(x).mean(0), torch.zeros(M, K), rtol=0, atol=1e-4)
+    assert float(made.encoder(x).detach().std(0).min()) > 0.05
+    whole = LatentPrior().parts(network=table(), teacher=made.eval(), spec=SPEC).model.train()
+    before = whole.encoder(x)
+    torch.testing.assert_close(whole.encoder(x[:3]), before[:3], rtol=1e-4, atol=1e-5)
+    assert whole.prior.training and not whole.encoder.training and whole.training
+    save_model(tmp_path, ModelFile(model=whole, spec=SPEC))
+    torch.testing.assert_close(load_model(tmp_path).model.encoder(x), before, rtol=1e-4, atol=1e-5)
+
+
+def test_shares_of_one_value_are_that_value() -> None:
+    made = shaken(fresh())
+    one = torch.nn.functional.one_hot(tokens(3), K).double()
+    torch.testing.assert_close(made.latents(one), made.latents(tokens(3)))
+
+
+def test_latents_are_hidden_all_at_once() -> None:
+    made = shaken(fresh())
+    dropped = torch.tensor([False, True, False])
+    told = made.latents(tokens(3), dropped)
+    torch.testing.assert_close(told[1], made.latents(None)[0])
+    torch.testing.assert_close(told[::2], made.latents(tokens(3))[::2])
+    with torch.no_grad():
+        x = images()
+        torch.testing.assert_close(made(x, SIGMA)[1], made(x, SIGMA, Condition(latents=told))[1])
+
+
+def test_a_gradient_reaches_the_encoder() -> None:
+    layer = shaken(CrossAttention(4, 2, 6)).double()
+    x = StepNoise(1).normal(torch.empty(2, 4, 2, 2, dtype=F64))
+    vectors = StepNoise(2).normal(torch.empty(2, 3, 6, dtype=F64))
+    assert torch.autograd.gradcheck(layer, (x.requires_grad_(), vectors.requires_grad_()))
+    made = fresh()
+    shaken(made.latents.attend)
+    (event,) = METHOD.step(Named(denoiser=made), Batch(images()), StepNoise(1), Clock(0, 0, 1))
+    assert isinstance(event, Update)
+    event.loss.mean().backward()
+    assert float(made.encoder.out.weight.grad.abs().max()) > 1e-9
+    assert float(made.latents.codebook.grad.abs().max()) > 0
+
+
+def test_groups_speak_to_their_own_resolution_alone() -> None:
+    """The first to the lowest; the way down hears of none, and no group of another."""
+    made = shaken(fresh(method=replace(METHOD, groups=2)))
+    shares, layers = made.latents.shares, NETWORKS[0].plan()
+    assert shares and all(name.startswith("dec.") for name in shares)
+    assert {(layers[name].resolution, share.start) for name, share in shares.items()} == {(4, 0), (8, 2)}
+    before, changed = tokens(2), tokens(2)
+    changed[:, 0] = (changed[:, 0] + 1) % K
+    a, b = made.latents(before), made.latents(changed)
+    torch.testing.assert_close(a[:, 2:], b[:, 2:], rtol=0, atol=0)
+    assert float((a[:, 1] - b[:, 1]).abs().max().detach()) > 1e-6  # within a group they meet
+    alike = shaken(fresh())
+    assert float((alike.latents(before)[:, 3] - alike.latents(changed)[:, 3]).abs().max().detach()) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        (replace(METHOD, groups=3), r"groups is 3; on its way up this network attends at 4, 8 pixels: 1 or 2"),
+        (replace(METHOD, latents=3, groups=2), r"3 latents cannot be shared by 2 groups equally"),
+        (replace(METHOD, patch=3), r"patch is 3; it must be a divisor of 8 pixels"),
+        (replace(METHOD, encoder=replace(TINY, heads=3)), r"heads is 3; it must be a divisor of width, 8"),
+        (replace(METHOD, told=replace(TINY, heads=3)), r"heads is 3; it must be a divisor of width, 8"),
+    ],
+)
+def test_what_does_not_fit_is_refused(method: DiscoDiff, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        method.parts(network=NETWORKS[0], spec=SPEC)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"latents": 0}, r"method\.latents is 0; it must be at least 1"),
+        ({"temperature": 0.0}, r"method\.temperature is 0"),
+        ({"latent_dropout": 1.5}, r"method\.latent_dropout is 1\.5; it must lie in \[0, 1\]"),
+        ({"base": EDM(preconditioning="vp")}, r"latents go with edm"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        DiscoDiff(**settings)
+
+
+# --- the first stage --------------------------------------------------------------------------------------------
+
+
+class Named:
+    """In the place of `Parts`."""
+
+    def __init__(self, **parts: Any) -> None:
+        self.__dict__.update(parts)
+
+
+def loss(method: Any, denoiser: Any, seed: int = 1) -> Tensor:
+    (event,) = method.step(Named(denoiser=denoiser), Batch(images()), StepNoise(seed), Clock(0, 0, 1))
+    assert isinstance(event, Update)
+    return event.loss
+
+
+@pytest.mark.parametrize(
+    "method", [replace(METHOD, values=1, latent_dropout=0.0), replace(METHOD, latent_dropout=1.0)], ids=["one", "null"]
+)
+def test_one_value_or_hidden_latents_are_edm(method: DiscoDiff) -> None:
+    """Losses and gradients at the start to the bit; and whatever the layers are, an image's latents say nothing."""
+    made = fresh(method=method)
+    plain = EDMPrecond(copy.deepcopy(made.network))
+    ours, theirs = loss(method, made), loss(EDM(), plain)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    name, weight = next(iter(plain.network.named_parameters()))
+    slopes = (
+        torch.autograd.grad(ours.sum(), dict(made.network.named_parameters())[name]),
+        torch.autograd.grad(theirs.sum(), weight),
+    )
+    torch.testing.assert_close(*slopes)
+    z = StepNoise(4).normal(torch.empty(2, 1, 8, 8, dtype=F64))
+    sampler = Heun(num_steps=3)
+    torch.testing.assert_close(sampler(made.eval(), z), sampler(plain.eval(), z), rtol=0, atol=0)
+    shaken(made)
+    moved = loss(method, made)
+    shaken(made.encoder)  # other latents, the same loss
+    torch.testing.assert_close(loss(method, made), moved, rtol=0, atol=0)
+    # With latents that are told the encoder counts.
+    told = replace(METHOD, latent_dropout=0.0)
+    several = shaken(fresh(method=told))
+    before = loss(told, several)
+    shaken(several.encoder)
+    assert float((loss(told, several) - before).abs().max().detach()) > 1e-9
+
+
+def test_the_loss_is_edm_s_of_a_denoiser_that_is_told() -> None:
+    """Written out: the weighted squared error, summed over nothing else."""
+    made, x = shaken(fresh()), images()
+    noise = StepNoise(5)
+    sigma = METHOD.base.training_levels.sample(noise, x[:, 0, 0, 0])
+    noisy = x + sigma[:, None, None, None] * noise.normal(x)
+    shares = ((made.encoder(x) + gumbel(made.encoder(x), noise)) / METHOD.temperature).softmax(-1)
+    hidden = noise.uniform(sigma) < METHOD.latent_dropout
+    cond = Condition(latents=made.latents(shares, hidden))
+    weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+    want = weight * (made(noisy, sigma, cond) - x).square().flatten(1).mean(1)
+    torch.testing.assert_close(loss(METHOD, made, 5), want)
+
+
+def test_latents_of_single_components_straighten_the_flow() -> None:
+    """Told its component an exact denoiser is one Gaussian's: its paths are straight lines, whatever its mean."""
+    mixture = GaussianMixture(2 * images(4)[:, :, :1, :2], 0.2, classes=torch.arange(4))
+    z = StepNoise(1).normal(torch.empty(16, 1, 1, 2, dtype=F64))
+    oracle: Any = mixture
+    one = excess_length(Heun(num_steps=12), oracle, z, Condition(label=torch.arange(16) % 4))
+    assert float(one.abs().max()) < 1e-12
+    assert float(excess_length(Heun(num_steps=12), oracle, z).mean()) > 1e-5
+
+
+# --- the second stage, and the whole ------------------------------------------------------------------------------
+
+
+def test_the_prior_s_loss_is_that_of_drawn_latents(model: LatentDenoiser) -> None:
+    (event,) = LatentPrior().step(Named(model=model), Batch(images().float()), StepNoise(6), Clock(0, 0, 1))
+    assert isinstance(event, Update)
+    drawn = (model.encoder(images().float()) + gumbel(model.encoder(images().float()), StepNoise(6))).argmax(2)
+    torch.testing.assert_close(event.loss.double(), model.token_model().nll(drawn) / M, rtol=1e-5, atol=1e-6)
+    learns = {n.partition(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert learns == {"prior"}
+
+
+def test_what_is_no_stage_1_is_refused() -> None:
+    with pytest.raises(UserError, match=r"a EDMPrecond; a prior is of a model with discrete latents"):
+        LatentPrior().parts(network=table(), teacher=EDMPrecond(NETWORKS[0]), spec=SPEC)
+    with pytest.raises(UserError, match=r"knows 4 tokens of 6 values; the codec has 4 of 5"):
+        LatentPrior().parts(network=table(values=6), teacher=fresh(), spec=SPEC)
+    with pytest.raises(UserError, match="no prior yet"):
+        fresh().token_model()
+    with pytest.raises(UserError, match="latents are told to U-Nets alone"):
+        LatentDenoiser(table(), fresh().encoder)
+    with pytest.raises(UserError, match="it must be a LatentEncoder"):
+        LatentDenoiser(NETWORKS[0], table())
+    flat = SongUNet(SongUNetConfig(**{**SIZES, "attn_resolutions": ()}))
+    for layer in flat.dec.values():
+        layer.num_heads = 0  # the lowest level has attention in any case
+    with pytest.raises(UserError, match="no self-attention"):
+        fresh(flat)
+
+
+@pytest.mark.parametrize("sampler", [Heun(num_steps=2), Euler(num_steps=3), Restart(num_steps=9), UniPC(num_steps=3)],
+                         ids=lambda s: type(s).__name__)  # fmt: skip
+def test_latents_come_first_whatever_the_sampler(model: LatentDenoiser, sampler: Any) -> None:
+    """Image i has latents and noise of its own, whatever the batch; the sampler's own draws are as ever."""
+    generator = ImageGenerator(model, SPEC, sampler)
+    rows = [5, 6, 7]
+    cond = latents_first(model, 3, Condition(), ImageNoise(9, rows, STREAM))
+    noise = ImageNoise(9, rows)
+    want = sampler(model, noise.normal(torch.empty(3, 1, 8, 8)), cond, noise=noise)
+    drawn = generator.drawn(rows, seed=9)
+    torch.testing.assert_close(drawn, want, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(generator.drawn([7], seed=9)[0], drawn[2], rtol=1e-4, atol=1e-4)
+    without = sampler(model, ImageNoise(9, rows).normal(torch.empty(3, 1, 8, 8)), noise=ImageNoise(9, rows))
+    assert float((without - want).abs().max()) > 1e-3
+
+
+def test_latents_are_drawn_from_the_prior_given_the_class() -> None:
+    made, n = whole(classes=3), 2_000
+    cond = Condition(label=torch.full((n,), 2))
+    drawn = draw_latents(made, n, cond, StepNoise(1))
+    p = made.token_model().logits(drawn[:1], cond[:1]).softmax(-1)[0, 0].detach()
+    share = drawn[:, 0].bincount(minlength=K) / n
+    assert ((share - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
+    other = made.token_model().logits(drawn[:1], Condition(label=torch.tensor([0]))).softmax(-1)[0, 0]
+    assert float((other - p).abs().max().detach()) > 0.01
+
+
+def test_a_model_of_the_first_stage_draws_without_latents() -> None:
+    first = shaken(fresh().float(), 0.1)
+    z = ImageNoise(1, [0]).normal(torch.empty(1, 1, 8, 8))
+    drawn = ImageGenerator(first, SPEC, Euler(num_steps=2)).drawn([0], seed=1)
+    torch.testing.assert_close(drawn, Euler(num_steps=2)(first, z), rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_on_latents(model: LatentDenoiser) -> None:
+    x, sigma = images().float(), SIGMA.float()
+    cond = model.with_latents(Condition(), tokens(3))
+    told, untold = model(x, sigma, cond), model(x, sigma)
+    guided = latent_guidance(model, 2.5)
+    torch.testing.assert_close(guided(x, sigma, cond), told + 1.5 * (told - untold), rtol=1e-4, atol=1e-4)
+    assert guided.evaluations(1.0) == 2 and latent_guidance(model, 1.0).evaluations(1.0) == 1
+    assert told_latents(guided) is model  # which both ask
+    with pytest.raises(UserError, match="those of one mean nothing to the other"):
+        told_latents(Guided(model, whole(), 2.0))
+    assert told_latents(EDMPrecond(NETWORKS[0])) is None
+
+
+def test_what_changes_the_network_leaves_its_latents(model: LatentDenoiser) -> None:
+    x, sigma, cond = images().float(), SIGMA.float(), model.with_latents(Condition(), tokens(3))
+    want = model(x, sigma, cond)
+    torch.testing.assert_close(SkipTuned(model, SkipScale())(x, sigma, cond), want)
+    for changed in (SkipTuned(model, SkipScale(bottom=0.5)), LayerSkipped(model, {1.0: (1,)})):
+        answer = changed(x, sigma, cond)
+        assert float((answer - want).abs().max()) > 1e-6 and float((answer - changed(x, sigma)).abs().max()) > 1e-6
+
+
+def test_a_replayed_network_is_told_too(model: LatentDenoiser) -> None:
+    """What stands in the place of a network's forward pass knows nothing of the layers that are put into a copy."""
+    x, sigma, cond = images().float(), SIGMA.float(), model.with_latents(Condition(), tokens(3))
+    want = model(x, sigma, cond)
+    with Replays(model):
+        torch.testing.assert_close(model(x, sigma, cond), want)
+
+
+def test_it_is_one_model_on_disk(model: LatentDenoiser, tmp_path: Path) -> None:
+    save_model(tmp_path, ModelFile(model=model, spec=SPEC))
+    again = load_model(tmp_path).model
+    cond = latents_first(again, 2, Condition(), StepNoise(1))
+    torch.testing.assert_close(cond.latents, latents_first(model, 2, Condition(), StepNoise(1)).latents)
+    assert describe(again) == describe(model) and "prior" in describe(again)
+    assert "prior" not in describe(build(describe(fresh())))
+
+
+def test_a_learnt_solver_s_paths_are_told_latents(model: LatentDenoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Condition] = []
+
+    def stop(velocity: Any, latents: Tensor, cond: Condition, tolerance: float) -> None:
+        seen.append(cond)
+        raise InterruptedError
+
+    monkeypatch.setattr("imagewright.tuning.bespoke.solve_paths", stop)
+    with pytest.raises(InterruptedError):
+        train_bespoke(model, SPEC.shape, config=BespokeTraining(num_steps=2, batch=3))
+    assert seen[0].latents is not None and seen[0].latents.shape == (3, M, 8)
+    with pytest.raises(UserError, match="it has no graph of one call"):
+        write_program(Path("never"), model, SPEC)
+
+
+def test_bits_count_the_latents_too(model: LatentDenoiser) -> None:
+    pixels = ImageSet.of(((images(2) + 1) * 127).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    settings = BitsSettings(ode_steps=1, passes=1)
+
+    def bits(measured: Any) -> float:
+        return measure_bits(measured, SPEC, pixels, split="test", settings=settings).bpd
+
+    x = torch.from_numpy(pixels.images()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    cond, nats = model.recognised(x, Condition())
+    found = model.encoder(x).argmax(2)
+    torch.testing.assert_close(nats, model.token_model().nll(found))
+    torch.testing.assert_close(cond.latents, model.latents(found))
+
+    class Given(torch.nn.Module):  # the same flow, its latents known
+        sigma_min, sigma_max = model.sigma_min, model.sigma_max
+
+        def forward(self, x: Tensor, sigma: Tensor, told: Condition) -> Tensor:
+            return model(x, sigma, cond)
+
+    given = Given()
+    vars(given)["_modules"].clear()
+    want = bits(given) + float(nats.mean()) / (64 * math.log(2))
+    assert bits(model) == pytest.approx(want, rel=1e-4) and float(nats.min()) > 0.5
+
+
+def test_an_inverted_image_has_its_own_latents(model: LatentDenoiser) -> None:
+    generator = ImageGenerator(model, SPEC, Euler(num_steps=2))
+    drawing = Drawing.of(generator, "toy", "none")
+    real = ImageSet.of((images(2) * 100 + 128).to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    object.__setattr__(drawing, "images", real)
+    pair = drawing(range(2), 0, 2)
+    cond, _ = model.recognised(pair["images"], Condition())
+    want = Euler(num_steps=2).invert(model, pair["images"], cond)
+    torch.testing.assert_close(pair["latents"], want, rtol=1e-4, atol=1e-4)
+
+
+# --- runs -----------------------------------------------------------------------------------------------------
+
+
+BASE = RECIPES["disco-digits"]()
+TRAINING = replace(BASE.training, total_images=48, batch=16, micro_batch=8, log_images=16, snapshot_images=48,
+                   checkpoint_images=16)  # fmt: skip
+NETWORK = SongUNetConfig(**{**SIZES, "channel_mult": (1,), "attn_resolutions": (8,), "dropout": 0.1})
+FIRST = replace(BASE, method=METHOD, network=NETWORK, training=TRAINING, sampler=Heun(num_steps=1))
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = replace(FIRST, training=replace(TRAINING, total_images=16))
+    return run_experiment(run, tmp_path_factory.mktemp("disco") / "first")
+
+
+def prior_run(teacher: Path) -> Experiment:
+    network = TokenTransformerConfig(values=2, length=1, width=8, depth=1, heads=2, causal=True, post_norm=False,
+                                     told_blocks=-1, dropout=0.1)  # fmt: skip
+    return replace(FIRST, method=LatentPrior(), network=network).giving(teacher=str(teacher))
+
+
+def test_the_first_stage_resumes(resumed_run: Callable[[Experiment], Path]) -> None:
+    resumed_run(FIRST)
+
+
+def test_the_second_stage_resumes_and_makes_the_whole(
+    begun: Path, resumed_run: Callable[[Experiment], Path], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = resumed_run(prior_run(begun))
+    made, before = load_model(folder).model, load_model(begun).model
+    assert isinstance(made, LatentDenoiser) and made.token_model().codec.length == M
+    kept = made.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in before.state_dict().items())
+    main(["sample", str(folder), "--n", "2", "--guidance", "latents", "--weight", "2", "--out", str(tmp_path / "s")])
+    assert "is told discrete latents, of which method ConsistencyDistillation knows nothing" in refused(
+        "train", "cd-digits", "--teacher", begun, "--out", tmp_path / "student"
+    )
+    assert "needs a model with discrete latents and a prior" in refused(
+        "sample", begun, "--n", "1", "--guidance", "latents", "--weight", "2"
+    )
+
+
+def test_it_starts_from_a_plain_denoiser(tmp_path: Path) -> None:
+    short = replace(TRAINING, total_images=16)
+    plain = run_experiment(replace(RECIPES["edm-digits"](), network=NETWORK, training=short), tmp_path / "plain")
+    frozen = replace(short, optimizer=replace(short.optimizer, lr=1e-12))
+    made = run_experiment(replace(FIRST, training=frozen, start=str(plain)), tmp_path / "told")
+    theirs, ours = load_model(plain).model.state_dict(), load_model(made).model.state_dict()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_both_stages_are_a_chain() -> None:
+    """The prior's network takes its sizes from the latents of the stage before it."""
+    chain = two_stages("disco-digits")
+    assert [stage.name for stage in chain.stages] == ["denoiser", "prior"]
+    works: dict[str, Any] = {stage.name: stage.work for stage in chain.stages}
+    with torch.device("meta"):
+        made = assemble(works["prior"], sources=StandIns(works))
+    assert isinstance(made.parts.model, LatentDenoiser)
+    assert (made.network.values, made.network.length, made.network.label_dim) == (16, 4, 10)
