@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ ABOVE = {
 }
 """Pages of the site that lie above docs/ in the repository."""
 LINK = re.compile(r"(?<=\]\()(?!https?://|#|mailto:)([^)\s#]*)([^)\s]*)(?=\))")
+
+
+def on_config(config: Any) -> Any:
+    """A page that the table of contents does not name is put under its families."""
+    docs = Path(config.docs_dir)
+    left = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} - {*_named(config.nav)}
+    (families,) = (each["Families"] for each in config.nav if "Families" in each)
+    families += sorted(name for name in left if not name.startswith(("claims/", "site/")))
+    return config
+
+
+def _named(nav: Any) -> Iterator[str]:
+    for each in nav.values() if isinstance(nav, dict) else nav:
+        if isinstance(each, str):
+            yield each
+        else:
+            yield from _named(each)
 
 
 def on_files(files: Files, config: Any) -> Files:
