@@ -222,6 +222,7 @@ class MPConv(nn.Module):
 
     @staticmethod
     def forced(rows: Tensor) -> Tensor:
+        """Weights [out, ...] brought back to unit magnitude, as training does after each step."""
         return unit(rows)
 
 
