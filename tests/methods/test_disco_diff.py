@@ -217,6 +217,21 @@ def test_a_network_begins_as_it_is_whatever_the_latents(network: UNet) -> None:
     assert float((answers[0] - answers[1]).abs().amax((1, 2, 3)).min()) > 1e-6
 
 
+def test_normalised_over_the_batch_no_value_is_every_image_s(tmp_path: Path) -> None:
+    """In training logits have mean 0 over the batch; afterwards an image's are its own, and a prior leaves them so."""
+    made = shaken(fresh(method=replace(METHOD, batch_norm=True)).float())
+    assert made.encoder.out.bias is None
+    x = images(16).float()
+    torch.testing.assert_close(made.encoder(x).mean(0), torch.zeros(M, K), rtol=0, atol=1e-4)
+    assert float(made.encoder(x).detach().std(0).min()) > 0.05
+    whole = LatentPrior().parts(network=table(), teacher=made.eval(), spec=SPEC).model.train()
+    before = whole.encoder(x)
+    torch.testing.assert_close(whole.encoder(x[:3]), before[:3], rtol=1e-4, atol=1e-5)
+    assert whole.prior.training and not whole.encoder.training and whole.training
+    save_model(tmp_path, ModelFile(model=whole, spec=SPEC))
+    torch.testing.assert_close(load_model(tmp_path).model.encoder(x), before, rtol=1e-4, atol=1e-5)
+
+
 def test_shares_of_one_value_are_that_value() -> None:
     made = shaken(fresh())
     one = torch.nn.functional.one_hot(tokens(3), K).double()

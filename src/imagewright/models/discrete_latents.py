@@ -11,7 +11,7 @@ Likelihood   -ln p(x) <= -ln p(x | z) - ln p(z) for any z; the encoder's likelie
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,14 @@ class LatentDenoiser(EDMPrecond):
         self.prior = prior
         if prior is not None:
             self.token_model()  # which holds the one against the other
+
+    def train(self, mode: bool = True) -> Self:
+        """With a prior it is the prior that learns: the rest stays as it answers."""
+        super().train(mode and self.prior is None)
+        if self.prior is not None:
+            self.prior.train(mode)
+        self.training = mode
+        return self
 
     def token_model(self) -> CausalTokenModel:
         """The prior as a model of tokens. Raises UserError where there is none yet, or none that fits."""

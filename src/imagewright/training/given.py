@@ -24,7 +24,7 @@ from torch import nn
 
 from imagewright.data.couplings import Couplings
 from imagewright.methods.distances import Features
-from imagewright.metrics.perceptual import perceptual_network
+from imagewright.metrics.perceptual import CHOICES, perceptual_network
 from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.files import ModelFile, weights_hash
 from imagewright.models.kinds import KINDS, words
@@ -192,8 +192,11 @@ class Sources:
         return Couplings(name)
 
     def features(self, name: str | None, spec: DataSpec) -> nn.Module | None:
-        """What a perceptual distance compares by."""
-        return perceptual_network(name, spec)
+        """What a perceptual distance compares by; an encoder's weights are noted."""
+        network = perceptual_network(name, spec)
+        if name is not None and name not in CHOICES:
+            self.inputs["features"] = {"weights_sha256": getattr(network, "sha256", None)}
+        return network
 
 
 def gather(method: Any, given: Given, spec: DataSpec, sources: Sources) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +78,7 @@ def wrong(net: nn.Module, pictures: Tensor) -> dict[str, float]:
     return {"all": float(miss.double().mean()), "above": float(miss[above].double().mean())}
 
 
-def pairs(split: str) -> Draw:
+def pairs(split: Literal["train", "test"]) -> Draw:
     """Draws two digits in opposite corners of an empty canvas; the second plane is 1 where they are of one class.
 
     float32 [n, 2, 32, 32]; half of them are alike.
