@@ -227,6 +227,11 @@ def test_a_run_leaves_a_model_that_draws(run: Path, tmp_path: Path) -> None:
     main(["sample", str(run), "--n", "2", "--steps", "2", "--out", str(tmp_path / "a"), "--device", "cpu"])
     main(["sample", str(run), "--n", "2", "--sampler", "heun", "--steps", "2", "--out", str(tmp_path / "b"),
           "--device", "cpu"])  # fmt: skip
+    seen: list[Tensor] = []
+    told = ImageGenerator(file.model, file.spec, BitDiffusion(num_steps=2))
+    drawn = told.generate(1, on_step=lambda x, x0, sigma: seen.append(x0))
+    assert [tuple(each.shape) for each in seen] == [(1, 1, 8, 8)] * 2  # shown as images
+    assert torch.equal(((seen[-1] + 1) * 127.5).round().byte()[:, 0], torch.from_numpy(drawn[..., 0]))
     whole = ImageGenerator(file.model, file.spec, BitDiffusion(num_steps=2)).generate(3, seed=4)
     alone = ImageGenerator(file.model, file.spec, BitDiffusion(num_steps=2)).generate(1, seed=4, first=2)
     assert abs(whole[2].astype(int) - alone[0].astype(int)).max() <= 1

@@ -234,17 +234,18 @@ class ImageGenerator:
 
     def decoded(self, made: Tensor) -> Tensor:
         """What the model makes, as images [n, C, H, W] in [-1, 1]."""
-        space: Any = self.model if self._elsewhere else self.space
+        space = self._decoder
         return made if space is None else space.decode(made)
 
     def _shown(self, on_step: OnStep | None) -> OnStep | None:
-        """on_step, told of images where the model lives in latents."""
-        return on_step if on_step is None or self.space is None else partial(_decoded, self.space, on_step)
+        """on_step, told of images where the model makes others."""
+        space = self._decoder
+        return on_step if on_step is None or space is None else partial(_decoded, space, on_step)
 
     @property
-    def _elsewhere(self) -> bool:
-        """Whether the model makes no images, but what it decodes to some."""
-        return kind_of(self.model) == "latent_denoiser"
+    def _decoder(self) -> Any:
+        """What makes images of what the model makes: itself, or the space that it lives in; None = it makes images."""
+        return self.model if kind_of(self.model) == "latent_denoiser" else self.space
 
     def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, ImageNoise | None, Tensor]:
         """The images' noise, that of what is drawn first, and what sampling begins with, still on the host."""
@@ -268,9 +269,7 @@ class ImageGenerator:
         with casts(self.precision, self.device), self._replays:
             if first is not None:
                 cond = latents_first(self.model, len(latents), cond, first)
-            model = carried(self.model)
-            seen = on_step if on_step is None or not self._elsewhere else partial(_decoded, self.model, on_step)
-            return self.sampler(model, latents, cond, noise=noise, on_step=seen)
+            return self.sampler(carried(self.model), latents, cond, noise=noise, on_step=on_step)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         """In memory that a GPU fetches it from without being waited for."""
