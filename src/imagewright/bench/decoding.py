@@ -125,8 +125,7 @@ def measure_decoders(device: torch.device, tokens: int, rounds: int = 3) -> list
         "MD4": Ancestral(num_steps=64),
         "ARPG": RandomizedParallel(num_steps=16),
         "ARPG, more passes": RandomizedParallel(num_steps=64),
-        "analog bits": BitDiffusion(num_steps=10),
-        "analog bits, more passes": BitDiffusion(num_steps=100),
+        "analog bits": BitDiffusion(num_steps=25),
     }
     found = []
     for name, sampler in samplers.items():
