@@ -27,6 +27,7 @@ from imagewright.metrics.extractors import SHIPPED
 from imagewright.metrics.perceptual import INSTALLED, perceptual_network
 from imagewright.metrics.vision import VisionFeatures
 from imagewright.models.files import ModelFile
+from imagewright.networks.recompute import blocks
 from imagewright.recipes import RECIPES
 from imagewright.training.chain import OF_STAGE
 from imagewright.training.distributed import pick_device
@@ -235,7 +236,11 @@ def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
     count = _count(role.module)
     memory = bytes_per_parameter(role, experiment) * count / 2**20
     line = f"{type(role).__name__.lower()}, {count / 1e6:.2f} M parameters, {memory:.0f} MiB of state"
-    cost = model_footprint(role.module, spec, experiment.training.precision)
+    training = experiment.training
+    if training.parallel == "shard":
+        shared = memory * sum(map(_count, blocks(role.module))) / max(count, 1)
+        line += f" ({shared:.0f} MiB of them shared out among the processes)"
+    cost = model_footprint(role.module, spec, training.precision, recompute=training.recompute)
     if cost is not None:
         line += f"; an image {cost.flops / 1e9:.3g} GFLOP"
         line += f", {cost.activation_bytes / 2**20:.3g} MiB kept for backward" if isinstance(role, Trained) else ""

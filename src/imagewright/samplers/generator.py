@@ -99,6 +99,7 @@ class ImageGenerator:
         self.precision = precision
         self.space = None if space is None else space.eval().to(self.device)
         self.seen = self.spec if space is None else space.spec(spec)
+        self._decodes: Any = self.model if kind == "latent_denoiser" else self.space
         self._draws_first = told_latents(self.model) is not None
         small = sum(p.numel() for p in self.model.parameters()) <= SMALL
         wanted = self.device.type == "cuda" and (small if graphs is None else graphs)
@@ -234,18 +235,11 @@ class ImageGenerator:
 
     def decoded(self, made: Tensor) -> Tensor:
         """What the model makes, as images [n, C, H, W] in [-1, 1]."""
-        space = self._decoder
-        return made if space is None else space.decode(made)
+        return made if self._decodes is None else self._decodes.decode(made)
 
     def _shown(self, on_step: OnStep | None) -> OnStep | None:
-        """on_step, told of images where the model makes others."""
-        space = self._decoder
-        return on_step if on_step is None or space is None else partial(_decoded, space, on_step)
-
-    @property
-    def _decoder(self) -> Any:
-        """What makes images of what the model makes: itself, or the space that it lives in; None = it makes images."""
-        return self.model if kind_of(self.model) == "latent_denoiser" else self.space
+        """on_step, told of images where the model makes something else."""
+        return on_step if on_step is None or self._decodes is None else partial(_decoded, self._decodes, on_step)
 
     def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, ImageNoise | None, Tensor]:
         """The images' noise, that of what is drawn first, and what sampling begins with, still on the host."""
@@ -304,9 +298,9 @@ def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield waiting.result()
 
 
-def _decoded(model: Any, on_step: OnStep, x: Tensor, x0: Tensor, sigma: float) -> None:
+def _decoded(space: Any, on_step: OnStep, x: Tensor, x0: Tensor, sigma: float) -> None:
     """What a sampler sees in another space, shown as images."""
-    on_step(model.decode(x), model.decode(x0), sigma)
+    on_step(space.decode(x), space.decode(x0), sigma)
 
 
 class _Tally:
