@@ -395,6 +395,7 @@ _INERT_NAMES = {
     "typing Any",
     "collections defaultdict",
     "pathlib PosixPath",
+    "argparse Namespace",
     *(f"builtins {name}" for name in ("dict", "list", "int", "float", "str", "bool", "set", "object")),
     "copyreg _reconstructor",
 }

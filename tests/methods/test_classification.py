@@ -28,6 +28,7 @@ from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
 from imagewright.training.config import OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import Experiment, assemble
+from imagewright.training.given import Sources
 from imagewright.training.learners import Learner
 from imagewright.types import Batch, Clock, Condition, DataSpec, Encoding, Trained, Update, UserError, View
 
@@ -219,6 +220,17 @@ def test_it_draws_and_edits_nothing(saved: Path, tmp_path: Path, capsys: pytest.
         )
     assert ended.value.code == 2
     assert "draws nothing; it turns images into features" in capsys.readouterr().err
+
+
+def test_what_learns_by_a_perceptual_distance_takes_a_classifiers_run(saved: Path, tmp_path: Path) -> None:
+    run = RECIPES["ict-digits"]()
+    method = replace(run.method, distance=replace(run.method.distance, kind="perceptual"))
+    run = replace(run, method=method).giving(features=str(saved))
+    sources = Sources()
+    parts = assemble(run, sources=sources).parts
+    assert sources.inputs["features"] == {"weights_sha256": load_model(saved).weights_sha256}
+    maps = parts.roles["features"].module(torch.zeros(2, 1, 8, 8))
+    assert [m.shape for m in maps] == [(2, 32, 4, 4)]
 
 
 def test_its_run_is_an_extractor(saved: Path) -> None:

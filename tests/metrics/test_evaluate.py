@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from imagewright.data import open_images
 from imagewright.metrics.evaluate import evaluate
-from imagewright.metrics.features import Images
+from imagewright.metrics.features import Images, digits_features, emoji_features
 from imagewright.metrics.frechet import frechet_distance
 from imagewright.metrics.inception import WEIGHTS_SHA256
 from imagewright.metrics.inception_score import inception_score
@@ -188,3 +189,29 @@ def test_pixel_distance_by_hand() -> None:
     np.testing.assert_allclose(distances, [[0, np.sqrt(12 * 4)]])
     with pytest.raises(UserError, match=r"1\.\.2"):
         nearest(black, Arrays(np.concatenate([white, black])), k=3)
+
+
+def test_accuracy_is_the_share_of_images_of_the_class_that_was_asked_for() -> None:
+    images = open_images("digits", split="test")
+    asked = images.labels.copy()
+    asked[::4] = (asked[::4] + 1) % 10
+    report = evaluate(images.images(), images, digits_features(), metrics=["accuracy"], labels=asked)
+    (name, told) = report.scores
+    assert (name, told) == ("accuracy_digits", "accuracy_digits_stderr")
+    assert report.scores[name] == pytest.approx(0.75 * 0.985, abs=0.02)
+    assert report.scores[told] == pytest.approx((0.74 * 0.26 / len(images)) ** 0.5, rel=0.05)
+    with pytest.raises(UserError, match="accuracy needs images of classes that were asked for"):
+        evaluate(images.images(), images, digits_features(), metrics=["accuracy"])
+    with pytest.raises(UserError, match="accuracy needs the 10 classes, and emoji names 9"):
+        evaluate(images.images(), images, emoji_features(), metrics=["accuracy"], labels=asked)
+    with pytest.raises(UserError, match="there are 3 labels for"):
+        evaluate(images.images(), images, digits_features(), metrics=["accuracy"], labels=asked[:3])
+
+
+def test_parts_of_a_class_count_for_the_class() -> None:
+    images = open_images("emoji64", split="test", resolution=32)
+    some = images.subset(range(0, len(images), 8))
+    report = evaluate(some.images(), some, emoji_features(), metrics=["accuracy"], labels=some.labels)
+    named = emoji_features()(some.images())[1].argmax(1)
+    group = np.array(emoji_features().group_of)[named] == some.labels
+    assert abs(report.scores["accuracy_emoji"] - group.mean()) < 0.1 and report.scores["accuracy_emoji"] > 0.5

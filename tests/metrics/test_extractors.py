@@ -15,9 +15,10 @@ from imagewright.files import read_json
 from imagewright.metrics.evaluate import evaluate
 from imagewright.metrics.extractors import FOREIGN, find_extractor
 from imagewright.metrics.features import ClassifierFeatures
+from imagewright.metrics.perceptual import perceptual_network
 from imagewright.metrics.train_encoder import train_encoder
 from imagewright.models.view import fit
-from imagewright.types import UserError
+from imagewright.types import DataSpec, UserError
 
 
 def noise(n: int, side: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -150,8 +151,18 @@ def test_clip_is_its_projection(tmp_path: Path) -> None:
     torch.manual_seed(0)
     transformers.CLIPVisionModelWithProjection(config).eval().save_pretrained(tmp_path, safe_serialization=True)
     (tmp_path / "preprocessor_config.json").write_text('{"crop_size": 28}')
-    extractor = find_extractor(str(tmp_path), "any")
+    extractor = find_extractor(f"clip:{tmp_path}", "any")
     assert extractor(noise(2, 28))[0].shape == (2, 8) and extractor.name.startswith("clip-")
+    maps = perceptual_network(f"clip:{tmp_path}", DataSpec(name="any", resolution=28, channels=3))
+    images = torch.zeros(1, 3, 28, 28, requires_grad=True)
+    (tokens,) = maps(images)
+    assert tokens.shape == (1, 16, 2, 2)
+    tokens.square().sum().backward()
+    assert images.grad.abs().sum() > 0
+    with pytest.raises(UserError, match="holds a clip network"):
+        find_extractor(f"dinov2:{tmp_path}", "any")
+    with pytest.raises(UserError, match=r"/none is no folder with the config\.json of a clip network"):
+        find_extractor(f"clip:{tmp_path}/none", "any")
 
 
 def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:

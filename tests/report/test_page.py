@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imagewright.pretrained import load
 from imagewright.report import ReportInputs, RunSection, build_report, collect_run, write_report
-from imagewright.report.collect import MOST_STEPS, evenly
+from imagewright.report.collect import MOST_STEPS, _compare, evenly
 from imagewright.types import UserError
 
 STEPS = 14  # of the tiny run's sampler
@@ -72,6 +73,9 @@ def test_collected_pieces_have_their_shapes(section: RunSection) -> None:
     assert [s.images_seen for s in section.snapshots] == [16, 32]
     assert [line["images"] for line in section.log] == [8, 16, 24, 32]
     assert [n.space for n in section.neighbours] == ["feature space", "pixel space"]
+    other = _compare(section.first_images, load(section.folder).spec, section.experiment, section.folder, "emoji", {})
+    assert [n.space for n in other["neighbours"]] == ["features of emoji", "pixel space"]
+    assert not np.array_equal(other["neighbours"][0].distances, section.neighbours[0].distances)
 
 
 def test_neighbours_are_the_nearest_training_images(section: RunSection) -> None:

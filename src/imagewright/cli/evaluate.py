@@ -16,13 +16,14 @@ from imagewright.cli.command import invoked, run
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.evaluate_accuracy import evaluate_accuracy, show_accuracy
 from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
+from imagewright.cli.evaluate_reconstruction import evaluate_reconstruction, show_reconstruction
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.cli.score_file import keep
 from imagewright.cli.scoring import extractor_for, real_images, reference_images
 from imagewright.data import ImageSet, open_images
 from imagewright.files import try_output
 from imagewright.metrics.bits import BitsSettings
-from imagewright.metrics.draws import ClassLaw, class_shares, draw_for_score
+from imagewright.metrics.draws import ClassLaw, class_shares, draw_for_score, labels_for_score
 from imagewright.metrics.evaluate import METRICS, OPTIONAL, Report, evaluate, feasible
 from imagewright.metrics.features import FeatureExtractor, in_batches
 from imagewright.metrics.reference import Reference, embed
@@ -43,6 +44,8 @@ EPILOG = """examples:
   imagewright evaluate emoji64-32 --metrics bpd --ode-steps 32 --probes 4
   imagewright evaluate runs/edm-digits --seeds 1 2 3 4 5   # mean and spread
   imagewright evaluate runs/wrn-digits                     # a classifier's accuracy on held-out images
+  imagewright evaluate runs/edm-digits --features runs/vcmamba-digits --metrics fd kid accuracy
+  imagewright evaluate runs/kl-digits                      # what an autoencoder or tokenizer gives back
   imagewright evaluate my-images.zip --data emoji64
   imagewright evaluate runs/auto-photos-64 --features photos.safetensors --metrics fd kid fd_inf
   imagewright evaluate MODEL --data imagenet-64x64.zip --inception pt_inception-2015-12-05-6726825d.pth --n 50000
@@ -74,17 +77,20 @@ def evaluate_command(
 
     Every distance comes with yardsticks at the same number of images: real against real (floor), a Gaussian fit with
     full covariance and noise (ceilings). Bits per dimension come with those of lossless files (PNG, WebP). Of a
-    classifier its accuracy is measured: how often it names the class, and has it among its five likeliest.
+    classifier its accuracy is measured: how often it names the class, and has it among its five likeliest. Of an
+    autoencoder or tokenizer what comes back is: PSNR, SSIM, perceptual and Frechet distance, and a linear probe of
+    latents.
 
     Args:
         target: a run folder, a model folder, a shipped model; or a folder or zip of images.
         data: real images: digits, emoji64, a zip or a folder; default what the model was trained on.
-        split: of the real images (train, test, all); default all, for bpd and accuracy test.
+        split: of the real images (train, test, all); default all, for bpd, accuracy and reconstructions test.
         n: images to draw; default as many as there are real ones (50,000 at most). Of a set of images, and for bpd and
             accuracy of the real ones: how many to score, evenly chosen; default all.
         seed: of the images drawn.
         seeds: several of them: as many images of each are measured, and their mean and spread shown.
-        metrics: of fd, kid, is, prdc; fd_inf, the distance carried on to infinitely many images; and bpd, the bits per
+        metrics: of fd, kid, is, prdc; fd_inf, the distance carried on to infinitely many images; accuracy, the share of
+            images in which the features' classifier sees the class that was asked for; and bpd, the bits per
             dimension of the real images, by the model's exact likelihood, its bound, or its probability flow.
         classes: which are drawn, of a model that is told them: each as often as the real images have it (reference),
             or all alike (uniform).
@@ -92,8 +98,8 @@ def evaluate_command(
         steps: one measurement for each number of sampler steps.
         set: further sampler settings, name=value.
         features: what is compared: digits or emoji (shipped classifiers), an encoder's file (`imagewright data
-            encoder`), a classifier's run, or a folder of DINOv2 or CLIP; default the set's own classifier, else that of
-            emoji.
+            encoder`), a classifier's run or model, or dinov2:FOLDER or clip:FOLDER; default the set's own classifier,
+            else that of emoji. Every score is named after it.
         inception: the public Inception weight file (path, folder or URL), for FID.
         yardsticks: measure them too.
         out: where the result goes; default metrics.json in the run folder. Earlier entries are kept.
@@ -142,6 +148,8 @@ def _evaluate_command(
     if not is_model:
         if "bpd" in metrics:
             raise UserError(f"{target} is no model; bpd is how probable a model finds real images")
+        if "accuracy" in metrics:
+            raise UserError(f"{target} is a set of images, of which no classes were asked; accuracy is a model's")
         drawing: dict[str, Any] = {
             "seed": seed != SEED,
             "seeds": seeds,
@@ -173,6 +181,17 @@ def _evaluate_command(
         entry = evaluate_accuracy(target, file, data, split or "test", n, batch_size, device)
         show_accuracy(entry)
         _keep("accuracies", [_of(file, entry)], path)
+        return
+    if kind_of(file.model) in ("codec", "autoencoder"):
+        unused = {"metrics": metrics != METRICS, "sampler": sampler, "steps": steps, "set": set, "seeds": seeds}
+        unused |= {"classes": classes != "reference", "changes": changes.record()}
+        _refuse_unused(f"{target}, which draws no images", **unused)
+        if group.is_first:
+            entry = evaluate_reconstruction(
+                target, file, data, split or "test", n, seed, features, inception, batch_size, device
+            )
+            show_reconstruction(entry)
+            _keep("reconstructions", [_of(file, entry)], path)
         return
     if "bpd" in metrics:
         metrics = tuple(m for m in metrics if m != "bpd")
@@ -209,8 +228,16 @@ def _evaluate_command(
                 drawn = draw_for_score(source, count, embedded, classes=classes, seed=each, batch_size=batch_size)
                 clock = _Stopwatch(drawn)
                 sticks = yardsticks and each == (seeds or (seed,))[0]  # they do not depend on the seed
+                asked = labels_for_score(source, count, embedded, classes=classes, seed=each)
                 report = evaluate(
-                    clock, embedded, extractor, metrics=metrics, seed=each, yardsticks=sticks, on_progress=advance_to
+                    clock,
+                    embedded,
+                    extractor,
+                    metrics=metrics,
+                    seed=each,
+                    labels=asked,
+                    yardsticks=sticks,
+                    on_progress=advance_to,
                 )
             entries.append(_entry(target, way, generator.nfe, clock.seconds, report) | {"classes": told})
     _say_if_uniform(entries[0]["classes"], classes)

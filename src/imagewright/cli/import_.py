@@ -13,12 +13,14 @@ from imagewright.cli.console import say
 from imagewright.files import read_json
 from imagewright.interop.reading import read_official
 from imagewright.models.files import ModelFile, save_model
+from imagewright.types import kind_of
 
 EPILOG = """examples:
   imagewright import edm-cifar10-32x32-cond-vp.pkl --out models/edm-cifar10
   imagewright import edm2-img64-s-1073741-0.075.pkl --out models/edm2-s
   imagewright import cd_imagenet64_lpips.pt --out models/cd
   imagewright import ddpm-cifar10-32/ --out models/ddpm
+  imagewright import VCMamba-S.pth --key model --out models/vcmamba-s
   imagewright import weights.safetensors --config edm.json --out models/edm
 
 What a file is, and its arguments, are read from it where it tells them: a pickle of EDM, EDM2, SiD or DDO says all, so
@@ -43,7 +45,7 @@ def import_command(
         out: the model folder to write.
         config: JSON file with official constructor arguments, in place of or beside those that the file tells.
         kind: family of the weights: edm, edm2, dmd2, vct, guided-diffusion, consistency-models, ctm, ctm-cifar10,
-            lightningdit; default by what they are.
+            lightningdit, vcmamba; default by what they are.
         key: of a file with several networks or dictionaries, which one: ema.
         name: name of the data set the model was trained on; default the file's.
     """
@@ -53,9 +55,12 @@ def import_command(
     save_model(out, ModelFile(model=found.model, spec=found.spec, origin=origin))
     spec = found.spec
     classes = f"{spec.num_classes} classes" if spec.num_classes else "no classes"
+    levels = ""
+    if kind_of(found.model) != "encoder":
+        levels = f", noise levels {found.model.sigma_min:g} to {found.model.sigma_max:g}"
     say(
         f"{found.kind}: {type(found.model).__name__} of {spec.channels} x {spec.resolution} x {spec.resolution}, "
-        f"{classes}, noise levels {found.model.sigma_min:g} to {found.model.sigma_max:g}; written to {out}"
+        f"{classes}{levels}; written to {out}"
     )
 
 

@@ -21,6 +21,7 @@ def report(
     out: Path | None = None,
     seed: int = 0,
     weight: float | None = None,
+    features: str | None = None,
 ) -> None:
     """Write one HTML page about one or more runs: samples, trajectory, losses, quality against cost, neighbours.
 
@@ -30,6 +31,8 @@ def report(
         runs: run folders; several are compared side by side, and so are the stages of a chain.
         out: where the page goes; default report.html in the first run's folder.
         seed: of the images shown.
+        features: encoder in whose features the nearest training images are sought, as for `imagewright evaluate`;
+            default the data's own classifier.
         weight: strength of the guidance at which they are drawn, of runs whose model is told it; default its own.
     """
     if not runs:
@@ -39,9 +42,11 @@ def report(
     try_output(path)
     for folder in (each for given in runs for each in (stage_folders(given) or [given])):
         say(f"collecting {folder}")
-        sections.append(collect_run(folder, seed=seed, weight=weight))
+        sections.append(collect_run(folder, seed=seed, weight=weight, features=features))
     if weight is not None and all(section.weight is None for section in sections):
         raise UserError(f"--weight is {weight:g}; no model of these runs is told the strength of guidance")
+    if features is not None and not any(section.neighbours for section in sections):
+        raise UserError(f"--features is {features}; no images of these runs can be compared with training images")
     write_report(path, sections)
     say(f"written to {path}")
 

@@ -9,11 +9,13 @@ from imagewright.interop.edm import from_ctm_cifar10, from_dmd2, from_edm, from_
 from imagewright.interop.fitting import StateDict
 from imagewright.interop.lightningdit import from_lightningdit
 from imagewright.interop.openai import from_consistency_models, from_ctm, from_guided_diffusion, from_openai
+from imagewright.interop.vcmamba import from_vcmamba
+from imagewright.models.classifier import Classifier
 from imagewright.models.preconditioning import Preconditioned
 from imagewright.networks.config import did_you_mean
 from imagewright.types import UserError
 
-KINDS: dict[str, Callable[[StateDict, Mapping[str, Any]], Preconditioned]] = {
+KINDS: dict[str, Callable[[StateDict, Mapping[str, Any]], Preconditioned | Classifier]] = {
     "edm": from_edm,
     "edm2": from_edm2,
     "dmd2": from_dmd2,
@@ -24,11 +26,12 @@ KINDS: dict[str, Callable[[StateDict, Mapping[str, Any]], Preconditioned]] = {
     "ctm": from_ctm,
     "ctm-cifar10": from_ctm_cifar10,
     "lightningdit": from_lightningdit,
+    "vcmamba": from_vcmamba,
 }
 """Every family of official checkpoints that can be read."""
 
 
-def from_official(state_dict: StateDict, kind: str, config: Mapping[str, Any]) -> Preconditioned:
+def from_official(state_dict: StateDict, kind: str, config: Mapping[str, Any]) -> Any:
     """The model of an official checkpoint, in eval mode, float32, on the CPU.
 
     state_dict: tensors or arrays by official key; constant buffers may be absent.

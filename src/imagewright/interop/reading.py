@@ -15,9 +15,8 @@ from imagewright.interop.official import from_official
 from imagewright.interop.pickled import read_network
 from imagewright.interop.recognise import CTM, PUBLISHED, inferred, recognise
 from imagewright.metrics.torch_file import read_state_dict
-from imagewright.models.preconditioning import Preconditioned
-from imagewright.pickles import LightningWords
-from imagewright.types import DataSpec, UserError
+from imagewright.pickles import LightningWords, Vocabulary
+from imagewright.types import DataSpec, UserError, kind_of
 
 PICKLED = {"EDMPrecond": "edm", "VPPrecond": "edm", "VEPrecond": "edm", "iDDPMPrecond": "edm", "Precond": "edm2"}
 """Kinds by the class of a pickled network."""
@@ -28,7 +27,7 @@ SUFFIXES = (".pkl", ".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 class Imported:
     """model: of ours, in eval mode. spec: of its pictures. kind: of the weights."""
 
-    model: Preconditioned
+    model: Any
     spec: DataSpec
     kind: str
 
@@ -93,7 +92,7 @@ def _state(path: Path, key: str | None) -> dict[str, Tensor]:
         if not chosen:
             raise UserError(f"{path} has no weights under {prefix!r}; --key names others, such as model")
         return chosen
-    return read_state_dict(path, key)
+    return read_state_dict(path, key, Vocabulary if key is None else LightningWords)
 
 
 def _generator_of(folder: Path) -> Path:
@@ -106,9 +105,7 @@ def _generator_of(folder: Path) -> Path:
     )
 
 
-def _spec(model: Preconditioned, name: str) -> DataSpec:
-    network: Any = model.network
-    config = network.config
-    return DataSpec(
-        name=name, resolution=config.img_resolution, channels=config.in_channels, num_classes=config.label_dim
-    )
+def _spec(model: Any, name: str) -> DataSpec:
+    config = model.network.config
+    classes = config.num_classes if kind_of(model) == "encoder" else config.label_dim
+    return DataSpec(name=name, resolution=config.img_resolution, channels=config.in_channels, num_classes=classes)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from imagewright.interop.lightningdit import told_by
+from imagewright.interop.vcmamba import sizes_of
 from imagewright.types import UserError
 
 State = Mapping[str, Tensor]
@@ -74,7 +75,7 @@ FORMATS = (
     Format("ARPG", "layers.self_dec, layers.cross_dec", _starts("layers.self_dec.", "layers.cross_dec."), None,
            "the tokenizer of its tokens, LlamaGen's (the network is here)"),
     Format("LlamaGen", "cls_embedding, layers.0", _starts("cls_embedding", "layers.0."), None, "the network"),
-    Format("VCMamba", "a tensor A_log", lambda s: any(key.endswith(".A_log") for key in s), None, "the network"),
+    Format("VCMamba", "a tensor A_log", lambda s: any(key.endswith(".A_log") for key in s), "vcmamba"),
 )  # fmt: skip
 """Formats by what identifies them. MaskGIT's Flax files are msgpack, and are not opened."""
 
@@ -112,6 +113,8 @@ def inferred(kind: str, state: State) -> dict[str, Any]:
                 return {"network": network} | config | encoder
             case "lightningdit":
                 return told_by(state)
+            case "vcmamba":
+                return sizes_of(state)
         return {}
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"the tensors of this checkpoint are not those of {kind}: {error}") from None

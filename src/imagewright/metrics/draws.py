@@ -66,9 +66,16 @@ def draw_for_score(
     batch_size: int = 64,
 ) -> Iterator[Images]:
     """Images 0 .. n - 1 of a seed, batch by batch; image i depends on (seed, i) and the shares alone."""
-    law, shares = class_shares(generator.spec, reference, classes)
-    labels = generator.labels(n, seed, shares=shares) if law == "reference" else None
+    labels = labels_for_score(generator, n, reference, classes=classes, seed=seed)
     return generator.batches(n, labels=labels, seed=seed, batch_size=batch_size)
+
+
+def labels_for_score(
+    generator: Drawing, n: int, reference: Reference | Moments, *, classes: ClassLaw = "reference", seed: int = 0
+) -> npt.NDArray[np.int64] | None:
+    """The classes of `draw_for_score`'s images, [n]; None: the model is told none."""
+    law, shares = class_shares(generator.spec, reference, classes)
+    return generator.labels(n, seed, shares=shares if law == "reference" else None)
 
 
 def frechet_of_model(

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from scipy.special import softmax
 
 from imagewright.metrics.fd_infinity import SEED as FD_INFINITY_SEED
 from imagewright.metrics.fd_infinity import fd_infinity
@@ -31,13 +33,14 @@ from imagewright.types import UserError
 from imagewright.version import versions
 
 METRICS = ("fd", "kid", "is", "prdc")
-OPTIONAL = ("fd_inf",)
+OPTIONAL = ("fd_inf", "accuracy")
 """Measured where they are asked for."""
 LEAST: Mapping[str, tuple[int, int]] = {
     "fd": (2, 2),
     "kid": (2, 2),
     "is": (1, 0),
     "fd_inf": (20, 2),
+    "accuracy": (1, 0),
     "prdc": (K_PRECISION_RECALL + 1, K_DENSITY_COVERAGE + 1),
 }
 """Images and real images that a metric needs: two for a covariance, more than k for a k-th neighbour."""
@@ -94,6 +97,7 @@ def evaluate(
     *,
     metrics: Iterable[str] = METRICS,
     seed: int | None = None,
+    labels: npt.NDArray[np.int64] | None = None,
     yardsticks: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Report:
@@ -102,7 +106,8 @@ def evaluate(
     images:     uint8 [n, H, W, C], or batches of such, of the reference's H, W and C.
     reference:  real images; or `Reference` (from `embed`) to embed them once for many evaluations; or
                 `Moments` from a file, which allow "fd" and "is" only and no yardsticks.
-    metrics:    of "fd", "kid", "is", "prdc", "fd_inf".   seed: that the images were drawn with, for the report.
+    metrics:    of "fd", "kid", "is", "prdc", "fd_inf", "accuracy".   seed: that the images were drawn with.
+    labels:     classes that were asked for, [n], of which "accuracy" is the share that the extractor sees.
     on_progress: called with the number of generated images seen.
     A metric that needs more images is left out, with a note. Raises UserError where all are.
     """
@@ -117,9 +122,15 @@ def evaluate(
     if "is" in wanted and not extractor.num_classes:
         wanted = tuple(metric for metric in wanted if metric != "is")
         left_out = (*left_out, f"is needs classes, and {extractor.name} has none")
+    if "accuracy" in wanted and (fault := _no_accuracy(labels, seen.count, reference, extractor)):
+        wanted, left_out = tuple(metric for metric in wanted if metric != "accuracy"), (*left_out, fault)
     if not wanted:
         raise UserError("; ".join(left_out))
     scores, settings = _scores(seen, reference, extractor, wanted)
+    if "accuracy" in wanted and labels is not None:
+        right = _class_probabilities(np.concatenate(seen.logits), extractor).argmax(1) == labels
+        name = _label("accuracy", extractor)
+        scores |= {name: float(right.mean()), f"{name}_stderr": float(right.std() / len(right) ** 0.5)}
     sticks: dict[str, Yardstick] = {}
     distances = {_label(m, extractor): _distance(m, settings) for m in ("fd", "kid") if m in wanted}
     if yardsticks and distances and isinstance(reference, Reference) and len(reference) >= 4:
@@ -181,7 +192,7 @@ def _look(
         seen.statistics.update(features)
         if keep:
             seen.features.append(features)
-        if "is" in wanted:
+        if not {"is", "accuracy"}.isdisjoint(wanted):
             seen.logits.append(logits)
         if on_progress is not None:
             on_progress(seen.count)
@@ -240,6 +251,27 @@ def _scores(
     return scores, settings
 
 
+def _no_accuracy(
+    labels: npt.NDArray[np.int64] | None, count: int, reference: Reference | Moments, extractor: FeatureExtractor
+) -> str:
+    """Why there is no share of images of the class that was asked for; nothing where there is."""
+    if labels is None:
+        return "accuracy needs images of classes that were asked for"
+    if len(labels) != count:
+        raise UserError(f"there are {len(labels)} labels for {count} images")
+    known = _class_probabilities(np.zeros((1, extractor.num_classes), np.float32), extractor).shape[1]
+    counts = (reference.moments if isinstance(reference, Reference) else reference).class_counts
+    wanted = int(labels.max()) + 1 if counts is None else len(counts)
+    return "" if known == wanted else f"accuracy needs the {wanted} classes, and {extractor.name} names {known}"
+
+
+def _class_probabilities(logits: Features, extractor: FeatureExtractor) -> npt.NDArray[np.float64]:
+    """Of the data's classes, [n, K]; of an extractor that names parts of these (`group_of`) the sums over the parts."""
+    each: npt.NDArray[np.float64] = softmax(logits.astype(np.float64), axis=1) if logits.size else logits.astype(float)
+    group_of = getattr(extractor, "group_of", None)
+    return each if group_of is None else each @ np.eye(max(group_of) + 1)[np.asarray(group_of)]
+
+
 def _at_most(features: Features, count: int) -> Features:
     """All features, or so many of them, drawn from a fixed seed, in order."""
     if len(features) <= count:
@@ -274,7 +306,7 @@ def _label(metric: str, extractor: FeatureExtractor) -> str:
 def _check_metrics(metrics: Iterable[str], reference: object) -> tuple[str, ...]:
     wanted = tuple(metrics)
     known = (*METRICS, *OPTIONAL)
-    possible = ("fd", "is", "fd_inf") if isinstance(reference, Moments) else known
+    possible = ("fd", "is", *OPTIONAL) if isinstance(reference, Moments) else known
     for metric in wanted:
         if metric not in known:
             raise UserError(f"metrics has no {metric!r}; there are {', '.join(known)}")

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypedDict
+from typing import Annotated, Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,8 @@ class FeatureExtractor(Protocol):
     name:    part of every score's name (fd_<name>).        dim:    feature dimension d.
     sha256:  of the weight file; scores of different extractors do not compare.
     channels: of the pictures that it sees, 1 or 3.
-    num_classes: 0 for one whose logits mean nothing. It may have a `note`: what to mind of its scores.
+    num_classes: 0 for one whose logits mean nothing. It may have a `note`: what to mind of its scores; and a
+    `group_of`: of each of its classes the class of the data, where its own are finer.
     """
 
     @property
@@ -92,6 +93,7 @@ class _Header(TypedDict):
     format: str
     name: str
     config: _ConfigRecord
+    group_of: NotRequired[list[Annotated[int, Within(0, limits.CLASSES)]]]
 
 
 class EncoderFeatures:
@@ -144,7 +146,10 @@ class EncoderFeatures:
 
 
 class ClassifierFeatures(EncoderFeatures):
-    """A file that `imagewright data encoder` or `train_features` wrote; `header` is what its training recorded."""
+    """A file that `imagewright data encoder` or `train_features` wrote; `header` is what its training recorded.
+
+    group_of: of each class that it names the class of the data set, where it names finer ones.
+    """
 
     def __init__(self, path: Path, *, device: torch.device | str = "cpu", batch_size: int = 256) -> None:
         self.header, config, state = read_classifier(path)
@@ -158,6 +163,7 @@ class ClassifierFeatures(EncoderFeatures):
             )
         network = ConvClassifier(config)
         network.load_state_dict(state)
+        self.group_of: list[int] | None = self.header.get("group_of")
         super().__init__(
             Classifier(network, std=(0.5,)),
             name=self.header["name"],

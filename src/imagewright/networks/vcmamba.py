@@ -28,14 +28,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagewright.networks.config import Network, NetworkConfig, require
-from imagewright.networks.recompute import Block
 from imagewright.networks.selective_scan import selective_scan
 from imagewright.noise import dropout
 from imagewright.types import Encoding
@@ -92,7 +91,7 @@ class VCMambaConfig(NetworkConfig):
         return -(-self.img_resolution // stride)
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "S": {"widths": (32, 64, 144, 288), "depths": (4, 4, 12, 8)},
     "M": {"widths": (48, 96, 224, 448), "depths": (4, 4, 12, 6)},
     "B": {"widths": (64, 128, 320, 512), "depths": (4, 4, 12, 6)},
@@ -166,7 +165,7 @@ class VCMamba(Network):
         return F.interpolate(self.place, size=x.shape[2:], mode="bicubic", align_corners=False)
 
 
-class ConvBlock(Block):
+class ConvBlock(nn.Module):
     """x + scale MLP(x), [N, width, H, W]."""
 
     def __init__(self, width: int, *, drop: float = 0.0) -> None:
@@ -179,7 +178,7 @@ class ConvBlock(Block):
         return x + _branch(self.scale * self.mlp(x), self.drop, self.training)
 
 
-class MambaBlock(Block):
+class MambaBlock(nn.Module):
     """x + SSM(norm x), then x + MLP(norm x), [N, width, H, W]; scans: of the four orders, how many."""
 
     def __init__(self, width: int, *, drop: float = 0.0, official_compat: bool = False, scans: int = SCANS) -> None:

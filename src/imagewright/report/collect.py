@@ -19,7 +19,8 @@ from imagewright import limits
 from imagewright.data import ImageSet, open_images, to_uint8
 from imagewright.data.pixels import BadPicture, decode
 from imagewright.files import read_bytes
-from imagewright.metrics import FeatureExtractor, digits_features, emoji_features, nearest
+from imagewright.metrics import FeatureExtractor, nearest
+from imagewright.metrics.extractors import OF_DATA, named_extractor
 from imagewright.metrics.records import read_scores
 from imagewright.models.files import has_model, read_model_record
 from imagewright.models.kinds import KINDS
@@ -33,11 +34,6 @@ from imagewright.types import DataSpec, UserError, kind_of
 
 Images = npt.NDArray[np.uint8]
 OnProgress = Callable[[int, int], None]
-
-EXTRACTORS: Mapping[str, Callable[[], FeatureExtractor]] = {
-    "digits": digits_features,
-    "emoji64": emoji_features,
-}
 
 PER_CLASS = 10
 MOST_CLASSES = 20
@@ -91,6 +87,7 @@ class Measure:
 
     @property
     def images_per_second(self) -> float | None:
+        """Of drawing; None where no time was kept."""
         return self.report["num_images"] / self.seconds if self.seconds > 0 else None
 
 
@@ -191,12 +188,15 @@ def collect_run(
     *,
     seed: int = 0,
     weight: float | None = None,
+    features: str | None = None,
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> RunSection:
     """Read a run folder and draw from its model.
 
     seed: of all images drawn. weight: strength of the guidance, of a model that is told it; None = its own.
+    features: the encoder in whose features the nearest training images are sought (`metrics.extractors`); None = the
+    data's own classifier, where there is one.
     device: auto, cpu, cuda, mps.
     on_progress: called with (images drawn, images to draw).
     Raises UserError when the folder holds no run, or a file in it is damaged.
@@ -219,7 +219,7 @@ def collect_run(
         pieces["weight"] = getattr(generator.model, "weight", None)
         pieces |= _draw(generator, seed, on_progress or (lambda done, total: None))
         samples = np.concatenate([pieces["first_images"], *(row.images for row in pieces["classes"])])
-        pieces |= _compare(samples, generator.spec, pieces["experiment"], folder, missing)
+        pieces |= _compare(samples, generator.spec, pieces["experiment"], folder, features, missing)
     name = folder.name or folder.resolve().name
     return RunSection(name=name, folder=folder, seed=seed, missing=missing, **pieces)
 
@@ -362,7 +362,12 @@ def draw_trajectory(
 
 
 def _compare(
-    samples: Images, spec: DataSpec, experiment: Mapping[str, Any], folder: Path, missing: dict[str, Missing]
+    samples: Images,
+    spec: DataSpec,
+    experiment: Mapping[str, Any],
+    folder: Path,
+    features: str | None,
+    missing: dict[str, Missing],
 ) -> dict[str, Any]:
     """Neighbours among the training images, or why there are none."""
     if not experiment:
@@ -387,15 +392,16 @@ def _compare(
     if len(real) > MOST_REAL:
         real = real.subset(evenly(len(real), MOST_REAL))
     spaces: list[tuple[str, FeatureExtractor | None]] = [("pixel space", None)]
-    if config.source in EXTRACTORS:
-        spaces.insert(0, ("feature space", EXTRACTORS[config.source]()))
+    encoder = features or OF_DATA.get(config.source)
+    if encoder is not None:
+        spaces.insert(0, ("feature space" if features is None else f"features of {features}", named_extractor(encoder)))
     found = tuple(_neighbours(name, extractor, samples, real, held_out) for name, extractor in spaces)
     return {"neighbours": found, "num_real": len(real)}
 
 
 def _held_out(config: DataConfig) -> Images | None:
     """Real images that the run has not seen, where the set has such a split."""
-    if config.split != "train" or config.source not in EXTRACTORS:
+    if config.split != "train" or config.source not in OF_DATA:
         return None
     real = open_images(config.source, resolution=config.resolution, split="test", labels=config.labels)
     return real.images(evenly(len(real), 100))
