@@ -15,7 +15,7 @@ from imagewright.bench.claims.sequences import Draw, fitted, held_out
 from imagewright.data import from_uint8, open_images
 from imagewright.networks.vcmamba import MambaBlock, VCMamba, VCMambaConfig
 
-SIDE = 16
+SIDE = 12
 COLOURS = 8
 """Corners of the cube of colours; the ground is its centre."""
 WIDTH = 8
@@ -32,7 +32,7 @@ PAIR_COUNT = 2000
 
 
 def marked(generator: torch.Generator, n: int) -> Tensor:
-    """Pictures of one coloured cell on grey, [n, 3, 16, 16]."""
+    """Pictures of one coloured cell on grey, [n, 3, 12, 12]."""
     colour = 2.0 * torch.randint(2, (n, 3), generator=generator) - 1
     place = torch.randint(SIDE**2, (n, 1), generator=generator)
     return (colour[:, :, None] * F.one_hot(place, SIDE**2)).reshape(n, 3, SIDE, SIDE)
@@ -56,7 +56,7 @@ def network(name: str) -> VCMamba:
 
 
 def answers(net: nn.Module, pictures: Tensor) -> Tensor:
-    """Logits of the marker's colour at every cell, [n, 256, 8]."""
+    """Logits of the marker's colour at every cell, [n, 144, 8]."""
     assert isinstance(net, VCMamba)
     logits: Tensor = net.head(net(pictures).tokens)
     return logits
@@ -150,7 +150,7 @@ CLAIM = Claim(
     paper="2509.04669",
     headline="ImageNet-1k top-1 78.7 (10.5 M parameters), 81.5, 82.6 (31.5 M): the largest is 0.3 above PlainMamba-L3 "
     "with 37 % fewer; ADE20K 47.1 mIoU, 2.0 above EfficientFormer-L7 with 62 % fewer",
-    miniature="One cell of 16x16 is coloured, and every cell has to name its colour: a stem and one scanning block of "
+    miniature="One cell of 12x12 is coloured, and every cell has to name its colour: a stem and one scanning block of "
     "width 8, against the same block with its first scan alone, the released program's quirks, and five blocks of "
     "convolutions of as many parameters (1 %). And two handwritten digits in opposite corners of 32x32, alike or not: two "
     "stages whose last block scans, against convolutions of as many parameters (1 %).",
