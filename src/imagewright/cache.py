@@ -7,6 +7,7 @@ time.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from hashlib import sha256
@@ -42,6 +43,23 @@ def entry(kind: str, *what: object) -> Path | None:
     """Where something of this kind, known by all of `what`, would be kept."""
     folder = cache_folder()
     return None if folder is None else folder / f"{kind}-{sha256(repr(what).encode()).hexdigest()[:40]}.safetensors"
+
+
+def folder_entry(kind: str, *what: object) -> Path | None:
+    """The same of what takes a folder; those of its kind that were not used for long make way."""
+    named = entry(kind, *what)
+    if named is None:
+        return None
+    wanted = named.with_suffix("")
+    try:
+        wanted.mkdir(exist_ok=True)
+        os.utime(wanted)
+        for other in named.parent.glob(f"{kind}-*"):
+            if other.is_dir() and other.stat().st_mtime < time.time() - MOST_DAYS * 86400:
+                shutil.rmtree(other, ignore_errors=True)
+    except OSError:
+        return None
+    return wanted
 
 
 def recall(path: Path | None) -> tuple[dict[str, torch.Tensor], Head] | None:

@@ -547,7 +547,8 @@ class Parts:
 class Method(Protocol):
     """A way to train: which networks there are, and what one training step does.
 
-    `product` names the part that is the result of training (its average is what gets exported).
+    `product` names the part that is the result of training (its average is what gets exported). A method whose product
+    is of images and never of latents of them, such as an autoencoder, says so by `of_images = True`.
     """
 
     product: ClassVar[str]

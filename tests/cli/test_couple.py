@@ -23,6 +23,7 @@ import torch
 from imagewright.cli.main import main
 from imagewright.data import from_uint8, open_images
 from imagewright.data.couplings import Couplings, write_shard
+from imagewright.data.shards import lock_path
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import SongUNet, SongUNetConfig
@@ -376,7 +377,7 @@ def test_a_shard_is_written_while_the_next_is_drawn(
     def waits(folder: Path, manifest: Any, index: int, **pairs: Any) -> None:
         if index < 6:  # the last has no next
             assert drawn[index + 1].wait(60), "the next shard is not drawn before this one is written"
-        held.append(couple._lock_path(folder, index).exists())
+        held.append(lock_path(folder, index).exists())
         write(folder, manifest, index, **pairs)
 
     make = couple.Drawing.__call__

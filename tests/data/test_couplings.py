@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from imagewright.data import ImageSet, Loader, couplings
+from imagewright.data import ImageSet, Loader, shards
 from imagewright.data.couplings import (
     Couplings,
     Manifest,
@@ -200,13 +200,13 @@ def test_stores_that_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_of_two_claims_at_once_the_larger_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = couplings.write_json
+    write = shards.write_json
 
     def slow(path: Path, value: Any) -> None:
         time.sleep(0.3 if value["n"] == 10 else 0)
         write(path, value)
 
-    monkeypatch.setattr(couplings, "write_json", slow)
+    monkeypatch.setattr(shards, "write_json", slow)
     fewer = threading.Thread(target=claim_folder, args=(tmp_path, MANIFEST))
     fewer.start()
     time.sleep(0.1)  # it has found no manifest, and is about to write one

@@ -140,3 +140,19 @@ def test_noise_source_is_shared():
         Guided(MAIN, GUIDE, 1.5), normal(count, 1, 2, 2), noise=ImageNoise(0, range(count))
     )
     assert drawn.shape == (count, 1, 2, 2) and bool(drawn.isfinite().all())
+
+
+def test_some_channels_are_guided_alone():
+    main, guide = (GaussianMixture(normal(4, 3, 2, 2, seed=k), 0.3) for k in (5, 6))
+    x = normal(5, 3, 2, 2, seed=7)
+    everything, two = Guided(main, guide, 2.5), Guided(main, guide, 2.5, channels=2)
+    torch.testing.assert_close(two(x, SIGMA)[:, :2], everything(x, SIGMA)[:, :2])
+    assert torch.equal(two(x, SIGMA)[:, 2:], main(x, SIGMA)[:, 2:])
+    assert torch.equal(Guided(main, guide, 2.5, channels=3)(x, SIGMA), everything(x, SIGMA))
+    assert torch.equal(Guided(main, guide, 1.0, channels=2)(x, SIGMA), main(x, SIGMA))
+    within = Guided(main, guide, 2.5, (0.5, 4.0), channels=2)(x, SIGMA)
+    inside = torch.tensor([False, False, True, True, False])
+    torch.testing.assert_close(within[inside], two(x, SIGMA)[inside])
+    assert torch.equal(within[~inside], main(x, SIGMA)[~inside])
+    with pytest.raises(UserError, match="guided channels is 0"):
+        Guided(main, guide, 2.5, channels=0)

@@ -158,6 +158,31 @@ def test_a_velocity_network_is_a_denoiser() -> None:
     assert (flow.sigma_min, flow.sigma_max) == (SIGMA_MIN, SIGMA_MAX)
 
 
+def test_a_network_that_counts_from_the_noise_is_the_same_flow() -> None:
+    """Told 1 - t, asked for x0 - z: a Gaussian's exact velocity in either convention is one denoiser."""
+
+    class Velocity(nn.Module):
+        def __init__(self, from_noise: bool) -> None:
+            super().__init__()
+            self.from_noise, self.one = from_noise, nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, x_t: Tensor, label: Tensor, cond: Condition) -> Tensor:
+            t = (1 - label if self.from_noise else label)[:, None, None, None]
+            slope = (t - (1 - t) * S**2) / ((1 - t) ** 2 * S**2 + t**2)
+            velocity = -MU + slope * (x_t - (1 - t) * MU)
+            return (-velocity if self.from_noise else velocity) * self.one
+
+    x, sigma = numbers(4, 3), torch.tensor([1e-3, 0.3, 2.0, 50.0], dtype=torch.float64)
+    column = sigma[:, None, None, None]
+    exact = (S**2 * x + column**2 * MU) / (S**2 + column**2)
+    for from_noise in (False, True):
+        flow = VelocityFlow(Velocity(from_noise), time_scale=1.0, from_noise=from_noise).double()
+        torch.testing.assert_close(flow(x, sigma), exact, rtol=1e-9, atol=1e-9)
+        t = torch.tensor([0.0, 0.3, 0.9, 1.0], dtype=torch.float64)
+        torch.testing.assert_close(flow.velocity(x, t)[-1], x[-1] - MU)  # at pure noise
+        assert flow_of(flow).from_noise == from_noise
+
+
 def test_a_flow_answers_in_its_input_s_floats() -> None:
     flow = VelocityFlow(network()).eval()
     x = numbers(2, 6)

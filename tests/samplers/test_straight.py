@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imagewright.oracles import GaussianMixture, GaussianOracle, IntegratedFlowMap
 from imagewright.samplers import DDIM, Straight
-from imagewright.samplers.straight import START, sigmoid_times, straightness
+from imagewright.samplers.straight import START, shifted, sigmoid_times, straightness
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 MIXTURE = GaussianMixture(torch.tensor([[1.0, 0.2], [-0.6, 0.9], [0.1, -1.1]], dtype=torch.float64), 0.4)
@@ -124,3 +124,26 @@ def test_a_denoiser_that_knows_less_noise_is_asked_where_it_knows() -> None:
 def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Straight(**settings)  # type: ignore[arg-type]
+
+
+def test_a_shift_divides_the_noise_levels() -> None:
+    times = [0.0, 0.1, 0.5, 0.9, 1.0]
+    assert [shifted(t, 1.0) for t in times] == times
+    assert [shifted(shifted(t, 0.3), 1 / 0.3) for t in times] == pytest.approx(times, abs=1e-15)
+    assert (shifted(0.0, 0.3), shifted(1.0, 0.3)) == (0.0, 1.0)
+    for t in times[1:-1]:
+        moved = shifted(t, 0.3)
+        assert moved / (1 - moved) == pytest.approx(t / (1 - t) / 0.3)
+        counted = 1 - t  # as the papers count, from the noise
+        assert 1 - moved == pytest.approx(0.3 * counted / (1 + (0.3 - 1) * counted))
+    visited = Straight(num_steps=10, shift=0.3).visited()
+    assert visited[0] == START and visited[-1] == 0 and sum(t > 0.5 for t in visited) > 7  # more where noise is strong
+    with pytest.raises(UserError, match="no effect on sampler"):
+        Straight(times=(0.9, 0.5), shift=0.3)
+    with pytest.raises(UserError, match="shift is 0"):
+        Straight(shift=0.0)
+
+
+def test_shifted_steps_end_where_the_flow_does() -> None:
+    want = IntegratedFlowMap(MIXTURE)(START / (1 - START) * LATENTS, START / (1 - START) * AT, 1e-6 * AT)
+    torch.testing.assert_close(Straight(num_steps=200, shift=0.3)(MIXTURE, LATENTS), want, rtol=0, atol=2e-3)

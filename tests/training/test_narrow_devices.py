@@ -31,7 +31,9 @@ FAMILIES = (
     "ctm-digits", "trigflow-digits", "scd-digits", "sct-digits", "dmd2-digits", "dmd2-digits-gan", "f-distill-digits",
     "vq-digits", "diff-instruct-digits", "sim-digits", "sid-digits", "uni-rkl-digits",
     "em-distillation-digits", "smt-digits", "smd-digits", "wrn-digits", "flow-digits", "align-digits", "ayf-digits",
-    "guided-digits", "ecm-digits", "vct-digits", "multi-student-digits-small", "vcmamba-digits",
+    "analog-bits-digits", "self-conditioned-digits",
+    "guided-digits", "ecm-digits", "vct-digits", "multi-student-digits-small",
+    "vcmamba-digits",
 )  # fmt: skip
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
                          num_blocks=1, attn_resolutions=(), dropout=0.0, label_dropout=0.1)  # fmt: skip

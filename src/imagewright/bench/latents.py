@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from imagewright.bench.speed import BATCH, SPEC, Ratio, alternate, network, seconds
-from imagewright.methods.disco_diff import DiscoDiff, LatentPrior
+from imagewright.methods.disco_diff import DiscoDiff, LatentPrior, Transformer
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import TokenTransformer, TokenTransformerConfig
 from imagewright.noise import ImageNoise
@@ -24,7 +24,8 @@ def measure_latents(device: torch.device, rounds: int) -> Ratio:
     details: what the latents of an image cost once, prior and transformer, in calls of the network.
     """
     plain = EDMPrecond(network(0)).eval().to(device)
-    first = DiscoDiff(patch=4).parts(network=network(0), spec=SPEC).denoiser
+    small = Transformer(width=64, depth=1, heads=1)  # which is not asked
+    first = DiscoDiff(patch=4, encoder=small).parts(network=network(0), spec=SPEC).denoiser
     told = LatentPrior().parts(network=TokenTransformer(PRIOR), teacher=first, spec=SPEC).model.eval().to(device)
     noise = ImageNoise(0, range(BATCH))
     x, sigma = torch.randn(BATCH, *SPEC.shape, device=device), torch.full((BATCH,), 2.0, device=device)

@@ -51,7 +51,7 @@ def couple(
 
     The same command again goes on where it was interrupted, and makes missing or broken shards anew. Given several
     times at once, on one folder, it shares the work. A larger --n adds pairs. Of the model, its weights count, not
-    the path by which it is named.
+    the path by which it is named. Of a model in an autoencoder's latents pairs are of latents, for students beside it.
 
     Args:
         model: a run folder, a model folder, or a shipped model.
@@ -79,7 +79,7 @@ def couple(
     if n is None:
         n = 10_000 if drawing.images is None else len(drawing.images)
     manifest = Manifest(
-        n=n, seed=seed, shard=shard, batch=batch_size, dtype=dtype, spec=file.spec, origin=drawing.origin,
+        n=n, seed=seed, shard=shard, batch=batch_size, dtype=dtype, spec=file.seen, origin=drawing.origin,
         inverted=invert is not None, times=times,
     )  # fmt: skip
     with bar(f"coupling into {out}", n) as advance_to:

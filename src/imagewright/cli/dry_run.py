@@ -23,8 +23,11 @@ from imagewright.data import ImageSet
 from imagewright.data.couplings import Couplings
 from imagewright.data.negatives import Negatives
 from imagewright.data.partition import of_classes
+from imagewright.metrics.extractors import SHIPPED
 from imagewright.metrics.perceptual import INSTALLED, perceptual_network
+from imagewright.metrics.vision import VisionFeatures
 from imagewright.models.files import ModelFile
+from imagewright.networks.recompute import blocks
 from imagewright.recipes import RECIPES
 from imagewright.training.chain import OF_STAGE
 from imagewright.training.distributed import pick_device
@@ -106,6 +109,11 @@ class StandIns(Sources):
         made = assemble(experiment, sources=self)
         return ModelFile(model=made.parts.roles[experiment.method.product].module, spec=made.images.spec)
 
+    def latents(self, images: Any, measure: bool, **settings: Any) -> Any:
+        """Images of the latents' shape, as nothing is encoded."""
+        assert self.space is not None
+        return replace(images, spec=self.space.spec(images.spec))
+
     def couplings(self, name: str) -> Couplings | None:
         """The pairs, or none."""
         if Path(name).exists():
@@ -120,10 +128,13 @@ class StandIns(Sources):
 
     def opened(self, role: str, kind: type[Openable], name: str) -> Any:
         """The thing of a method's own, or None."""
-        if Path(name).exists() or not issubclass(kind, Negatives):
+        if issubclass(kind, VisionFeatures) and (Path(name).exists() or name in SHIPPED):
+            with torch.device("cpu"):
+                return super().opened(role, kind, name)
+        if Path(name).exists() or not issubclass(kind, Negatives | VisionFeatures):
             return super().opened(role, kind, name)
         self.missing.append(f"{role} {name}")
-        return None
+        return _Vision() if issubclass(kind, VisionFeatures) else None
 
     def features(self, name: str | None, spec: DataSpec) -> nn.Module | None:
         """The feature network, or one without parameters in its place."""
@@ -136,6 +147,12 @@ class StandIns(Sources):
                 raise
             self.missing.append(f"features {name} ({fault})")
             return nn.Identity()
+
+
+class _Vision(nn.Module):
+    """In place of DINOv2's largest but one, whose features VA-VAE's latents are aligned with."""
+
+    dim = 1024
 
 
 def dry_run(experiment: Experiment, stages: Mapping[str, Any] | None = None) -> None:
@@ -219,7 +236,11 @@ def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
     count = _count(role.module)
     memory = bytes_per_parameter(role, experiment) * count / 2**20
     line = f"{type(role).__name__.lower()}, {count / 1e6:.2f} M parameters, {memory:.0f} MiB of state"
-    cost = model_footprint(role.module, spec, experiment.training.precision)
+    training = experiment.training
+    if training.parallel == "shard":
+        shared = memory * sum(map(_count, blocks(role.module))) / max(count, 1)
+        line += f" ({shared:.0f} MiB of them shared out among the processes)"
+    cost = model_footprint(role.module, spec, training.precision, recompute=training.recompute)
     if cost is not None:
         line += f"; an image {cost.flops / 1e9:.3g} GFLOP"
         line += f", {cost.activation_bytes / 2**20:.3g} MiB kept for backward" if isinstance(role, Trained) else ""

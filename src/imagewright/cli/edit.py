@@ -16,6 +16,7 @@ from torch import Tensor
 from imagewright import limits
 from imagewright.cli.command import run
 from imagewright.cli.console import say
+from imagewright.cli.edit_latents import check_task, places, put_back
 from imagewright.cli.edit_tokens import at_own_size, check_model, fill_tokens
 from imagewright.cli.scoring import real_images
 from imagewright.data import from_uint8, to_uint8
@@ -133,6 +134,7 @@ def edit(
     file = find_model(model)
     file = file if weight is None else replace(file, model=at_weight(file.model, weight))
     check_model(model, file.model, task, given)
+    check_task(model, file, task)
     file = at_own_size(file)
     generator = generator_from(file, device=pick_device(device))
     noise = ImageNoise(seed, range(n))
@@ -239,23 +241,25 @@ def _edited(
     """(picture and what the model is given of it; n results), each uint8 [., H, W, C]."""
     spec = generator.spec
     whole = from_uint8(picture.pixels[None])
-    same = whole.repeat(n, 1, 1, 1).to(generator.device)
+    same = generator.encoded(whole).repeat(n, 1, 1, 1)
+    clip = generator.space is None
     flow_map: Any = generator.model
     cond = _condition(generator, n, label)
     if task == "denoise":
         sigma = SIGMA if given["sigma"] is None else given["sigma"]
         noisy = same + sigma * noise.normal(same)
         # One noisy picture is shown, that of the first result.
-        results = denoised(flow_map, noisy, sigma, cond)
-        return np.concatenate([to_uint8(whole), to_uint8(noisy[:1])]), to_uint8(results)
+        results = generator.decoded(denoised(flow_map, noisy, sigma, cond, clip=clip))
+        return np.concatenate([to_uint8(whole), to_uint8(generator.decoded(noisy[:1]))]), to_uint8(results)
     if task in ("inpaint", "outpaint"):
-        return _filled(file, generator, task, same, given, noise, cond)
+        return _filled(file, generator, task, whole.repeat(n, 1, 1, 1).to(generator.device), given, noise, cond)
     known = _known(task, spec, given)
     if task == "stroke" and given["index"] is not None:
-        same = from_uint8(_drawn(picture.pixels)[None]).repeat(n, 1, 1, 1).to(generator.device)
-    shown = _shown(task, same[:1].cpu(), known)
+        whole_drawing = from_uint8(_drawn(picture.pixels)[None])
+        same = generator.encoded(whole_drawing).repeat(n, 1, 1, 1)
+    shown = _shown(task, generator.decoded(same[:1]).cpu(), known)
     sigmas = _levels(task, flow_map, spec, given)
-    results = Editing(sigmas=sigmas)(flow_map, same, known, cond, noise=noise)
+    results = generator.decoded(Editing(sigmas=sigmas, clip=clip)(flow_map, same, known, cond, noise=noise))
     return np.concatenate([to_uint8(whole), to_uint8(shown)]), to_uint8(results)
 
 
@@ -280,8 +284,10 @@ def _filled(
         results = fill_tokens(replace(file, model=model), canvas, region, cond, noise, given["steps"])
     else:
         flow_map: Any = model
-        sigmas = _levels(task, flow_map, generator.spec, given)
-        results = Editing(sigmas=sigmas)(flow_map, canvas, editing.Pixels(~region), cond, noise=noise)
+        editor = Editing(sigmas=_levels(task, flow_map, generator.spec, given), clip=generator.space is None)
+        known = editing.Pixels(~places(region, generator.space))
+        made = generator.decoded(editor(flow_map, generator.encoded(canvas), known, cond, noise=noise))
+        results = made if generator.space is None else put_back(made, canvas, region)
     before, free = pictures[:1], torch.ones_like(pictures[:1])
     if beyond:
         shown = beyond.join(before, torch.where(region.to(free.device), free, canvas[:1]))
@@ -343,10 +349,11 @@ def _levels(task: str, flow_map: Any, spec: DataSpec, given: dict[str, Any]) -> 
 
 def _interpolate(generator: ImageGenerator, seed: int, n: int, label: int) -> Array:
     """From image 0 of the seed to image 1, through the noises between."""
-    ends = ImageNoise(seed, [0, 1]).normal(torch.empty(2, *generator.spec.shape))
+    ends = ImageNoise(seed, [0, 1]).normal(torch.empty(2, *generator.seen.shape))
     latents = between(ends[0], ends[1], torch.linspace(0, 1, n)).to(generator.device)
     flow_map: Any = generator.model
-    return to_uint8(MultistepConsistency()(flow_map, latents, _condition(generator, n, label)))
+    jump = MultistepConsistency(clip=generator.space is None)
+    return to_uint8(generator.decoded(jump(flow_map, latents, _condition(generator, n, label))))
 
 
 def _condition(generator: ImageGenerator, n: int, label: int) -> Condition:

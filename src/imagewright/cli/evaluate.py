@@ -16,6 +16,7 @@ from imagewright.cli.command import invoked, run
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.evaluate_accuracy import evaluate_accuracy, show_accuracy
 from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
+from imagewright.cli.evaluate_reconstruction import evaluate_reconstruction, show_reconstruction
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.cli.score_file import keep
 from imagewright.cli.scoring import extractor_for, real_images, reference_images
@@ -44,6 +45,7 @@ EPILOG = """examples:
   imagewright evaluate runs/edm-digits --seeds 1 2 3 4 5   # mean and spread
   imagewright evaluate runs/wrn-digits                     # a classifier's accuracy on held-out images
   imagewright evaluate runs/edm-digits --features runs/vcmamba-digits --metrics fd kid accuracy
+  imagewright evaluate runs/kl-digits                      # what an autoencoder or tokenizer gives back
   imagewright evaluate my-images.zip --data emoji64
   imagewright evaluate runs/auto-photos-64 --features photos.safetensors --metrics fd kid fd_inf
   imagewright evaluate MODEL --data imagenet-64x64.zip --inception pt_inception-2015-12-05-6726825d.pth --n 50000
@@ -75,12 +77,14 @@ def evaluate_command(
 
     Every distance comes with yardsticks at the same number of images: real against real (floor), a Gaussian fit with
     full covariance and noise (ceilings). Bits per dimension come with those of lossless files (PNG, WebP). Of a
-    classifier its accuracy is measured: how often it names the class, and has it among its five likeliest.
+    classifier its accuracy is measured: how often it names the class, and has it among its five likeliest. Of an
+    autoencoder or tokenizer what comes back is: PSNR, SSIM, perceptual and Frechet distance, and a linear probe of
+    latents.
 
     Args:
         target: a run folder, a model folder, a shipped model; or a folder or zip of images.
         data: real images: digits, emoji64, a zip or a folder; default what the model was trained on.
-        split: of the real images (train, test, all); default all, for bpd and accuracy test.
+        split: of the real images (train, test, all); default all, for bpd, accuracy and reconstructions test.
         n: images to draw; default as many as there are real ones (50,000 at most). Of a set of images, and for bpd and
             accuracy of the real ones: how many to score, evenly chosen; default all.
         seed: of the images drawn.
@@ -177,6 +181,17 @@ def _evaluate_command(
         entry = evaluate_accuracy(target, file, data, split or "test", n, batch_size, device)
         show_accuracy(entry)
         _keep("accuracies", [_of(file, entry)], path)
+        return
+    if kind_of(file.model) in ("codec", "autoencoder"):
+        unused = {"metrics": metrics != METRICS, "sampler": sampler, "steps": steps, "set": set, "seeds": seeds}
+        unused |= {"classes": classes != "reference", "changes": changes.record()}
+        _refuse_unused(f"{target}, which draws no images", **unused)
+        if group.is_first:
+            entry = evaluate_reconstruction(
+                target, file, data, split or "test", n, seed, features, inception, batch_size, device
+            )
+            show_reconstruction(entry)
+            _keep("reconstructions", [_of(file, entry)], path)
         return
     if "bpd" in metrics:
         metrics = tuple(m for m in metrics if m != "bpd")

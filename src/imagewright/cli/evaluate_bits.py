@@ -27,6 +27,8 @@ def evaluate_bits(
     device: str,
 ) -> dict[str, Any]:
     """The entry of metrics.json. Raises UserError for a model without a likelihood, before anything is measured."""
+    if file.space is not None:
+        raise UserError(f"{target} lives in an autoencoder's latents; how probable it finds images has no measure")
     model = changes.apply(file)
     scored = scorer(model)
     if batch_size < 1 or seed < 0:

@@ -44,6 +44,8 @@ def export_command(
     elif out.exists():
         raise UserError(f"{out} is there already; choose another --out")
     file = find_model(model)
+    if file.space is not None and format != "model":
+        raise UserError(f"{model} lives in an autoencoder's latents; --format {format} has no place for it, model has")
     match format:
         case "model":
             save_model(out, file, half=half)

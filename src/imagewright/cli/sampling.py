@@ -37,7 +37,7 @@ from imagewright.samplers.generator import (
 )
 from imagewright.shapes import misfit
 from imagewright.training.distributed import pick_device
-from imagewright.types import DataSpec, Sampler, UserError, kind_of
+from imagewright.types import Sampler, UserError, kind_of
 
 
 def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings: tuple[str, ...]) -> Sampler | None:
@@ -142,7 +142,7 @@ class Changes:
                 return latent_guidance(denoiser, self.weight, interval, channels)
             _require_label_dropout(file)
             return classifier_free(denoiser, self.weight, interval, channels)
-        return Guided(_denoiser(model), _denoiser(self._guide_for(file.spec)), self.weight, interval, channels)
+        return Guided(_denoiser(model), _denoiser(self._guide_for(file)), self.weight, interval, channels)
 
     def record(self) -> dict[str, Any]:
         """What a record of samples or scores says of the changes; {} for none."""
@@ -152,14 +152,17 @@ class Changes:
             record["guide_sha256"] = weights_hash(find_model(self.guide).model.state_dict())
         return record
 
-    def _guide_for(self, spec: DataSpec) -> nn.Module:
+    def _guide_for(self, file: ModelFile) -> nn.Module:
         if self.guide is None:
             raise UserError("--guidance auto needs --guide, a run of the same data that is smaller or less trained")
         guide = find_model(self.guide)
         for what in ("resolution", "channels", "num_classes"):
-            ours, theirs = getattr(spec, what), getattr(guide.spec, what)
+            ours, theirs = getattr(file.spec, what), getattr(guide.spec, what)
             if ours != theirs:
                 raise UserError(f"guide {self.guide} has {what} {theirs}; the model has {ours}")
+        alike = file.space is None if guide.space is None else guide.space.same_as(file.space)
+        if not alike:
+            raise UserError(f"guide {self.guide} sees other latents than the model, or one of the two sees images")
         return guide.model
 
 

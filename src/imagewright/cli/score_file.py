@@ -18,7 +18,7 @@ _PARTS = ("scores", "yardsticks", "settings")
 
 
 def keep(new: Mapping[str, Sequence[Entry]], path: Path) -> None:
-    """Put entries into a metrics.json, by kind ("reports", "likelihoods", "accuracies"); the rest of the file stays.
+    """Put entries into a metrics.json, by kind ("reports", "likelihoods", ...); the rest of the file stays.
 
     An entry takes the place of one that measured the same; scores that only the earlier one has are kept in it.
     Raises UserError where the file is no metrics.json.
@@ -70,6 +70,8 @@ def _identity(entry: Entry, without: Sequence[str]) -> str:
     )
     if "top1" in report:
         way, depends = "sampler", ("num_images", "reference")
+    if "latent" in report:
+        way, depends = "sampler", ("num_images", "reference", "seed", "extractor_sha256")
     of = [entry.get(name) for name in ("classes", "weights_sha256") if name not in without]
     target = None if of and of[-1] is not None else entry["target"]
     return json.dumps([target, entry.get(way), *of, *(report[name] for name in depends)], sort_keys=True)

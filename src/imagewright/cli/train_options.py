@@ -9,7 +9,7 @@ import tyro
 
 from imagewright.models.kinds import words
 from imagewright.training.experiment import Experiment
-from imagewright.training.given import Request, requests, require_asked
+from imagewright.training.given import SPACE, Request, options, require_asked
 
 
 def with_options(experiment: Experiment) -> Experiment:
@@ -18,8 +18,8 @@ def with_options(experiment: Experiment) -> Experiment:
     Raises UserError where it has one that its method does not ask for.
     """
     require_asked(experiment.method, experiment.given)
-    asked = {request.name: request for request in requests(experiment.method).values()}
-    options: list[tuple[str, Any, Any]] = []
+    asked = options(experiment.method)
+    shown_as: list[tuple[str, Any, Any]] = []
     for name, request in asked.items():
         value = experiment.given.get(name)
         several = request.several or isinstance(value, tuple)  # if it is too many, `given.gather` says so
@@ -27,8 +27,8 @@ def with_options(experiment: Experiment) -> Experiment:
             value = () if value is None else (value,)
         kind: Any = tuple[str, ...] if several else str | None
         told = Annotated[kind, tyro.conf.arg(help=_told(name, request))]
-        options.append((name, told, field(default=value)))
-    given = make_dataclass("Given", options, frozen=True, kw_only=True)
+        shown_as.append((name, told, field(default=value)))
+    given = make_dataclass("Given", shown_as, frozen=True, kw_only=True)
     shown = ("given", Annotated[given, tyro.conf.arg(name="")], field(default_factory=given))
     unchecked = {"__post_init__": lambda self: None}  # what it holds is no experiment yet
     parsed = make_dataclass("Options", [shown], bases=(Experiment,), namespace=unchecked, frozen=True, kw_only=True)
@@ -51,7 +51,12 @@ def _told(name: str, request: Request) -> str:
             "package and its weights are installed); none = the classifier of the data set, where there is one."
         )
     if not request.kinds:
-        return "Where it lies."
+        return str(getattr(request.type, "about", "Where it lies."))
+    if request is SPACE:
+        return (
+            "Run, model folder or shipped model: the autoencoder in whose latents the model shall live; or a model in "
+            "latents, to live beside; none = images."
+        )
     kinds = " or ".join(map(words, request.kinds))
     usual = "; none = the images' own 8-bit values" if "codec" in request.kinds else ""
     return f"{'Runs' if request.several else 'Run'}, model folder or shipped model: {kinds}{usual}."

@@ -20,15 +20,15 @@ class HasLastLayer(Protocol):
     def last_layer(self) -> nn.Parameter: ...
 
 
-def adaptive_weight(loss: Tensor, other: Tensor, layer: nn.Parameter) -> Tensor:
-    """|grad loss| / (|grad other| + 1e-4) at a layer's weight, at most 1e4; a number, without gradient.
+def adaptive_weight(loss: Tensor, other: Tensor, layer: nn.Parameter, *, most: float = 1e4) -> Tensor:
+    """|grad loss| / (|grad other| + 1e-4) at a layer's weight, at most `most`; a number, without gradient.
 
     loss, other: [N]; the gradients are those of their means. Esser et al. 2021 (VQGAN, arXiv 2012.09841), eq. 7.
     """
     first, second = (
         torch.autograd.grad(SCALE * each.mean(), layer, retain_graph=True)[0].norm() / SCALE for each in (loss, other)
     )
-    weight: Tensor = (first / (second + 1e-4)).clamp(max=1e4)
+    weight: Tensor = (first / (second + 1e-4)).clamp(max=most)
     return weight
 
 

@@ -29,6 +29,7 @@ from imagewright.models.bits import AnalogBits, BitDenoiser, Encoding, Head, ans
 from imagewright.models.self_conditioned import SelfConditioned
 from imagewright.noise import StepNoise
 from imagewright.paths.gammas import gamma, sigma_of
+from imagewright.precision import wide
 from imagewright.types import Batch, Clock, Codec, DataSpec, Event, Parts, Trained, Update
 
 
@@ -71,7 +72,7 @@ class AnalogBitsTraining:
         with torch.no_grad():
             tokens = model.codec.encode(batch.images)
             bits = model.bits.encode(tokens)
-        t = noise.uniform(torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device))
+        t = noise.uniform(wide(bits[:, 0, 0, 0]))
         sigma = sigma_of(gamma(self.schedule, t)).to(bits.dtype)
         noisy = bits + sigma[:, None, None, None] * noise.normal(bits)
         if self.self_conditioning:

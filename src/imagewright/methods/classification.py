@@ -38,6 +38,7 @@ class Classification:
     """Name the class of a picture that is shifted at random."""
 
     product: ClassVar[str] = "classifier"
+    of_images: ClassVar[bool] = True
 
     shift: int = 4
     """Pixels by which a picture is moved at most, in each direction."""

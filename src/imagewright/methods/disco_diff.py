@@ -17,6 +17,8 @@ Departs    Of the docking program: none of its networks; its prior's loss is aga
            latents" is zeros and a vector on every node, ours a vector in every latent's place.
            `networks.latent_encoder` and `networks.latent_layers` say what the paper leaves open. Not built in: PFGM++,
            ImageNet-128's U-ViT with its own noise levels, and the base model's turn at low noise there.
+Collapse   With small batches and high rates, as in the digits' recipe, the encoder soon gave all images one value, from
+           which nothing brought it back; `batch_norm` (the docking program's) does not let it.
 Checked    Gumbel-max frequencies; temperature to 0; teacher-exact start for every latent; one value, or latents always
            hidden, give EDM's loss and samples; exact denoisers of single components have straight paths; groups hear of
            theirs alone; gradients; resume bit for bit of both stages.
@@ -78,6 +80,9 @@ class DiscoDiff:
     """Side of the encoder's patches, in pixels."""
     encoder: Transformer = Transformer(width=768, depth=12, heads=12)
     """What finds the latents in an image."""
+    batch_norm: bool = False
+    """Normalise over the batch what the encoder's logits are made of, as the docking program's predictor does: small
+    batches and high rates else end with one value for all images, which is the fastest way to be rid of the noise."""
     told: Transformer = Transformer()
     """What goes over the latents' vectors before the network hears of them."""
 
@@ -104,6 +109,7 @@ class DiscoDiff:
             LatentEncoderConfig(
                 img_resolution=spec.resolution, in_channels=spec.channels, length=self.latents, values=self.values,
                 patch=self.patch, width=self.encoder.width, depth=self.encoder.depth, heads=self.encoder.heads,
+                batch_norm=self.batch_norm,
             )
         )  # fmt: skip
         base, told = self.base, self.told

@@ -8,9 +8,9 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from imagewright.checks import require_positive
+from imagewright.metrics.perceptual import normalised_distance
 from imagewright.types import UserError
 
 Kind = Literal["l1", "l2", "norm", "pseudo_huber", "pseudo_huber_each", "perceptual"]
@@ -56,7 +56,7 @@ class Distance:
                 raise ValueError("the perceptual distance needs feature maps to compare")
             if isinstance(features, Compares):
                 return features.compare(a, b)
-            return torch.stack([_normalised_l2(u, v) for u, v in zip(features(a), features(b), strict=True)]).sum(0)
+            return normalised_distance(features(a), features(b))
         difference = (a - b).flatten(1)
         if self.kind == "l1":
             return difference.abs().mean(1)
@@ -71,7 +71,3 @@ class Distance:
             return each
         huber: Tensor = (difference.square().sum(1) + c**2).sqrt() - c
         return huber
-
-
-def _normalised_l2(a: Tensor, b: Tensor) -> Tensor:
-    return (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).flatten(1).mean(1)

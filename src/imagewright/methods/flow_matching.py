@@ -126,10 +126,15 @@ class FlowMatching:
     ) -> Parts:
         """network: what begins afresh; or teacher: the denoiser whose flow it begins as.
 
-        Raises UserError for both or neither, for a teacher without an exact flow, and for pairs that do not fit
-        `coupling`.
+        Raises UserError for both or neither, for a teacher without an exact flow, for pairs that do not fit
+        `coupling`, and for a direction's loss on images of one channel.
         """
         check_coupling(self.coupling, couplings)
+        if self.direction and spec.channels == 1:
+            raise UserError(
+                f"method.direction is {self.direction}; it has no effect on images of one channel, whose directions "
+                "are up and down"
+            )
         return Parts(flow=Trained(module=self.start(network, teacher)))
 
     def start(self, network: nn.Module | None, teacher: Denoiser | None) -> nn.Module:

@@ -50,6 +50,7 @@ class VQTokenizerTraining:
     """Images through a codebook and back, judged by squares, a classifier's features and a discriminator."""
 
     product: ClassVar[str] = "tokenizer"
+    of_images: ClassVar[bool] = True
 
     pixels: float = 1.0
     """Weight of the mean squared difference of colours, in units of their range."""

@@ -12,6 +12,7 @@ Size     images are brought to 224 x 224; with "lpips-64" to 64 x 64, corners on
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,16 @@ class Backbone(nn.Module):
         """[N, C, H, W] in [-1, 1], C = 1 or 3 -> maps [N, C_i, H_i, W_i]."""
         network: Any = self.network
         return list(network.net(network.scaling_layer(images.expand(-1, 3, -1, -1))))
+
+
+def normalised_distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+    """LPIPS without learned weights: of two pictures' maps [N, C_i, H_i, W_i], over channels of norm 1, [N]."""
+    return torch.stack([_normalised_l2(u, v) for u, v in zip(ours, theirs, strict=True)]).sum(0)
+
+
+def _normalised_l2(a: Tensor, b: Tensor) -> Tensor:
+    normalize = nn.functional.normalize
+    return (normalize(a, dim=1) - normalize(b, dim=1)).square().sum(1).flatten(1).mean(1)
 
 
 def perceptual_network(name: str | None, spec: DataSpec) -> nn.Module | None:

@@ -1,4 +1,4 @@
-"""What a metrics.json holds: scores, likelihoods and accuracies, each with what it depends on."""
+"""What a metrics.json holds: scores, likelihoods, accuracies and reconstructions, each with what it depends on."""
 
 from __future__ import annotations
 
@@ -75,6 +75,24 @@ class AccuracyRecord(TypedDict):
     weights_sha256: NotRequired[str | None]
 
 
+class _Reconstruction(TypedDict):
+    scores: dict[str, float]
+    num_images: Annotated[int, Within(0)]
+    seed: int
+    latent: list[int]
+    split: str
+    reference: str
+    extractor_sha256: str
+
+
+class ReconstructionRecord(TypedDict):
+    """One measurement of an autoencoder or tokenizer; its report is a `metrics.reconstruction.ReconstructionReport`."""
+
+    report: _Reconstruction
+    target: NotRequired[str]
+    weights_sha256: NotRequired[str | None]
+
+
 class Scores(TypedDict):
     """The whole file."""
 
@@ -82,6 +100,7 @@ class Scores(TypedDict):
     reports: NotRequired[list[ScoreRecord]]
     likelihoods: NotRequired[list[LikelihoodRecord]]
     accuracies: NotRequired[list[AccuracyRecord]]
+    reconstructions: NotRequired[list[ReconstructionRecord]]
 
 
 def read_scores(path: Path) -> Scores:

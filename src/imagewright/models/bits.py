@@ -27,6 +27,7 @@ from imagewright.checks import require_positive
 from imagewright.models.preconditioning import Describable
 from imagewright.models.tokens import negative_log
 from imagewright.paths.gammas import sigma_range
+from imagewright.precision import wide
 from imagewright.types import UNCONDITIONAL, Codec, Condition, ModelKind, UserError
 
 Encoding = Literal["binary", "gray", "random", "one-hot"]
@@ -158,7 +159,7 @@ class BitDenoiser(nn.Module):
         """What the network says, [N, C, H, W], float32 or wider; sigma: [N] or one number."""
         parameter = next(self.network.parameters(), None)
         dtype = torch.float32 if parameter is None else parameter.dtype
-        gamma = 1 / (1 + sigma.expand(x.shape[0]).double() ** 2)
+        gamma = 1 / (1 + wide(sigma.expand(x.shape[0])) ** 2)
         scaled = gamma.sqrt().to(x.dtype)[:, None, None, None] * x
         answer: Tensor = self.network(scaled.to(dtype), (TIME_SCALE * gamma).to(dtype), cond)
         return answer.to(torch.promote_types(dtype, torch.float32))

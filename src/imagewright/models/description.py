@@ -28,6 +28,8 @@ from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
+from imagewright.models.kl import GaussianAutoencoder
+from imagewright.models.latents import InLatents, LatentSpace
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.masked_diffusion import LearnedMaskingModel, MaskedDiffusionModel
 from imagewright.models.operator import TrajectoryOperator
@@ -61,9 +63,12 @@ MODELS: dict[str, type[nn.Module]] = {
     "EDMFlow": EDMFlow,
     "EDMPrecond": EDMPrecond,
     "FewStepGenerator": FewStepGenerator,
+    "GaussianAutoencoder": GaussianAutoencoder,
     "GuidedDenoiser": GuidedDenoiser,
+    "InLatents": InLatents,
     "InitialVelocity": InitialVelocity,
     "LatentDenoiser": LatentDenoiser,
+    "LatentSpace": LatentSpace,
     "LearnedMaskingModel": LearnedMaskingModel,
     "MaskedDiffusionModel": MaskedDiffusionModel,
     "MaskedTokenModel": MaskedTokenModel,

@@ -11,7 +11,7 @@ Likelihood   -ln p(x) <= -ln p(x | z) - ln p(z) for any z; the encoder's likelie
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,14 @@ class LatentDenoiser(EDMPrecond):
         if prior is not None:
             self.token_model()  # which holds the one against the other
 
+    def train(self, mode: bool = True) -> Self:
+        """With a prior it is the prior that learns: the rest stays as it answers."""
+        super().train(mode and self.prior is None)
+        if self.prior is not None:
+            self.prior.train(mode)
+        self.training = mode
+        return self
+
     def token_model(self) -> CausalTokenModel:
         """The prior as a model of tokens. Raises UserError where there is none yet, or none that fits."""
         if self.prior is None:
@@ -71,9 +79,16 @@ class LatentDenoiser(EDMPrecond):
         return CausalTokenModel(self.prior, LatentCodec(self.encoder))
 
     def through(self, network: Ask, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
-        if isinstance(network, UNet):
+        if network is self.network:
+            network = self.ask
+        elif isinstance(network, UNet):
             network = self.informed(network, cond)
-        return super().through(network, x, sigma, replace(cond, latents=None))
+        return super().through(network, x, sigma, cond)
+
+    def ask(self, x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
+        """The network's answer, told the latents of a condition; what `samplers.replay` replays."""
+        answer: Tensor = self.informed(self.network, cond)(x, noise_label, cond)
+        return answer
 
     def informed(self, network: Any, cond: Condition) -> Any:
         """The U-Net, told the latents of a condition."""

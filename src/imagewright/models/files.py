@@ -22,6 +22,7 @@ from imagewright import limits
 from imagewright.arrays import Head, Stored, read_head, read_tensors
 from imagewright.files import of_format, parse_json, read_formatted, replacing
 from imagewright.models.description import blueprint, build, describe
+from imagewright.models.latents import InLatents, LatentSpace
 from imagewright.models.routed import RoutedMap
 from imagewright.shapes import Within
 from imagewright.types import DataSpec, ModelKind, UserError, kind_of
@@ -63,6 +64,7 @@ class ModelRecord(TypedDict):
 class ModelFile:
     """A model and what has to be known to use it.
 
+    spec: of its images. space: the latents that it lives in; None = it sees images.
     sampler: settings of the default sampler, {"class": name, ...}. origin: provenance, JSON-able, free of form.
     weights_sha256: of the weights as they lie on disk; None for a model that does not.
     """
@@ -72,6 +74,17 @@ class ModelFile:
     sampler: Mapping[str, Any] | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str | None = None
+    space: LatentSpace | None = None
+
+    @property
+    def seen(self) -> DataSpec:
+        """What the model itself sees and makes: its images, or their latents."""
+        return self.spec if self.space is None else self.space.spec(self.spec)
+
+    @property
+    def whole(self) -> nn.Module:
+        """The model with the space that it lives in."""
+        return self.model if self.space is None else InLatents(self.model, self.space)
 
 
 def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
@@ -80,18 +93,19 @@ def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
     half: store the floating-point parameters as float16 (they are loaded back as float32). Buffers, such as the
     frequencies of a noise embedding, keep their precision: they are few, and an error in them shifts every output.
     """
-    state = {k: v.detach().cpu().contiguous() for k, v in file.model.state_dict().items()}
+    model = file.whole
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if half:
-        halved = {k for k, p in file.model.named_parameters() if p.is_floating_point()}
+        halved = {k for k, p in model.named_parameters() if p.is_floating_point()}
         state = {k: v.half() if k in halved else v for k, v in state.items()}
     header = {
         "format": FORMAT,
-        "kind": kind_of(file.model),
-        "model": describe(file.model),
+        "kind": kind_of(model),
+        "model": describe(model),
         "data": asdict(file.spec),
         "sampler": file.sampler,
         "conventions": CONVENTIONS,
-        "parameters": sum(p.numel() for p in file.model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters()),
         "weights_sha256": weights_hash(state),
         "origin": dict(file.origin),
     }
@@ -129,12 +143,14 @@ def load_model(folder: Path) -> ModelFile:
     fault = _unlike(model, header["kind"], spec)
     if fault is not None:
         raise UserError(f"{where} is damaged: {fault}")
+    model, space = (model.model, model.space) if isinstance(model, InLatents) else (model, None)
     return ModelFile(
         model=model.eval(),
         spec=spec,
         sampler=header["sampler"],
         origin=header["origin"],
         weights_sha256=header["weights_sha256"],
+        space=None if space is None else space.eval(),
     )
 
 
@@ -205,6 +221,9 @@ def _unlike(model: nn.Module, kind: str, spec: DataSpec) -> str | None:
     """What the header says of a model that the model is not."""
     if kind_of(model) != kind:
         return f"kind is {kind!r}; the model is a {kind_of(model)}"
+    if isinstance(model, InLatents):
+        inner = _unlike(model.space.autoencoder, "autoencoder", spec)
+        return inner or _unlike(model.model, kind, model.space.spec(spec))
     if isinstance(model, RoutedMap):
         if len(model.table) != spec.num_classes:
             return f"data.num_classes is {spec.num_classes}; the table is of {len(model.table)}"

@@ -55,7 +55,7 @@ _IMAGES: Mapping[Command, str] = {
     "export": "weights",
 }
 
-_OTHERS: Mapping[Command, str] = {"report": "reconstructions", "export": "weights"}
+_OTHERS: Mapping[Command, str] = {"evaluate": "reconstructions", "report": "reconstructions", "export": "weights"}
 
 KINDS: Mapping[ModelKind, Kind] = {
     "denoiser": Kind(

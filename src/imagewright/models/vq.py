@@ -50,18 +50,30 @@ class VQTokenizer(nn.Module):
         codes = self.network.quantiser.lookup(tokens, self.network.config.side * expansion)
         return self.network.decode(codes).float().clamp(-1, 1)
 
+    @torch.no_grad()
+    def codes(self, tokens: Tensor) -> Tensor:
+        """The codes [N, D, h, w] that tokens stand for."""
+        return self.network.quantiser.lookup(tokens, self.network.config.side)
+
     def places(self, pixels: Tensor) -> Tensor:
         """Which tokens [length] an edit of some pixels (bool [H, W]) has to draw anew: theirs and the next ones.
 
         A code's pixels depend on its neighbours, so the edited region grows by a token on every side.
         """
-        factor = self.network.config.factor
-        touched = nn.functional.max_pool2d(pixels[None, None].float(), factor)
-        return nn.functional.max_pool2d(touched, 3, stride=1, padding=1).flatten() > 0
+        return touched_places(pixels, self.network.config.factor).flatten()
 
     def describe(self) -> dict[str, Any]:
         """As `models.description` wants it."""
         return {"class": type(self).__name__, "network": self.network.describe()}
+
+
+def touched_places(pixels: Tensor, factor: int) -> Tensor:
+    """Places of a grid, each of factor x factor pixels, that an edit of pixels (bool [H, W]) changes: bool [h, w].
+
+    They and the next ones, on whose neighbours their pixels depend.
+    """
+    touched = nn.functional.max_pool2d(pixels[None, None].float(), factor)
+    return nn.functional.max_pool2d(touched, 3, stride=1, padding=1)[0, 0] > 0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
 from imagewright.networks.dit import DiT, DiTConfig
 from imagewright.networks.edm2_unet import EDM2UNet, EDM2UNetConfig
 from imagewright.networks.image_network import ImageNetwork
+from imagewright.networks.kl_autoencoder import KLAutoencoder, KLAutoencoderConfig
 from imagewright.networks.latent_encoder import LatentEncoder, LatentEncoderConfig
 from imagewright.networks.perceiver_ar import PerceiverAR, PerceiverARConfig
 from imagewright.networks.pixel_unet import PixelUNet, PixelUNetConfig
@@ -31,6 +32,7 @@ NETWORKS: dict[str, type[Network]] = {
     "DhariwalUNet": DhariwalUNet,
     "DiT": DiT,
     "EDM2UNet": EDM2UNet,
+    "KLAutoencoder": KLAutoencoder,
     "LatentEncoder": LatentEncoder,
     "PerceiverAR": PerceiverAR,
     "PixelUNet": PixelUNet,
@@ -63,6 +65,8 @@ __all__ = [
     "EDM2UNet",
     "EDM2UNetConfig",
     "ImageNetwork",
+    "KLAutoencoder",
+    "KLAutoencoderConfig",
     "LatentEncoder",
     "LatentEncoderConfig",
     "Network",

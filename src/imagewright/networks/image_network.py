@@ -53,9 +53,9 @@ class ImageNetwork(Network, ABC):
 
     def with_settings(self, **settings: Any) -> Self:
         """A copy whose configuration has these settings; layers that both have keep their weights."""
-        changed = type(self)(replace(self.config, **settings))
+        changed = type(self)(replace(self.config, **settings)).to(next(self.parameters()))
         changed.load_state_dict(self.state_dict(), strict=False)
-        return changed.to(next(self.parameters()))
+        return changed
 
 
 def destination_of(cond: Condition) -> Tensor:

@@ -2,6 +2,8 @@
 
 Source     Xu et al. 2024 (DisCo-Diff, arXiv 2407.03300): 12 layers, width 768, 12 heads, patches of 8 pixels at 64x64.
            Its image program is not public; pre-norm blocks are ViT's (Dosovitskiy et al. 2021, 2010.11929).
+Docking    the same authors' program, gcorso/disco-diffdock, normalises over the batch what its logits are made of
+           (`models/latent_encoder.py`, two layers with BatchNorm and ReLU before the last); `batch_norm` does so once.
 Departs    What the paper leaves open is ours: one output layer for all latents; weights begin as ViT's (Xavier's law),
            tokens and positions with deviation 0.02.
 """
@@ -39,6 +41,9 @@ class LatentEncoderConfig(NetworkConfig):
     width: int = 768
     depth: int = 12
     heads: int = 12
+    batch_norm: bool = False
+    """Every number of which a latent's logits are made has mean 0 and deviation 1 over the batch (in use, over what
+    training saw), and no bias: no value is the likeliest of all images."""
 
     def __post_init__(self) -> None:
         for name in ("img_resolution", "in_channels", "length", "values", "patch", "width", "depth", "heads"):
@@ -67,7 +72,8 @@ class LatentEncoder(Network):
         style = Style(width=c.width, heads=c.heads, hidden=4 * c.width, eps=EPS)
         self.blocks = nn.ModuleList(ResidualBlock(style, Dense(causal=False)) for _ in range(c.depth))
         self.norm = nn.LayerNorm(c.width, eps=EPS)
-        self.out = nn.Linear(c.width, c.values)
+        self.over_batch = nn.BatchNorm1d(c.length * c.width, affine=False) if c.batch_norm else None
+        self.out = nn.Linear(c.width, c.values, bias=not c.batch_norm)
         self.apply(begin)
         for table in (self.positions, self.latents):
             nn.init.normal_(table, std=STD)
@@ -82,7 +88,10 @@ class LatentEncoder(Network):
         h = torch.cat([self.latents.expand(len(images), -1, -1), self.into(patches) + self.positions], 1)
         for block in self.blocks:
             h = block(h)
-        logits: Tensor = self.out(self.norm(h[:, : c.length]))
+        h = self.norm(h[:, : c.length])
+        if self.over_batch is not None:
+            h = self.over_batch(h.flatten(1)).view_as(h)
+        logits: Tensor = self.out(h)
         return logits
 
 
@@ -90,4 +99,5 @@ def begin(module: nn.Module) -> None:
     """Linear layers as ViT's: Xavier's law, biases 0."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

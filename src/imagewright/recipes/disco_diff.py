@@ -26,7 +26,7 @@ from imagewright.training.config import EmaConfig, OptimizerConfig
 from imagewright.training.experiment import Experiment
 
 SMALL = DiscoDiff(
-    latents=4, values=16, patch=2, encoder=Transformer(width=64, depth=2, heads=2),
+    latents=4, values=16, patch=4, batch_norm=True, encoder=Transformer(width=64, depth=2, heads=2),
     told=Transformer(width=48, depth=2, heads=2),
 )  # fmt: skip
 FROM_DATA = {"values": 100, "length": 10, "channels": 10}
@@ -51,7 +51,7 @@ def emoji64_32() -> Experiment:
         optimizer=replace(run.training.optimizer, lr_decay_images=None, lr_cooldown_images=30_000),
     )  # fmt: skip
     method = replace(
-        SMALL, latents=10, values=32, patch=4, encoder=Transformer(width=128, depth=4, heads=4),
+        SMALL, latents=10, values=32, encoder=Transformer(width=128, depth=4, heads=4),
         told=Transformer(width=96, depth=2, heads=4),
     )  # fmt: skip
     return replace(run, method=method, training=training, start="emoji64-32")

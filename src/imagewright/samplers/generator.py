@@ -21,6 +21,7 @@ from imagewright.guidance import evaluations
 from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import ModelFile
 from imagewright.models.kinds import KINDS
+from imagewright.models.latents import LatentSpace
 from imagewright.models.self_conditioned import carried
 from imagewright.models.tokens import check_device
 from imagewright.noise import ImageNoise
@@ -63,6 +64,7 @@ class ImageGenerator:
     spec: the model's; as an attribute that of the images, which a sampler may draw larger (`expansion`).
     precision: number format of the networks' calls (autocast). graphs: whether a CUDA device replays them as graphs
     (`samplers.replay`), which changes no bit; None = where networks are small enough to be held up by their launches.
+    space: the latents that the model lives in, from which images are decoded; None = it makes images.
     Raises UserError when the sampler is made for another kind of model, or the device cannot run this one.
     """
 
@@ -75,11 +77,14 @@ class ImageGenerator:
         *,
         precision: Precision = "fp32",
         graphs: bool | None = None,
+        space: LatentSpace | None = None,
     ) -> None:
         if precision not in get_args(Precision):
             raise UserError(f"precision is {precision!r}; allowed: {', '.join(get_args(Precision))}")
         kind = kind_of(model)
         self.sampler = sampler or usual_sampler(model)
+        if space is not None and getattr(self.sampler, "clip", False):
+            self.sampler = replace(self.sampler, clip=False)  # type: ignore[type-var]  # latents have no range
         drawn_as = "denoiser" if kind == "latent_denoiser" else kind
         if self.sampler.model_kind != drawn_as:
             raise UserError(
@@ -92,6 +97,9 @@ class ImageGenerator:
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.spec = replace(spec, resolution=spec.resolution * getattr(self.sampler, "expansion", 1))
         self.precision = precision
+        self.space = None if space is None else space.eval().to(self.device)
+        self.seen = self.spec if space is None else space.spec(spec)
+        self._decodes: Any = self.model if kind == "latent_denoiser" else self.space
         self._draws_first = told_latents(self.model) is not None
         small = sum(p.numel() for p in self.model.parameters()) <= SMALL
         wanted = self.device.type == "cuda" and (small if graphs is None else graphs)
@@ -100,7 +108,7 @@ class ImageGenerator:
     @property
     def latent(self) -> tuple[int, int, int]:
         """Shape of the noise that an image is made of: the image's own, or that of the space of a latent denoiser."""
-        shape: tuple[int, int, int] = getattr(self.model, "latent", self.spec.shape)
+        shape: tuple[int, int, int] = getattr(self.model, "latent", self.seen.shape)
         return shape
 
     @property
@@ -166,7 +174,7 @@ class ImageGenerator:
         begins = (ahead if on_gpu else map)(begin, ([first + i for i in rows] for rows in shares))
         for rows, start in zip(shares, begins, strict=True):
             told = None if wanted is None else wanted[rows.start : rows.stop]
-            begun = uint8_later(self.decoded(self._drawn(*start, told, on_step)))
+            begun = uint8_later(self.decoded(self._drawn(*start, told, self._shown(on_step))))
             if not on_gpu:
                 yield begun()
                 continue
@@ -205,7 +213,7 @@ class ImageGenerator:
         on_step: OnStep | None = None,
     ) -> Images:
         """Given images of a seed in one batch, uint8 [n, H, W, C]; labels: one for each, or None = no condition."""
-        return to_uint8(self.decoded(self.drawn(indices, labels=labels, seed=seed, on_step=on_step)))
+        return to_uint8(self.decoded(self.drawn(indices, labels=labels, seed=seed, on_step=self._shown(on_step))))
 
     def drawn(
         self,
@@ -215,20 +223,23 @@ class ImageGenerator:
         seed: int = 0,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """What the model makes, before rounding: [n, C, H, W] in [-1, 1], or a little beyond; or bits of images."""
+        """What the model makes, before rounding: [n, C, H, W] in [-1, 1], or a little beyond; or what is decoded."""
         if labels is not None:
             labels = self._checked_labels(len(indices), labels, seed, 0)
         return self._drawn(*self._begin(indices, seed), labels, on_step)
 
+    def encoded(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] in [-1, 1] as the model sees them, on its device: themselves, or their mean latents."""
+        there = images.to(self.device)
+        return there if self.space is None else self.space.encode(there)
+
     def decoded(self, made: Tensor) -> Tensor:
         """What the model makes, as images [n, C, H, W] in [-1, 1]."""
-        space: Any = self.model
-        return space.decode(made) if self._elsewhere else made
+        return made if self._decodes is None else self._decodes.decode(made)
 
-    @property
-    def _elsewhere(self) -> bool:
-        """Whether the model makes no images, but what it decodes to some."""
-        return kind_of(self.model) == "latent_denoiser"
+    def _shown(self, on_step: OnStep | None) -> OnStep | None:
+        """on_step, told of images where the model makes something else."""
+        return on_step if on_step is None or self._decodes is None else partial(_decoded, self._decodes, on_step)
 
     def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, ImageNoise | None, Tensor]:
         """The images' noise, that of what is drawn first, and what sampling begins with, still on the host."""
@@ -252,9 +263,7 @@ class ImageGenerator:
         with casts(self.precision, self.device), self._replays:
             if first is not None:
                 cond = latents_first(self.model, len(latents), cond, first)
-            model = carried(self.model)
-            seen = on_step if on_step is None or not self._elsewhere else partial(_decoded, self.model, on_step)
-            return self.sampler(model, latents, cond, noise=noise, on_step=seen)
+            return self.sampler(carried(self.model), latents, cond, noise=noise, on_step=on_step)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         """In memory that a GPU fetches it from without being waited for."""
@@ -289,9 +298,9 @@ def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield waiting.result()
 
 
-def _decoded(model: Any, on_step: OnStep, x: Tensor, x0: Tensor, sigma: float) -> None:
+def _decoded(space: Any, on_step: OnStep, x: Tensor, x0: Tensor, sigma: float) -> None:
     """What a sampler sees in another space, shown as images."""
-    on_step(model.decode(x), model.decode(x0), sigma)
+    on_step(space.decode(x), space.decode(x0), sigma)
 
 
 class _Tally:
@@ -408,4 +417,4 @@ def generator_from(
     """A model read from disk with a sampler, or with the one it was saved with."""
     if sampler is None and file.sampler is not None:
         sampler = sampler_from_json(dict(file.sampler))
-    return ImageGenerator(file.model, file.spec, sampler, device, precision=precision)
+    return ImageGenerator(file.model, file.spec, sampler, device, precision=precision, space=file.space)

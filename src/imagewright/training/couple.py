@@ -7,12 +7,10 @@ flow would make it. Pair i depends on the manifest and on i alone, however many 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +18,8 @@ import torch
 from torch import Tensor
 
 from imagewright.data import ImageSet, from_uint8, open_images
-from imagewright.data.couplings import (
-    Manifest,
-    check_times,
-    claim_folder,
-    shard_fault,
-    shard_path,
-    standing,
-    write_shard,
-)
-from imagewright.locks import alone
+from imagewright.data.couplings import Manifest, check_times, claim_folder, write_shard
+from imagewright.data.shards import fill_shards
 from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import weights_hash
 from imagewright.models.self_conditioned import carried
@@ -39,6 +29,7 @@ from imagewright.samplers.generator import ImageGenerator, generator_from, sampl
 from imagewright.samplers.grid import OnGrid
 from imagewright.samplers.straight import Straight
 from imagewright.training.chain import OF_STAGE
+from imagewright.training.latents import STREAMS
 from imagewright.types import Condition, UserError
 
 
@@ -70,7 +61,7 @@ class Couple:
         generator = generator_from(file, self.sampler, device)
         drawn = Drawing.of(generator, path, weights_hash(file.model.state_dict()), self.invert, self.times)
         manifest = Manifest(
-            n=self.n, seed=self.seed, shard=self.shard, batch=self.batch, dtype=self.dtype, spec=file.spec,
+            n=self.n, seed=self.seed, shard=self.shard, batch=self.batch, dtype=self.dtype, spec=file.seen,
             origin=drawn.origin, inverted=self.invert is not None, times=self.times,
         )  # fmt: skip
         fill(folder, manifest, drawn)
@@ -78,7 +69,9 @@ class Couple:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How the pairs of a store are made. images: those that are inverted; None = pairs are drawn from noise.
+    """How the pairs of a store are made; of a model in latents they are of latents.
+
+    images: those that are inverted; None = pairs are drawn from noise.
 
     origin: what the manifest says of it.
     """
@@ -107,7 +100,7 @@ class Drawing:
         check_times(times)
         sampler = generator.sampler
         kind = type(sampler).__name__
-        if generator.latent != generator.spec.shape:
+        if generator.latent != generator.seen.shape:
             raise UserError(
                 f"{name} draws images from noise of another shape, {list(generator.latent)}; couplings pair an image "
                 "with noise of its own"
@@ -121,7 +114,9 @@ class Drawing:
             raise UserError(f"sampler {kind} cannot be run backwards; --sampler heun, euler and straight can")
         if times:
             stopping = _stopping(sampler, times, generator.model)
-            generator = ImageGenerator(generator.model, generator.spec, stopping, generator.device)
+            generator = ImageGenerator(
+                generator.model, generator.spec, stopping, generator.device, space=generator.space
+            )
         images = None if invert is None else _training_images(invert, generator)
         said = {} if images is None else {"inverted": {"source": images.source, "fingerprint": images.fingerprint}}
         origin = {
@@ -166,6 +161,8 @@ class Drawing:
             cond = cond if told is None else told.recognised(real, cond)[0]
             sampler: Any = self.generator.sampler
             noise = ImageNoise(seed, list(rows))
+            if self.generator.space is not None:
+                real = self.generator.space.encode(real, ImageNoise(seed, list(rows), STREAMS[0]))
             latents = sampler.invert(carried(self.generator.model), real, cond, noise=noise, on_step=watch)
             found = {"images": real.cpu(), "labels": known, "latents": latents.cpu()}
         return {**found, "points": torch.stack([kept[t] for t in self.times], 1)} if self.times else found
@@ -195,58 +192,11 @@ def _fill(
     say: Callable[[str], None],
     advance_to: Callable[[int], None],
 ) -> int:
-    made, done, waiting = 0, 0, list(range(manifest.shards))
-    with _Behind() as behind:
-        while waiting:
-            busy = []
-            for index in waiting:
-                with ExitStack() as held:
-                    if held.enter_context(alone(_lock_path(folder, index))) == "busy":
-                        busy.append(index)
-                        continue
-                    now = standing(folder, manifest)
-                    fault = shard_fault(folder, now, index, checksum=verify)
-                    if fault:
-                        if shard_path(folder, index).exists():
-                            say(f"{shard_path(folder, index)} {fault}; it is made anew")
-                        pairs = drawing(now.rows(index), now.seed, now.batch)
-                        behind.do(partial(write_shard, folder, now, index, **pairs), held.pop_all())
-                        made += 1
-                done += len(manifest.rows(index))
-                advance_to(done)
-            if busy == waiting:  # others are at all that is left: wait for the first
-                behind.finish()
-                with alone(_lock_path(folder, busy[0]), wait=True):
-                    pass
-            waiting = busy
-    return made
+    def make(now: Manifest, index: int) -> Callable[[], None]:
+        pairs = drawing(now.rows(index), now.seed, now.batch)
+        return partial(write_shard, folder, now, index, **pairs)
 
-
-class _Behind:
-    """Writes a shard while the next is drawn; one waits at most. A shard's lock is let go of when it is written."""
-
-    def __enter__(self) -> Self:
-        self._thread = ThreadPoolExecutor(1)
-        self._writing: tuple[Future[None], ExitStack] | None = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._thread:
-            self.finish()
-
-    def do(self, write: Callable[[], None], held: ExitStack) -> None:
-        """Begin to write when the one before is written. held: closed afterwards, by the caller's thread."""
-        with ExitStack() as unless_begun:
-            unless_begun.push(held)
-            self.finish()
-            self._writing = self._thread.submit(write), unless_begun.pop_all()
-
-    def finish(self) -> None:
-        """Wait until all is written. Raises what writing raised."""
-        if self._writing:
-            (writing, held), self._writing = self._writing, None
-            with held:
-                writing.result()
+    return fill_shards(folder, manifest, make, verify=verify, say=say, advance_to=advance_to)
 
 
 def _stopping(sampler: Any, times: tuple[float, ...], model: Any) -> Any:
@@ -277,7 +227,3 @@ def _training_images(source: str, generator: ImageGenerator) -> ImageSet:
     if ours != theirs:
         raise UserError(f"{source} has images of resolution, channels and classes {theirs}; the model makes {ours}")
     return images
-
-
-def _lock_path(folder: Path, index: int) -> Path:
-    return folder / f".shard-{index:06d}.lock"

@@ -23,13 +23,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from imagewright.checks import require_whole
+from imagewright.checks import require_positive, require_whole
 from imagewright.data import ImageSet, Loader, open_images
 from imagewright.data.couplings import Couplings, Mixture, mixed
 from imagewright.data.partition import of_classes
 from imagewright.files import try_output, write_json
 from imagewright.models.files import ModelFile, save_model
-from imagewright.models.kinds import KINDS
+from imagewright.models.kinds import KINDS, words
+from imagewright.models.latents import LatentSpace
 from imagewright.models.tokens import check_device
 from imagewright.networks import NETWORKS
 from imagewright.noise import derive_seed
@@ -37,10 +38,20 @@ from imagewright.samplers.generator import ImageGenerator, sampler_to_json
 from imagewright.training.checkpoint import checkpoints, load_checkpoint
 from imagewright.training.config import TrainingConfig, in_images
 from imagewright.training.distributed import Processes
-from imagewright.training.given import Given, Sources, check_examples, gather, named, sizes_of
+from imagewright.training.given import (
+    SPACE,
+    Given,
+    Sources,
+    check_examples,
+    gather,
+    named,
+    requests,
+    require_asked,
+    sizes_of,
+)
 from imagewright.training.locking import require_there, sole_trainer
 from imagewright.training.log import Log
-from imagewright.training.reconstructions import codec_record, save_reconstructions
+from imagewright.training.reconstructions import reconstruction_record, save_reconstructions
 from imagewright.training.record import (
     Inputs,
     begun_as,
@@ -80,6 +91,12 @@ class DataConfig:
     couplings: str | tuple[str, ...] | None = None
     """Folder of pairs of noise and image that `imagewright couple` has written, for methods that learn from them; or
     several, of which every batch has its share."""
+    latents: str | None = None
+    """Folder of the images' latents, where the run has an autoencoder: they are written where they are not there yet;
+    None = kept between commands where the package keeps such things, which wants room: 16 KB an image of 256 x 256."""
+    latent_std: float = 0.5
+    """Deviation to which each channel of an autoencoder's latents is brought; the deviation that a method expects of
+    its data (EDM's 0.5)."""
     coupling_weights: tuple[float, ...] = ()
     """Shares of several folders of pairs, one for each, in any unit; () = by their numbers of pairs."""
 
@@ -91,6 +108,7 @@ class DataConfig:
             raise UserError("data.coupling_weights has no effect without several folders in data.couplings")
         if self.classes and not self.labels:
             raise UserError("data.classes chooses among labels; it goes with data.labels")
+        require_positive("data.latent_std", self.latent_std)
         require_whole("data.workers", self.workers, 0, 1024)
 
     def open(self, on_progress: Callable[[int, int], None] | None = None) -> ImageSet:
@@ -160,6 +178,8 @@ class Assembled:
     """What identifies each thing that the run was given."""
     network: Any = None
     """Configuration of the network that was built, with what the data and the method decide; None = it has none."""
+    space: LatentSpace | None = None
+    """The latents in which the run is; None = it is on images."""
 
 
 def assemble(
@@ -170,7 +190,7 @@ def assemble(
 ) -> Assembled:
     """Open the data, build the networks, load the teacher. Raises UserError where they do not fit together."""
     sources = sources or Sources()
-    images = sources.images(experiment.data, on_progress)
+    images = _in_latents(experiment, sources.images(experiment.data, on_progress), sources, on_progress)
     spec, method = dataclasses.replace(images.spec, empty_classes=images.empty_classes), experiment.method
     check_examples(method, images)
     wanted = inspect.signature(method.parts).parameters
@@ -190,11 +210,46 @@ def assemble(
     with torch.random.fork_rng(devices=[]):  # some methods make networks of their own
         torch.manual_seed(derive_seed(experiment.training.seed, 1))
         parts = experiment.method.parts(**{n: v for n, v in given.items() if n in wanted})
+    if sources.space is not None:
+        _check_in_latents(method, parts)
     if experiment.start is not None:
         _start_from(experiment.start, sources.given("start", experiment.start).model, parts, experiment.method.product)
     store = None if pairs is None else _pairs(experiment, pairs, spec, sources)
     inputs: Inputs = {"data": _identity(images), **sources.inputs}
-    return Assembled(images, parts, store, inputs, config)
+    return Assembled(images, parts, store, inputs, config, sources.space)
+
+
+def _in_latents(experiment: Experiment, images: Any, sources: Sources, on_progress: Any) -> Any:
+    """The images, or the latents of them where the run is given an autoencoder. Raises UserError for one of others."""
+    name, data = experiment.given.get(SPACE.name), experiment.data
+    folder, scale = getattr(data, "latents", None), getattr(data, "latent_std", 0.5)
+    if not isinstance(name, str) or SPACE.name in requests(experiment.method):
+        for field_name, idle in (("latents", folder is None), ("latent_std", scale == 0.5)):
+            if not idle:
+                raise UserError(f"data.{field_name} has no effect without --autoencoder RUN")
+        return images
+    require_asked(experiment.method, experiment.given)
+    if not isinstance(images, ImageSet):
+        raise UserError(f"autoencoder {name} takes images; {images.source} holds others")
+    file = sources.enter(name, scale)
+    ours, theirs = ((s.resolution, s.channels) for s in (images.spec, file.spec))
+    if ours != theirs:
+        raise UserError(f"autoencoder {name} takes images of resolution and channels {theirs}; the data have {ours}")
+    if file.space is not None and scale not in (0.5, file.space.scale):
+        raise UserError(f"data.latent_std is {scale:g}; the latents of {name} are brought to {file.space.scale:g}")
+    xflip = bool(getattr(data, "xflip", False))
+    return sources.latents(images, file.space is None, mirrored=xflip, folder=folder, on_progress=on_progress)
+
+
+def _check_in_latents(method: Any, parts: Parts) -> None:
+    """Raise UserError for methods that make no model which could live in latents, or that change pictures."""
+    kind = kind_of(parts.roles[method.product].module)
+    if kind not in ("denoiser", "flow_map"):
+        raise UserError(
+            f"method {type(method).__name__} makes a {words(kind)}, which sees images; autoencoder has no effect on it"
+        )
+    if getattr(method, "augment_dim", 0):
+        raise UserError("method.augment changes pictures, and this run is on latents; leave one of the two out")
 
 
 def _identity(images: Examples) -> dict[str, Any]:
@@ -355,7 +410,7 @@ def _run(
     experiment = located(experiment, folder).in_images()
     before, begun = claim(folder, experiment, resume), begun_as(folder)
     processes.wait()  # or a slow process would find the record of this very run in the folder
-    assembled = assemble(experiment, on_open)
+    assembled = assemble(experiment, on_open, sources=Sources(device))
     check_inputs(folder, before, assembled.inputs, experiment)
     check_device(assembled.parts.roles[experiment.method.product].module, device)
     if processes.is_first:
@@ -396,7 +451,7 @@ def _run(
         product = trainer.product()
         if product is not None:
             require_there(folder)
-            export(experiment, trainer, product, assembled.images, folder, torch.device(device), picture=picture)
+            export(experiment, trainer, product, assembled, folder, torch.device(device), picture=picture)
             log.picture(folder / "samples" / f"{trainer.images:012d}.png", trainer.images)
 
     if resume:
@@ -411,13 +466,15 @@ def export(
     experiment: Experiment,
     trainer: Trainer,
     model: nn.Module,
-    images: ImageSet,
+    assembled: Assembled,
     folder: Path,
     device: torch.device,
     *,
     picture: bool = True,
 ) -> None:
     """Write the product's averaged weights as a model, and a snapshot: samples, or what is given back of pictures."""
+    space, images = assembled.space, assembled.images
+    images = images if space is None else images.pictures
     spec = dataclasses.replace(images.spec, empty_classes=images.empty_classes)
     origin: dict[str, Any] = {
         "teacher": None,
@@ -432,7 +489,7 @@ def export(
     snapshot = snapshot_path(folder, trainer.images)
     kind = kind_of(model)
     if KINDS[kind].answers:
-        origin |= codec_record(model, images, device) if kind == "codec" else {}
+        origin |= {} if kind == "encoder" else reconstruction_record(model, images, device)
         save_model(folder, ModelFile(model=model, spec=spec, origin=origin))
         if picture and kind != "encoder":
             save_reconstructions(snapshot, model, images, device)
@@ -440,7 +497,8 @@ def export(
     if kind_of(model) == "encoder":
         save_model(folder, ModelFile(model=model, spec=spec, origin=origin))
         return
-    generator = ImageGenerator(model, spec, experiment.sampler, device)
-    save_model(folder, ModelFile(model=model, spec=spec, sampler=sampler_to_json(generator.sampler), origin=origin))
+    generator = ImageGenerator(model, spec, experiment.sampler, device, space=space)
+    way = sampler_to_json(generator.sampler)
+    save_model(folder, ModelFile(model=model, spec=spec, sampler=way, origin=origin, space=space))
     if picture:
         save_grid(snapshot, generator)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
 from imagewright.data.couplings import Couplings
@@ -27,19 +28,23 @@ from imagewright.metrics.perceptual import CHOICES, perceptual_network
 from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.files import ModelFile, weights_hash
 from imagewright.models.kinds import KINDS, words
+from imagewright.models.latents import LatentSpace
 from imagewright.models.tokens import PixelCodec
 from imagewright.pretrained import find_model
-from imagewright.types import Batch, Codec, DataSpec, Example, Examples, ModelKind, UserError, kind_of
+from imagewright.training.latents import open_latents
+from imagewright.types import Autoencoder, Batch, Codec, DataSpec, Example, Examples, ModelKind, UserError, kind_of
 
 Given = Mapping[str, str | tuple[str, ...]]
 """Where a run's inputs lie, by the names under which the method asks for them."""
 NAMES: Mapping[Any, str] = {Codec: "tokenizer"}
 """Types that are asked for by another name than the parameter's."""
 PROTOCOLS: Mapping[Any, ModelKind] = {kind.protocol: name for name, kind in KINDS.items()}
+_TRAIN_ONE = "imagewright train kl-digits"
 LEARNS: Mapping[str, str] = {
     "teacher": "learns from no teacher",
     "tokenizer": "learns no tokens",
     "features": "compares no features",
+    "autoencoder": "learns from no images that could be latents",
 }
 
 
@@ -89,6 +94,18 @@ def requests(method: Any) -> dict[str, Request]:
     return {request.parameter: request for request in asked if request is not None}
 
 
+SPACE = Request("autoencoder", "autoencoder", Autoencoder, ("autoencoder",), several=False, optional=True)
+"""What every run on images may be given: an autoencoder, in whose latents its model then lives."""
+
+
+def options(method: Any) -> dict[str, Request]:
+    """What a run may name for a method, by name: what the method asks for, and an autoencoder to live in."""
+    asked = {request.name: request for request in requests(method).values()}
+    tokens = any("codec" in request.kinds for request in asked.values())
+    images = tokens or getattr(method, "of_images", False) or _examples(method) is not Batch
+    return asked if images or SPACE.name in asked else {**asked, SPACE.name: SPACE}
+
+
 def _request(parameter: str, annotation: Any, signature: inspect.Parameter) -> Request | None:
     members = [m for m in _members(annotation) if m is not type(None)]
     optional = len(members) < len(_members(annotation)) or signature.default is not inspect.Parameter.empty
@@ -117,19 +134,44 @@ def _is_features(annotation: Any) -> bool:
 class Sources:
     """Where what an experiment names is found; a dry run has another, with stand-ins for what is not there.
 
-    inputs: notes what identifies each thing that was asked for.
+    inputs: notes what identifies each thing that was asked for. space: the latents in which the run is, if it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
         self.inputs: dict[str, dict[str, Any]] = {}
+        self.device = device
+        self.space: LatentSpace | None = None
 
     def given(self, role: str, name: str) -> ModelFile:
-        """The model that an experiment names for a role, whose weights are noted."""
+        """The model that an experiment names for a role, whose weights are noted. UserError for another space."""
         file = self.model(name)
-        state = file.model.state_dict()
+        _check_space(role, name, file, self.space)
+        self._note(role, file.model)
+        return file
+
+    def enter(self, name: str, scale: float) -> ModelFile:
+        """An autoencoder, or a model in latents, whose space is entered; `space` is set, and noted.
+
+        scale: of an autoencoder's latents; a model's are as they are. Raises UserError for what is neither.
+        """
+        file = self.model(name)
+        kind = kind_of(file.model)
+        if file.space is None and kind != "autoencoder":
+            what = KINDS[kind].what
+            raise UserError(f"autoencoder {name} is a {words(kind)}, which {what}; train one with: {_TRAIN_ONE}")
+        self.space = LatentSpace(file.model, scale) if file.space is None else file.space
+        self._note(SPACE.name, file.model if file.space is None else file.space)
+        return file
+
+    def _note(self, role: str, module: nn.Module) -> None:
+        state = module.state_dict()
         if not any(tensor.is_meta for tensor in state.values()):
             self.inputs[role] = {"weights_sha256": weights_hash(state)}
-        return file
+
+    def latents(self, images: Any, measure: bool, **settings: Any) -> Any:
+        """The images in the latents of the space that was entered."""
+        assert self.space is not None
+        return open_latents(images, self.space, measure=measure, device=self.device, **settings)
 
     def opened(self, role: str, kind: type[Openable], name: str) -> Openable:
         """A thing of a method's own, whose identity is noted."""
@@ -174,7 +216,7 @@ def gather(method: Any, given: Given, spec: DataSpec, sources: Sources) -> dict[
 
 def require_asked(method: Any, given: Given) -> None:
     """Raise UserError where a run names what its method does not ask for."""
-    names = {request.name for request in requests(method).values()}
+    names = options(method)
     for name in given:
         if name not in names:
             why = LEARNS.get(name, f"asks for no {name}")
@@ -216,7 +258,7 @@ def _one(request: Request, role: str, name: str, spec: DataSpec, sources: Source
         raise UserError(
             f"{request.name} {name} is a {words(kind)}, which {KINDS[kind].what}; this method takes a {wanted}{hint}"
         )
-    ours, theirs = KINDS[kind].agreement(spec), KINDS[kind].agreement(file.spec)
+    ours, theirs = KINDS[kind].agreement(spec), KINDS[kind].agreement(file.seen)
     if ours != theirs:
         what = "resolution, channels and classes" if len(ours) == 3 else "resolution and channels"
         does = "takes" if KINDS[kind].answers else "makes"
@@ -246,11 +288,30 @@ def sizes_of(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_examples(method: Any, data: Examples) -> None:
     """Raise UserError where a method's step learns from another kind of example than a data set yields."""
-    wanted = typing.get_type_hints(method.step).get("batch", Batch)
+    wanted = _examples(method)
     if isinstance(wanted, type) and issubclass(wanted, Example) and not issubclass(data.example, wanted):
         raise UserError(
             f"method {type(method).__name__} learns from {_spelled(wanted)}; {data.source} holds "
             f"{_spelled(data.example)}"
+        )
+
+
+def _examples(method: Any) -> Any:
+    """The kind of example that a method learns from."""
+    return typing.get_type_hints(method.step).get("batch", Batch)
+
+
+def _check_space(role: str, name: str, file: ModelFile, space: LatentSpace | None) -> None:
+    """Raise UserError unless a model that makes something sees what the run sees: images, or latents of one space."""
+    if KINDS[kind_of(file.model)].answers or (file.space is None and space is None):
+        return
+    if space is None:
+        raise UserError(f"{role} {name} lives in an autoencoder's latents; add --autoencoder {name}")
+    if file.space is None:
+        raise UserError(f"{role} {name} makes images; this run is in the latents of an autoencoder")
+    if not space.same_as(file.space):
+        raise UserError(
+            f"{role} {name} lives in other latents than those of this run's autoencoder; add --autoencoder {name}"
         )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from imagewright.data import ImageSet, from_uint8, to_uint8
 from imagewright.models.vq import codebook_usage
 from imagewright.training.snapshots import grid, save_image
+from imagewright.types import kind_of
 
 COLUMNS = 10
 MEASURED = 10_000
@@ -31,18 +32,22 @@ def save_reconstructions(path: Path, model: nn.Module, images: ImageSet, device:
     save_image(path, grid(np.concatenate(rows), min(COLUMNS, count)), scale=max(1, 64 // images.spec.resolution))
 
 
-def codec_record(codec: nn.Module, images: ImageSet, device: torch.device) -> dict[str, Any]:
-    """Usage of the codebook and the mean squared error as PSNR in dB, on at most 10,000 of the run's own images."""
-    model: Any = codec.eval().to(device)
-    count, error, tokens = min(MEASURED, len(images)), 0.0, []
+@torch.no_grad()
+def reconstruction_record(coder: nn.Module, images: ImageSet, device: torch.device) -> dict[str, Any]:
+    """The mean squared error as PSNR in dB, on at most 10,000 of the run's own images; a codec's usage of its codebook.
+
+    Latents are the means of what an autoencoder says.
+    """
+    model: Any = coder.eval().to(device)
+    count, error, codes = min(MEASURED, len(images)), 0.0, []
     for start in range(0, count, BATCH):
         batch = from_uint8(images.images(range(start, min(start + BATCH, count)))).to(device)
-        tokens.append(model.encode(batch).cpu())
-        error += float((model.decode(tokens[-1].to(device)) - batch).cpu().double().square().flatten(1).mean(1).sum())
-    usage = codebook_usage(torch.cat(tokens), model.values)
+        codes.append(model.encode(batch).cpu())
+        error += float((model.decode(codes[-1].to(device)) - batch).cpu().double().square().flatten(1).mean(1).sum())
     psnr = 10 * math.log10(4 / max(error / count, 1e-12))  # the colour range is 2
-    return {
-        "codebook": {"size": model.values, "perplexity": round(usage.perplexity, 1), "dead": usage.dead},
-        "psnr": round(psnr, 2),
-        "measured_on": count,
-    }
+    found = {"psnr": round(psnr, 2), "measured_on": count}
+    if kind_of(model) != "codec":
+        return found
+    usage = codebook_usage(torch.cat(codes), model.values)
+    book = {"size": model.values, "perplexity": round(usage.perplexity, 1), "dead": usage.dead}
+    return {"codebook": book, **found}

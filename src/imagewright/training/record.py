@@ -48,6 +48,7 @@ FREE = (
     "training.recompute",
     "training.parallel",
     "data.workers",
+    "data.latents",
 )
 """Settings that a resumed run may change: how long it lasts, what it writes when, how a batch is cut up, read and held
 in memory."""
@@ -291,7 +292,7 @@ def experiment_record(
     inputs: Inputs,
     before: Inputs,
     computed: Mapping[str, Any],
-    begun: str | None,
+    begun: str | None = None,
 ) -> dict[str, Any]:
     """What experiment.json holds. command: arguments of `imagewright train`. folder: the run's. begun: `begun_as`.
 

@@ -63,7 +63,7 @@ class DrawNegatives:
             seed=self.seed,
             shard=self.shard,
             what="tokens" if tokens else "images",
-            shape=(codec.length,) if tokens else file.spec.shape,
+            shape=(codec.length,) if tokens else file.seen.shape,
             classes=file.spec.num_classes,
             origin={
                 "weights_sha256": weights_hash(file.model.state_dict()),

@@ -18,6 +18,7 @@ from imagewright.guidance.layer_skipping import LayerSkipped
 from imagewright.metrics.draws import frechet_of_model
 from imagewright.metrics.features import FeatureExtractor
 from imagewright.metrics.statistics import Moments
+from imagewright.models.latents import LatentSpace
 from imagewright.noise import derive_seed
 from imagewright.paths.discrete import DiscreteSchedule
 from imagewright.samplers.ddim import DDIM
@@ -32,6 +33,7 @@ class FeatureDistance:
 
     reference: moments of the real images in the extractor's features. images: how many are drawn for a candidate (the
     paper: 5000 for 4 steps, 1000 with a layer budget). Images start from sigma times normal noise, as everywhere here.
+    space: the latents that the model lives in; None = it makes images.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class FeatureDistance:
     batch_size: int = 256
     seed: int = 0
     device: torch.device | str = "cpu"
+    space: LatentSpace | None = None
 
     def __post_init__(self) -> None:
         if self.images < 2 or self.batch_size < 1:
@@ -52,7 +55,7 @@ class FeatureDistance:
         """The model as it draws with a candidate."""
         levels = candidate.levels(self.schedule, self.model)  # type: ignore[arg-type]  # a module that is a Denoiser
         model = LayerSkipped(self.model, levels) if any(levels.values()) else self.model
-        return ImageGenerator(model, self.spec, DDIM(levels=tuple(levels)), self.device)
+        return ImageGenerator(model, self.spec, DDIM(levels=tuple(levels)), self.device, space=self.space)
 
     def __call__(self, candidate: Candidate) -> float:
         """Noise and classes follow from the seed and the candidate: fresh for each, the same when asked again."""

@@ -34,6 +34,7 @@ KEYS: tuple[str, ...] = (
     "simple_reflow",
     "slimflow",
     "caf",
+    "va_vae",
     "axial_transformer",
     "sparse_transformer",
     "routing_transformer",
