@@ -16,6 +16,7 @@ from imagewright.bench.claims.rearranging import rearrange
 from imagewright.bench.claims.runner import check_seeds, run_claim
 from imagewright.bench.claims.verdict import LEAST_SEEDS
 from imagewright.bench.decoding import measure_cache, measure_masked_decoding, measure_parallel_decoding
+from imagewright.bench.encoded import measure_encoded
 from imagewright.bench.flows import measure_pairs, measure_student
 from imagewright.bench.latents import measure_latents
 from imagewright.bench.orders import draw_orders, measure_orders
@@ -70,6 +71,7 @@ MEASURES: Mapping[str, Callable[..., Ratio | Sequence[Ratio]]] = {
     "pairs": measure_pairs,
     "student": measure_student,
     "latents": measure_latents,
+    "encoded": measure_encoded,
 }
 
 
@@ -77,16 +79,16 @@ def speed(rounds: int = 9, device: str = "auto", only: tuple[str, ...] = (), out
     """One-step sampling against the bare network, a training step against diffusers' UNet2DModel and a bare loop, sCM's
     tangent against a forward pass, DSNO's call against a single one, the decoding of tokens (raster order with and
     without a cache, eight masked passes against raster order, ARPG's sixteen against others), pairs stored against the
-    bare sampler, a small flow's call against its teacher's, and a call that is told discrete latents against its
-    network's.
+    bare sampler, a small flow's call against its teacher's, a call that is told discrete latents against its network's,
+    and an autoencoder's latents read from disk against their pictures decoded.
 
     Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown.
 
     Args:
         rounds: measurements of each side.
         device: auto, cpu, cuda, mps.
-        only: some of sampling, training, loop, tangent, trajectory, cache, masked, parallel, pairs, student, latents;
-            default all.
+        only: some of sampling, training, loop, tangent, trajectory, cache, masked, parallel, pairs, student, latents,
+            encoded; default all.
         out: also write the figures as JSON.
     """
     for name in only:

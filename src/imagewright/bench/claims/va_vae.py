@@ -28,7 +28,7 @@ from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConf
 from imagewright.training.trainer import Trainer
 from imagewright.types import Batch, Condition
 
-SIDE, BATCH = 16, 32
+SIDE, BATCH = 16, 64
 PLAIN = VAVAE(perceptual=0.0, adversarial=0.0, vf=0.0)
 PSNR, PROBE = "PSNR, dB", "linear probe, %"
 NARROW, WIDE, ALIGNED = "4 channels", "32 channels", "32 channels, aligned"
@@ -40,7 +40,7 @@ class Setting:
 
     updates: int = 500
     lr: float = 2e-3
-    width: int = 16
+    width: int = 8
     mult: tuple[int, ...] = (1, 1, 2)
     vf: float = 0.5
     cosine_margin: float = 0.0
@@ -123,7 +123,7 @@ def generated(seed: int, model: Any, images: ImageSet, latents: torch.Tensor, se
     method = EDM()
     parts = seeded(seed, lambda: method.parts(network=SongUNet(config), spec=space.spec(images.spec)))
     loader = Latents(space.normalised(latents), torch.from_numpy(images.labels), seed)
-    denoiser = trained(method, parts, loader, seed, setting.denoiser_updates, setting.denoiser_lr, 2 * BATCH)
+    denoiser = trained(method, parts, loader, seed, setting.denoiser_updates, setting.denoiser_lr, BATCH)
     extractor = emoji_features()
     generator = ImageGenerator(denoiser, images.spec, Heun(num_steps=12), space=space)
     labels = images.labels[np.arange(setting.drawn) % len(images)]
