@@ -240,6 +240,7 @@ def test_a_run_leaves_a_model_that_draws(run: Path, tmp_path: Path) -> None:
         (["edit", "--task", "inpaint", "--index", "3", "--mask", "bottom"], "is a latent denoiser; editing needs"),
         (["export", "--format", "torch", "--out", "OUT"], "it has no graph of one call"),
         (["export", "--format", "diffusers", "--out", "OUT"], "has no equal of a BitDenoiser"),
+        (["tune", "bespoke"], "is a latent denoiser; what is tuned here is a denoiser of images"),
         (["sample", "--guidance", "cfg", "--weight", "2", "--out", "OUT"], "guidance needs denoisers"),
     ],
 )
@@ -248,7 +249,7 @@ def test_what_bits_cannot_do_is_said_in_a_sentence(
 ) -> None:
     command, *rest = (str(tmp_path / "out") if arg == "OUT" else arg for arg in args)
     with pytest.raises(SystemExit) as ended:
-        main([command, str(run), *rest])
+        main([command, *rest[: command == "tune"], str(run), *rest[command == "tune" :]])
     assert ended.value.code == 2
     assert why in capsys.readouterr().err
 

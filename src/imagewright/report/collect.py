@@ -87,6 +87,7 @@ class Measure:
 
     @property
     def images_per_second(self) -> float | None:
+        """Of drawing; None where no time was kept."""
         return self.report["num_images"] / self.seconds if self.seconds > 0 else None
 
 

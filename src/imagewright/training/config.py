@@ -63,7 +63,8 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.9
-    """Of sgd, which has no betas and no eps. adafactor (Shazeer and Stern 2018, 1804.04235) has none of these."""
+    """Of sgd, which has no betas and no eps. adafactor (Shazeer and Stern 2018, 1804.04235) has none of these: its
+    rate is in units of a weight's root mean square, and at step k at most k^-1/2, as torch has it."""
     nesterov: bool = False
     """Whether sgd's momentum looks ahead."""
     weight_decay: float = 0.0

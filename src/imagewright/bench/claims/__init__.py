@@ -44,6 +44,7 @@ KEYS: tuple[str, ...] = (
     "md4",
     "analog_bits",
     "downsampled_imagenet",
+    "vcmamba",
 )
 """Files of this folder, in the order of the ledger."""
 

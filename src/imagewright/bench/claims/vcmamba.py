@@ -130,14 +130,14 @@ def mistaken(net: nn.Module, canvas: Tensor) -> float:
 def run(seed: int, budget: Budget) -> Sequence[Row]:
     """Wrong cells and wrong pairs of each contender."""
     full = budget == "full"
-    updates, count = (UPDATES, COUNT) if full else (2, 32)
+    updates, count = (UPDATES, COUNT) if full else (1, 8)
     test, rows = held_out(marked, seed, count), []
     for name, rate in RATES.items():
         make: Callable[[], nn.Module] = partial(network, name)
         net = fitted(make, marked, loss, seed=seed, updates=updates, batch=BATCH, rate=rate)
         found = wrong(net, test)
         rows.append(Row(name=name, score=found["all"], cost=updates, more={"above the field": found["above"]}))
-    updates, count = (PAIR_UPDATES, PAIR_COUNT) if full else (2, 32)
+    updates, count = (PAIR_UPDATES, PAIR_COUNT) if full else (1, 8)
     test, learnt = held_out(pairs("test"), seed, count), pairs("train")
     for name, rate in PAIR_RATES.items():
         net = fitted(partial(comparer, name), learnt, unlike, seed=seed, updates=updates, batch=PAIR_BATCH, rate=rate)
@@ -148,8 +148,12 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
 CLAIM = Claim(
     key="vcmamba",
     paper="2509.04669",
-    headline="",
-    miniature="",
+    headline="ImageNet-1k top-1 78.7 (10.5 M parameters), 81.5, 82.6 (31.5 M): the largest is 0.3 above PlainMamba-L3 "
+    "with 37 % fewer; ADE20K 47.1 mIoU, 2.0 above EfficientFormer-L7 with 62 % fewer",
+    miniature="One cell of 16x16 is coloured, and every cell has to name its colour: a stem and one scanning block of "
+    "width 8, against the same block with its first scan alone, the released program's quirks, and five blocks of "
+    "convolutions of as many parameters (1 %). And two handwritten digits in opposite corners of 32x32, alike or not: two "
+    "stages whose last block scans, against convolutions of as many parameters (1 %).",
     measure="share of wrong cells",
     cost="updates",
     run=run,
