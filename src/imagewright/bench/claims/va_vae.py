@@ -82,8 +82,9 @@ def autoencoder(seed: int, channels: int, aligned: bool, images: ImageSet, setti
     )  # fmt: skip
     method = PLAIN
     if aligned:
-        margins = {"cosine_margin": setting.cosine_margin, "distance_margin": setting.distance_margin}
-        method = replace(PLAIN, vf=setting.vf, **margins)
+        method = replace(
+            PLAIN, vf=setting.vf, cosine_margin=setting.cosine_margin, distance_margin=setting.distance_margin
+        )
     parts = seeded(seed, lambda: method.parts(network=KLAutoencoder(config), spec=images.spec))
     return trained(method, parts, Loader(images, BATCH, seed), seed, setting.updates, setting.lr)
 
