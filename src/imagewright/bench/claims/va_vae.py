@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from imagewright.bench.claims.claim import Budget, Claim, Row, lower
+from imagewright.bench.claims.claim import Budget, Claim, Row, lower, times
 from imagewright.bench.claims.plane import seeded
 from imagewright.data import Loader, from_uint8, open_images
 from imagewright.data.image_set import ImageSet
@@ -43,7 +43,7 @@ PSNR, GENERATED, PIXELS = "PSNR, dB", "fd_digits of what is drawn", "distance of
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How an autoencoder is trained, and a denoiser in its latents (0 updates: none); updates are of BATCH images."""
+    """How an autoencoder is trained, and a denoiser in its latents; updates are of BATCH images."""
 
     updates: int = 200
     lr: float = 2e-3
@@ -51,10 +51,10 @@ class Setting:
     vf: float = 0.5
     cosine_margin: float = 0.0
     distance_margin: float = 0.0
-    denoiser_updates: int = 0
+    denoiser_updates: int = 250
     denoiser_lr: float = 2e-3
     denoiser_width: int = 32
-    drawn: int = 1000
+    drawn: int = 500
 
 
 def trained(method: Any, parts: Any, loader: Any, seed: int, updates: int, lr: float) -> Any:
@@ -148,15 +148,16 @@ def compared(seed: int, setting: Setting, arms: Mapping[str, tuple[int, bool]] =
         ours, theirs = (model.encode(from_uint8(each.images())) for each in (known, new))
         found = 100 * probed(seed, ours, known.labels, theirs, new.labels)
         more = {PSNR: float(psnr(model.decode(theirs), from_uint8(new.images())).mean())}
-        if setting.denoiser_updates and channels == 32:
+        if channels == 32:
             more |= generated(seed, model, known, ours, setting)
         rows.append(Row(name=name, score=found, cost=setting.updates * BATCH, more=more))
     return rows
 
 
 def run(seed: int, budget: Budget) -> Sequence[Row]:
-    """All three autoencoders."""
-    return compared(seed, Setting() if budget == "full" else Setting(updates=2))
+    """All three autoencoders, and denoisers in two of them."""
+    smoke = Setting(updates=2, denoiser_updates=2, drawn=20)
+    return compared(seed, Setting() if budget == "full" else smoke)
 
 
 CLAIM = Claim(
@@ -167,7 +168,9 @@ CLAIM = Claim(
     miniature="Three autoencoders of digits by 4, one network but for the width of its latents, equal updates and "
     "order of pictures: 4 channels; 32; and 32 aligned with the shipped classifier's last map, at the weight 0.5 and "
     "without margins, as the published first stage. The probe, a linear map from latents to classes, is told one "
-    "picture of each class; the mean of 20 such sets. Pictures that come back and that are probed are held out.",
+    "picture of each class; the mean of 20 such sets. Pictures that come back and that are probed are held out. Then "
+    "EDM in both spaces of 32 channels, equal updates, 12 Heun steps: the Frechet distance of 500 digits to the "
+    "training set, in the same classifier's features and, beside it, of pixels.",
     measure="linear probe told one picture of each class, % of held-out digits",
     cost="images seen",
     better="higher",
@@ -176,5 +179,6 @@ CLAIM = Claim(
         lower("32 channels reconstruct better than 4", NARROW, WIDE, of=PSNR),
         lower("alignment raises the probe of 32 channels, by 10 points", WIDE, ALIGNED, by=10.0),
         lower("at a loss of less than 1 dB", WIDE, ALIGNED, of=PSNR, by=-1.0),
+        times("what EDM draws is nearer to real digits, in the classifier's features", ALIGNED, WIDE, of=GENERATED),
     ),
 )
