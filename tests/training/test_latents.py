@@ -33,6 +33,16 @@ from imagewright.training.experiment import DataConfig, Experiment, run_experime
 from imagewright.training.latents import STREAMS, open_latents
 from imagewright.types import DataSpec, UserError
 
+CHAIN = """
+from imagewright.recipes import RECIPES
+from imagewright.training.chain import Chain, Stage
+
+experiment = Chain(
+    Stage("auto", RECIPES["kl-digits"]()),
+    Stage("teacher", RECIPES["edm-digits"]().giving(autoencoder="stage:auto")),
+    Stage("student", RECIPES["scd-digits"]().giving(teacher="stage:teacher", autoencoder="stage:teacher")),
+)
+"""
 DIGITS = DataSpec(name="digits", resolution=8, channels=1, num_classes=10, class_names=tuple("0123456789"))
 TINY = KLAutoencoderConfig(
     img_resolution=8, in_channels=1, latent_channels=3, model_channels=8, channel_mult=(1, 1), num_blocks=1,
@@ -226,5 +236,9 @@ def test_the_command_line_takes_an_autoencoder(
     main(["train", "edm-digits", "--autoencoder", str(folders["autoencoder"]), "--dry-run"])
     shown = capsys.readouterr().out
     assert '"in_channels": 3' in shown and '"img_resolution": 4' in shown
+    Path("chain.py").write_text(CHAIN)  # of stages that are not there yet
+    main(["train", "chain.py", "--dry-run"])
+    shown = capsys.readouterr().out
+    assert '"img_resolution": 4' in shown and "student: trained" in shown
     main(["sample", str(folders["teacher"]), "--n", "2", "--out", "drawn", "--device", "cpu"])
     assert (tmp_path / "drawn" / "grid.png").exists()
