@@ -544,7 +544,9 @@ BASE = RECIPES["disco-digits"]()
 TRAINING = replace(BASE.training, total_images=48, batch=16, micro_batch=8, log_images=16, snapshot_images=48,
                    checkpoint_images=16)  # fmt: skip
 NETWORK = SongUNetConfig(**{**SIZES, "channel_mult": (1,), "attn_resolutions": (8,), "dropout": 0.1})
-FIRST = replace(BASE, method=METHOD, network=NETWORK, training=TRAINING, sampler=Heun(num_steps=1))
+FIRST = replace(
+    BASE, method=replace(METHOD, batch_norm=True), network=NETWORK, training=TRAINING, sampler=Heun(num_steps=1)
+)
 
 
 @pytest.fixture(scope="module")
