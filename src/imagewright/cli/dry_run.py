@@ -98,16 +98,21 @@ class StandIns(Sources):
         if stage is not None and not isinstance(stage, Experiment):
             raise UserError(f"{name} is made by {type(stage).__name__}, which a dry run does not do")
         if stage is not None:
-            made = assemble(stage, sources=self)
-            return ModelFile(model=made.parts.roles[stage.method.product].module, spec=made.images.spec)
+            return self._made(stage)
         if Path(name).exists() or recipe not in RECIPES:
             with torch.device("cpu"):
                 file = super().model(name)
             return replace(file, model=file.model.to("meta"))
         self.missing.append(f"model {name}: as recipe {recipe} makes it")
-        experiment = RECIPES[recipe]()
+        return self._made(RECIPES[recipe]())
+
+    def _made(self, experiment: Experiment) -> ModelFile:
+        """What a run would leave."""
+        before, self.space = self.space, None  # which is the run's own
         made = assemble(experiment, sources=self)
-        return ModelFile(model=made.parts.roles[experiment.method.product].module, spec=made.images.spec)
+        self.space = before
+        model = made.parts.roles[experiment.method.product].module
+        return ModelFile(model=model, spec=made.pictures or made.images.spec, space=made.space)
 
     def latents(self, images: Any, measure: bool, **settings: Any) -> Any:
         """Images of the latents' shape, as nothing is encoded."""

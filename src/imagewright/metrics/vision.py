@@ -1,9 +1,10 @@
 """Frozen networks whose feature maps latents are aligned with: our classifiers, or DINOv2 of a local folder.
 
-Of a shipped classifier it is the last map before its rectification: rectified maps share a direction, which latents would
-follow by being constant. A map is brought to the latents' grid by bilinear interpolation where its own is another; the
-published one (DINOv2 at 224 x 224, 16 x 16 patches, for latents of 16 x 16) has theirs. DINOv2 sees pictures in [-1, 1] as
-VA-VAE's program shows them, without the mean and spread of its own training, resized by bilinear interpolation.
+Of a shipped classifier it is the last map before its rectification: rectified maps share a direction, which latents
+would follow by being constant. A map is brought to the latents' grid by bilinear interpolation where its own is
+another; the published one (DINOv2 at 224 x 224, 16 x 16 patches, for latents of 16 x 16) has theirs. DINOv2 sees
+pictures in [-1, 1] as VA-VAE's program shows them, without the mean and spread of its own training, resized by bilinear
+interpolation.
 """
 
 from __future__ import annotations
