@@ -27,7 +27,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     if pictures is None:
         pictures = out / "photos"
-        number = "16" if given.short else "48"
+        number = "8" if given.short else "48"
         subprocess.run((sys.executable, Path(__file__).with_name("make_photos.py"), pictures, number), check=True)
     side, width, images = (8, 8, 32) if given.short else (16, 16, 4000)
     look = "--sampler.num-steps 2" if given.short else "--sampler.num-steps 12"

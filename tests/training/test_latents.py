@@ -208,6 +208,8 @@ def test_what_does_not_fit_is_said_in_a_sentence(folders: dict[str, Path], tmp_p
     sizes = replace(RECIPES["edm-cifar10"]().method.augment)
     there = replace(run.data, latents=str(folders["latents"]))
     refused("method.augment changes pictures", replace(run, data=there, method=EDM(augment=sizes)), tmp_path)
+    told = EDM(self_conditioning=True)
+    refused("method.self_conditioning clips estimates", replace(run, data=there, method=told), tmp_path)
     classifier = RECIPES["wrn-digits"]()
     classifier = replace(classifier, training=replace(classifier.training, total_images=16)).giving(autoencoder=auto)
     classifier = replace(classifier, data=replace(classifier.data, latents=str(tmp_path / "latents")))

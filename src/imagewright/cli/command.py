@@ -32,7 +32,10 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("n", "batch_size", "batch", "steps", "shard", "images", "samples", "budget"), (1, MANY)),
     **dict.fromkeys(("evaluations", "iterations", "population", "points", "generations"), (1, MANY)),
     **dict.fromkeys(("until", "window", "spacing"), (1, MANY)),
-    "max_layers": (0, MANY),
+    **dict.fromkeys(("max_layers", "updates"), (0, MANY)),
+    "bits": (2, 8),
+    "activations": (0, 8),
+    "buckets": (1, 1000),
     "rounds": (3, MANY),
     "nfe": (0, MANY),
     # which
@@ -48,7 +51,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "strengths": (2, MANY),
     "gammas": (0, 1),
     **dict.fromkeys(("factors", "omega", "weight"), (-math.inf, math.inf)),
-    **dict.fromkeys(("sigma", "levels", "std", "pollution", "at_most", "shift"), (math.ulp(0), math.inf)),
+    **dict.fromkeys(("sigma", "levels", "std", "pollution", "at_most", "shift", "rate"), (math.ulp(0), math.inf)),
     **dict.fromkeys(("alphas", "betas"), (math.ulp(0), math.inf)),
 }
 """Least and most of every number that a command takes, by the option's name; infinity itself is never allowed."""

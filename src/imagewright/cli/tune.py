@@ -1,4 +1,4 @@
-"""`imagewright tune skip | ema | lcsc | bespoke | autodiffusion | times | jumps | sims | ddo`: searches."""
+"""`imagewright tune skip | ema | lcsc | bespoke | autodiffusion | times | jumps | sims | ddo | quantize`: searches."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from imagewright.cli.tune_common import (
 )
 from imagewright.cli.tune_ddo import ddo
 from imagewright.cli.tune_lcsc import lcsc
+from imagewright.cli.tune_quantize import quantize
 from imagewright.cli.tune_sims import sims
 from imagewright.guidance import SkipScale, SkipTuned
 from imagewright.guidance.layer_skipping import layers_of
@@ -54,6 +55,7 @@ times          the noise levels of a flow map's further steps (consistency model
 jumps          how much noise a flow map's jumps draw anew, and at which strength of guidance (Align Your Flow)
 sims           train a copy on the model's own samples, and move away from it (SIMS)
 ddo            alpha and beta of a round against the model's former self (DDO)
+quantize       the model in few bits, without data (AAC and ABN)
 
 examples:
   imagewright tune skip runs/edm-digits --steps 5
@@ -65,6 +67,7 @@ examples:
   imagewright tune jumps runs/ayf-digits --steps 4       # then: sample --sampler runs/ayf-digits/tuned/jumps-4.json
   imagewright tune sims runs/edm-digits --out runs/edm-digits-sims
   imagewright tune ddo ddo-digits --reference runs/edm-digits --out runs/ddo-sweep
+  imagewright tune quantize runs/edm-digits --bits 4 --out runs/edm-digits-4
 """
 
 
@@ -301,6 +304,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "jumps": jumps,
     "sims": sims,
     "ddo": ddo,
+    "quantize": quantize,
 }
 
 

@@ -2,7 +2,7 @@
 
 A description is {"class": name, **constructor arguments}; an argument that is itself a module is again
 one, and one that is a list of modules a list of descriptions. A network's only argument is its
-configuration: {"class": "SongUNet", "config": {...}}.
+configuration: {"class": "SongUNet", "config": {...}}; one of few bits says how many in "quantized".
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from imagewright.models.vq import VQTokenizer
 from imagewright.models.weighted import GuidedDenoiser
 from imagewright.networks import NETWORKS, Network
 from imagewright.networks.config import NetworkConfig, did_you_mean
+from imagewright.networks.quantized import Quantized, empty
 from imagewright.shapes import misfit
 from imagewright.types import UserError
 
@@ -172,9 +173,16 @@ def _no_more_than(most: int) -> Iterator[None]:
 
 
 def _build_network(network: type[Network], arguments: Mapping[str, Any]) -> nn.Module:
-    if list(arguments) != ["config"] or not isinstance(arguments["config"], Mapping):
-        raise UserError(f'{network.__name__} is described by a "config" object alone, not by {dict(arguments)!r}')
-    return network(configuration(network.config_class, arguments["config"]))
+    told = dict(arguments)
+    bits = told.pop("quantized", None)
+    if list(told) != ["config"] or not isinstance(told["config"], Mapping):
+        raise UserError(f'{network.__name__} is described by a "config" object alone, not by {told!r}')
+    made = network(configuration(network.config_class, told["config"]))
+    if bits is not None:
+        if not isinstance(bits, Mapping):
+            raise UserError(f'"quantized" is {bits!r}; it must be an object')
+        empty(made, configuration(Quantized, bits))
+    return made
 
 
 def configuration(kind: type[NetworkConfig], values: Mapping[str, Any]) -> Any:

@@ -24,6 +24,7 @@ from imagewright.files import of_format, parse_json, read_formatted, replacing
 from imagewright.models.description import blueprint, build, describe
 from imagewright.models.latents import InLatents, LatentSpace
 from imagewright.models.routed import RoutedMap
+from imagewright.networks.quantized import count_parameters
 from imagewright.shapes import Within
 from imagewright.types import DataSpec, ModelKind, UserError, kind_of
 
@@ -105,7 +106,7 @@ def save_model(folder: Path, file: ModelFile, *, half: bool = False) -> None:
         "data": asdict(file.spec),
         "sampler": file.sampler,
         "conventions": CONVENTIONS,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": count_parameters(model),
         "weights_sha256": weights_hash(state),
         "origin": dict(file.origin),
     }

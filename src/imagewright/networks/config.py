@@ -68,10 +68,13 @@ class Network(nn.Module):
     config_class: ClassVar[type[NetworkConfig]]
     config: Any
     """Of `config_class`."""
+    quantized: NetworkConfig | None = None
+    """How many bits its weights have, of a `networks.quantized` one."""
 
     def describe(self) -> dict[str, Any]:
         """JSON from which `models.description.build` makes the same architecture again."""
-        return {"class": type(self).__name__, "config": self.config.to_json()}
+        bits = {} if self.quantized is None else {"quantized": self.quantized.to_json()}
+        return {"class": type(self).__name__, "config": self.config.to_json(), **bits}
 
 
 @dataclass(frozen=True, kw_only=True)

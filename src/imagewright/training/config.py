@@ -139,7 +139,7 @@ class TrainingConfig:
     compile: bool = False
     """Compile the trained networks with torch.compile."""
     graphs: bool = False
-    """Replay a step's passes as one CUDA graph where the method permits; not yet seen to work on a card."""
+    """Replay a step's passes as one CUDA graph where the method permits."""
     recompute: bool = False
     """Do not keep what is inside of a network's blocks for backward: less memory, a third more computation."""
     parallel: Parallel = "replicate"

@@ -254,6 +254,11 @@ def _check_in_latents(method: Any, parts: Parts) -> None:
         )
     if getattr(method, "augment_dim", 0):
         raise UserError("method.augment changes pictures, and this run is on latents; leave one of the two out")
+    if getattr(method, "self_conditioning", False):
+        raise UserError(
+            "method.self_conditioning clips estimates to the range of pictures, and this run is on latents, which have "
+            "none; leave one of the two out"
+        )
 
 
 def _identity(images: Examples) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imagewright.models.classifier import Sees
 from imagewright.networks import ImageNetwork, KLAutoencoder
+from imagewright.networks.image_network import innermost
 from imagewright.networks.recompute import blocks
 from imagewright.precision import Precision
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec
@@ -40,11 +41,13 @@ def footprint(
     """
     if network is None:
         return None
+    network = innermost(network)
     config: Any = getattr(network, "config", None)
     level = torch.empty(1, device="meta")
     told: tuple[Any, ...] = ()
     if isinstance(network, ImageNetwork):
-        x = torch.empty(1, network.config.in_channels, *spec.shape[1:], device="meta")
+        side = getattr(network.config, "img_resolution", spec.resolution)  # of latents and bits their own
+        x = torch.empty(1, network.config.in_channels, side, side, device="meta")
         to, weight = (level if asked else None for asked in (network.config.destination, network.config.weight))
         told = (level, Condition(destination=to, weight=weight))
     elif hasattr(config, "values") and hasattr(config, "length"):

@@ -30,6 +30,7 @@ from imagewright.models.files import ModelFile, weights_hash
 from imagewright.models.kinds import KINDS, words
 from imagewright.models.latents import LatentSpace
 from imagewright.models.tokens import PixelCodec
+from imagewright.networks.quantized import is_quantized
 from imagewright.pretrained import find_model
 from imagewright.training.latents import open_latents
 from imagewright.types import Autoencoder, Batch, Codec, DataSpec, Example, Examples, ModelKind, UserError, kind_of
@@ -145,6 +146,8 @@ class Sources:
     def given(self, role: str, name: str) -> ModelFile:
         """The model that an experiment names for a role, whose weights are noted. UserError for another space."""
         file = self.model(name)
+        if is_quantized(file.model):
+            raise UserError(f"{role} {name} is quantized, so its weights cannot be trained; give what it was made of")
         _check_space(role, name, file, self.space)
         self._note(role, file.model)
         return file

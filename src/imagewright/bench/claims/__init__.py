@@ -35,6 +35,7 @@ KEYS: tuple[str, ...] = (
     "slimflow",
     "caf",
     "va_vae",
+    "lightning_dit",
     "axial_transformer",
     "sparse_transformer",
     "routing_transformer",
