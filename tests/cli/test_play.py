@@ -62,7 +62,8 @@ def test_a_view_comes_back_from_its_link() -> None:
     view = View(seed=7, n=3, label=-1, sampler="heun", steps=5, settings="S_churn=10 rho=5", weight=1.5, high=0.3)
     assert View.of_query(view.query) == view
     assert View().query == "" and View.of_query("") == View()
-    for query, complaint in (("sed=1", "'sed'"), ("seed=x", "'x'"), ("n=0", "n is 0"), ("weight=nan", "weight is nan")):
+    for query, complaint in (("sed=1", "'sed'"), ("seed=x", "'x'"), ("n=0", "n is 0"), ("weight=nan", "weight is nan"),
+                             ("sampler=/etc/a.json", "no sampler"), ("steps=1001", "steps is 1001")):  # fmt: skip
         with pytest.raises(UserError, match=complaint):
             View.of_query(query)
 

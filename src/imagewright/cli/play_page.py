@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from imagewright.cli.playing import Player, View
+from imagewright.cli.playing import MOST, Player, View
 from imagewright.training.snapshots import grid
 from imagewright.types import UserError
 
@@ -106,12 +106,12 @@ class Page:
     def _controls(self, view: View) -> None:
         ui, own = self.ui, "the model's own"
         classes = {None: "drawn for each", -1: "none"} | dict(enumerate(self.player.classes()))
-        samplers = {None: own} | {name: name for name in self.player.samplers()}
-        chosen = view.sampler if view.sampler in samplers else None
+        samplers: dict[str | None, str] = {None: own} | {name: name for name in self.player.samplers()}
+        samplers.setdefault(view.sampler, str(view.sampler))  # a link's, which no model here may know
         made: dict[str, Any] = {
             "seed": ui.number("Seed", value=view.seed, min=0, precision=0),
-            "n": ui.number("Pictures", value=view.n, min=1, max=64, precision=0),
-            "sampler": ui.select(samplers, label="Sampler", value=chosen),
+            "n": ui.number("Pictures", value=view.n, min=1, max=MOST, precision=0),
+            "sampler": ui.select(samplers, label="Sampler", value=view.sampler),
             "steps": ui.number("Steps", value=view.steps, min=1, precision=0, placeholder=own),
             "settings": ui.input("Sampler settings", value=view.settings, placeholder="S_churn=10"),
             "weight": ui.number("Guidance weight", value=view.weight, step=0.25, placeholder="none"),
@@ -120,8 +120,8 @@ class Page:
             "towards": ui.number("Interpolate to seed", value=view.towards, min=0, precision=0, placeholder="none"),
         }
         if len(classes) > 2:
-            known = view.label if view.label in classes else None
-            made["label"] = ui.select(classes, label="Class", value=known, with_input=len(classes) > 12)
+            classes.setdefault(view.label, str(view.label))
+            made["label"] = ui.select(classes, label="Class", value=view.label, with_input=len(classes) > 12)
         for name, control in made.items():
             control.props(f"debounce=500 data-control={name} stack-label")
             control.on_value_change(self._changed)
@@ -173,7 +173,7 @@ class Page:
         self.results.clear()
         with self.results:
             for name, drawn, way in cards:
-                with self.ui.element("article").classes("model").props(f"data-model={html.escape(name, quote=True)!r}"):
+                with self.ui.element("article").classes("model"):
                     self._card(name, view, drawn, way)
 
     async def _tried(self, work: Callable[[], T]) -> T | str:

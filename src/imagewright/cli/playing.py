@@ -30,6 +30,7 @@ from imagewright.types import DataSpec, UserError, kind_of
 Images = npt.NDArray[np.uint8]
 MOST = 64
 """Pictures of a model on the page."""
+MOST_STEPS = 1000
 FRAMES = 9
 """Pictures on the way from one seed to another."""
 NEAREST = 5
@@ -66,7 +67,9 @@ class View:
         for name, least in (("seed", 0), ("towards", 0), ("steps", 1), ("label", -1)):
             value = getattr(self, name)
             if value is not None:
-                require_whole(name, value, least, 2**63 - 1 if least == 0 else 10**9)
+                require_whole(name, value, least, MOST_STEPS if name == "steps" else 2**63 - 1)
+        if self.sampler is not None and self.sampler not in (*SAMPLERS, *PRESETS):  # no file that a link names
+            raise UserError(f"there is no sampler {self.sampler!r}; there are {', '.join([*SAMPLERS, *PRESETS])}")
         for name in ("weight", "low", "high"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), -1e6, 1e6)
