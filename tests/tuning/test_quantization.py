@@ -187,8 +187,12 @@ def test_mismatch_is_nought_for_the_stored_statistics() -> None:
     norm, x = nn.BatchNorm2d(3).double(), drawn(4, 3, 5, 5)
     norm.running_mean.copy_(x.mean((0, 2, 3)))
     norm.running_var.copy_(x.var((0, 2, 3), correction=0))
+    norm.eps = 0
     assert float(s.mismatch(norm, x)) == pytest.approx(0, abs=1e-20)
-    assert float(s.mismatch(norm, x + 2)) == pytest.approx(4)
+    deviation = norm.running_var.sqrt()[:, None, None]
+    assert float(s.mismatch(norm, x + 2 * deviation)) == pytest.approx(4)
+    centre = norm.running_mean[:, None, None]
+    assert float(s.mismatch(norm, centre + 3 * (x - centre))) == pytest.approx(4)
 
 
 def test_fine_tuning_nears_the_float_network(classifier: Classifier) -> None:
