@@ -48,7 +48,7 @@ def test_ways_to_draw_are_counted() -> None:
     calls = {name: way.passes for name, way in ways.items()}
     assert calls == {
         "raster order, cached": 16, "raster order, no cache": 16, "MaskGIT": 8, "MaskGIT, more passes": 16, "MD4": 64,
-        "ARPG": 16, "ARPG, more passes": 16,
+        "ARPG": 16, "ARPG, more passes": 16, "analog bits": 25,
     }  # fmt: skip
     for way in ways.values():
         assert min(way.seconds, way.together, way.memory) > 0

@@ -120,6 +120,21 @@ def fd_by_hand(model: Path, steps: int, n: int) -> float:
     return frechet_distance(moments_of(features(drawn)[0]), moments_of(features(images.images())[0]))
 
 
+def test_samples_are_held_against_the_classes_that_were_asked_for(
+    home: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = tmp_path / "metrics.json"
+    words = ["--n", "12", "--metrics", "accuracy", "--steps", "2", "--classes", "uniform", "--out", str(out)]
+    main(["evaluate", str(home / "teacher"), *words])
+    (entry,) = json.loads(out.read_text())["reports"]
+    generator = load(home / "teacher", Heun(num_steps=2))
+    seen = digits_features()(generator.generate(12, seed=1))[1].argmax(1)
+    assert entry["report"]["scores"]["accuracy_digits"] == pytest.approx((seen == generator.labels(12, 1)).mean())
+    main(["data", "convert", "digits", str(tmp_path / "digits.zip")])
+    told = refused("evaluate", tmp_path / "digits.zip", "--data", "digits", "--metrics", "accuracy")
+    assert "is a set of images, of which no classes were asked; accuracy is a model's" in told
+
+
 def test_uniform_classes_are_kept_beside_the_reference_s(home: Path, tmp_path: Path) -> None:
     args = ["evaluate", str(home / "teacher"), "--n", "20", "--metrics", "fd", "--no-yardsticks", "--steps", "2"]
     out = tmp_path / "metrics.json"

@@ -47,6 +47,17 @@ def test_it_tells_what_will_be_built_and_how_long_it_takes(capsys: pytest.Captur
     assert "time: at least " in told and " on cpu (" in told
 
 
+def test_what_sharding_and_recomputing_save_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for options in ([], ["--training.parallel", "shard", "--training.recompute"]):
+        main(["train", "edm-emoji64-16", "--dry-run", *options])
+        told.append(capsys.readouterr().out)
+    kept = [float(re.search(r"([\d.]+) MiB kept for backward", text)[1]) for text in told]  # type: ignore[index]
+    assert kept[1] < 0.5 * kept[0]
+    state, shared = map(int, re.search(r"(\d+) MiB of state \((\d+) MiB of them shared out", told[1]).groups())  # type: ignore[union-attr]
+    assert 0.9 * state < shared <= state and "shared out" not in told[0]
+
+
 def test_a_smaller_students_size_is_told_beside_its_teachers(capsys: pytest.CaptureFixture[str]) -> None:
     main(["train", "slimflow-digits", "--teacher", "runs/edm-digits", "--dry-run"])
     told = capsys.readouterr().out

@@ -224,6 +224,6 @@ def test_searched_times_are_saved_and_selectable(
     call("sample", models / "digits", "--sampler", path, "--n", 2, "--out", tmp_path / "s", "--device", "cpu")
     assert "3 network calls each" in " ".join(capsys.readouterr().out.split())
     denoiser = ("tune", "times", models / "denoiser", "--n", 12)
-    assert "is a denoiser; tune times searches the steps of a flow map" in refused(*denoiser)
+    assert "is no flow map; tune times searches the steps of a flow map" in refused(*denoiser)
     assert "steps is 1; a search" in refused("tune", "times", models / "digits", "--steps", 1)
     assert "points is 3; for 3 steps" in refused("tune", "times", models / "digits", "--steps", 3, "--points", 3)

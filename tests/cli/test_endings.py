@@ -113,7 +113,7 @@ def test_a_signal_leaves_no_half_file(tmp_path: Path) -> None:
 
 def test_a_product_that_has_not_learnt_has_no_loss_to_show() -> None:
     """While a fake network learns alone, say."""
-    assert console.pace(math.nan, 6.2) == "nothing learnt yet  6 images/s"
+    assert console.pace(math.nan, 6.2) == "no loss known yet  6 images/s"
     assert console.pace(0.98602, 3.0) == "loss 0.9860  3 images/s"
 
 

@@ -174,7 +174,9 @@ def test_guidance_and_interval(
     [
         (["--guidance", "auto", "--weight", 2], "--guidance auto needs --guide"),
         (["--guidance", "auto", "--guide", "RUN"], "--guidance auto needs --weight; 1 is no guidance"),
-        (["--weight", 2], "--weight needs --guidance auto or --guidance cfg"),
+        (["--weight", 2], "--weight needs --guidance auto"),
+        (["--guided-channels", 1], "--guided-channels needs --guidance auto"),
+        (["--guidance", "cfg", "--weight", 2, "--guided-channels", 2], "must be a whole number from 1 to 1"),
         (
             ["--guidance", "auto", "--guide", "emoji64-32", "--weight", 2],
             "guide emoji64-32 has resolution 32; the model",

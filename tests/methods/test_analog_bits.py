@@ -25,12 +25,13 @@ from imagewright.models.files import load_model
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.models.self_conditioned import SelfConditioned, carried, is_self_conditioned
 from imagewright.models.tokens import PixelCodec
-from imagewright.networks import SongUNetConfig, VQAutoencoderConfig
+from imagewright.networks import SongUNet, SongUNetConfig, VQAutoencoderConfig
 from imagewright.noise import BatchNoise, StepNoise
 from imagewright.recipes import RECIPES
 from imagewright.samplers import BitDiffusion, Heun
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.experiment import Experiment, run_experiment
+from imagewright.training.footprint import footprint
 from imagewright.types import UNCONDITIONAL, Batch, Clock, Condition, DataSpec, Update, UserError
 
 F64 = torch.float64
@@ -227,6 +228,11 @@ def test_a_run_leaves_a_model_that_draws(run: Path, tmp_path: Path) -> None:
     main(["sample", str(run), "--n", "2", "--steps", "2", "--out", str(tmp_path / "a"), "--device", "cpu"])
     main(["sample", str(run), "--n", "2", "--sampler", "heun", "--steps", "2", "--out", str(tmp_path / "b"),
           "--device", "cpu"])  # fmt: skip
+    seen: list[Tensor] = []
+    told = ImageGenerator(file.model, file.spec, BitDiffusion(num_steps=2))
+    drawn = told.generate(1, on_step=lambda x, x0, sigma: seen.append(x0))
+    assert [tuple(each.shape) for each in seen] == [(1, 1, 8, 8)] * 2  # shown as images
+    assert torch.equal(((seen[-1] + 1) * 127.5).round().byte()[:, 0], torch.from_numpy(drawn[..., 0]))
     whole = ImageGenerator(file.model, file.spec, BitDiffusion(num_steps=2)).generate(3, seed=4)
     alone = ImageGenerator(file.model, file.spec, BitDiffusion(num_steps=2)).generate(1, seed=4, first=2)
     assert abs(whole[2].astype(int) - alone[0].astype(int)).max() <= 1
@@ -240,6 +246,7 @@ def test_a_run_leaves_a_model_that_draws(run: Path, tmp_path: Path) -> None:
         (["edit", "--task", "inpaint", "--index", "3", "--mask", "bottom"], "is a latent denoiser; editing needs"),
         (["export", "--format", "torch", "--out", "OUT"], "it has no graph of one call"),
         (["export", "--format", "diffusers", "--out", "OUT"], "has no equal of a BitDenoiser"),
+        (["tune", "bespoke"], "is a latent denoiser; what is tuned here is a denoiser of images"),
         (["sample", "--guidance", "cfg", "--weight", "2", "--out", "OUT"], "guidance needs denoisers"),
     ],
 )
@@ -248,7 +255,7 @@ def test_what_bits_cannot_do_is_said_in_a_sentence(
 ) -> None:
     command, *rest = (str(tmp_path / "out") if arg == "OUT" else arg for arg in args)
     with pytest.raises(SystemExit) as ended:
-        main([command, str(run), *rest])
+        main([command, *rest[: command == "tune"], str(run), *rest[command == "tune" :]])
     assert ended.value.code == 2
     assert why in capsys.readouterr().err
 
@@ -298,6 +305,13 @@ def test_recipes_have_the_published_settings(name: str) -> None:
     if "cifar10" in name or "imagenet64" in name:
         assert run.data.xflip and optimizer.lr_ramp_images == 10_000 * run.training.batch
         assert run.training.total_images == (1_500_000 if "cifar10" in name else 250_000) * run.training.batch
+
+
+def test_what_a_wrapped_network_costs_is_what_the_network_costs() -> None:
+    run = tiny("analog-bits-digits")
+    net = SongUNet(replace(run.network, in_channels=2, label_dim=0))
+    spec = replace(SPEC, resolution=8)
+    assert footprint(SelfConditioned(net), spec) == footprint(net, spec) is not None
 
 
 def test_estimates_of_a_slice_are_the_models_own() -> None:

@@ -122,6 +122,10 @@ def test_mistakes_are_named() -> None:
     codec = PixelCodec(4, 1)
     with pytest.raises(UserError, match="encoding is 'grey'; allowed: binary, gray, random, one-hot"):
         AnalogBits(codec, "grey")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="has 2000 values; encoding 'one-hot' takes at most 1024"):
+        AnalogBits(Codebook(2000), "one-hot")
+    with pytest.raises(UserError, match="has 70000 values; encoding 'gray' takes at most 65536"):
+        AnalogBits(Codebook(70_000), "gray")
     with pytest.raises(UserError, match="head is 'l2'; allowed: mse, sigmoid, softmax"):
         BitDenoiser(small(), codec, head="l2")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="schedule is 'sigmoid'; it must be one of cosine, linear"):

@@ -219,6 +219,8 @@ def test_it_describes_itself(sizes: dict[str, Any]) -> None:
         ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
         ({"embedding_dropout": -0.1}, "embedding_dropout is -0.1"),
         ({"hidden_multiple": 0}, "hidden_multiple is 0; it must be an integer >= 1"),
+        ({"rotary_base": 1.0}, "rotary_base is 1.0; it must be above 1"),
+        ({"init_std": 0.0}, r"init_std is 0.0; it must be in \(0, 1\)"),
         ({"values": True}, "values is True; it must be an integer >= 2"),
     ],
 )

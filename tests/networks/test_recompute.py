@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from imagewright.networks import (
+    DhariwalUNet,
+    DhariwalUNetConfig,
+    EDM2UNet,
+    EDM2UNetConfig,
     PixelUNet,
     PixelUNetConfig,
     SongUNet,
@@ -24,6 +28,10 @@ from imagewright.noise import BatchNoise
 
 SONG = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
                       num_blocks=1, attn_resolutions=(8,), dropout=0.3)  # fmt: skip
+EDM2 = EDM2UNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=16, channel_mult=(1,),
+                      num_blocks=1, attn_resolutions=(8,), dropout=0.3)  # fmt: skip
+DHARIWAL = DhariwalUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=32, channel_mult=(1,),
+                              num_blocks=1, attn_resolutions=(8,), dropout=0.3)  # fmt: skip
 TOKENS = TokenTransformerConfig(values=5, length=16, width=16, depth=3, heads=2, dropout=0.3)
 PIXELS = PixelUNetConfig(img_resolution=4, in_channels=1, values=5, model_channels=8, num_blocks=2, dropout=0.3,
                          transformer_depth=2, transformer_width=16, transformer_heads=2)  # fmt: skip
@@ -31,6 +39,8 @@ IMAGES = torch.linspace(-1, 1, 3 * 64).view(3, 1, 8, 8)
 INDEX = torch.arange(48).view(3, 16) % 5
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Tensor]]] = {
     "song": (lambda: SongUNet(SONG), lambda net: net(IMAGES, torch.tensor([0.1, 0.2, 0.3]))),
+    "edm2": (lambda: EDM2UNet(EDM2), lambda net: net(IMAGES, torch.tensor([0.1, 0.2, 0.3]))),
+    "dhariwal": (lambda: DhariwalUNet(DHARIWAL), lambda net: net(IMAGES, torch.tensor([0.1, 0.2, 0.3]))),
     "tokens": (lambda: TokenTransformer(TOKENS), lambda net: net(INDEX)),
     "pixels": (lambda: PixelUNet(PIXELS), lambda net: net(INDEX, torch.tensor([0.1, 0.2, 0.3]))),
 }
@@ -73,7 +83,13 @@ def test_computed_again_it_is_the_same(name: str) -> None:
         block.recompute = True
     (plain, kept), (twice, less) = passed(net, call), passed(again, call)
     assert len(plain) == len(twice) > 8
-    assert all(torch.equal(a, b) for a, b in zip(plain, twice, strict=True))
+    for a, b in zip(plain, twice, strict=True):
+        if name == "edm2":  # whose second call has written its weights anew before the first goes backward
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        else:
+            assert torch.equal(a, b)
+    for a, b in zip(net.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
     assert plain[1] != 2 * plain[0] and plain[2] != plain[0]  # each call has its own dropout
     assert less < 0.7 * kept
     copied = copy.deepcopy(again)  # computes with its own weights

@@ -21,6 +21,17 @@ PROBE = """<script>addEventListener("load", () => {
   d.images = images.length;
   d.broken = images.filter(i => !i.complete || i.naturalWidth == 0).length;
   d.outside = "";
+  d.smallest = Math.min(...[...document.body.querySelectorAll("*")].filter(
+    e => [...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim()) && !e.closest("svg")).map(
+    e => parseFloat(getComputedStyle(e).fontSize)));
+  document.documentElement.style.width = "320px";
+  d.drawn = Math.min(...[...document.querySelectorAll("svg text")].map(
+    e => parseFloat(getComputedStyle(e).fontSize) * e.ownerSVGElement.getScreenCTM().a));
+  const box = document.querySelector(".zoom input");
+  box.click();
+  const large = box.parentElement.querySelector(".scroll > *").getBoundingClientRect().width;
+  box.click();
+  d.zoom = (large / box.parentElement.querySelector(".scroll > *").getBoundingClientRect().width).toFixed(2);
   d.frames = [320, 390, 1280].map(width => {
     document.documentElement.style.width = width + "px";
     const inside = e => e.closest(".scroll, pre");
@@ -75,6 +86,8 @@ def test_every_picture_shows_and_nothing_sticks_out(browser: str, page: Path, tm
     assert int(found["images"]) == text.count("<img ") > 50
     assert found["broken"] == "0"
     assert found["frames"] == "0,0,0", found["outside"]
+    assert float(found["smallest"]) >= 11 and float(found["drawn"]) >= 11, found
+    assert float(found["zoom"]) > 1.2
     headings = re.findall(r"<h[123][^>]*>(.*?)</h[123]>", dom)
     for title in ("Comparison", "Samples", "From noise to image", "Snapshots during training", "Measures"):
         assert title in headings

@@ -17,7 +17,7 @@ from imagewright.report.collect import MOST_STEPS, _compare, evenly
 from imagewright.types import UserError
 
 STEPS = 14  # of the tiny run's sampler
-VOID = {"br", "col", "hr", "img", "meta", "path", "use", "rect"}
+VOID = {"br", "col", "hr", "img", "input", "meta", "path", "use", "rect"}
 
 
 class Page(HTMLParser):

@@ -99,14 +99,14 @@ def test_loss_curves_by_part_and_noise_level() -> None:
     assert list(curves) == ["a", "b"]
     assert [c.label for c in curves["a"]] == ["all noise levels", "σ < 0.1", "0.1 ≤ σ < 0.5", "σ ≥ 2"]
     assert curves["a"][0] == Curve(label="all noise levels", x=(8,), y=(2.0,))
-    assert loss_figure("b", curves["b"], "p").startswith("<svg ")  # a negative loss has no logarithm
+    assert loss_figure("b", curves["b"], "p").count("<svg ") == 1  # a negative loss has no logarithm
 
 
 def test_rates_are_drawn_for_every_part() -> None:
     log = [{"images": 8, "a/lr": 0.5, "b/lr": 1.0}, {"images": 16, "a/lr": 1.0, "a/loss": 2.0}]
     curves = rate_curves(log)
     assert curves == [Curve(label="a", x=(8, 16), y=(0.5, 1.0)), Curve(label="b", x=(8,), y=(1.0,))]
-    assert rate_figure(curves, "p").startswith("<svg ")
+    assert rate_figure(curves, "p").count("<svg ") == 1
     assert rate_curves([{"images": 8, "a/loss": 1.0}]) == []
 
 

@@ -36,6 +36,19 @@ def test_activations_grow_with_the_pixels() -> None:
     assert small.activation_bytes > 4 * 16 * 64 * 8
 
 
+def test_what_is_computed_again_is_not_kept() -> None:
+    """A further block costs what goes into it, in place of all that it computes."""
+    shallow, deep = (SongUNet(replace(CONFIG, num_blocks=n)) for n in (2, 4))
+    plain, again = (
+        [footprint(network, SPEC, recompute=recompute) for network in (shallow, deep)] for recompute in (False, True)
+    )
+    assert [f.flops for f in plain] == [f.flops for f in again]
+    grows, grows_again = (b.activation_bytes - a.activation_bytes for a, b in (plain, again))
+    assert 0 < grows_again < 0.35 * grows
+    # The insides of one block, the largest, are there while it is its turn.
+    assert again[0].activation_bytes > 4 * 16 * 64 * 4
+
+
 def test_a_told_network_is_measured_too() -> None:
     plain = SongUNet(CONFIG)
     assert footprint(plain.told_destination(), SPEC).flops > footprint(plain, SPEC).flops

@@ -33,6 +33,16 @@ from imagewright.training.experiment import DataConfig, Experiment, run_experime
 from imagewright.training.latents import STREAMS, open_latents
 from imagewright.types import DataSpec, UserError
 
+CHAIN = """
+from imagewright.recipes import RECIPES
+from imagewright.training.chain import Chain, Stage
+
+experiment = Chain(
+    Stage("auto", RECIPES["kl-digits"]()),
+    Stage("teacher", RECIPES["edm-digits"]().giving(autoencoder="stage:auto")),
+    Stage("student", RECIPES["scd-digits"]().giving(teacher="stage:teacher", autoencoder="stage:teacher")),
+)
+"""
 DIGITS = DataSpec(name="digits", resolution=8, channels=1, num_classes=10, class_names=tuple("0123456789"))
 TINY = KLAutoencoderConfig(
     img_resolution=8, in_channels=1, latent_channels=3, model_channels=8, channel_mult=(1, 1), num_blocks=1,
@@ -198,6 +208,8 @@ def test_what_does_not_fit_is_said_in_a_sentence(folders: dict[str, Path], tmp_p
     sizes = replace(RECIPES["edm-cifar10"]().method.augment)
     there = replace(run.data, latents=str(folders["latents"]))
     refused("method.augment changes pictures", replace(run, data=there, method=EDM(augment=sizes)), tmp_path)
+    told = EDM(self_conditioning=True)
+    refused("method.self_conditioning clips estimates", replace(run, data=there, method=told), tmp_path)
     classifier = RECIPES["wrn-digits"]()
     classifier = replace(classifier, training=replace(classifier.training, total_images=16)).giving(autoencoder=auto)
     classifier = replace(classifier, data=replace(classifier.data, latents=str(tmp_path / "latents")))
@@ -224,5 +236,9 @@ def test_the_command_line_takes_an_autoencoder(
     main(["train", "edm-digits", "--autoencoder", str(folders["autoencoder"]), "--dry-run"])
     shown = capsys.readouterr().out
     assert '"in_channels": 3' in shown and '"img_resolution": 4' in shown
+    Path("chain.py").write_text(CHAIN)  # of stages that are not there yet
+    main(["train", "chain.py", "--dry-run"])
+    shown = capsys.readouterr().out
+    assert '"img_resolution": 4' in shown and "student: trained" in shown
     main(["sample", str(folders["teacher"]), "--n", "2", "--out", "drawn", "--device", "cpu"])
     assert (tmp_path / "drawn" / "grid.png").exists()

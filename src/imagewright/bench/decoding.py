@@ -15,13 +15,15 @@ import numpy as np
 import torch
 
 from imagewright.bench.speed import Ratio, alternate, peak_bytes, seconds
+from imagewright.models.bits import BitDenoiser
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.masked_diffusion import MaskedDiffusionModel
 from imagewright.models.random_order import RandomOrderModel
+from imagewright.models.self_conditioned import SelfConditioned
 from imagewright.models.tokens import PixelCodec, TokenNetworkModel
-from imagewright.networks import ARPG, ARPGConfig, TokenTransformer, TokenTransformerConfig
-from imagewright.samplers import Ancestral, MaskedDecoding, RandomizedParallel, Raster
+from imagewright.networks import ARPG, ARPGConfig, SongUNet, SongUNetConfig, TokenTransformer, TokenTransformerConfig
+from imagewright.samplers import Ancestral, BitDiffusion, MaskedDecoding, RandomizedParallel, Raster
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.types import DataSpec, Sampler
 
@@ -123,6 +125,7 @@ def measure_decoders(device: torch.device, tokens: int, rounds: int = 3) -> list
         "MD4": Ancestral(num_steps=64),
         "ARPG": RandomizedParallel(num_steps=16),
         "ARPG, more passes": RandomizedParallel(num_steps=64),
+        "analog bits": BitDiffusion(num_steps=25),
     }
     found = []
     for name, sampler in samplers.items():
@@ -148,6 +151,9 @@ def _ratio(
 
 
 def _generator(side: int, sampler: Sampler, device: torch.device) -> ImageGenerator:
+    spec, codec = DataSpec(name="speed", resolution=side, channels=1), PixelCodec(side, 1)
+    if isinstance(sampler, BitDiffusion):
+        return ImageGenerator(BitDenoiser(SelfConditioned(_unet(side)), codec), spec, sampler, device)
     sizes: dict[str, Any] = {"values": 256, "length": side**2, "width": WIDTH, "depth": DEPTH, "heads": 4}
     kinds: dict[type, type[TokenNetworkModel]] = {
         Raster: CausalTokenModel, MaskedDecoding: MaskedTokenModel, Ancestral: MaskedDiffusionModel,
@@ -158,8 +164,14 @@ def _generator(side: int, sampler: Sampler, device: torch.device) -> ImageGenera
         network: torch.nn.Module = ARPG(ARPGConfig(**sizes, hidden_multiple=8))
     else:
         network = TokenTransformer(TokenTransformerConfig(**sizes, causal=kind is CausalTokenModel))
-    model = kind(network, PixelCodec(side, 1))
-    return ImageGenerator(model, DataSpec(name="speed", resolution=side, channels=1), sampler, device)
+    return ImageGenerator(kind(network, codec), spec, sampler, device)
+
+
+def _unet(side: int) -> SongUNet:
+    """Of bits and an estimate of them; about as large as the transformers."""
+    config = SongUNetConfig(img_resolution=side, in_channels=16, out_channels=8, model_channels=32, channel_mult=(1, 2),
+                            num_blocks=1, attn_resolutions=(side // 2,))  # fmt: skip
+    return SongUNet(config)
 
 
 def _growth(cache: bool, device: torch.device) -> float:

@@ -16,6 +16,7 @@ from imagewright.bench.claims.rearranging import rearrange
 from imagewright.bench.claims.runner import check_seeds, run_claim
 from imagewright.bench.claims.verdict import LEAST_SEEDS
 from imagewright.bench.decoding import measure_cache, measure_masked_decoding, measure_parallel_decoding
+from imagewright.bench.encoded import measure_encoded
 from imagewright.bench.flows import measure_pairs, measure_student
 from imagewright.bench.latents import measure_latents
 from imagewright.bench.orders import draw_orders, measure_orders
@@ -27,6 +28,7 @@ from imagewright.bench.speed import (
     measure_training,
     measure_trajectory,
 )
+from imagewright.bench.transformers import measure_transformer
 from imagewright.bench.updates import measure_updates
 from imagewright.cli.bench_decoding import decoding
 from imagewright.cli.command import dispatch
@@ -47,8 +49,8 @@ imagewright bench updates RECIPE ... [--against RECIPE] [--out updates.json]
 imagewright bench decoding [--tokens 256 1024] [--out growth.json]
 
 speed   ratios within one process: one-step sampling, training step, sCM's tangent, DSNO's call, raster decoding with
-        its cache, masked and parallel decoding, pairs, small students and discrete latents, each against a peer or
-        bound
+        its cache, masked and parallel decoding, pairs, small students, discrete latents and a transformer, each against
+        a peer or bound
 claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
 updates seconds that one update of a recipe's model takes, with all that it takes of other networks, against a recipe
 decoding
@@ -70,6 +72,8 @@ MEASURES: Mapping[str, Callable[..., Ratio | Sequence[Ratio]]] = {
     "pairs": measure_pairs,
     "student": measure_student,
     "latents": measure_latents,
+    "encoded": measure_encoded,
+    "transformer": measure_transformer,
 }
 
 
@@ -77,16 +81,17 @@ def speed(rounds: int = 9, device: str = "auto", only: tuple[str, ...] = (), out
     """One-step sampling against the bare network, a training step against diffusers' UNet2DModel and a bare loop, sCM's
     tangent against a forward pass, DSNO's call against a single one, the decoding of tokens (raster order with and
     without a cache, eight masked passes against raster order, ARPG's sixteen against others), pairs stored against the
-    bare sampler, a small flow's call against its teacher's, and a call that is told discrete latents against its
-    network's.
+    bare sampler, a small flow's call against its teacher's, a call that is told discrete latents against its network's,
+    an autoencoder's latents read from disk against their pictures decoded, and LightningDiT's forward pass against
+    torch's transformer.
 
     Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown.
 
     Args:
         rounds: measurements of each side.
         device: auto, cpu, cuda, mps.
-        only: some of sampling, training, loop, tangent, trajectory, cache, masked, parallel, pairs, student, latents;
-            default all.
+        only: some of sampling, training, loop, tangent, trajectory, cache, masked, parallel, pairs, student, latents,
+            encoded, transformer; default all.
         out: also write the figures as JSON.
     """
     for name in only:

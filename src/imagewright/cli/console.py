@@ -123,8 +123,12 @@ def bar(description: str, total: int, unit: str = "images") -> Iterator[Callable
 
 
 def pace(loss: float, rate: float) -> str:
-    """What a training's bar says beside the images. A loss that is no number is that of a product not yet updated."""
-    learnt = f"loss {loss:.4f}" if math.isfinite(loss) else "nothing learnt yet"
+    """What a training's bar says beside the images.
+
+    A loss that is no number is that of a product not yet updated, or on a GPU, where losses are read with the log's
+    lines.
+    """
+    learnt = f"loss {loss:.4f}" if math.isfinite(loss) else "no loss known yet"
     return f"{learnt}  {rate:.0f} images/s"
 
 

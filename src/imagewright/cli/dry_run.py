@@ -27,6 +27,7 @@ from imagewright.metrics.extractors import SHIPPED
 from imagewright.metrics.perceptual import INSTALLED, perceptual_network
 from imagewright.metrics.vision import VisionFeatures
 from imagewright.models.files import ModelFile
+from imagewright.networks.recompute import blocks
 from imagewright.recipes import RECIPES
 from imagewright.training.chain import OF_STAGE
 from imagewright.training.distributed import pick_device
@@ -97,16 +98,21 @@ class StandIns(Sources):
         if stage is not None and not isinstance(stage, Experiment):
             raise UserError(f"{name} is made by {type(stage).__name__}, which a dry run does not do")
         if stage is not None:
-            made = assemble(stage, sources=self)
-            return ModelFile(model=made.parts.roles[stage.method.product].module, spec=made.images.spec)
+            return self._made(stage)
         if Path(name).exists() or recipe not in RECIPES:
             with torch.device("cpu"):
                 file = super().model(name)
             return replace(file, model=file.model.to("meta"))
         self.missing.append(f"model {name}: as recipe {recipe} makes it")
-        experiment = RECIPES[recipe]()
+        return self._made(RECIPES[recipe]())
+
+    def _made(self, experiment: Experiment) -> ModelFile:
+        """What a run would leave."""
+        before, self.space = self.space, None  # which is the run's own
         made = assemble(experiment, sources=self)
-        return ModelFile(model=made.parts.roles[experiment.method.product].module, spec=made.images.spec)
+        self.space = before
+        model = made.parts.roles[experiment.method.product].module
+        return ModelFile(model=model, spec=made.pictures or made.images.spec, space=made.space)
 
     def latents(self, images: Any, measure: bool, **settings: Any) -> Any:
         """Images of the latents' shape, as nothing is encoded."""
@@ -235,7 +241,11 @@ def _cost(role: Any, experiment: Experiment, spec: DataSpec) -> str:
     count = _count(role.module)
     memory = bytes_per_parameter(role, experiment) * count / 2**20
     line = f"{type(role).__name__.lower()}, {count / 1e6:.2f} M parameters, {memory:.0f} MiB of state"
-    cost = model_footprint(role.module, spec, experiment.training.precision)
+    training = experiment.training
+    if training.parallel == "shard":
+        shared = memory * sum(map(_count, blocks(role.module))) / max(count, 1)
+        line += f" ({shared:.0f} MiB of them shared out among the processes)"
+    cost = model_footprint(role.module, spec, training.precision, recompute=training.recompute)
     if cost is not None:
         line += f"; an image {cost.flops / 1e9:.3g} GFLOP"
         line += f", {cost.activation_bytes / 2**20:.3g} MiB kept for backward" if isinstance(role, Trained) else ""

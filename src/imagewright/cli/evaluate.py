@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import tyro
 
 from imagewright.cli.command import invoked, run
@@ -226,7 +228,7 @@ def _evaluate_command(
             with bar(f"evaluating {target} at {generator.nfe} calls{of_seed}", count) as advance_to:
                 source = generator if group.world == 1 else SharedGenerator(generator, group)
                 drawn = draw_for_score(source, count, embedded, classes=classes, seed=each, batch_size=batch_size)
-                clock = _Stopwatch(drawn)
+                clock = _Stopwatch(drawn, generator.device)
                 sticks = yardsticks and each == (seeds or (seed,))[0]  # they do not depend on the seed
                 asked = labels_for_score(source, count, embedded, classes=classes, seed=each)
                 report = evaluate(
@@ -239,7 +241,8 @@ def _evaluate_command(
                     yardsticks=sticks,
                     on_progress=advance_to,
                 )
-            entries.append(_entry(target, way, generator.nfe, clock.seconds, report) | {"classes": told})
+            cost = {"peak_bytes": clock.peak_bytes, "device": generator.device.type}
+            entries.append(_entry(target, way, generator.nfe, clock.seconds, report) | {"classes": told} | cost)
     _say_if_uniform(entries[0]["classes"], classes)
     _table(entries)
     _keep("reports", [_of(file, entry) for entry in entries], path)
@@ -317,17 +320,30 @@ def _all_grey(images: ImageSet) -> bool:
     return all((batch == batch[..., :1]).all() for batch in in_batches(images))
 
 
-class _Stopwatch:
-    """Batches of images, and the seconds that drawing them took (not those of scoring)."""
+def most_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors on a GPU took until now, or this process in all; 0 where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
-    def __init__(self, batches: Iterator[npt.NDArray[np.uint8]]) -> None:
-        self._batches, self.seconds = batches, 0.0
+
+class _Stopwatch:
+    """Batches of images, and the seconds and memory that drawing them took (not those of scoring)."""
+
+    def __init__(self, batches: Iterator[npt.NDArray[np.uint8]], device: torch.device) -> None:
+        self._batches, self.seconds, self._device, self.peak_bytes = batches, 0.0, device, 0
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
         while True:
             started = time.monotonic()
             batch = next(self._batches, None)
             self.seconds += time.monotonic() - started
+            self.peak_bytes = max(self.peak_bytes, most_memory(self._device))
             if batch is None:
                 return
             yield batch

@@ -13,7 +13,17 @@ import tyro
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import bar, say
 from imagewright.cli.sampling import Changes
-from imagewright.cli.tune_common import Scorer, Scoring, Told, fresh, print_scores, save, tuned_path, write
+from imagewright.cli.tune_common import (
+    Scorer,
+    Scoring,
+    Told,
+    fresh,
+    print_scores,
+    require_denoiser,
+    save,
+    tuned_path,
+    write,
+)
 from imagewright.cli.tune_ddo import ddo
 from imagewright.cli.tune_lcsc import lcsc
 from imagewright.cli.tune_quantize import quantize
@@ -127,6 +137,7 @@ def bespoke(
         device: auto, cpu, cuda, mps.
     """
     file, target = find_model(model), pick_device(device)
+    require_denoiser(model, file.model, of_a_flow=True)
     path = out or tuned_path(model, f"bespoke{order}-{steps}")
     config = BespokeTraining(num_steps=steps, order=order, iterations=iterations, batch=batch, seed=seed)
     with bar("iterations", iterations, "iterations") as advance_to:
@@ -215,7 +226,7 @@ def times(
     """
     file = find_model(model)
     if kind_of(file.model) != "flow_map":
-        raise UserError(f"{model} is a denoiser; tune times searches the steps of a flow map, such as a cd-digits run")
+        raise UserError(f"{model} is no flow map; tune times searches the steps of a flow map, such as a cd-digits run")
     path, config = out or tuned_path(model, f"times-{steps}"), TimesSearch(steps=steps, points=points)
     scorer = Scorer.of(model, file, told)
     flow_map: Any = file.model

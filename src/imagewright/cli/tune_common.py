@@ -19,11 +19,13 @@ from imagewright.metrics.draws import frechet_of_model
 from imagewright.metrics.features import FeatureExtractor
 from imagewright.metrics.statistics import Moments
 from imagewright.models.files import ModelFile, has_model, save_model
+from imagewright.models.kinds import words
+from imagewright.models.self_conditioned import is_self_conditioned
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.checkpoint import require_fit
 from imagewright.training.distributed import pick_device
-from imagewright.types import Sampler, UserError
+from imagewright.types import Sampler, UserError, kind_of
 from imagewright.version import versions
 
 
@@ -80,6 +82,17 @@ def fresh(run: Path, out: Path) -> ModelFile:
     if has_model(out):
         raise UserError(f"{out} already holds a model; choose another --out")
     return find_model(run)
+
+
+def require_denoiser(name: str, model: nn.Module, *, of_a_flow: bool = False) -> None:
+    """Raise UserError unless a model is a denoiser of images; of_a_flow: whose answer depends on the point alone."""
+    kind = kind_of(model)
+    if kind != "denoiser":
+        raise UserError(f"{name} is a {words(kind)}; what is tuned here is a denoiser of images, such as edm-digits")
+    if of_a_flow and is_self_conditioned(model):
+        raise UserError(
+            f"{name} is self-conditioned: what it says depends on what it said before, so there is no flow to follow"
+        )
 
 
 def save(file: ModelFile, state: dict[str, torch.Tensor], out: Path, origin: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from imagewright.cli.console import OUT, bar, pace, say, table
 from imagewright.cli.sampling import Changes
 from imagewright.cli.scoring import extractor_for, real_images, training_data
 from imagewright.cli.train import find_experiment
-from imagewright.cli.tune_common import Scoring, Told
+from imagewright.cli.tune_common import Scoring, Told, require_denoiser
 from imagewright.data import open_images
 from imagewright.data.edm_zip import write_edm_zip
 from imagewright.files import replacing
@@ -162,6 +162,7 @@ def sims(
         )
     experiment = find_experiment(recipe) if recipe else experiment_of(Path(model))
     file = find_model(model)
+    require_denoiser(model, file.model)
     images = Images(experiment, out, samples, budget[0], pollution, told.device)
     source = told.data or training_data(model, file.spec)
     extractor = extractor_for(source, told.inception, pick_device(told.device))

@@ -188,6 +188,7 @@ def sorted_out(
     read: Callable[[str], bytes],
     bad: Iterable[tuple[str, str]] = (),
 ) -> Archive:
+    """An archive whose names are told apart: pictures, what says something of them, what leads out of it."""
     homes = [n.removesuffix(SAMPLES) for n in names if PurePosixPath(n).name == SAMPLES]
     beside = frozenset(home + name for home in homes for name in BESIDE)
     pictures = sorted(n for n in names if _is_picture(n) and n not in beside)

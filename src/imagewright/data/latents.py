@@ -99,17 +99,28 @@ class LatentSet:
     """The latents of a set of images, as a data set (`types.Examples`) of which models see `spec`.
 
     images: of which they are. mean, std: [C]; scale: the deviation to which they are brought. They are in memory where
-    they fit (`limits.KEPT`), else read by row.
+    they fit (`limits.KEPT`), or in_memory says so, else read by row.
     """
 
     example: ClassVar[type[Example]] = Batch
 
-    def __init__(self, rows: Rows, images: ImageSet, spec: DataSpec, mean: Tensor, std: Tensor, scale: float) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        images: ImageSet,
+        spec: DataSpec,
+        mean: Tensor,
+        std: Tensor,
+        scale: float,
+        *,
+        in_memory: bool | None = None,
+    ) -> None:
         self.pictures, self.spec, self.xflip = images, spec, False
         self.manifest: Any = rows.manifest
         self.mean, self.factor = mean.float()[:, None, None], (scale / std.float())[:, None, None]
         self._rows = rows
-        self.in_memory = 4 * len(self) * int(np.prod(self.manifest.tensors["latents"])) <= limits.KEPT
+        fits = 4 * len(self) * int(np.prod(self.manifest.tensors["latents"])) <= limits.KEPT
+        self.in_memory = fits if in_memory is None else in_memory
         whole = [rows.whole(k)["latents"] for k in range(self.manifest.shards)] if self.in_memory else None
         self._kept = None if whole is None else torch.cat(whole)
 

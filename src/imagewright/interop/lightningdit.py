@@ -141,7 +141,8 @@ def _check_constants(model: VelocityFlow, found: Mapping[str, Tensor]) -> None:
     network: Any = model.network
     ours = {"pos_embed": network.positions[None]}
     if network.turns is not None:
-        cosine, sine = (each.repeat_interleave(2, -1) for each in network.turns.unbind(-1))
+        of_a_head = network.turns[:, : network.config.width // network.config.heads // 2]
+        cosine, sine = (each.repeat_interleave(2, -1) for each in of_a_head.unbind(-1))
         ours |= {"feat_rope.freqs_cos": cosine, "feat_rope.freqs_sin": sine}
     for key, value in found.items():
         if key not in ours or value.shape != ours[key].shape or not torch.allclose(value, ours[key], atol=1e-2):

@@ -307,7 +307,7 @@ def ratio_along(log_ratio: Tensor, noisy: Tensor, u: Tensor) -> Tensor:
 
 
 def answer_and_judge(denoiser: Any, x: Tensor, sigma: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
-    """E[x0 | x] [N, C, H, W], and logits [N, K]: the channel mean of the encoder's output at its K places.
+    """E[x0 | x]: [N, C, H, W], and logits [N, K]: the channel mean of the encoder's output at its K places.
 
     A U-Net's encoder runs once for both. A denoiser may have this function as a method of its own.
     """

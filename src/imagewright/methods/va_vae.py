@@ -19,8 +19,9 @@ Published  Adam (0.5, 0.9) at 1e-4 for both, no averages; three stages: vf 0.5 w
            0.5 and 0.25; the last two with the discriminator from the start (`recipes.latents`).
 Departs    ln(variance) of the reconstruction, a number that is 0 and in no optimiser of the program, is left out.
            `lpips` is seen at 224 x 224, the program's at the pictures' own size. Where pictures have no classifier of
-           ImageNet, our classifiers' maps stand in for LPIPS's and DINOv2's. Maps on another grid than the latents' are
-           interpolated. The two adaptive weights are those of a micro-batch, as in the program of a process's share.
+           ImageNet, our classifiers' maps stand in for LPIPS's and DINOv2's (the last one before its rectification).
+           Maps on another grid than the latents' are interpolated. The two adaptive weights are those of a micro-batch,
+           as in the program those of a process's share.
 Checked    the VF loss and both weights against the released program; that F = W z costs nothing; that L_mdms does not
            change when z' is turned or scaled; no gradient within the margins; the weighted gradient's norm; counts of
            parameters; resume bit for bit, discriminator included.

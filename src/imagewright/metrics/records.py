@@ -33,6 +33,7 @@ class ScoreRecord(TypedDict):
     command: NotRequired[list[str] | None]
     classes: NotRequired[dict[str, Any] | None]
     weights_sha256: NotRequired[str | None]
+    peak_bytes: NotRequired[Annotated[int, Within(0)] | None]
 
 
 class BitsRecord(TypedDict):

@@ -58,6 +58,7 @@ class FeatureStatistics:
 
     @property
     def dim(self) -> int:
+        """Length of a feature vector."""
         return len(self._mean)
 
     def update(self, features: npt.NDArray[Any]) -> None:

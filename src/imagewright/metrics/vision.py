@@ -1,8 +1,10 @@
 """Frozen networks whose feature maps latents are aligned with: our classifiers, or DINOv2 of a local folder.
 
-A map is brought to the latents' grid by bilinear interpolation, where its own is another; the published one (DINOv2 at
-224 x 224, 16 x 16 patches, for latents of 16 x 16) has theirs. DINOv2 sees pictures in [-1, 1] as VA-VAE's program
-shows them, without the mean and spread of its own training, enlarged or reduced by bilinear interpolation.
+Of a shipped classifier it is the last map before its rectification: rectified maps share a direction, which latents
+would follow by being constant. A map is brought to the latents' grid by bilinear interpolation where its own is
+another; the published one (DINOv2 at 224 x 224, 16 x 16 patches, for latents of 16 x 16) has theirs. DINOv2 sees
+pictures in [-1, 1] as VA-VAE's program shows them, without the mean and spread of its own training, resized by bilinear
+interpolation.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from imagewright.metrics.extractors import named_extractor
 from imagewright.metrics.features import EncoderFeatures
 from imagewright.metrics.perceptual import EncoderMaps
 from imagewright.metrics.vision_transformers import VisionTransformer
+from imagewright.models.view import seen
+from imagewright.networks import ConvClassifier
 from imagewright.types import UserError
 
 SIDE = 224
@@ -62,8 +66,13 @@ class VisionFeatures(nn.Module):
 
     def _maps(self, images: Tensor) -> Tensor:
         encoder: Any = self.maps.encoder
+        found: Tensor
+        if isinstance(encoder.network, ConvClassifier):
+            found = encoder.network.body[:-1](seen(images, encoder.view))
+            return found
         if not isinstance(encoder, VisionTransformer):
-            return self.maps(images)[-1]  # type: ignore[no-any-return]
+            found = self.maps(images)[-1]
+            return found
         shown = images.expand(-1, 3, -1, -1)
         shown = F.interpolate(shown, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
         network: Any = encoder.network

@@ -1,0 +1,1 @@
+"""Networks with what makes them denoisers, flow maps, token models or codecs; their descriptions and files."""

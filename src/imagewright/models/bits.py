@@ -34,6 +34,8 @@ Encoding = Literal["binary", "gray", "random", "one-hot"]
 Head = Literal["mse", "sigmoid", "softmax"]
 SHUFFLE = 42
 """Seed of numpy's legacy generator, whose numbers never change, for the random encoding."""
+MOST, MOST_ONE_HOT = 2**16, 2**10
+"""Values that a table of codes is made for."""
 TIME_SCALE = 1000.0
 """By which the network is told gamma."""
 
@@ -54,6 +56,9 @@ class AnalogBits(nn.Module):
         if encoding not in get_args(Encoding):
             raise UserError(f"encoding is {encoding!r}; allowed: {', '.join(get_args(Encoding))}")
         require_positive("scale", scale)
+        most = MOST_ONE_HOT if encoding == "one-hot" else MOST
+        if codec.values > most:
+            raise UserError(f"this codec has {codec.values} values; encoding {encoding!r} takes at most {most}")
         self.encoding, self.scale, self.values = encoding, scale, codec.values
         self.planes = getattr(codec, "channels", 1)
         side = math.isqrt(codec.length // self.planes)

@@ -79,9 +79,16 @@ class LatentDenoiser(EDMPrecond):
         return CausalTokenModel(self.prior, LatentCodec(self.encoder))
 
     def through(self, network: Ask, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
-        if isinstance(network, UNet):
+        if network is self.network:
+            network = self.ask
+        elif isinstance(network, UNet):
             network = self.informed(network, cond)
-        return super().through(network, x, sigma, replace(cond, latents=None))
+        return super().through(network, x, sigma, cond)
+
+    def ask(self, x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
+        """The network's answer, told the latents of a condition; what `samplers.replay` replays."""
+        answer: Tensor = self.informed(self.network, cond)(x, noise_label, cond)
+        return answer
 
     def informed(self, network: Any, cond: Condition) -> Any:
         """The U-Net, told the latents of a condition."""

@@ -78,7 +78,7 @@ def encoder_maps(denoiser: Preconditioned, x: Tensor, sigma: Tensor, cond: Condi
 def answer_and_maps(
     denoiser: Preconditioned, x: Tensor, sigma: Tensor, cond: Condition = UNCONDITIONAL
 ) -> tuple[Tensor, list[Tensor]]:
-    """E[x0 | x] [N, C, H, W], and `encoder_maps`; a U-Net's encoder runs once for both."""
+    """E[x0 | x]: [N, C, H, W], and `encoder_maps`; a U-Net's encoder runs once for both."""
     unet = _innermost(denoiser)
     if not isinstance(unet, UNet):
         return denoiser(x, sigma, cond), encoder_maps(denoiser, x, sigma, cond)

@@ -12,7 +12,7 @@ Decoding   with a cache (`start`, `show`, `ask`). Whether tokens that are shown 
            an argument; the released module ties it to training or not. Keys are kept turned.
 Without    an order `forward` answers as masked models do: from all tokens that are not unknown, which see each other
            and the class, as if they had been shown together.
-Init       normal, deviation 0.02; the logits' layer 0.
+Init       normal, deviation 0.02 (`init_std`); the logits' layer 0.
 Source     hp-l33/ARPG (models/arpg.py).
 Departs    The released table of vectors has one more, that no program uses. `class_turn` "zero", the default, is the
            released one: where places have cosine and sine, the class has zeros, so that its key is the zero vector and
@@ -38,13 +38,12 @@ from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.networks.gated import SwiGLU, swiglu_hidden
 from imagewright.networks.layers import class_index
 from imagewright.networks.recompute import Block
-from imagewright.networks.rotary import grid, turned, turns
+from imagewright.networks.rotary import BASE, grid, turned, turns
 from imagewright.noise import dropout
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 ClassTurn = Literal["zero", "none"]
 EPS = 1e-5
-STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +68,10 @@ class ARPGConfig(NetworkConfig):
     """On what each branch adds."""
     embedding_dropout: float = 0.1
     """On the vectors of class and tokens."""
+    rotary_base: float = BASE
+    """How much slower the last pair of a head's channels turns than the first: 100 will do for a few rows."""
+    init_std: float = 0.02
+    """Deviation of the first weights, made for widths of a thousand."""
     class_turn: ClassTurn = "zero"
     """How the class is turned, which has no place: by zeros, as released, or not at all."""
 
@@ -81,6 +84,8 @@ class ARPGConfig(NetworkConfig):
         require(self.width % (4 * self.heads) == 0, "heads", self.heads, heads)
         for name in ("dropout", "embedding_dropout"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        require(self.rotary_base > 1, "rotary_base", self.rotary_base, "above 1")
+        require(0 < self.init_std < 1, "init_std", self.init_std, "in (0, 1)")
         square = self.length == self.channels * self.side**2
         require(square, "length", self.length, f"a square number times channels, {self.channels}")
         require(self.class_turn in get_args(ClassTurn), "class_turn", self.class_turn, ", ".join(get_args(ClassTurn)))
@@ -213,7 +218,7 @@ class ARPG(Network):
         self.logits = nn.Linear(width, config.values, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=STD)
+                nn.init.normal_(module.weight, std=config.init_std)
         nn.init.zeros_(self.logits.weight)
 
     def forward(
@@ -310,7 +315,7 @@ class ARPG(Network):
         side = c.side * expansion
         positions = grid(side, side, device) / expansion
         wide = torch.promote_types(self.tokens.weight.dtype, torch.float32)
-        of_places = turns(positions.to(wide), c.width // c.heads)
+        of_places = turns(positions.to(wide), c.width // c.heads, c.rotary_base)
         of_class = torch.zeros_like(of_places[:1])
         if c.class_turn == "none":
             of_class[..., 0] = 1

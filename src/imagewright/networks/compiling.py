@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from imagewright.networks.image_network import ImageNetwork
+from imagewright.networks.image_network import ImageNetwork, innermost
 from imagewright.networks.recompute import blocks
 
 KINDS = 64
@@ -17,6 +17,7 @@ def compile_network(network: nn.Module) -> None:
 
     What lies between the blocks stays as it is. Sizes are taken as fixed: another batch size compiles anew.
     """
+    network = innermost(network)
     if not isinstance(network, ImageNetwork):
         network.compile()
         return

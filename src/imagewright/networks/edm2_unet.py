@@ -26,7 +26,7 @@ from imagewright.networks.layers import Init, Resample, ToldNumber
 from imagewright.networks.recompute import Block
 from imagewright.networks.tangents import attention, convolved
 from imagewright.networks.unet import Layer, Role, UNet, decoder_plan, encoder_plan
-from imagewright.noise import dropout
+from imagewright.noise import computing_again, dropout
 from imagewright.types import Condition
 
 EPS = 1e-4
@@ -212,8 +212,9 @@ class MPConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        if self.training and self.weight.requires_grad:
-            # Not through autograd's eyes: micro-batches run before the first of them goes backward.
+        if self.training and self.weight.requires_grad and not computing_again():
+            # Once a pass: lengths made unit twice differ in their last bits. Not through autograd's eyes: micro-batches
+            # run before the first of them goes backward.
             self.weight.data.copy_(self.forced(self.weight.data))
         w = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         w = (unit(w) * (gain / math.sqrt(w[0].numel()))).to(x.dtype)
@@ -221,6 +222,7 @@ class MPConv(nn.Module):
 
     @staticmethod
     def forced(rows: Tensor) -> Tensor:
+        """Weights [out, ...] brought back to unit magnitude, as training does after each step."""
         return unit(rows)
 
 

@@ -70,3 +70,10 @@ def weight_of(cond: Condition) -> Tensor:
     if cond.weight is None:
         raise ValueError("this network is told the strength of guidance; it was not told any")
     return cond.weight
+
+
+def innermost(network: nn.Module) -> nn.Module:
+    """The network that a wrapper of networks is around, such as a self-conditioned one's; itself where it is none."""
+    while not isinstance(network, Network) and isinstance(inner := getattr(network, "network", None), nn.Module):
+        network = inner
+    return network

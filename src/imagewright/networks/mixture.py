@@ -24,7 +24,9 @@ from imagewright.types import Condition, UserError
 class Shareable(Protocol):
     """A network of one's own that can be told the share of real images, `cond.share`."""
 
-    def told_share(self) -> nn.Module: ...
+    def told_share(self) -> nn.Module:
+        """An untrained network like this one that is told it."""
+        ...
 
 
 class MixtureSongUNet(SongUNet):

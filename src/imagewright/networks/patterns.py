@@ -226,6 +226,7 @@ def _before(blocks: Tensor) -> Tensor:
 
 
 def triangle(size: int, diagonal: int, device: torch.device) -> Tensor:
+    """Which of `size` places may see which, bool [size, size]: all up to itself, moved by `diagonal`."""
     return torch.ones(size, size, dtype=torch.bool, device=device).tril(diagonal)
 
 

@@ -13,7 +13,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -34,7 +33,7 @@ def selective_scan(
 def recurrence(decay: Tensor, added: Tensor, chunk: int, *, backwards: bool = False) -> Tensor:
     """h_k = decay_k h_(k-1) + added_k along the first axis, h_(-1) = 0; shapes [L, ...]. `added` may be overwritten.
 
-    backwards: h_k = decay_k h_(k+1) + added_k, from the end.
+    backwards: h_k = decay_(k+1) h_(k+1) + added_k, from the end.
     """
     length = len(added)
     chunk = min(chunk, length)
@@ -43,14 +42,20 @@ def recurrence(decay: Tensor, added: Tensor, chunk: int, *, backwards: bool = Fa
         decay, added = (torch.cat([t, t.new_zeros(short, *t.shape[1:])]) for t in (decay, added))
     shape = (-1, chunk, *added.shape[1:])
     h, decay = added.view(shape), decay.reshape(shape)
-    before, first, last = (1, chunk - 2, -1) if backwards else (-1, 1, chunk)
-    for k in range(first, last, -before):
-        h[:, k].addcmul_(decay[:, k], h[:, k + before])
-    if len(h) > 1:
-        since = decay.flip(1).cumprod(1).flip(1) if backwards else decay.cumprod(1)
-        edge = 0 if backwards else -1
-        for i in range(len(h) - 2, -1, -1) if backwards else range(1, len(h)):
-            h[i].addcmul_(since[i], h[i + before, edge])
+    if backwards:
+        for k in range(chunk - 2, -1, -1):
+            h[:, k].addcmul_(decay[:, k + 1], h[:, k + 1])
+        since = decay.flip(1).cumprod(1).flip(1) if len(h) > 1 else decay
+        for i in range(len(h) - 2, -1, -1):
+            entering = decay[i + 1, 0] * h[i + 1, 0]
+            h[i, :-1].addcmul_(since[i, 1:], entering)
+            h[i, -1].add_(entering)
+    else:
+        for k in range(1, chunk):
+            h[:, k].addcmul_(decay[:, k], h[:, k - 1])
+        since = decay.cumprod(1) if len(h) > 1 else decay
+        for i in range(1, len(h)):
+            h[i].addcmul_(since[i], h[i - 1, -1])
     return added[:length]
 
 
@@ -71,14 +76,14 @@ class _Scan(torch.autograd.Function):
         decay, entering = _decay(step, rate), step * u
         h = recurrence(decay, entering[..., None] * b[:, :, None], ctx.chunk)
         grad_c = (grad[:, :, None] @ h)[:, :, 0]
-        later = torch.cat([decay[1:], torch.zeros_like(decay[:1])])
-        back = recurrence(later, grad[..., None] * c[:, :, None], ctx.chunk, backwards=True)  # dy / dh_k
+        back = recurrence(decay, grad[..., None] * c[:, :, None], ctx.chunk, backwards=True)  # dy / dh_k
         grad_b = (entering[:, :, None] @ back)[:, :, 0]
         grad_entering = (back @ b[..., None])[..., 0]
-        before = F.pad(h[:-1], (0, 0) * (h.ndim - 1) + (1, 0))
-        exponent = back.mul_(before).mul_(decay)  # by the exponent of the decay, step x rate
-        grad_step = grad_entering * u + (exponent * rate).sum(3)
-        grad_rate = (exponent * step[..., None]).sum((0, 1))
+        exponent = back.mul_(decay)  # by the exponent of the decay, step x rate
+        exponent[1:].mul_(h[:-1])
+        exponent[0].zero_()
+        grad_rate = torch.einsum("lnes,lne->es", exponent, step)
+        grad_step = grad_entering * u + exponent.mul_(rate).sum(3)
         return grad_entering * step, grad_step, grad_rate, grad_b, grad_c, None
 
 

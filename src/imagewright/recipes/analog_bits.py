@@ -23,7 +23,7 @@ from imagewright.training.experiment import DataConfig, Experiment
 
 def digits() -> Experiment:
     """The bits of digits' pixels, 0.7 M parameters: minutes on a CPU thread."""
-    return _of_bits(edm.digits(), 100)
+    return _of_bits(edm.digits(), 25)
 
 
 def codebook_digits() -> Experiment:

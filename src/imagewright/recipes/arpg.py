@@ -19,8 +19,9 @@ from imagewright.training.experiment import DataConfig, Experiment
 
 TOKENS: dict[str, Any] = {"values": 2, "length": 1}
 """Placeholders: a run takes these from its data and its tokenizer."""
-SMALL: dict[str, Any] = {**TOKENS, "heads": 4, "hidden_multiple": 8, "class_turn": "none"}
-"""The class not turned: with the released zero key only differences of positions are known (`networks.arpg`)."""
+SMALL: dict[str, Any] = {**TOKENS, "heads": 4, "hidden_multiple": 8, "rotary_base": 30.0, "init_std": 0.1}
+"""The published 10,000 and 0.02 are for larger grids and ten times the width: with them half of a head's pairs hardly
+turn over 8 rows, and digits take twice as many updates."""
 IMAGENET = 1_281_167
 EPOCHS, WARM_UP = 400, 100
 

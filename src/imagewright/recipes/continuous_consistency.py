@@ -161,6 +161,7 @@ def imagenet64_training(batch: int, steps: int) -> TrainingConfig:
 
 
 def paced(batch: int) -> dict[str, Any]:
+    """How often a published run is logged, shown and kept, in images."""
     return {"log_images": 100 * batch, "snapshot_images": 10_000 * batch, "checkpoint_images": 10_000 * batch}
 
 

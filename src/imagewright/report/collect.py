@@ -66,7 +66,8 @@ class Snapshot:
 class Measure:
     """One entry of metrics.json: a sampler, its cost, and the report (`metrics.Report` as plain values).
 
-    seconds: for drawing all the images; 0 where it was not measured.
+    seconds: for drawing all the images; 0 where it was not measured. peak_bytes: the most memory by then, a GPU's or
+    the whole process's; None = not recorded.
     classes: by which law they were drawn, and the share of each; None = the model is told none, or nothing is known.
     weights_sha256: of the weights measured; None = not recorded.
     """
@@ -78,6 +79,7 @@ class Measure:
     command: tuple[str, ...] = ()
     classes: Mapping[str, Any] | None = None
     weights_sha256: str | None = None
+    peak_bytes: int | None = None
 
     @property
     def distance(self) -> tuple[str, float] | None:
@@ -87,6 +89,7 @@ class Measure:
 
     @property
     def images_per_second(self) -> float | None:
+        """Of drawing; None where no time was kept."""
         return self.report["num_images"] / self.seconds if self.seconds > 0 else None
 
 
@@ -296,6 +299,7 @@ def read_measures(path: Path) -> tuple[Measure, ...]:
             command=tuple(entry.get("command") or ()),
             weights_sha256=entry.get("weights_sha256"),
             classes=entry.get("classes"),
+            peak_bytes=entry.get("peak_bytes") or None,
         )
         for entry in read_scores(path).get("reports", [])
     ]

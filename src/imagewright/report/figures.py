@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from imagewright.report.collect import MOST_STEPS, TRAJECTORIES, Measure, Trajectory, draw_trajectory
-from imagewright.report.markup import Html
+from imagewright.report.markup import Html, enlargeable
 from imagewright.samplers import SAMPLERS
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
 from imagewright.training.snapshots import grid
@@ -34,13 +34,13 @@ COLOURS = ("#3b82f6", "#e07b00", "#12a07a", "#c2478d", "#8b6cf0", "#8a8f98")
 """Readable on white and on near-black, and apart for colour-blind eyes."""
 MARKERS = "osD^vP"
 SIZE = (4.6, 3.1)
-"""Inches. Small, so that text is still readable when a phone shrinks the figure to its width."""
+"""Inches. On a phone the page shows a figure no smaller than its text can be read, and lets it scroll sideways."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "imagewright",
     "text.parse_math": False,
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": 9.5,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
@@ -52,7 +52,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 9,
 }
 
 
@@ -105,13 +105,29 @@ def loss_figure(part: str, curves: Sequence[Curve], prefix: str) -> Html:
             width = 2.0 if total else 1.2
             colour = INK if total else COLOURS[(i - 1) % len(COLOURS)]
             axes.plot(curve.x, curve.y, label=curve.label, color=colour, lw=width, marker=marker, ms=3)
-        if min(min(curve.y) for curve in curves) > 0:
-            axes.set_yscale("log")
-            _plain_log_ticks(axes)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        _finish_losses(axes, curves)
         axes.legend(loc="upper right")
         how = ", in all and by noise level" if len(curves) > 1 else ""
         return _svg(figure, f"Loss of the {part} over images seen{how}", prefix)
+
+
+def overlaid_losses(part: str, curves: Sequence[Curve], prefix: str) -> Html:
+    """A part's loss over images seen, one curve a run; logarithmic unless a loss is not positive."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas("images seen", "loss")
+        for colour, curve in zip(cycle(COLOURS), curves, strict=False):
+            marker = "o" if len(curve.x) < 3 else None
+            axes.plot(curve.x, curve.y, label=f" {curve.label}", color=colour, lw=1.4, marker=marker, ms=3)
+        _finish_losses(axes, curves)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1 if len(curves) < 3 else 2)
+        return _svg(figure, f"Loss of the {part} over images seen, of each run", prefix)
+
+
+def _finish_losses(axes: Axes, curves: Sequence[Curve]) -> None:
+    if min(min(curve.y) for curve in curves) > 0:
+        axes.set_yscale("log")
+        _plain_log_ticks(axes)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def rate_curves(log: Sequence[Mapping[str, float]]) -> list[Curve]:
@@ -180,7 +196,7 @@ def quality_figure(score: str, curves: Sequence[Curve], yardsticks: Mapping[str,
                     ("axes fraction", "data"),
                     textcoords="offset points",
                     ha="right",
-                    size=8,
+                    size=9,
                 )
         axes.margins(y=0.12)
         _plain_log_ticks(axes)
@@ -275,4 +291,4 @@ def _svg(figure: Figure, label: str, prefix: str) -> Html:
     body = re.sub(r'( id="|url\(#| href="#)', rf"\g<1>{prefix}-", body).replace(INK, "currentColor")
     width, height = (72 * side for side in SIZE)
     start = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(label)}">'
-    return Html(f"{start}{body}")
+    return enlargeable(Html(f"{start}{body}"), label, f"{prefix}-large")

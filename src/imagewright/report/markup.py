@@ -17,7 +17,7 @@ Images = npt.NDArray[np.uint8]
 GAP = 6
 """Pixels between the images of a sheet."""
 
-_VOID = frozenset({"br", "col", "hr", "img", "meta"})
+_VOID = frozenset({"br", "col", "hr", "img", "input", "meta"})
 
 
 class Html(str):
@@ -67,6 +67,16 @@ def png(data: bytes, alt: str, **attributes: str | int | None) -> Html:
     """An <img> that carries a PNG file's bytes."""
     source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
     return el("img", src=source, alt=alt, **attributes)
+
+
+def enlargeable(what: Html, label: str, anchor: str) -> Html:
+    """Something that scrolls sideways by itself and fills the window at a click, or the space bar, on its corner.
+
+    anchor: an id of its own. No script: a checkbox that the style hides.
+    """
+    box = el("input", type="checkbox", id=anchor, aria_label=f"enlarge: {label}")
+    corner = el("label", for_=anchor, title="enlarge, or put back")
+    return el("div", box, corner, el("div", what, class_="scroll"), class_="zoom")
 
 
 def table(head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: Child, class_: str = "numbers") -> Html:

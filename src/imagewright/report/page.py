@@ -14,6 +14,7 @@ from pathlib import Path
 
 from imagewright.files import write_text
 from imagewright.report.collect import Measure, RunSection
+from imagewright.report.figures import Curve, loss_curves, overlaid_losses
 from imagewright.report.likelihood import likelihood_card
 from imagewright.report.markup import Child, Html, card, count, el, join, number, picture, table
 from imagewright.report.section import quality_cards, run_section, shown_measure, strips
@@ -95,6 +96,7 @@ def _comparison(runs: Sequence[RunSection]) -> Html:
         card("Measures of what the pictures show", _comparison_table(runs), _comparability(runs)),
         likelihood_card([(run.name, run.likelihoods) for run in runs]),
         _same_noise(runs),
+        el("div", *_losses(runs), class_="pair"),
         el(
             "div",
             *quality_cards([(run.name, run.measures) for run in runs], "comparison-quality"),
@@ -103,6 +105,19 @@ def _comparison(runs: Sequence[RunSection]) -> Html:
         id="comparison",
         aria_labelledby="comparison-title",
     )
+
+
+def _losses(runs: Sequence[RunSection]) -> list[Html]:
+    """A figure for each part that several runs trained: its loss over all noise levels in each of them."""
+    whole: dict[str, list[Curve]] = {}
+    for run in runs:
+        for part, curves in loss_curves(run.log).items():
+            whole.setdefault(part, []).append(replace(curves[0], label=run.name))
+    return [
+        card(f"Loss of the {part}", el("figure", overlaid_losses(part, curves, f"comparison-loss{i}")))
+        for i, (part, curves) in enumerate(whole.items())
+        if len(curves) > 1
+    ]
 
 
 _SCORES = ("precision", "recall", "density", "coverage")
@@ -114,12 +129,13 @@ def _comparison_table(runs: Sequence[RunSection]) -> Html:
     one_name = names.pop() if len(names) == 1 else None
     lowest = min((m.distance[1] for m in chosen if m is not None and m.distance is not None), default=None)
     rows = [_comparison_row(run, m, one_name, lowest) for run, m in zip(runs, chosen, strict=True)]
-    head = ["run and method", "NFE", one_name or "distance", *_SCORES, "images/s", "parameters"]
+    head = ["run and method", "NFE", one_name or "distance", *_SCORES, "seconds", "images/s", "GiB", "parameters"]
     absent = "" if all(chosen) else " A dash: not measured at that number of calls; see the run's own part below."
     return table(
         head,
         rows,
-        f"Distances: lower is better; all others but NFE and parameters: higher is better.{absent}",
+        "Distances: lower is better; precision to coverage: higher is better. Seconds and memory (a GPU's, or the "
+        f"process's) are of drawing the images.{absent}",
     )
 
 
@@ -130,7 +146,7 @@ def _comparison_row(
     parameters = "–" if run.parameters is None else count(run.parameters)
     if measure is None or measure.distance is None:
         nfe = "–" if run.sampler_nfe is None else str(run.sampler_nfe)
-        return [title, nfe, "–", *("–" for _ in _SCORES), "–", parameters]
+        return [title, nfe, "–", *("–" for _ in _SCORES), "–", "–", "–", parameters]
     name, value = measure.distance
     text = number(value) if one_name else f"{number(value)} ({name})"
     scores = (number(measure.report["scores"].get(score)) for score in _SCORES)
@@ -140,7 +156,9 @@ def _comparison_row(
         str(measure.nfe),
         marked,
         *scores,
+        number(measure.seconds or None),
         number(measure.images_per_second),
+        number(None if measure.peak_bytes is None else measure.peak_bytes / 2**30),
         parameters,
     ]
 

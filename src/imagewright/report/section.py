@@ -17,7 +17,20 @@ from imagewright.report.figures import (
     trajectory_sheets,
 )
 from imagewright.report.likelihood import likelihood_card
-from imagewright.report.markup import Child, Html, card, command, count, el, join, number, picture, png, table
+from imagewright.report.markup import (
+    Child,
+    Html,
+    card,
+    command,
+    count,
+    el,
+    enlargeable,
+    join,
+    number,
+    picture,
+    png,
+    table,
+)
 from imagewright.training.record import repeat_command
 
 YARDSTICKS = (("noise", "noise"), ("gaussian", "Gaussian fit"), ("floor", "floor (real images)"))
@@ -35,7 +48,7 @@ def run_section(run: RunSection, anchor: str, title: str) -> Html:
         _samples(run),
         _trajectory(run),
         el("div", *losses, *qualities, class_="pair"),
-        _snapshots(run),
+        _snapshots(run, anchor),
         _measures(run),
         likelihood_card([(run.name, run.likelihoods)]),
         _neighbours(run),
@@ -195,13 +208,14 @@ def _loss_cards(run: RunSection, anchor: str) -> list[Html]:
     return [*cards, card("Learning rate", el("figure", rate_figure(rates, f"{anchor}-rate")))] if rates else cards
 
 
-def _snapshots(run: RunSection) -> Html:
+def _snapshots(run: RunSection, anchor: str) -> Html:
     if not run.snapshots:
         return card("Snapshots", missing(run.missing["snapshots"]))
     thumbs = []
-    for shot in run.snapshots:
+    for i, shot in enumerate(run.snapshots):
         when = f"after {count(shot.images_seen)} images"
-        thumbs.append(el("figure", png(shot.png, f"grid of samples {when}"), el("figcaption", when)))
+        grid = enlargeable(png(shot.png, f"grid of samples {when}"), f"samples {when}", f"{anchor}-shot{i}")
+        thumbs.append(el("figure", grid, el("figcaption", when)))
     text = "The same noise and classes at every snapshot, drawn with the averaged weights."
     return card("Snapshots during training", el("p", text, class_="quiet"), el("div", *thumbs, class_="thumbs"))
 
@@ -253,23 +267,27 @@ def _measures_table(measures: Sequence[Measure]) -> Html:
             str(m.nfe),
             f"{m.report['num_images']:,}",
             *(_score(m.report["scores"], name) for name in names),
+            number(m.seconds or None),
             number(m.images_per_second),
+            number(None if m.peak_bytes is None else m.peak_bytes / 2**30),
         ]
         for m in measures
     ]
     for stick in dict(YARDSTICKS).values():
         values = [yardsticks(measures, name).get(stick) for name in names]
         if any(v is not None for v in values):
-            rows.append([f"yardstick: {stick}", "", "", *(number(v) if v is not None else "" for v in values), ""])
+            rows.append(
+                [f"yardstick: {stick}", "", "", *(number(v) if v is not None else "" for v in values), "", "", ""]
+            )
     reference = sorted({f"{m.report['num_reference']:,}" for m in measures if m.report.get("num_reference")})
     against = f" Against {' / '.join(reference)} real images." if reference else ""
     caption = (
         "Distances (fd, kd, fid, kid): lower is better; all others: higher is better."
         " The number after ± is the standard error of a kernel distance, the standard deviation over splits of a"
-        " classifier score (is)."
+        " classifier score (is). Seconds and memory (a GPU's, or the process's) are of drawing the images."
         f"{against}"
     )
-    return table(["sampler", "NFE", "images", *names, "images/s"], rows, caption)
+    return table(["sampler", "NFE", "images", *names, "seconds", "images/s", "GiB"], rows, caption)
 
 
 def _is_spread(score: str) -> bool:

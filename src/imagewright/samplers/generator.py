@@ -99,6 +99,7 @@ class ImageGenerator:
         self.precision = precision
         self.space = None if space is None else space.eval().to(self.device)
         self.seen = self.spec if space is None else space.spec(spec)
+        self._decodes: Any = self.model if kind == "latent_denoiser" else self.space
         self._draws_first = told_latents(self.model) is not None
         small = sum(p.numel() for p in self.model.parameters()) <= SMALL
         wanted = self.device.type == "cuda" and (small if graphs is None else graphs)
@@ -234,17 +235,11 @@ class ImageGenerator:
 
     def decoded(self, made: Tensor) -> Tensor:
         """What the model makes, as images [n, C, H, W] in [-1, 1]."""
-        space: Any = self.model if self._elsewhere else self.space
-        return made if space is None else space.decode(made)
+        return made if self._decodes is None else self._decodes.decode(made)
 
     def _shown(self, on_step: OnStep | None) -> OnStep | None:
-        """on_step, told of images where the model lives in latents."""
-        return on_step if on_step is None or self.space is None else partial(_decoded, self.space, on_step)
-
-    @property
-    def _elsewhere(self) -> bool:
-        """Whether the model makes no images, but what it decodes to some."""
-        return kind_of(self.model) == "latent_denoiser"
+        """on_step, told of images where the model makes something else."""
+        return on_step if on_step is None or self._decodes is None else partial(_decoded, self._decodes, on_step)
 
     def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, ImageNoise | None, Tensor]:
         """The images' noise, that of what is drawn first, and what sampling begins with, still on the host."""
@@ -268,9 +263,7 @@ class ImageGenerator:
         with casts(self.precision, self.device), self._replays:
             if first is not None:
                 cond = latents_first(self.model, len(latents), cond, first)
-            model = carried(self.model)
-            seen = on_step if on_step is None or not self._elsewhere else partial(_decoded, self.model, on_step)
-            return self.sampler(model, latents, cond, noise=noise, on_step=seen)
+            return self.sampler(carried(self.model), latents, cond, noise=noise, on_step=on_step)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         """In memory that a GPU fetches it from without being waited for."""
@@ -305,9 +298,9 @@ def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield waiting.result()
 
 
-def _decoded(model: Any, on_step: OnStep, x: Tensor, x0: Tensor, sigma: float) -> None:
+def _decoded(space: Any, on_step: OnStep, x: Tensor, x0: Tensor, sigma: float) -> None:
     """What a sampler sees in another space, shown as images."""
-    on_step(model.decode(x), model.decode(x0), sigma)
+    on_step(space.decode(x), space.decode(x0), sigma)
 
 
 class _Tally:

@@ -7,11 +7,13 @@ time of such a call is that of launching its kernels from Python. Graphs hold th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.networks import ImageNetwork
 from imagewright.recording import recorded
 from imagewright.types import UNCONDITIONAL, Condition
@@ -23,24 +25,26 @@ MOST = 4
 class Replays:
     """As a context: the networks of a model on a CUDA device replay their calls, where no gradient is asked for.
 
-    What was recorded is kept for the next time. Calls that enter a network by another door than `forward` (layer
-    skipping, skip scaling) are not recorded.
+    So do those that are told discrete latents, with the layers that are put into them. What was recorded is kept for
+    the next time. Calls that enter a network by another door (layer skipping, skip scaling) are not recorded.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._networks = [(m, Replay(m.forward)) for m in model.modules() if isinstance(m, ImageNetwork)]
-        self._entered: list[list[nn.Module]] = []
+        doors: list[tuple[nn.Module, str]] = [(m, "forward") for m in model.modules() if isinstance(m, ImageNetwork)]
+        doors += [(m, "ask") for m in model.modules() if isinstance(m, LatentDenoiser)]
+        self._doors = [(module, name, Replay(getattr(module, name))) for module, name in doors]
+        self._entered: list[list[tuple[nn.Module, str]]] = []
 
     def __enter__(self) -> None:
         # Within another such context that one's recordings serve.
-        mine = [(network, replay) for network, replay in self._networks if "forward" not in vars(network)]
-        for network, replay in mine:
-            network.forward = replay  # type: ignore[method-assign]
-        self._entered.append([network for network, _ in mine])
+        mine = [(module, name, replay) for module, name, replay in self._doors if name not in vars(module)]
+        for module, name, replay in mine:
+            setattr(module, name, replay)
+        self._entered.append([(module, name) for module, name, _ in mine])
 
     def __exit__(self, *error: object) -> None:
-        for network in self._entered.pop():
-            del network.forward
+        for module, name in self._entered.pop():
+            delattr(module, name)
 
 
 class Replay:
@@ -58,7 +62,7 @@ class Replay:
     def __call__(self, x: Tensor, noise_label: Tensor, cond: Condition = UNCONDITIONAL) -> Tensor:
         if not x.is_cuda or torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing():
             return self._forward(x, noise_label, cond)
-        given = (x, noise_label, cond.label, cond.augment, cond.destination, cond.weight)
+        given = (x, noise_label, *(getattr(cond, each.name) for each in fields(Condition)))
         casts = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         key = (casts, *(None if t is None else (t.shape, t.dtype, t.stride()) for t in given))
         # The first call is plain, and warms up what a recording may not contain (allocations, choice of kernels).
@@ -85,8 +89,8 @@ class _Recorded:
             self._replay = recorded(self._work, given[0].device)  # type: ignore[union-attr]
 
     def _work(self) -> None:
-        x, noise_label, label, augment, destination, weight = self._inputs
-        cond = Condition(label=label, augment=augment, destination=destination, weight=weight)
+        x, noise_label, *told = self._inputs
+        cond = Condition(**{each.name: value for each, value in zip(fields(Condition), told, strict=True)})
         self._output = self._forward(x, noise_label, cond)
 
     def __call__(self, given: tuple[Tensor | None, ...]) -> Tensor:

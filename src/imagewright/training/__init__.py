@@ -1,0 +1,1 @@
+"""The trainer, averages, checkpoints and run directories: nothing here knows a paper."""

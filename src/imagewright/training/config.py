@@ -63,7 +63,8 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.9
-    """Of sgd, which has no betas and no eps. adafactor (Shazeer and Stern 2018, 1804.04235) has none of these."""
+    """Of sgd, which has no betas and no eps. adafactor (Shazeer and Stern 2018, 1804.04235) has none of these: its
+    rate is in units of a weight's root mean square, and at step k at most k^-1/2, as torch has it."""
     nesterov: bool = False
     """Whether sgd's momentum looks ahead."""
     weight_decay: float = 0.0
@@ -138,7 +139,7 @@ class TrainingConfig:
     compile: bool = False
     """Compile the trained networks with torch.compile."""
     graphs: bool = False
-    """Replay a step's passes as one CUDA graph where the method permits; not yet seen to work on a card."""
+    """Replay a step's passes as one CUDA graph where the method permits."""
     recompute: bool = False
     """Do not keep what is inside of a network's blocks for backward: less memory, a third more computation."""
     parallel: Parallel = "replicate"

@@ -27,6 +27,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
+        """Whether this is the process that writes and prints."""
         return self.rank == 0
 
     def total(self, value: Tensor) -> Tensor:

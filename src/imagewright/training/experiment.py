@@ -180,6 +180,8 @@ class Assembled:
     """Configuration of the network that was built, with what the data and the method decide; None = it has none."""
     space: LatentSpace | None = None
     """The latents in which the run is; None = it is on images."""
+    pictures: DataSpec | None = None
+    """What the run's images are, where it is in latents of them."""
 
 
 def assemble(
@@ -190,7 +192,8 @@ def assemble(
 ) -> Assembled:
     """Open the data, build the networks, load the teacher. Raises UserError where they do not fit together."""
     sources = sources or Sources()
-    images = _in_latents(experiment, sources.images(experiment.data, on_progress), sources, on_progress)
+    pictures = sources.images(experiment.data, on_progress)
+    images = _in_latents(experiment, pictures, sources, on_progress)
     spec, method = dataclasses.replace(images.spec, empty_classes=images.empty_classes), experiment.method
     check_examples(method, images)
     wanted = inspect.signature(method.parts).parameters
@@ -216,7 +219,8 @@ def assemble(
         _start_from(experiment.start, sources.given("start", experiment.start).model, parts, experiment.method.product)
     store = None if pairs is None else _pairs(experiment, pairs, spec, sources)
     inputs: Inputs = {"data": _identity(images), **sources.inputs}
-    return Assembled(images, parts, store, inputs, config, sources.space)
+    of_latents = None if sources.space is None else pictures.spec
+    return Assembled(images, parts, store, inputs, config, sources.space, of_latents)
 
 
 def _in_latents(experiment: Experiment, images: Any, sources: Sources, on_progress: Any) -> Any:
@@ -250,6 +254,11 @@ def _check_in_latents(method: Any, parts: Parts) -> None:
         )
     if getattr(method, "augment_dim", 0):
         raise UserError("method.augment changes pictures, and this run is on latents; leave one of the two out")
+    if getattr(method, "self_conditioning", False):
+        raise UserError(
+            "method.self_conditioning clips estimates to the range of pictures, and this run is on latents, which have "
+            "none; leave one of the two out"
+        )
 
 
 def _identity(images: Examples) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imagewright.models.classifier import Sees
 from imagewright.networks import ImageNetwork, KLAutoencoder
+from imagewright.networks.image_network import innermost
+from imagewright.networks.recompute import blocks
 from imagewright.precision import Precision
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec
 
@@ -27,19 +29,25 @@ class Footprint:
     activation_bytes: int
 
 
-def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = "fp32") -> Footprint | None:
+def footprint(
+    network: nn.Module | None, spec: DataSpec, precision: Precision = "fp32", *, recompute: bool = False
+) -> Footprint | None:
     """Measured on shapes alone (torch's meta device): no memory is taken, nothing is computed.
 
-    precision: number format of the pass. Memory that several tensors share counts once, and attention is taken to be
-    fused, as it is on CPUs and GPUs. None for what is no network of images or of tokens.
+    precision: number format of the pass. recompute: what is inside of a block is computed again for backward, one block
+    at a time: what blocks are given is kept, and of their insides the largest. Memory that several tensors share counts
+    once, and attention is taken to be fused, as it is on CPUs and GPUs. None for what is no network of images or of
+    tokens.
     """
     if network is None:
         return None
+    network = innermost(network)
     config: Any = getattr(network, "config", None)
     level = torch.empty(1, device="meta")
     told: tuple[Any, ...] = ()
     if isinstance(network, ImageNetwork):
-        x = torch.empty(1, network.config.in_channels, *spec.shape[1:], device="meta")
+        side = getattr(network.config, "img_resolution", spec.resolution)  # of latents and bits their own
+        x = torch.empty(1, network.config.in_channels, side, side, device="meta")
         to, weight = (level if asked else None for asked in (network.config.destination, network.config.weight))
         told = (level, Condition(destination=to, weight=weight))
     elif hasattr(config, "values") and hasattr(config, "length"):
@@ -52,24 +60,52 @@ def footprint(network: nn.Module | None, spec: DataSpec, precision: Precision = 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     shell: nn.Module = copy.deepcopy(network).to("meta", dtype).train().requires_grad_(True)
     x = x.to(dtype) if x.is_floating_point() else x
-    kept: dict[int, UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        memory = tensor.untyped_storage()
-        kept[memory._cdata] = memory
-        return tensor
-
+    kept = _Kept(shell)
+    for block in blocks(shell) if recompute else ():
+        block.register_forward_pre_hook(kept.enter)
+        block.register_forward_hook(kept.leave)
     counter = FlopCounterMode(display=False)
-    with counter, _FusedAttention(), saved_tensors_hooks(keep, lambda tensor: tensor):
+    with counter, _FusedAttention(), saved_tensors_hooks(kept.keep, lambda tensor: tensor):
         # What a training step computes, where that is not all of what the network can be asked for.
         getattr(shell, "training_pass", shell)(x, *told)
-    own = {p.untyped_storage()._cdata for p in shell.parameters()}
-    return Footprint(counter.get_total_flops(), sum(m.nbytes() for key, m in kept.items() if key not in own))
+    return Footprint(counter.get_total_flops(), kept.size(kept.outside) + kept.within)
 
 
-def model_footprint(model: nn.Module, spec: DataSpec, precision: Precision = "fp32") -> Footprint | None:
+class _Kept:
+    """Memory kept for backward, once each: outside of blocks that are computed again, and of those the most."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._own = {p.untyped_storage()._cdata for p in network.parameters()}
+        self.outside: dict[int, UntypedStorage] = {}
+        self.within = 0
+        self._now = self.outside
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        self._now[memory._cdata] = memory
+        return tensor
+
+    def enter(self, block: nn.Module, given: tuple[Any, ...]) -> None:
+        for each in given:
+            if isinstance(each, Tensor):
+                self.keep(each)
+        self._now = {}
+
+    def leave(self, block: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
+        self.within = max(self.within, self.size(self._now))
+        self._now = self.outside
+
+    def size(self, kept: dict[int, UntypedStorage]) -> int:
+        """Bytes, but for the network's own."""
+        return sum(memory.nbytes() for key, memory in kept.items() if key not in self._own)
+
+
+def model_footprint(
+    model: nn.Module, spec: DataSpec, precision: Precision = "fp32", *, recompute: bool = False
+) -> Footprint | None:
     """Of one call of a model on one image, by its `network`; a model may show it several rows an image (`rows`)."""
-    found, rows = footprint(getattr(model, "network", None), spec, precision), getattr(model, "rows", 1)
+    found = footprint(getattr(model, "network", None), spec, precision, recompute=recompute)
+    rows = getattr(model, "rows", 1)
     return None if found is None else Footprint(rows * found.flops, rows * found.activation_bytes)
 
 

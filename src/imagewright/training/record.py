@@ -292,7 +292,7 @@ def experiment_record(
     inputs: Inputs,
     before: Inputs,
     computed: Mapping[str, Any],
-    begun: str | None,
+    begun: str | None = None,
 ) -> dict[str, Any]:
     """What experiment.json holds. command: arguments of `imagewright train`. folder: the run's. begun: `begun_as`.
 

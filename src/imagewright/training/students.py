@@ -52,7 +52,7 @@ def joined(names: Sequence[str]) -> ModelFile:
         "images_seen": sum(file.origin.get("images_seen", 0) for file in files),
     }
     model = RoutedMap([file.model for file in files], table)
-    return ModelFile(model=model, spec=spec, sampler=first.sampler, origin=origin)
+    return ModelFile(model=model, spec=spec, sampler=first.sampler, origin=origin, space=first.space)
 
 
 def _check(name: str, file: ModelFile, other: str, first: ModelFile) -> None:
@@ -64,5 +64,7 @@ def _check(name: str, file: ModelFile, other: str, first: ModelFile) -> None:
     ours, theirs = ((*s.shape, s.num_classes) for s in (file.spec, first.spec))
     if ours != theirs:
         raise UserError(f"{name} makes images of {list(ours)} (channels, sides, classes), {other} of {list(theirs)}")
+    if (first.space is not None or file.space is not None) and not (file.space and file.space.same_as(first.space)):
+        raise UserError(f"{name} and {other} see different latents, or one of the two sees images")
     if file.sampler != first.sampler:
         raise UserError(f"{name} is drawn from by another sampler than {other}: {file.sampler}, not {first.sampler}")

@@ -34,6 +34,8 @@ KEYS: tuple[str, ...] = (
     "simple_reflow",
     "slimflow",
     "caf",
+    "va_vae",
+    "lightning_dit",
     "axial_transformer",
     "sparse_transformer",
     "routing_transformer",
@@ -43,6 +45,7 @@ KEYS: tuple[str, ...] = (
     "md4",
     "analog_bits",
     "downsampled_imagenet",
+    "vcmamba",
 )
 """Files of this folder, in the order of the ledger."""
 

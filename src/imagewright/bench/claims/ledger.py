@@ -52,12 +52,15 @@ def write_ledger(folder: Path, page: Path, keys: Sequence[str]) -> list[str]:
         link = f"[{r['paper']}](https://arxiv.org/abs/{r['paper']})"
         cells = [f"[{key}](#{key})", link, r["headline"], f"**{r['verdict']}**", _counted(r), str(len(r["seeds"]))]
         lines.append(f"| {' | '.join(cells)} |\n")
-    for key, record in records.items():
-        draw_figure(record, folder / f"{key}.png")
+    for key in keys:
         notes = folder / f"{key}.md"
         said = notes.read_text(encoding="utf-8").strip() if notes.exists() else ""
         said = said.replace("](../", "](")  # the page lies one folder up
-        lines.append(_section(record, f"{folder.relative_to(page.parent).as_posix()}/{key}", said))
+        if key not in records:
+            lines.append(f"\n## {key}\n\n**Not measured anew.**{' ' + said if said else ''}\n")
+            continue
+        draw_figure(records[key], folder / f"{key}.png")
+        lines.append(_section(records[key], f"{folder.relative_to(page.parent).as_posix()}/{key}", said))
     with replacing(page) as aside:
         aside.write_text("".join(lines), encoding="utf-8")
     return [key for key in keys if key not in records]

@@ -15,24 +15,27 @@ from imagewright.bench.claims.sequences import Draw, fitted, held_out
 from imagewright.data import from_uint8, open_images
 from imagewright.networks.vcmamba import MambaBlock, VCMamba, VCMambaConfig
 
-SIDE = 16
+SIDE = 10
 COLOURS = 8
 """Corners of the cube of colours; the ground is its centre."""
 WIDTH = 8
 FIELD = 7
 """Cells to each side that the stem (2) and five blocks of convolutions (1 each) see; a scanning block's 7x7 convolution
 (3) and MLP (1) see fewer."""
-UPDATES, BATCH = 150, 8
-RATES = {"four scans": 2e-2, "first scan alone": 2e-2, "convolutions": 2e-2, "four scans, released quirks": 2e-2}
+UPDATES, BATCH = 600, 8
+RATES = {"four scans": 1e-2, "first scan alone": 1e-2, "convolutions": 2e-2}
+"""Each the best of 1e-2, 2e-2 and 4e-2 on seed 0, in 150 updates on 16x16; 5e-3 was worse for four scans on seed 1.
+With half as many updates one of three tuning seeds was 12 % wrong."""
 COUNT = 512
-CANVAS, DIGIT = 32, 8
-PAIR_UPDATES, PAIR_BATCH = 300, 32
-PAIR_RATES = {"pairs, scans": 1e-2, "pairs, convolutions": 1e-2}
+CANVAS, DIGIT = 24, 8
+PAIR_UPDATES, PAIR_BATCH = 400, 16
+PAIR_RATES = {"pairs, scans": 5e-3, "pairs, convolutions": 1e-2}
+"""Of scans 5e-3 was better than 1e-2 on seed 0, on a larger canvas; convolutions were at chance with 1e-2 and 2e-2."""
 PAIR_COUNT = 2000
 
 
 def marked(generator: torch.Generator, n: int) -> Tensor:
-    """Pictures of one coloured cell on grey, [n, 3, 16, 16]."""
+    """Pictures of one coloured cell on grey, [n, 3, 10, 10]."""
     colour = 2.0 * torch.randint(2, (n, 3), generator=generator) - 1
     place = torch.randint(SIDE**2, (n, 1), generator=generator)
     return (colour[:, :, None] * F.one_hot(place, SIDE**2)).reshape(n, 3, SIDE, SIDE)
@@ -46,9 +49,8 @@ def colour_of(pictures: Tensor) -> Tensor:
 def network(name: str) -> VCMamba:
     """One stage on the whole grid: one scanning block, or five of convolutions with as many parameters within 1 %."""
     blocks = {"depths": (1,), "mamba": 1} if "scan" in name else {"depths": (5,), "mamba": 0}
-    quirks = "quirks" in name
     sizes: dict[str, Any] = {"widths": (WIDTH,), **blocks}
-    net = VCMamba(VCMambaConfig(img_resolution=SIDE, num_classes=COLOURS, stem=1, official_compat=quirks, **sizes))
+    net = VCMamba(VCMambaConfig(img_resolution=SIDE, num_classes=COLOURS, stem=1, **sizes))
     for block in net.modules():
         if isinstance(block, MambaBlock) and name == "first scan alone":
             block.ssm.scans = 1
@@ -56,7 +58,7 @@ def network(name: str) -> VCMamba:
 
 
 def answers(net: nn.Module, pictures: Tensor) -> Tensor:
-    """Logits of the marker's colour at every cell, [n, 256, 8]."""
+    """Logits of the marker's colour at every cell, [n, 100, 8]."""
     assert isinstance(net, VCMamba)
     logits: Tensor = net.head(net(pictures).tokens)
     return logits
@@ -81,7 +83,7 @@ def wrong(net: nn.Module, pictures: Tensor) -> dict[str, float]:
 def pairs(split: Literal["train", "test"]) -> Draw:
     """Draws two digits in opposite corners of an empty canvas; the second plane is 1 where they are of one class.
 
-    float32 [n, 2, 32, 32]; half of them are alike.
+    float32 [n, 2, 24, 24]; half of them are alike.
     """
     images = open_images("digits", split=split)
     digits, label = from_uint8(images.images()), torch.from_numpy(images.labels)
@@ -103,7 +105,7 @@ def pairs(split: Literal["train", "test"]) -> Draw:
 
 
 def comparer(name: str) -> VCMamba:
-    """Two stages, of 16x16 and 8x8 cells: the last block scans, or all are convolutions, of equal size within 1 %."""
+    """Two stages, of 12x12 and 6x6 cells: the last block scans, or all are convolutions, of equal size within 1 %."""
     scans: dict[str, Any] = {"widths": (12, 24), "depths": (1, 2), "mamba": 1}
     blocks = scans if "scan" in name else {"widths": (12, 26), "depths": (1, 3), "mamba": 0}
     return VCMamba(VCMambaConfig(img_resolution=CANVAS, in_channels=1, num_classes=2, stem=2, **blocks))
@@ -130,14 +132,14 @@ def mistaken(net: nn.Module, canvas: Tensor) -> float:
 def run(seed: int, budget: Budget) -> Sequence[Row]:
     """Wrong cells and wrong pairs of each contender."""
     full = budget == "full"
-    updates, count = (UPDATES, COUNT) if full else (2, 32)
+    updates, count = (UPDATES, COUNT) if full else (1, 8)
     test, rows = held_out(marked, seed, count), []
     for name, rate in RATES.items():
         make: Callable[[], nn.Module] = partial(network, name)
         net = fitted(make, marked, loss, seed=seed, updates=updates, batch=BATCH, rate=rate)
         found = wrong(net, test)
         rows.append(Row(name=name, score=found["all"], cost=updates, more={"above the field": found["above"]}))
-    updates, count = (PAIR_UPDATES, PAIR_COUNT) if full else (2, 32)
+    updates, count = (PAIR_UPDATES, PAIR_COUNT) if full else (1, 8)
     test, learnt = held_out(pairs("test"), seed, count), pairs("train")
     for name, rate in PAIR_RATES.items():
         net = fitted(partial(comparer, name), learnt, unlike, seed=seed, updates=updates, batch=PAIR_BATCH, rate=rate)
@@ -148,9 +150,13 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
 CLAIM = Claim(
     key="vcmamba",
     paper="2509.04669",
-    headline="",
-    miniature="",
-    measure="share of wrong cells",
+    headline="ImageNet-1k top-1 78.7 (10.5 M parameters), 81.5, 82.6 (31.5 M): the largest is 0.3 above PlainMamba-L3 "
+    "with 37 % fewer; ADE20K 47.1 mIoU, 2.0 above EfficientFormer-L7 with 62 % fewer",
+    miniature="One cell of 10x10 is coloured, and every cell has to name its colour: a stem and one scanning block of "
+    "width 8, against the same block with its first scan alone, and five blocks of convolutions of as many parameters "
+    "(1 %); 600 updates of 8. And two handwritten digits in opposite corners of 24x24, alike or not: two stages whose "
+    "last block scans, against convolutions of as many parameters (1 %); 400 updates of 16.",
+    measure="share of wrong cells, or of wrong pairs",
     cost="updates",
     run=run,
     checks=(
