@@ -105,12 +105,12 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
         "real": pictures[:count],
     }
     norms: Mapping[str, Tensor] = {**sources, "AAC": matched.pictures}
-    held_out = pictures[LEARNT:], labels[LEARNT:]
+    held_out = [each[LEARNT : None if full else LEARNT + 64] for each in (pictures, labels)]
     true = reach(model, held_out[0], QUANTILE)
     rows = [Row(name="float", score=wrong(model, *held_out), cost=32)]
     for source, shown in sources.items():
         off = float((reach(model, shown) / true).log().abs().mean())
-        for bits, activation_bits in LEVELS if full else LEVELS[:1]:
+        for bits, activation_bits in LEVELS:
             for mended in ("none", "reestimate", "paired"):
                 told = Quantization(bits=bits, activation_bits=activation_bits, norms=mended)  # type: ignore[arg-type]
                 few = copy.deepcopy(model)
