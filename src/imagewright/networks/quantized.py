@@ -84,14 +84,15 @@ def packed(codes: Tensor, bits: int) -> Tensor:
     each = 8 // width(bits)
     flat = nn.functional.pad(codes.flatten().to(torch.uint8), (0, -codes.numel() % each)).view(-1, each)
     shifted = flat << (torch.arange(each, dtype=torch.uint8, device=flat.device) * width(bits))
-    return shifted.sum(1, dtype=torch.uint8)
+    data: Tensor = shifted.sum(1, dtype=torch.uint8)
+    return data
 
 
 def unpacked(data: Tensor, bits: int, shape: torch.Size) -> Tensor:
     """The inverse of `packed`."""
     each = 8 // width(bits)
     shifts = torch.arange(each, dtype=torch.uint8, device=data.device) * width(bits)
-    codes = (data[:, None] >> shifts) & (2 ** width(bits) - 1)
+    codes: Tensor = (data[:, None] >> shifts) & (2 ** width(bits) - 1)
     return codes.flatten()[: shape.numel()].view(shape)
 
 

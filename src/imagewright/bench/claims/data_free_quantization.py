@@ -35,7 +35,7 @@ QUANTILE = 0.9999
 
 def digits(seed: int) -> tuple[Tensor, Tensor]:
     """All digits in an order of the seed's, [1797, 1, 8, 8] in [-1, 1], and their classes."""
-    sets = [open_images("digits", split=split) for split in ("train", "test")]  # type: ignore[arg-type]
+    sets = [open_images("digits", split=split) for split in ("train", "test")]
     pictures = torch.cat([from_uint8(images.images()) for images in sets])
     labels = torch.cat([torch.from_numpy(images.labels) for images in sets])
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(derive_seed(seed, 3)))
@@ -112,7 +112,7 @@ def run(seed: int, budget: Budget) -> Sequence[Row]:
         off = float((reach(model, shown) / true).log().abs().mean())
         for bits, activation_bits in LEVELS:
             for mended in ("none", "reestimate", "paired"):
-                told = Quantization(bits=bits, activation_bits=activation_bits, norms=mended)  # type: ignore[arg-type]
+                told = Quantization(bits=bits, activation_bits=activation_bits, norms=mended)
                 few = copy.deepcopy(model)
                 quantize(few.network, seen(model, shown), told, norms=seen(model, norms[source]), loss=answer_loss)
                 name = f"{source}{NAMES[mended]}, W{bits}A{activation_bits}"
@@ -130,11 +130,11 @@ CLAIM = Claim(
     key="data_free_quantization",
     paper="2204.04215",
     headline="ResNet-18 on ImageNet in 4 bits without data: 64.33 % top-1, 3.7 points above the best before",
-    miniature="A wide residual network of two blocks learns 900 digits and is quantized without any; 897 others say what "
-    "that costs. Ranges of the layers' inputs come from 256 pictures of noise, of the batch norms' statistics (matched), "
-    "or such that the network also responds to as strongly as it can (AAC); real digits are the bound. ABN takes the "
-    "norms' statistics anew from the matched pictures (of noise and of real digits from these), as the paper has it, or "
-    "paired, as we add. Equal weights, quantizer and number of pictures; nothing is trained after it.",
+    miniature="A wide residual network of two blocks learns 900 digits and is quantized without any; 897 others say "
+    "what that costs. Ranges of the layers' inputs come from 256 pictures of noise, of the batch norms' statistics "
+    "(matched), or such that the network also responds to as strongly as it can (AAC); real digits are the bound. ABN "
+    "takes the norms' statistics anew from the matched pictures (of noise and of real digits from these), as the paper "
+    "has it, or paired, as we add. Equal weights, quantizer and number of pictures; nothing is trained after it.",
     measure="wrong answers, %",
     cost="bits of a weight",
     run=run,
@@ -149,7 +149,7 @@ CLAIM = Claim(
             effect=by_how_much("AAC + ABN, W3A3", "AAC, W3A3"),
         ),
         Check(
-            says="AAC's ranges are nearer to those of held-out digits than matched pictures' (mean |ln| of their ratio)",
+            says="AAC's ranges are nearer to held-out digits' than matched pictures' (mean |ln| of their ratio)",
             effect=by_how_much("AAC, W4A4", "matched, W4A4", "off"),
         ),
         Check(
@@ -158,8 +158,7 @@ CLAIM = Claim(
         ),
         Check(says="AAC and ABN close half of the gap to real digits and ABN, at two bits", effect=half_the_gap),
         Check(
-            says="statistics of noise ruin what has not lost anything yet: ABN from matched pictures is 1 point better, at "
-            "four bits",
+            says="statistics of noise ruin: ABN from matched pictures has 1 point fewer wrong answers, at four bits",
             effect=by_how_much("matched + ABN, W4A4", "noise + ABN, W4A4"),
             margin=1.0,
         ),
