@@ -33,6 +33,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "onnx": ("imagewright.interop.graphs", ("onnx", "onnxruntime", "onnxscript")),
     "parquet": ("imagewright.data.parquet", ("pyarrow.parquet",)),
     "s3": ("imagewright.data.remote", ("s3fs",)),
+    "ssim": ("imagewright.metrics.reconstruction", ("torchmetrics",)),
     "trackio": ("imagewright.training.trackers", ("trackio",)),
     "transformers": ("imagewright.metrics.vision_transformers", ("transformers",)),
     "wandb": ("imagewright.training.trackers", ("wandb",)),
@@ -40,25 +41,30 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Every extra of users: the module that asks for it, and what it asks for."""
 
 ALONE = """
-import importlib, json, os, sys, traceback
+import importlib, json, os, re, sys, traceback
 from importlib.machinery import PathFinder
+from importlib.metadata import MetadataPathFinder
 from pathlib import Path
 
 class Only(PathFinder):
-    hidden = set()
+    hidden, gone = set(), set()
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         return None if name.partition(".")[0] in cls.hidden else super().find_spec(name, path, target)
+    @classmethod
+    def find_distributions(cls, context):  # packages ask their neighbours' versions, too
+        found = MetadataPathFinder.find_distributions(context)
+        return (each for each in found if re.sub("[-_.]+", "-", each.metadata["Name"]).lower() not in cls.gone)
 
 places = [i for i, finder in enumerate(sys.meta_path) if finder is PathFinder]
 sys.meta_path[places[0]] = Only
 core, late, extras = json.loads(sys.argv[1])
-Only.hidden = {*core, *late}
+Only.hidden, Only.gone = {*core[0], *late}, {*core[1]}
 import imagewright
 from imagewright.cli.main import main
 main(["--help"])
 main(["sample", "emoji64-32", "--n", "1", "--steps", "1", "--out", sys.argv[2]])
-Only.hidden = {*core}
+Only.hidden = {*core[0]}
 root = Path(imagewright.__file__).parent
 for path in sorted(root.rglob("*.py")):
     name = ".".join(("imagewright", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
@@ -70,7 +76,7 @@ for extra, (hidden, modules) in extras.items():
     sys.stdout.flush()
     child = os.fork()
     if not child:
-        Only.hidden = {*hidden}
+        Only.hidden, Only.gone = ({*each} for each in hidden)
         try:
             for name in modules:
                 importlib.import_module(name)
@@ -102,10 +108,11 @@ def needed(requirements: Iterable[str]) -> set[str]:
     return {name for name, _ in found}
 
 
-def hidden_from(requirements: Iterable[str]) -> list[str]:
-    """Top-level modules that are installed here and would not be with these requirements alone."""
+def hidden_from(requirements: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Top-level modules, and distributions, that are installed here and would not be with these requirements alone."""
     kept = needed(requirements)
-    return sorted(module for module, owners in owned().items() if module != "imagewright" and not owners & kept)
+    modules = sorted(module for module, owners in owned().items() if module != "imagewright" and not owners & kept)
+    return modules, sorted(set().union(*owned().values()) - kept - {"imagewright"})
 
 
 @cache
@@ -144,7 +151,10 @@ def test_an_extra_needs_no_other(alone: list[str], extra: str) -> None:
 
 
 def test_every_extra_is_known() -> None:
+    """Here, and in the workflow that installs each alone."""
     assert {*PROJECT["optional-dependencies"]} == {*EXTRAS, "dev", "docs"}
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert jobs["extras"]["strategy"]["matrix"]["extra"] == sorted(EXTRAS)
 
 
 @pytest.fixture(scope="module")

@@ -406,9 +406,9 @@ class Inert:
 
 
 class LightningWords(Vocabulary):
-    """A Lightning checkpoint, whose settings and hyper-parameters are objects: these stand for nothing."""
+    """A training checkpoint, Lightning's or another, whose settings are objects: these stand for nothing."""
 
-    purpose = "a Lightning checkpoint of tensors and settings"
+    purpose = "a training checkpoint of tensors and settings"
 
     def knows(self, name: str) -> bool:
         return super().knows(name) or name in _INERT_NAMES or name.startswith(_INERT)

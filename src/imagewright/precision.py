@@ -46,6 +46,11 @@ def casts(precision: Precision, device: torch.device) -> AbstractContextManager[
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
+def uncast(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it numbers stay in their own formats, whatever the run's; torch's meta device casts nothing anyway."""
+    return torch.autocast(device.type, enabled=False) if device.type != "meta" else nullcontext()
+
+
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in the widest floats of its device."""
     return tensor.to(widest(tensor.device))

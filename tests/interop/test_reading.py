@@ -231,7 +231,6 @@ def test_what_has_no_network_here_is_named(tmp_path, form):
         "guided-diffusion's classifier": {"out.2.positional_embedding": (2,)},
         "guided-diffusion's upsampler": {"input_blocks.0.0.weight": (4, 6, 3, 3)},
         "diffusers' UNet2DModel": {"conv_in.weight": (1,), "conv_norm_out.weight": (1,)},
-        "LightningDiT": {"blocks.0.mlp.w12.weight": (1,), "x_embedder.proj.weight": (1,)},
         "DiT, SiT": {"final_layer.adaLN_modulation.1.weight": (1,), "x_embedder.proj.weight": (1,)},
         "VAR (DDO's var_*.pth)": {"blocks.0.ada_lin.1.weight": (1,)},
         "VQGAN, LlamaGen's tokenizer": {"quantize.embedding.weight": (1,), "encoder.conv_in.weight": (1,)},

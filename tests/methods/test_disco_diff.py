@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,16 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from imagewright.cli.dry_run import StandIns
-from imagewright.cli.main import main
 from imagewright.data import ImageSet
 from imagewright.guidance import Guided, LayerSkipped, SkipScale, SkipTuned, latent_guidance
 from imagewright.interop.graphs import write_program
-from imagewright.methods.disco_diff import DiscoDiff, LatentPrior, Transformer, gumbel_softmax, perplexity
+from imagewright.methods.disco_diff import DiscoDiff, LatentPrior, Transformer
 from imagewright.methods.edm import EDM
 from imagewright.metrics.bits import BitsSettings, measure_bits
 from imagewright.models.description import build, describe
-from imagewright.models.discrete_latents import LatentCodec, LatentDenoiser, gumbel, told_latents
+from imagewright.models.discrete_latents import LatentDenoiser, gumbel, told_latents
 from imagewright.models.files import ModelFile, load_model, save_model
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.networks import (
@@ -32,8 +29,6 @@ from imagewright.networks import (
     DhariwalUNetConfig,
     EDM2UNet,
     EDM2UNetConfig,
-    LatentEncoder,
-    LatentEncoderConfig,
     SongUNet,
     SongUNetConfig,
     TokenTransformer,
@@ -43,15 +38,12 @@ from imagewright.networks import (
 from imagewright.networks.latent_layers import CrossAttention
 from imagewright.noise import ImageNoise, StepNoise
 from imagewright.oracles import GaussianMixture
-from imagewright.recipes import RECIPES
-from imagewright.recipes.disco_diff import two_stages
 from imagewright.samplers import Euler, Heun, Restart, UniPC
 from imagewright.samplers.curvature import excess_length
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.samplers.latents_first import STREAM, draw_latents, latents_first
 from imagewright.samplers.replay import Replay, Replays
 from imagewright.training.couple import Drawing
-from imagewright.training.experiment import Experiment, assemble, run_experiment
 from imagewright.tuning.bespoke import BespokeTraining, train_bespoke
 from imagewright.types import Batch, Clock, Condition, DataSpec, Update, UserError
 
@@ -124,77 +116,6 @@ def tokens(n: int, seed: int = 3) -> Tensor:
 
 
 SIGMA = torch.tensor([0.1, 1.0, 7.0], dtype=F64)
-
-
-# --- Gumbel ---------------------------------------------------------------------------------------------------
-
-
-def test_gumbel_max_draws_the_softmax() -> None:
-    logits = torch.tensor([0.0, 1.0, -1.0, 2.0], dtype=F64)
-    n = 40_000
-    drawn = (logits + gumbel(logits.expand(n, 1, 4), StepNoise(1))).argmax(-1)[:, 0]
-    share, p = drawn.bincount(minlength=4) / n, logits.softmax(0)
-    assert ((share - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
-    # Its mean is Euler's number and its deviation pi / sqrt(6).
-    noise = gumbel(torch.empty(n, dtype=F64), StepNoise(2))
-    assert float(noise.mean()) == pytest.approx(0.5772157, abs=5 * 1.283 / math.sqrt(n))
-    assert float(noise.std()) == pytest.approx(math.pi / math.sqrt(6), rel=0.03)
-
-
-def test_the_encoder_s_draws_are_its_distribution_s() -> None:
-    encoder = shaken(LatentEncoder(LatentEncoderConfig(img_resolution=8, in_channels=1, length=1, values=3, patch=4,
-                                                       width=8, depth=1, heads=2))).double()  # fmt: skip
-    codec, n = LatentCodec(encoder), 8_000
-    p = encoder(images(1)).softmax(-1)[0, 0].detach()
-    share = codec.encode(images(1).expand(n, -1, -1, -1), StepNoise(1))[:, 0].bincount(minlength=3) / n
-    assert ((share - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all() and float(p.max()) < 0.9
-    assert int(codec.encode(images(1))) == int(p.argmax())
-    with pytest.raises(UserError, match="alone are no image"):
-        codec.decode(torch.zeros(1, 1))
-
-
-def test_a_low_temperature_is_one_hot_and_a_hard_draw_has_the_soft_one_s_gradient() -> None:
-    logits = StepNoise(1).normal(torch.empty(5, M, K, dtype=F64)).requires_grad_()
-    soft = gumbel_softmax(logits, StepNoise(2), 0.7)
-    cold, hard = gumbel_softmax(logits, StepNoise(2), 1e-4), gumbel_softmax(logits, StepNoise(2), 0.7, hard=True)
-    one = torch.nn.functional.one_hot(soft.argmax(-1), K).double()
-    torch.testing.assert_close(soft.sum(-1), torch.ones(5, M, dtype=F64))
-    torch.testing.assert_close(cold, one, rtol=0, atol=1e-6)
-    torch.testing.assert_close(hard, one, rtol=0, atol=1e-12)
-    assert float((soft - one).abs().max().detach()) > 0.1
-    weight = StepNoise(3).normal(torch.empty(K, dtype=F64))
-    slopes = [torch.autograd.grad((s * weight).sum(), logits)[0] for s in (soft, hard)]
-    torch.testing.assert_close(*slopes)
-    assert torch.autograd.gradcheck(lambda x: gumbel_softmax(x, StepNoise(2), 0.7), (logits[:1, :1],))
-
-
-class Fixed:
-    """Uniform numbers that are known."""
-
-    def __init__(self, numbers: Tensor) -> None:
-        self.numbers = numbers
-
-    def uniform(self, like: Tensor) -> Tensor:
-        return self.numbers.to(like).view_as(like)
-
-
-def test_the_straight_through_draw_is_the_docking_program_s() -> None:
-    """`models/layers.py` of disco-diffdock at the same uniform numbers, temperature 0.7: one-hot, and its gradient."""
-    logits = torch.sin(torch.arange(12.0) + 1).reshape(1, 3, 4).requires_grad_()
-    noise: Any = Fixed((torch.arange(12.0) * 0.0793 + 0.031) % 1)
-    hard = gumbel_softmax(logits, noise, 0.7, hard=True)
-    assert hard.argmax(-1).tolist() == [[1, 3, 3]]
-    (hard * torch.cos(torch.arange(4.0))).sum().backward()
-    want = [0.22385706, 0.16922919, -0.23029143, -0.16279483, 0.03697852, 0.09728454, 0.12092923, -0.25519225,
-            0.47473806, 0.11965828, -0.02990338, -0.56449300]  # fmt: skip
-    assert logits.grad is not None and logits.grad.flatten().tolist() == pytest.approx(want, abs=1e-6)
-
-
-def test_perplexity_counts_the_values_in_use() -> None:
-    used = torch.tensor([0, 1, 2, 3] * 6)
-    logits = 100 * torch.nn.functional.one_hot(used, 8).double()[:, None]
-    assert float(perplexity(logits)) == pytest.approx(4)
-    assert float(perplexity(torch.zeros(3, 2, 8))) == pytest.approx(8)
 
 
 # --- the network ----------------------------------------------------------------------------------------------
@@ -535,67 +456,3 @@ def test_an_inverted_image_has_its_own_latents(model: LatentDenoiser) -> None:
     cond, _ = model.recognised(pair["images"], Condition())
     want = Euler(num_steps=2).invert(model, pair["images"], cond)
     torch.testing.assert_close(pair["latents"], want, rtol=1e-4, atol=1e-4)
-
-
-# --- runs -----------------------------------------------------------------------------------------------------
-
-
-BASE = RECIPES["disco-digits"]()
-TRAINING = replace(BASE.training, total_images=48, batch=16, micro_batch=8, log_images=16, snapshot_images=48,
-                   checkpoint_images=16)  # fmt: skip
-NETWORK = SongUNetConfig(**{**SIZES, "channel_mult": (1,), "attn_resolutions": (8,), "dropout": 0.1})
-FIRST = replace(BASE, method=METHOD, network=NETWORK, training=TRAINING, sampler=Heun(num_steps=1))
-
-
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = replace(FIRST, training=replace(TRAINING, total_images=16))
-    return run_experiment(run, tmp_path_factory.mktemp("disco") / "first")
-
-
-def prior_run(teacher: Path) -> Experiment:
-    network = TokenTransformerConfig(values=2, length=1, width=8, depth=1, heads=2, causal=True, post_norm=False,
-                                     told_blocks=-1, dropout=0.1)  # fmt: skip
-    return replace(FIRST, method=LatentPrior(), network=network).giving(teacher=str(teacher))
-
-
-def test_the_first_stage_resumes(resumed_run: Callable[[Experiment], Path]) -> None:
-    resumed_run(FIRST)
-
-
-def test_the_second_stage_resumes_and_makes_the_whole(
-    begun: Path, resumed_run: Callable[[Experiment], Path], refused: Callable[..., str], tmp_path: Path
-) -> None:
-    folder = resumed_run(prior_run(begun))
-    made, before = load_model(folder).model, load_model(begun).model
-    assert isinstance(made, LatentDenoiser) and made.token_model().codec.length == M
-    kept = made.state_dict()
-    assert all(torch.equal(kept[name], tensor) for name, tensor in before.state_dict().items())
-    main(["sample", str(folder), "--n", "2", "--guidance", "latents", "--weight", "2", "--out", str(tmp_path / "s")])
-    assert "is told discrete latents, of which method ConsistencyDistillation knows nothing" in refused(
-        "train", "cd-digits", "--teacher", begun, "--out", tmp_path / "student"
-    )
-    assert "needs a model with discrete latents and a prior" in refused(
-        "sample", begun, "--n", "1", "--guidance", "latents", "--weight", "2"
-    )
-
-
-def test_it_starts_from_a_plain_denoiser(tmp_path: Path) -> None:
-    short = replace(TRAINING, total_images=16)
-    plain = run_experiment(replace(RECIPES["edm-digits"](), network=NETWORK, training=short), tmp_path / "plain")
-    frozen = replace(short, optimizer=replace(short.optimizer, lr=1e-12))
-    made = run_experiment(replace(FIRST, training=frozen, start=str(plain)), tmp_path / "told")
-    theirs, ours = load_model(plain).model.state_dict(), load_model(made).model.state_dict()
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-6)
-
-
-def test_both_stages_are_a_chain() -> None:
-    """The prior's network takes its sizes from the latents of the stage before it."""
-    chain = two_stages("disco-digits")
-    assert [stage.name for stage in chain.stages] == ["denoiser", "prior"]
-    works: dict[str, Any] = {stage.name: stage.work for stage in chain.stages}
-    with torch.device("meta"):
-        made = assemble(works["prior"], sources=StandIns(works))
-    assert isinstance(made.parts.model, LatentDenoiser)
-    assert (made.network.values, made.network.length, made.network.label_dim) == (16, 4, 10)

@@ -89,3 +89,5 @@ def test_weights_begin_as_keras_draws_them() -> None:
 def test_what_it_is_not_told_is_refused() -> None:
     with pytest.raises(UserError, match="destination is True; it must be off: a BitUNet is not told it"):
         BitUNetConfig(**PUBLISHED, destination=True)
+    with pytest.raises(UserError, match="channels_per_head is 64; an attention layer of 32 channels has no head"):
+        BitUNet(BitUNetConfig(**PUBLISHED, model_channels=32))

@@ -18,16 +18,22 @@ from imagewright.models.files import load_model
 from imagewright.networks.selective_scan import selective_scan
 from imagewright.networks.vcmamba import SIZES, ConvBlock, GridScan, MambaBlock, VCMamba, VCMambaConfig, snakes
 from imagewright.noise import BatchNoise
-from imagewright.types import UserError
+from imagewright.training.footprint import footprint
+from imagewright.types import DataSpec, UserError
 
 TINY = VCMambaConfig(img_resolution=8, in_channels=1, num_classes=3, widths=(4, 6), depths=(1, 2), mamba=1, stem=1)
 
 
-@pytest.mark.parametrize(("size", "count"), [("S", 10_478_720), ("M", 21_072_176), ("B", 31_450_832)])
-def test_the_count_is_the_official_programs(size: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "count", "gmacs"), [("S", 10_478_720, 1.1), ("M", 21_072_176, 2.3), ("B", 31_450_832, 4.0)]
+)
+def test_counts_are_the_official_programs(size: str, count: int, gmacs: float) -> None:
+    """Parameters to the last one; operations as published (a multiply-add counts 2 here)."""
     with torch.device("meta"):
         network = VCMamba(VCMambaConfig(img_resolution=224, **SIZES[size]))
     assert sum(p.numel() for p in network.parameters()) == count
+    cost = footprint(network, DataSpec(name="imagenet", resolution=224, channels=3, num_classes=1000))
+    assert cost is not None and cost.flops / 2e9 == pytest.approx(gmacs, abs=0.1)
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------

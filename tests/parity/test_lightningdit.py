@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from imagewright.interop.official import from_official
 from imagewright.interop.reading import read_official
 from imagewright.methods.flow_matching import FlowMatching
 from imagewright.models.description import build, describe
-from imagewright.models.files import load_model
+from imagewright.models.files import ModelFile, load_model, save_model
 from imagewright.models.flow import VelocityFlow
-from imagewright.networks import DiT, DiTConfig
+from imagewright.models.kl import GaussianAutoencoder
+from imagewright.networks import DiT, DiTConfig, KLAutoencoder, KLAutoencoderConfig
 from imagewright.paths.conversions import velocity_of
 from imagewright.paths.gaussian import Linear
 from imagewright.samplers import Straight
-from imagewright.types import Batch, Clock, Condition, Parts, Trained, Update, UserError
+from imagewright.types import Batch, Clock, Condition, DataSpec, Parts, Trained, Update, UserError
 
 DATA = Path(__file__).parent / "data"
 REFERENCE = json.loads((DATA / "lightningdit.json").read_text())
@@ -173,3 +175,37 @@ def test_weights_of_dit_or_sit_are_read_when_it_is_said_which(tmp_path: Path) ->
     found = read_official(tmp_path / "a.pt", kind="lightningdit", config={"num_heads": 4})
     x, sigma = pictures("plain")[:2], torch.tensor([0.5, 2.0])
     assert torch.equal(found.model(x, sigma), read("plain")(x, sigma))
+
+
+def test_a_model_of_latents_draws_pictures_with_their_autoencoder(tmp_path: Path, refused: Callable[..., str]) -> None:
+    weights = {key: torch.from_numpy(value) for key, value in official_state("xl").items()}
+    torch.save(weights, tmp_path / "tiny.pt")
+    torch.manual_seed(0)
+    config = KLAutoencoderConfig(
+        img_resolution=8, in_channels=1, latent_channels=5, model_channels=8, channel_mult=(1, 1), num_blocks=1,
+        attn_resolutions=(),
+    )  # fmt: skip
+    spec = DataSpec(name="grey", resolution=8, channels=1)
+    save_model(tmp_path / "kl", ModelFile(model=GaussianAutoencoder(KLAutoencoder(config)), spec=spec))
+    torch.save(
+        {"mean": torch.arange(5.0).view(1, 5, 1, 1), "std": torch.full((1, 5, 1, 1), 2.0)}, tmp_path / "stats.pt"
+    )
+    words = [
+        "import",
+        str(tmp_path / "tiny.pt"),
+        "--out",
+        str(tmp_path / "model"),
+        "--autoencoder",
+        str(tmp_path / "kl"),
+    ]
+    assert "needs --latent-stats" in refused(*words)
+    main([*words, "--latent-stats", str(tmp_path / "stats.pt")])
+    file = load_model(tmp_path / "model")
+    assert file.space is not None and file.space.mean.tolist() == [0, 1, 2, 3, 4] and file.space.scale == 1.0
+    assert (file.spec.resolution, file.spec.channels, file.spec.num_classes) == (8, 1, 3)
+    drawing = ["--n", "1", "--sampler", "straight", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "drawn")]
+    main(["sample", str(tmp_path / "model"), *drawing])
+    assert (tmp_path / "drawn" / "000000.png").exists()
+    main([*words[:2], "--out", str(tmp_path / "bare")])
+    assert "of 5 channels" in refused("sample", str(tmp_path / "bare"), *drawing[:-1], str(tmp_path / "none"))
+    assert "no effect" in refused(*words[:4], "--latent-stats", str(tmp_path / "stats.pt"))

@@ -147,6 +147,32 @@ def test_a_recording_that_fails_leaves_the_run_as_it_was(tmp_path: Path, monkeyp
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("wrong", ["loss", "gradient"])
+def test_a_repetition_that_computes_something_else_is_given_up(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, other = (trainer(short("edm-digits"), tmp_path / str(graphs), graphs) for graphs in (False, True))
+
+    def recorded(work: Any, device: torch.device) -> Any:
+        def repeated() -> None:
+            work()
+            assert other.graphs is not None
+            if wrong == "loss":
+                other.graphs._update.loss.mul_(1.1)
+            else:
+                other.graphs._gradients[-1].add_(1)
+
+        work()
+        return repeated
+
+    monkeypatch.setattr("imagewright.training.graphs.recorded", recorded)
+    plain.train()
+    with pytest.warns(UserWarning, match=r"repeated, its loss is .* where a plain step's is"):
+        other.train()
+    for a, b in zip(plain.product_state().values(), other.product_state().values(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_what_keeps_a_pass_is_seen() -> None:
     """A parameter's node of it would tie a recording to the stream of that pass."""
     layer = nn.Linear(2, 1)

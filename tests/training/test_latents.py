@@ -240,5 +240,7 @@ def test_the_command_line_takes_an_autoencoder(
     main(["train", "chain.py", "--dry-run"])
     shown = capsys.readouterr().out
     assert '"img_resolution": 4' in shown and "student: trained" in shown
+    main(["train", "scd-digits", "--teacher", str(folders["teacher"]), "--dry-run"])  # lives where its teacher does
+    assert f"(autoencoder {folders['teacher']})" in " ".join(capsys.readouterr().out.split())
     main(["sample", str(folders["teacher"]), "--n", "2", "--out", "drawn", "--device", "cpu"])
     assert (tmp_path / "drawn" / "grid.png").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +13,11 @@ from imagewright.cli.command import run
 from imagewright.cli.console import say
 from imagewright.files import read_json
 from imagewright.interop.reading import read_official
+from imagewright.metrics.torch_file import read_state_dict
 from imagewright.models.files import ModelFile, save_model
-from imagewright.types import kind_of
+from imagewright.models.latents import LatentSpace
+from imagewright.pretrained import find_model
+from imagewright.types import DataSpec, UserError, kind_of
 
 EPILOG = """examples:
   imagewright import edm-cifar10-32x32-cond-vp.pkl --out models/edm-cifar10
@@ -36,6 +40,8 @@ def import_command(
     kind: str | None = None,
     key: str | None = None,
     name: str | None = None,
+    autoencoder: str | None = None,
+    latent_stats: Path | None = None,
 ) -> None:
     """Convert official weights into a model folder that `sample` and `evaluate` take.
 
@@ -48,12 +54,19 @@ def import_command(
             lightningdit, vcmamba; default by what they are.
         key: of a file with several networks or dictionaries, which one: ema.
         name: name of the data set the model was trained on; default the file's.
+        autoencoder: run or model folder of the autoencoder in whose latents the model lives; or a model in them.
+        latent_stats: with an autoencoder, a file of torch.save with the channels' "mean" and "std", as LightningDiT's
+            program writes it (latents_stats.pt).
     """
     arguments: dict[str, Any] = {} if config is None else read_json(config, dict)
     found = read_official(weights, kind=kind, config=arguments, key=key, name=name)
     origin = {"imported_from": weights.name, "kind": found.kind}
-    save_model(out, ModelFile(model=found.model, spec=found.spec, origin=origin))
-    spec = found.spec
+    spec, space = found.spec, None
+    if autoencoder is not None:
+        spec, space = _latents_of(autoencoder, latent_stats, spec)
+    elif latent_stats is not None:
+        raise UserError("--latent-stats has no effect without --autoencoder")
+    save_model(out, ModelFile(model=found.model, spec=spec, space=space, origin=origin))
     classes = f"{spec.num_classes} classes" if spec.num_classes else "no classes"
     levels = ""
     if kind_of(found.model) != "encoder":
@@ -62,6 +75,30 @@ def import_command(
         f"{found.kind}: {type(found.model).__name__} of {spec.channels} x {spec.resolution} x {spec.resolution}, "
         f"{classes}{levels}; written to {out}"
     )
+
+
+def _latents_of(name: str, stats: Path | None, spec: DataSpec) -> tuple[DataSpec, LatentSpace]:
+    """What a model of latents (spec) makes when they are decoded, and the space. Raises UserError for another model."""
+    file = find_model(name)
+    if file.space is None and kind_of(file.model) != "autoencoder":
+        raise UserError(f"--autoencoder {name} is a {type(file.model).__name__}, which has no latents")
+    if (file.space is None) != (stats is not None):
+        why = "needs --latent-stats" if stats is None else "knows its statistics; --latent-stats has no effect"
+        raise UserError(f"--autoencoder {name} {why}")
+    space = file.space
+    if stats is not None:
+        space = LatentSpace(file.model, 1.0)
+        found = read_state_dict(stats)
+        if set(found) != {"mean", "std"} or any(t.numel() != space.shape[0] for t in found.values()):
+            raise UserError(f"{stats} does not hold mean and std of {space.shape[0]} channels")
+        space.measured(found["mean"].flatten(), found["std"].flatten())
+    assert space is not None
+    if (spec.channels, spec.resolution) != space.shape[:2]:
+        raise UserError(
+            f"the model sees {spec.channels} channels of side {spec.resolution}; the latents of {name} have "
+            f"{space.shape[0]} of side {space.shape[1]}"
+        )
+    return replace(file.spec, name=spec.name, num_classes=spec.num_classes, class_names=(), empty_classes=()), space
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {"": import_command}

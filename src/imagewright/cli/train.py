@@ -28,6 +28,7 @@ from imagewright.recipes import FAMILIES, RECIPES
 from imagewright.training.chain import Chain, Stage
 from imagewright.training.distributed import Processes, pick_device, processes, restarted
 from imagewright.training.experiment import Experiment, run_experiment
+from imagewright.training.given import SPACE, options
 from imagewright.training.record import experiment_from_json, merged, option_name, read_record
 from imagewright.training.schedule import as_begun, rate_fault, shortened
 from imagewright.training.trainer import Interrupted, Progress
@@ -203,11 +204,16 @@ def _named(args: Sequence[str]) -> list[str]:
 
 
 def _as_the_teachers(run: Experiment, given: Sequence[str]) -> Experiment:
-    """The run on the data of a teacher that the command names, in all that the command does not say itself."""
+    """The run on the data of a teacher, and in its latents, in all that the command does not say itself."""
     teacher = run.given.get("teacher")
     if "teacher" not in given or not isinstance(teacher, str) or not (Path(teacher) / "experiment.json").exists():
         return run
-    record = read_record(Path(teacher))["experiment"].get("data")
+    whole = read_record(Path(teacher))["experiment"]
+    named = SPACE.name in given or SPACE.name in run.given or SPACE.name not in options(run.method)
+    if SPACE.name in (whole.get("given") or {}) and not named:
+        run = run.giving(**{SPACE.name: teacher})
+        say(f"as the teacher's: the latents in which it lives ({SPACE.name} {teacher})")
+    record = whole.get("data")
     if not isinstance(record, dict) or record.get("class") != type(run.data).__name__:
         return run  # which has fields of its own
     known = experiment_from_json(record, Path(teacher) / "experiment.json")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, get_args
 
-import torch
 from torch import Tensor, nn
 
 from imagewright.models.view import seen
 from imagewright.networks import ConvClassifier, VCMamba, WideResNet
+from imagewright.precision import uncast
 from imagewright.types import Encoding, ModelKind, Resize, UserError, View
 
 Sees = ConvClassifier | VCMamba | WideResNet
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
 
     def encode(self, images: Tensor) -> Encoding:
         """[N, C, H, H] in [-1, 1] -> features, tokens and logits, float32. Raises UserError for other shapes."""
-        with torch.autocast(images.device.type, enabled=False):  # a feature shall not depend on a run's precision
+        with uncast(images.device):  # a feature shall not depend on a run's precision
             answer: Encoding = self(images.float())
         return answer
 

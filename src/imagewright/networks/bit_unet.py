@@ -27,7 +27,7 @@ from imagewright.networks.config import UNetConfig, require
 from imagewright.networks.layers import Init, PositionalEmbedding, UpConv, conv, group_norm, linear
 from imagewright.networks.recompute import Block
 from imagewright.networks.unet import Layer, Role, UNet, build_block
-from imagewright.types import Condition
+from imagewright.types import Condition, UserError
 
 EPS = 1e-5
 INIT = Init("xavier_uniform")
@@ -131,7 +131,11 @@ class AttentionBlock(UNetBlock):
     def __init__(self, channels: int, style: BlockStyle) -> None:
         Block.__init__(self)
         self.style, self.num_heads = style, style.num_heads(channels)
-        width = channels // max(self.num_heads, 1)
+        if not self.num_heads:
+            raise UserError(
+                f"channels_per_head is {style.channels_per_head}; an attention layer of {channels} channels has no head"
+            )
+        width = channels // self.num_heads
         self.norm2 = group_norm(channels, eps=style.eps)
         # Keras takes a kernel's first axes, [channels, heads, width] or [heads, width, channels], for places.
         inwards = math.sqrt(4 / (self.num_heads + width))

@@ -154,7 +154,8 @@ class DiT(ImageNetwork):
         h = self._through(self.blocks, x, told)
         shift, scale = self.affine(told)[:, None].chunk(2, dim=2)
         h = self.out(modulated(self.norm, h, scale, shift))
-        return F.pixel_shuffle(self._as_maps(h), self.config.patch)
+        maps = self._as_maps(h)
+        return maps if self.config.patch == 1 else F.pixel_shuffle(maps, self.config.patch)
 
     def embed(self, noise_label: Tensor, cond: Condition) -> Tensor:
         emb: Tensor = self.time(self.waves(noise_label).to(self.into.weight.dtype))
@@ -182,8 +183,8 @@ class DiT(ImageNetwork):
 
     def _through(self, blocks: nn.ModuleList, x: Tensor, told: Tensor) -> Tensor:
         """Tokens [N, L, width] of images x after some blocks."""
-        patches = F.pixel_unshuffle(x, self.config.patch).flatten(2).transpose(1, 2)
-        h = self.into(patches) + self.positions
+        patches = x if self.config.patch == 1 else F.pixel_unshuffle(x, self.config.patch)
+        h = self.into(patches.flatten(2).transpose(1, 2)) + self.positions
         for block in blocks:
             h = block(h, told, self.turns)
         return cast(Tensor, h)

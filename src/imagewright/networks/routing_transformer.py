@@ -33,9 +33,9 @@ Departs    The released layer that mixes a head's numbers again before the outpu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,7 @@ from imagewright.networks.patterns import LookBack, Memory, Pattern
 from imagewright.networks.residual import Style
 from imagewright.networks.sparse_patterns import Split
 from imagewright.noise import computing_again
+from imagewright.precision import uncast
 
 Selection = Literal["global", "causal"]
 GAIN = 0.2
@@ -128,7 +129,7 @@ class Routing(Pattern):
     def _scored(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised vectors [N, heads, L, D], and their inner products with the centroids [N, heads, L, k]."""
         x = F.layer_norm(query, query.shape[-1:], eps=NORM_EPS)
-        with _uncast(query.device):
+        with uncast(query.device):  # who is in which cluster is no matter of 8 bits
             scores = x.to(self.centroids.dtype) @ self.centroids.mT
         return x, scores.detach()
 
@@ -291,11 +292,6 @@ class RoutingTransformer(CausalBody):
             values = self.config.width
             return [part for part in ((queries, queries), (keys, queries), (values, values)) if part[0]]
         return [(module.out_features, module.out_features)]
-
-
-def _uncast(device: torch.device) -> AbstractContextManager[Any]:
-    """Number formats as they are: who is in which cluster is no matter of 8 bits."""
-    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
 def _gathered(x: Tensor, rows: Tensor) -> Tensor:

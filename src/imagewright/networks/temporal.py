@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
 from imagewright.networks.unet import Role, UNet
+from imagewright.precision import uncast
 from imagewright.types import Condition
 
 
@@ -32,7 +33,7 @@ class TimeMixing(nn.Module):
         self.weight = nn.Parameter(torch.rand(channels, channels, modes, 2) / channels**2)
 
     def forward(self, x: Tensor, times: int) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with uncast(x.device):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             (c, h, w), weight = x.shape[1:], self.weight.to(wide.dtype)
             # In the order in which the features lie, so that nothing is moved.

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.networks.selective_scan import selective_scan
 from imagewright.noise import dropout
+from imagewright.precision import uncast
 from imagewright.types import Encoding
 
 EXPANSION = 4
@@ -246,7 +247,7 @@ class GridScan(nn.Module):
         u = F.silu(self.near(self.enter(x))).flatten(2).permute(2, 0, 1)  # [L, N, E]
         step, b, c = self.told(u).split([self.rank, STATE, STATE], 2)
         step = self.steps(step) + (self.steps.bias if self.official_compat else 0)
-        with torch.autocast(x.device.type, enabled=False):
+        with uncast(x.device):
             u, step, b, c = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (u, step, b, c))
             y = self.norm(self._scanned(u, F.softplus(step), b, c, height, width))
         out: Tensor = self.leave(y.permute(1, 2, 0).reshape(len(x), -1, height, width))

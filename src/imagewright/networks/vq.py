@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.networks.layers import Init, conv, group_norm
 from imagewright.networks.recompute import Block
+from imagewright.precision import uncast
 from imagewright.types import UserError
 
 EPS = 1e-6
@@ -114,7 +115,7 @@ class Quantiser(nn.Module):
         n, dim, h, w = z.shape
         places = z.permute(0, 2, 3, 1).reshape(n, h * w, dim)
         # In half precision nearest codes would be rounded; the entropy loss divides the distances by 0.01.
-        with torch.autocast("cpu" if z.is_meta else z.device.type, enabled=False):
+        with uncast(z.device):
             places, codebook = (v if v.dtype == torch.float64 else v.float() for v in (places, self.codebook))
             squares = places.square().sum(2, keepdim=True) + codebook.square().sum(1)
             distances = squares - 2 * places @ codebook.T

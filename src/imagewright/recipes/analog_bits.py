@@ -23,14 +23,15 @@ from imagewright.training.experiment import DataConfig, Experiment
 
 def digits() -> Experiment:
     """The bits of digits' pixels, 0.7 M parameters: minutes on a CPU thread."""
-    return _of_bits(edm.digits(), 25)
+    run = _of_bits(edm.digits(), 10)
+    return replace(run, sampler=replace(run.sampler, ahead=1.0))
 
 
 def codebook_digits() -> Experiment:
     """The bits of the tokens of the run `runs/vq-digits`, six on each of 4 x 4 places: a minute or two."""
     run = digits()
     network = replace(run.network, channel_mult=(2, 2), attn_resolutions=(4, 2))
-    return replace(run, network=network, sampler=BitDiffusion(num_steps=50, rule="ddim")).giving(
+    return replace(run, network=network, sampler=BitDiffusion(num_steps=25, rule="ddim", ahead=2.0)).giving(
         tokenizer="runs/vq-digits"
     )
 

@@ -33,7 +33,7 @@ def digits() -> Experiment:
         data=DataConfig(source="digits"),
         method=VCMambaTraining(shift=1, mixup=0.2, cutmix=0.0, erasing=0.0),
         network=sizes,
-        training=_small(60_000, each=20_000),
+        training=_small(30_000, each=10_000),
     )
 
 

@@ -138,8 +138,9 @@ class Experiment:
     given: Given = field(default_factory=dict)
     """Where the things lie that the method asks for (`training.given`), by their names: "teacher", a run folder, model
     folder or shipped model; "tokenizer", whose tokens it learns (without one, the images' own 8-bit values);
-    "features", what a perceptual distance compares by: "digits" or "emoji" (shipped classifiers), or "lpips" (VGG,
-    where that package and its weights are installed), without one the data set's own classifier; and others."""
+    "features", what a perceptual distance compares by: "digits" or "emoji" (shipped classifiers), an encoder's run,
+    file or folder, or "lpips" (VGG, where that package and its weights are installed), without one the data set's own
+    classifier; and others."""
     start: str | None = None
     """Run or model whose weights the trained product starts from: fine-tuning; None = those that the method sets.
     Other trained parts start from those of the same name in the run's last checkpoint, where it has them."""

@@ -6,8 +6,9 @@ and the keys of all noise lie in the device's memory (`RecordedNoise`), so a rep
 
 A recording repeats what the host decided when it was made. So the first steps are watched, and a method is recorded
 only if its step reads neither the clock nor torch's generator, waits for nothing, yields one update and after it
-computes nothing and lets averages follow. Any other method's steps stay as they are. The optimiser, averages, log and
-what several processes exchange are not part of the recording.
+computes nothing and lets averages follow. Any other method's steps stay as they are. The first repetition is held
+against a plain step of the same batch and noise, and the recording given up if they differ. The optimiser, averages,
+log and what several processes exchange are not part of the recording.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from imagewright.recording import Work, recorded
 from imagewright.training.learners import Learner
 from imagewright.types import Clock, Event, Example, Follow, Method, Parts, Update
 
+AGREE = 0.02
+"""Relative distance between a plain step's numbers and a repeated one's: half precision's, sums in another order."""
 WATCHED = 2
 """Plain steps before one is recorded: the first chooses and compiles kernels, the last is looked at."""
 
@@ -70,7 +73,7 @@ class Graphs:
     ) -> None:
         self._method, self._parts, self._learners, self._precision = method, parts, learners, precision
         self._size, self._device = batch, device
-        self._noise = RecordedNoise(places, batch, device)
+        self._places, self._noise = places, RecordedNoise(places, batch, device)
         self.why_not: str | None = None
         self._plain_steps = 0
         self._events: list[Event] = []
@@ -142,14 +145,19 @@ class Graphs:
         """Gradients, in the part's parameters, and the events that they belong to. None where there is no recording."""
         if self._replay is None:
             self._record(batch)
+            self._compare(batch, seed, step)
         if self._replay is None or [_layout(t) for t in _tensors(batch)] != [_layout(t) for t in _tensors(self._batch)]:
             return None
-        torch._foreach_copy_(_tensors(self._batch), _tensors(batch))
-        self._noise.tell(seed, step)
-        self._replay()
+        self._repeat(batch, seed, step)
         for parameter, gradient in zip(self._learners[self._update.part].parameters, self._gradients, strict=True):
             parameter.grad = gradient
         return [_apart(self._update, Tensor.clone), *self._events[1:]]
+
+    def _repeat(self, batch: Example, seed: int, step: int) -> None:
+        assert self._replay is not None
+        torch._foreach_copy_(_tensors(self._batch), _tensors(batch))
+        self._noise.tell(seed, step)
+        self._replay()
 
     def _record(self, batch: Example) -> None:
         learner = self._learners[self._events[0].part]
@@ -166,14 +174,40 @@ class Graphs:
 
     def _work(self) -> None:
         """The pass itself, from the recording's batch and noise, into its update and gradients."""
+        self._update, self._gradients = self._pass(self._batch, self._noise)
+
+    def _pass(self, batch: Example, noise: BatchNoise) -> tuple[Any, list[Tensor | None]]:
         learner = self._learners[self._events[0].part]
         learner.optimizer.zero_grad(set_to_none=True)
-        with self._noise.for_networks(0), casts(self._precision, self._device):
-            update: Any = next(iter(self._method.step(self._parts, self._batch, self._noise, Clock(0, 0, 1))))
+        with noise.for_networks(0), casts(self._precision, self._device):
+            update: Any = next(iter(self._method.step(self._parts, batch, noise, Clock(0, 0, 1))))
         # Not the last: what several processes exchange is no part of a recording.
         learner.backward(update.loss.sum() / (self._size * update.loss[0].numel()), last=False)
-        self._update = _apart(update, Tensor.detach)
-        self._gradients = [p.grad for p in learner.parameters]
+        return _apart(update, Tensor.detach), [p.grad for p in learner.parameters]
+
+    def _compare(self, batch: Example, seed: int, step: int) -> None:
+        """Give the recording up where its first repetition is not what a plain step computes of the same."""
+        if self._replay is None:
+            return
+        plain, gradients = self._pass(batch, BatchNoise(seed, step, self._places, self._size, self._device))
+        self._repeat(batch, seed, step)
+        self._learners[plain.part].optimizer.zero_grad(set_to_none=True)
+        loss, others = float(plain.loss.mean()), float(self._update.loss.mean())
+        apart = _distance(gradients, self._gradients)
+        if not (abs(loss - others) <= AGREE * abs(loss) and apart <= AGREE):
+            self._replay = self._batch = self._update = self._gradients = None
+            self._give_up(
+                f"repeated, its loss is {others:.6g} where a plain step's is {loss:.6g}, and its gradient {apart:.2g} "
+                "of that one's length away"
+            )
+
+
+def _distance(ones: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> float:
+    """Between two gradients, in units of the first one's length."""
+    pairs = [(a, b) for a, b in zip(ones, others, strict=True) if a is not None and b is not None]
+    between = torch.stack([(a - b).double().square().sum() for a, b in pairs]).sum()
+    length = torch.stack([a.double().square().sum() for a, _ in pairs]).sum()
+    return float((between / length.clamp(min=1e-300)).sqrt())
 
 
 def _apart(update: Update, function: Callable[[Tensor], Tensor]) -> Update:

@@ -36,7 +36,13 @@ def save_image(path: Path, image: Images, scale: int = 1, origin: str | None = N
     """Write one uint8 [H, W, C] picture as PNG, atomically; `scale` enlarges every pixel to a square of that size.
 
     origin: where the picture comes from, kept in the file; `image_origin` reads it. flush: as in `replacing`.
+    Raises UserError for pictures of other channels than 1 or 3.
     """
+    if image.shape[2] not in (1, 3):
+        raise UserError(
+            f"a picture of {image.shape[2]} channels is none; a model of latents draws pictures once it has their "
+            "autoencoder (`imagewright import ... --autoencoder RUN`)"
+        )
     enlarged = image.repeat(scale, 0).repeat(scale, 1)
     told = PngInfo()
     if origin is not None:
