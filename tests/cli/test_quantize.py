@@ -133,5 +133,7 @@ def test_a_quantized_model_is_no_teacher_and_is_quantized_once(
     assert "the model is quantized; quantize the one that it was made of" in again
     taught = refused("train", "cd-digits", "--teacher", tmp_path / "few", "--out", tmp_path / "run")
     assert "is quantized, so its weights cannot be trained; give what it was made of" in taught
+    told = refused("export", tmp_path / "few", "--out", tmp_path / "few.onnx", "--format", "onnx")
+    assert "is quantized, which --format onnx has no place for; export what it was made of" in told
     call("export", tmp_path / "few", "--out", tmp_path / "copy", "--half")
     assert load_model(tmp_path / "copy").weights_sha256 == load_model(tmp_path / "few").weights_sha256
