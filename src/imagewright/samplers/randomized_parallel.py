@@ -57,7 +57,7 @@ class RandomizedParallel(Filling):
     temperature: float = 1.0
     """Divides the logits; 0 = the most probable token each time."""
     guidance: float = 1.0
-    """Strength of classifier-free guidance at the last token (published 5.0 to 7.5); 1 = none, and one stream alone."""
+    """Strength of classifier-free guidance at the last token (published 4.5 to 7.5); 1 = none, and one stream alone."""
     ramp: Literal["linear", "constant"] = "linear"
     """How guidance's strength grows with the share of decoded tokens, from 1; or that it does not."""
     causal: bool = False
