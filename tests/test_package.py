@@ -36,6 +36,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ssim": ("imagewright.metrics.reconstruction", ("torchmetrics",)),
     "trackio": ("imagewright.training.trackers", ("trackio",)),
     "transformers": ("imagewright.metrics.vision_transformers", ("transformers",)),
+    "ui": ("imagewright.cli.play_page", ("nicegui",)),
     "wandb": ("imagewright.training.trackers", ("wandb",)),
 }
 """Every extra of users: the module that asks for it, and what it asks for."""

@@ -168,7 +168,7 @@ def test_the_glossarys_paths_are_the_programs(path: Any) -> None:
 # --- pages that tell what to type
 
 
-@pytest.mark.parametrize("page", ["choosing", "examples", "glossary"])
+@pytest.mark.parametrize("page", ["choosing", "examples", "glossary", "playing"])
 def test_what_a_page_types_is_known(page: str) -> None:
     text = (DOCS / f"{page}.md").read_text()
     for words in re.findall(r"^    imagewright (.+)$", text, re.MULTILINE):

@@ -47,6 +47,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "channels": (1, 3),
     "factor": (2, MANY),
     "order": (1, 2),
+    "port": (1, 65535),
     **dict.fromkeys(("times", "holdout"), (math.ulp(0), 1)),
     "strengths": (2, MANY),
     "gammas": (0, 1),

@@ -22,7 +22,7 @@ from imagewright.types import UserError
 
 Words = Mapping[str, tuple[str, ...]]
 SHELLS = ("bash", "zsh")
-MODELS = ("sample", "edit", "evaluate", "couple", "tune")
+MODELS = ("sample", "play", "edit", "evaluate", "couple", "tune")
 """Commands whose first word may be a shipped model."""
 SCRIPT = """{zsh}_imagewright() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD-1]}}" words="" files=yes

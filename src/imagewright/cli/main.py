@@ -23,6 +23,7 @@ COMMANDS = {
         "imagewright.cli.couple",
         "draw pairs of noise and image from a teacher, for methods that learn from them",
     ),
+    "play": ("imagewright.cli.play", "a page in the browser to draw with models and compare them"),
     "edit": ("imagewright.cli.edit", "fill in, colour, enlarge, redraw or denoise pictures with a trained model"),
     "evaluate": ("imagewright.cli.evaluate", "measure a model, or a folder of images, against real images"),
     "compare": ("imagewright.cli.compare", "two runs' scores side by side, where they may be compared"),

@@ -346,16 +346,21 @@ def class_names(spec: DataSpec) -> tuple[str, ...]:
 
 
 def draw_trajectory(
-    generator: ImageGenerator, n: int, *, labels: npt.NDArray[np.int64] | None = None, seed: int = 0
+    generator: ImageGenerator,
+    n: int,
+    *,
+    labels: npt.NDArray[np.int64] | None = None,
+    seed: int = 0,
+    first: int = 0,
 ) -> tuple[Images, Trajectory]:
-    """Images 0 .. n - 1 of a seed, uint8 [n, H, W, C], and the way of the first few."""
+    """Images first .. first + n - 1 of a seed, uint8 [n, H, W, C], and the way of the first few."""
     steps: list[tuple[Images, Images, float]] = []
 
     def note(x: Tensor, estimate: Tensor, sigma: float) -> None:
         rows = slice(0, TRAJECTORIES)
         steps.append((to_uint8(x[rows].float()), to_uint8(estimate[rows].float()), float(sigma)))
 
-    images = generator.generate(n, labels=labels, seed=seed, batch_size=n, on_step=note)
+    images = generator.generate(n, labels=labels, seed=seed, first=first, batch_size=n, on_step=note)
     x, estimate, sigmas = zip(*steps, strict=True)
     tokens = kind_of(generator.model) == "token_model"
     return images, Trajectory(x=np.stack(x), estimate=np.stack(estimate), sigmas=tuple(sigmas), tokens=tokens)

@@ -241,16 +241,17 @@ def trajectory_picture(
     seed: int = 0,
     labels: Sequence[int] | None = None,
     n: int = TRAJECTORIES,
+    first: int = 0,
     most_steps: int = MOST_STEPS,
 ) -> Images:
-    """The way of the first images of a seed: x (clipped) above, the estimate of x0 below, uint8 [H', W', C].
+    """The way of images of a seed, from the first on: x (clipped) above, the estimate of x0 below, uint8 [H', W', C].
 
     labels: classes of these images, more are ignored; None = drawn as `generate` does.
     n: images, at most `collect.TRAJECTORIES`. A single jump gives two columns.
     """
     n = n if labels is None else min(n, len(labels))
     classes = None if labels is None else np.asarray(labels[:n], dtype=np.int64)
-    _, trajectory = draw_trajectory(generator, n, labels=classes, seed=seed)
+    _, trajectory = draw_trajectory(generator, n, labels=classes, seed=seed, first=first)
     thin = trajectory.thinned(most_steps)
     sheets = [grid(images, len(images) // n) for images in trajectory_sheets(thin)]
     gap = np.full((max(4, generator.spec.resolution // 4), *sheets[0].shape[1:]), 255, dtype=np.uint8)

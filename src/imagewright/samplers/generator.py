@@ -228,6 +228,21 @@ class ImageGenerator:
             labels = self._checked_labels(len(indices), labels, seed, 0)
         return self._drawn(*self._begin(indices, seed), labels, on_step)
 
+    def of_noise(self, begin: Tensor, *, labels: Labels | None = None, seed: int = 0) -> Images:
+        """The images of given noise [n, ...] of the shape `latent`, uint8 [n, H, W, C]; labels as in `at`.
+
+        What a sampler draws on its way is that of image 0 of the seed, for all of them. Raises UserError for a token
+        model, which begins with no noise.
+        """
+        if kind_of(self.model) == "token_model":
+            raise UserError("a token model begins with no noise that an image could be drawn from")
+        if labels is not None:
+            labels = self._checked_labels(len(begin), labels, seed, 0)
+        noise, first, own = self._begin([0] * len(begin), seed)
+        if begin.shape != own.shape:
+            raise UserError(f"noise of shape {list(begin.shape[1:])} was given; this model's is {list(own.shape[1:])}")
+        return to_uint8(self.decoded(self._drawn(noise, first, begin, labels, None)))
+
     def encoded(self, images: Tensor) -> Tensor:
         """Images [n, C, H, W] in [-1, 1] as the model sees them, on its device: themselves, or their mean latents."""
         there = images.to(self.device)
