@@ -1,9 +1,9 @@
 """Quantize the shipped emoji model and the shipped classifier of digits, measure both, and draw what they cost.
 
-python examples/compression.py docs/compression.json docs/images/compression.png
+python examples/compression.py docs/compression.json docs/images/compression.png [ROW]
 
-Rows that the file has are not measured again. Few pictures at few steps, so that it takes minutes on a CPU: distances
-of 320 pictures are far above those of 10,000, and compare with each other alone.
+ROW: the only row to measure. Rows that the file has are not measured again. Few pictures at few steps, so that it takes
+minutes on a CPU: distances of 128 pictures are far above those of 10,000, and compare with each other alone.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from imagewright.pretrained import find_model
 from imagewright.samplers import Heun
 from imagewright.samplers.generator import ImageGenerator
 
-STEPS, COUNT, SEED = 6, 320, 1
-PATHS = f"--steps {STEPS} --images 16"
+STEPS, COUNT, SEED = 6, 128, 1
+PATHS = f"--steps {STEPS} --images 8"
 GENERATOR = {
     "W16": "",
     "W4A8": f"--bits 4 {PATHS}",
     "W4A8, not mended": f"--bits 4 --norms none {PATHS}",
-    "W8A8": f"--bits 8 {PATHS}",
     "W4A8, ranges of noise": f"--bits 4 --ranges noise {PATHS}",
     "W2A8": f"--bits 2 {PATHS}",
 }
@@ -80,14 +79,14 @@ def distance(model: Path | str, extractor: Any, real: Any) -> float:
     )
 
 
-def measure(path: Path) -> dict[str, Any]:
-    """All rows; each is written when it is there."""
+def measure(path: Path, only: str | None) -> dict[str, Any]:
+    """All rows, or only one; each is written when it is there."""
     record: dict[str, Any] = read_json(path) if path.exists() else {"emoji64-32": {}, "digits classifier": {}}
     with tempfile.TemporaryDirectory() as aside:
         source, held_out = classifier(Path(aside)), open_images("digits", split="test")
         rows = record["digits classifier"]
         for k, (name, told) in enumerate(ENCODER.items()):
-            if name not in rows:
+            if name not in rows and only in (None, name):
                 model = made(str(source), told, Path(aside) / f"encoder{k}")
                 error = 1 - measure_accuracy(load_model(Path(model)).model, held_out).top1
                 rows[name] = {"MB": megabytes(model), "error": error}
@@ -95,11 +94,19 @@ def measure(path: Path) -> dict[str, Any]:
         rows, extractor = record["emoji64-32"], emoji_features()
         real = embed(open_images("emoji64", resolution=32, split="train"), extractor).moments
         for k, (name, told) in enumerate(GENERATOR.items()):
-            if name not in rows:
+            if name not in rows and only in (None, name):
                 model = made("emoji64-32", told, Path(aside) / f"generator{k}")
                 rows[name] = {"MB": megabytes(model), "fd_emoji": distance(model, extractor, real)}
                 write_json(path, record)
     return record
+
+
+def _places(rows: dict[str, Any], key: str, factor: float) -> dict[tuple[float, float], list[str]]:
+    """Which rows lie at a point of the figure."""
+    places: dict[tuple[float, float], list[str]] = {}
+    for name, row in rows.items():
+        places.setdefault((round(row["MB"], 3), round(factor * row[key], 2)), []).append(name)
+    return places
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -110,21 +117,15 @@ def draw(record: dict[str, Any], path: Path) -> None:
         "digits classifier": ("error", 100.0, "classifier of digits\n168 held-out pictures", "wrong answers, %"),
     }
     for axes, (model, (key, factor, title, label)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        for name, row in record[model].items():
-            plain = "," not in name
-            axes.plot(row["MB"], factor * row[key], "o" if plain else "x", color="C0" if plain else "C3")
-            axes.annotate(
-                name,
-                (row["MB"], factor * row[key]),
-                xytext=(6, 4),
-                textcoords="offset points",
-                fontsize=8,
-                color="C0" if plain else "C3",
-            )
-        axes.set(title=title, xlabel="MB on disk", ylabel=f"{label} (lower is better)", xscale="log")
-        axes.margins(x=0.25, y=0.12)
+        for place, names in _places(record[model], key, factor).items():
+            colour, mark = ("C3", "x") if all("," in name for name in names) else ("C0", "o")
+            axes.plot(*place, mark, color=colour)
+            axes.annotate("; ".join(names), place, xytext=(6, 4), textcoords="offset points", fontsize=8, color=colour)
+        axes.set_title(title, fontsize=10)
+        axes.set(xlabel="MB on disk", ylabel=f"{label} (lower is better)")
+        axes.margins(x=0.3, y=0.12)
     figure.savefig(path)
 
 
 if __name__ == "__main__":
-    draw(measure(Path(sys.argv[1])), Path(sys.argv[2]))
+    draw(measure(Path(sys.argv[1]), (sys.argv[3:] or [None])[0]), Path(sys.argv[2]))
