@@ -101,8 +101,8 @@ def test_no_circles() -> None:
         pytest.fail(f"circle: {' -> '.join(error.args[1])}")
 
 
-def test_networks_know_only_the_types_their_dropout_s_source_and_kernels() -> None:
-    assert {there for here, there in edges() if here == "networks"} == {"types", "noise", "fused"}
+def test_networks_know_only_the_types_their_dropout_s_source_number_formats_and_kernels() -> None:
+    assert {there for here, there in edges() if here == "networks"} == {"types", "noise", "precision", "fused"}
 
 
 def is_script(path: Path) -> bool:

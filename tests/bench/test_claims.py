@@ -312,13 +312,15 @@ def test_a_missing_row_is_named() -> None:
 def test_ledger_shows_figures_verdict_notes_and_command(tmp_path: Path) -> None:
     run_claim(claim(OURS_LOWER, HALF), SEEDS, tmp_path / "claims" / "toy.json")
     (tmp_path / "claims" / "toy.md").write_text("What was tried.\n")
+    path = tmp_path / "claims" / "toy.json"
+    path.write_text(path.read_text().replace("longer halves it", "longer |halves| it"))
     missing = write_ledger(tmp_path / "claims", tmp_path / "claims.md", ["toy", "absent"])
     page = (tmp_path / "claims.md").read_text()
     assert missing == ["absent"]
     assert "| **does not hold** | 1 does not, 1 undecided | 5 |" in page
     assert "**Does not hold.** What was tried." in page
     assert "| ours is lower | 0.8 | -1.59 to 3.19 | 0 | undecided |" in page
-    assert "| 2.5 times | does not hold |" in page
+    assert r"| longer \|halves\| it | " in page and "| 2.5 times | does not hold |" in page
     assert "| ours, longer | 2.5 ± 1.6 | 9 | 0.25 |" in page
     assert "`imagewright bench claims toy --seeds 10000 10001 10002 10003 10004`: 0 to 0 CPU seconds a seed" in page
     assert (tmp_path / "claims" / "toy.png").read_bytes().startswith(b"\x89PNG")

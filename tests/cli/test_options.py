@@ -212,5 +212,5 @@ def test_every_search_takes_the_same_options_of_its_score(
 ) -> None:
     assert complaint in refused("tune", *words)
     for search, function in dict(commands()).items():
-        if search[0] == "tune" and search[1] not in ("ema", "bespoke"):  # which score no images
+        if search[0] == "tune" and search[1] not in ("ema", "bespoke", "quantize"):  # which score no images
             assert {"--n", "--seed", "--data", "--inception", "--guidance", "--device"} <= set(options(function))

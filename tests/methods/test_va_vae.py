@@ -206,6 +206,7 @@ def test_the_published_stages() -> None:
     ]  # fmt: skip
     assert [w.method.adversarial_start_images for w in works] == [640_256, 0, 0]
     assert [w.start for w in works] == [None, "stage:align", "stage:rebuild"]
+    assert [(w.training.batch, w.training.micro_batch) for w in works] == [(256, 8)] * 3  # a process's 8 of 32 x 8
 
 
 def test_a_run_is_resumed_bit_for_bit_with_its_discriminator(resumed_run: Callable[[Experiment], Path]) -> None:

@@ -122,6 +122,7 @@ def test_the_published_recipe_is_the_released_programs() -> None:
     run = RECIPES["arpg-imagenet256"]()
     epoch, t, o, net, sampler = 1_281_167, run.training, run.training.optimizer, run.network, run.sampler
     assert (t.batch, t.total_images, t.precision) == (1024, 400 * epoch, "bf16")
+    assert run.data.xflip  # the codes it is released with are of each picture and of its mirror image, one at random
     assert (o.kind, o.lr, o.betas, o.weight_decay, o.clip_norm) == ("adamw", 4e-4, (0.9, 0.95), 0.05, 1.0)
     assert (o.lr_ramp_images, o.lr_cooldown_images, o.lr_cooldown_shape) == (100 * epoch, 300 * epoch, "cosine")
     assert (net.depth, net.width, net.heads, net.hidden_multiple) == (24, 1024, 16, 256)

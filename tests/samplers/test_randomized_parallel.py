@@ -82,6 +82,11 @@ def test_the_published_sizes_of_256_tokens_in_8_steps() -> None:
     assert sizes[:4] == [21, 21, 21, 23] and sizes[-1] == 82
 
 
+def test_where_the_cosine_is_a_half_it_rounds_as_the_released_one() -> None:
+    """After 26 of 39 steps cos(pi / 3) of 64 tokens are unknown: 31 there, where 32 is as near."""
+    assert sum(RandomizedParallel(num_steps=39, schedule="cosine").sizes(64)[26:]) == 31
+
+
 def test_each_place_is_asked_once_and_shown_before_the_next_step() -> None:
     oracle = Oracle()
     RandomizedParallel(num_steps=5).fill(oracle, unknown(4), noise=StepNoise(0))

@@ -14,7 +14,7 @@ from torch import nn
 
 from imagewright.cli.dry_run import StandIns
 from imagewright.methods.distances import Distance
-from imagewright.networks.causal_body import CausalConfig
+from imagewright.networks.config import UNetConfig
 from imagewright.recipes import RECIPES, consistency, consistency_trajectory
 from imagewright.recipes.published import eps_of_mean
 from imagewright.training.experiment import Experiment, assemble
@@ -202,8 +202,8 @@ def test_runs_without_lpips_do_not_ask_for_it(name: str, monkeypatch: pytest.Mon
 
 
 def test_half_precision_has_its_channels_together() -> None:
-    """What the convolutions and group norm's kernels of a GPU are fastest with; a sequence has no such format."""
+    """What a U-Net's convolutions and group norm's kernels of a GPU are fastest with; others have no such format."""
     for name, make in RECIPES.items():
         run = make()
-        if run.training.precision != "fp32" and not isinstance(run.network, CausalConfig):
+        if run.training.precision != "fp32" and isinstance(run.network, UNetConfig | None):
             assert run.training.channels_last, name

@@ -14,6 +14,7 @@ from imagewright.interop.card import write_card
 from imagewright.interop.diffusers_out import write_diffusers
 from imagewright.interop.graphs import write_onnx, write_program
 from imagewright.models.files import has_model, save_model
+from imagewright.networks.quantized import is_quantized
 from imagewright.pretrained import find_model
 from imagewright.types import UserError
 
@@ -46,6 +47,8 @@ def export_command(
     file = find_model(model)
     if file.space is not None and format != "model":
         raise UserError(f"{model} lives in an autoencoder's latents; --format {format} has no place for it, model has")
+    if is_quantized(file.model) and format != "model":
+        raise UserError(f"{model} is quantized, which --format {format} has no place for; export what it was made of")
     match format:
         case "model":
             save_model(out, file, half=half)

@@ -51,7 +51,7 @@ def import_command(
         out: the model folder to write.
         config: JSON file with official constructor arguments, in place of or beside those that the file tells.
         kind: family of the weights: edm, edm2, dmd2, vct, guided-diffusion, consistency-models, ctm, ctm-cifar10,
-            lightningdit, vcmamba; default by what they are.
+            lightningdit, kl, vcmamba; default by what they are.
         key: of a file with several networks or dictionaries, which one: ema.
         name: name of the data set the model was trained on; default the file's.
         autoencoder: run or model folder of the autoencoder in whose latents the model lives; or a model in them.
@@ -69,7 +69,7 @@ def import_command(
     save_model(out, ModelFile(model=found.model, spec=spec, space=space, origin=origin))
     classes = f"{spec.num_classes} classes" if spec.num_classes else "no classes"
     levels = ""
-    if kind_of(found.model) != "encoder":
+    if kind_of(found.model) not in ("encoder", "autoencoder"):
         levels = f", noise levels {found.model.sigma_min:g} to {found.model.sigma_max:g}"
     say(
         f"{found.kind}: {type(found.model).__name__} of {spec.channels} x {spec.resolution} x {spec.resolution}, "

@@ -72,10 +72,9 @@ def quantize(
     file = fresh(Path(model), out)
     told = _settings(file, model, bits, activations, ranges, norms, buckets, steps, updates, rate, seed)
     file = replace(file, model=copy.deepcopy(file.model).to(pick_device(device)).requires_grad_(False))
-    if kind_of(file.model) == "encoder":
-        found = _encoder(file, told, ranges or "responding", images or PICTURES)
-    else:
-        found = _generator(file, told, ranges or "own", steps, images or DRAWN, device)
+    encoder = kind_of(file.model) == "encoder"
+    ranges, images = ranges or ("responding" if encoder else "own"), images or (PICTURES if encoder else DRAWN)
+    found = _encoder(file, told, ranges, images) if encoder else _generator(file, told, ranges, steps, images, device)
     origin = {**asdict(told), "ranges": ranges, "images": images, **found}
     save_model(out, replace(file, model=file.model.cpu(), origin={**file.origin, "quantization": origin}), half=True)
     _show(file, out)
@@ -97,7 +96,9 @@ def _settings(
     """What is to be done. Raises UserError for options without effect, and for a model that this is not for."""
     kind = kind_of(file.model)
     if kind in ("codec", "autoencoder"):
-        raise UserError(f"{model} is {words(kind)}, which {KINDS[kind].what}; encoders and generators are quantized")
+        raise UserError(
+            f"{model} is a model of kind {words(kind)}, which {KINDS[kind].what}; quantize encoders and generators"
+        )
     encoder = kind == "encoder"
     allowed = ("responding", "matched", "noise") if encoder else ("own", "noise")
     if ranges is not None and ranges not in allowed:

@@ -7,15 +7,17 @@ from typing import Any
 
 from imagewright.interop.edm import from_ctm_cifar10, from_dmd2, from_edm, from_edm2, from_vct
 from imagewright.interop.fitting import StateDict
+from imagewright.interop.kl import from_kl
 from imagewright.interop.lightningdit import from_lightningdit
 from imagewright.interop.openai import from_consistency_models, from_ctm, from_guided_diffusion, from_openai
 from imagewright.interop.vcmamba import from_vcmamba
 from imagewright.models.classifier import Classifier
+from imagewright.models.kl import GaussianAutoencoder
 from imagewright.models.preconditioning import Preconditioned
 from imagewright.networks.config import did_you_mean
 from imagewright.types import UserError
 
-KINDS: dict[str, Callable[[StateDict, Mapping[str, Any]], Preconditioned | Classifier]] = {
+KINDS: dict[str, Callable[[StateDict, Mapping[str, Any]], Preconditioned | Classifier | GaussianAutoencoder]] = {
     "edm": from_edm,
     "edm2": from_edm2,
     "dmd2": from_dmd2,
@@ -26,6 +28,7 @@ KINDS: dict[str, Callable[[StateDict, Mapping[str, Any]], Preconditioned | Class
     "ctm": from_ctm,
     "ctm-cifar10": from_ctm_cifar10,
     "lightningdit": from_lightningdit,
+    "kl": from_kl,
     "vcmamba": from_vcmamba,
 }
 """Every family of official checkpoints that can be read."""

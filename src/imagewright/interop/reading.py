@@ -107,5 +107,6 @@ def _generator_of(folder: Path) -> Path:
 
 def _spec(model: Any, name: str) -> DataSpec:
     config = model.network.config
-    classes = config.num_classes if kind_of(model) == "encoder" else config.label_dim
+    kind = kind_of(model)
+    classes = config.num_classes if kind == "encoder" else 0 if kind == "autoencoder" else config.label_dim
     return DataSpec(name=name, resolution=config.img_resolution, channels=config.in_channels, num_classes=classes)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from imagewright.interop import kl
 from imagewright.interop.lightningdit import told_by
 from imagewright.interop.vcmamba import sizes_of
 from imagewright.types import UserError
@@ -72,6 +73,8 @@ FORMATS = (
     Format("VAR (DDO's var_*.pth)", "blocks.0.ada_lin", _starts("blocks.0.ada_lin"), None, "the network"),
     Format("VQGAN, LlamaGen's tokenizer", "quantize.embedding, encoder.conv_in",
            _has("quantize.embedding.weight", "encoder.conv_in.weight"), None, "that network (ours is MaskGIT's own)"),
+    Format("LDM's KL autoencoders, VA-VAE", "post_quant_conv, encoder.down.0.block",
+           _has("post_quant_conv.weight", "encoder.down.0.block.0.conv1.weight"), "kl"),
     Format("ARPG", "layers.self_dec, layers.cross_dec", _starts("layers.self_dec.", "layers.cross_dec."), None,
            "the tokenizer of its tokens, LlamaGen's (the network is here)"),
     Format("LlamaGen", "cls_embedding, layers.0", _starts("cls_embedding", "layers.0."), None, "the network"),
@@ -113,6 +116,8 @@ def inferred(kind: str, state: State) -> dict[str, Any]:
                 return {"network": network} | config | encoder
             case "lightningdit":
                 return told_by(state)
+            case "kl":
+                return kl.sizes_of(state)
             case "vcmamba":
                 return sizes_of(state)
         return {}

@@ -179,6 +179,9 @@ def gumbel_softmax(logits: Tensor, noise: Noise, temperature: float = 1.0, *, ha
 
 
 def perplexity(logits: Tensor) -> Tensor:
-    """How many values are in use, [], 1 to k: exp of the entropy of their mean share, the mean over latents."""
+    """How many values are in use, [], 1 to k: exp of the entropy of their mean share, the mean over latents.
+
+    Few mean that the encoder says the same of all images; many also come of one that has not made up its mind.
+    """
     shares = logits.detach().softmax(-1).mean(0)
     return (-(shares * shares.clamp(min=1e-12).log()).sum(-1)).exp().mean()

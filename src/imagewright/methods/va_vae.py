@@ -21,7 +21,9 @@ Departs    ln(variance) of the reconstruction, a number that is 0 and in no opti
            `lpips` is seen at 224 x 224, the program's at the pictures' own size. Where pictures have no classifier of
            ImageNet, our classifiers' maps stand in for LPIPS's and DINOv2's (the last one before its rectification).
            Maps on another grid than the latents' are interpolated. The two adaptive weights are those of a micro-batch,
-           as in the program those of a process's share.
+           as in the program those of a process's share. The program's discriminator begins a batch before the
+           autoencoder hears of it, and its Adam, which until then counts steps without a gradient, no longer corrects
+           its moments: its first steps are up to 1.7 times ours. The paper's other vision network, MAE, is left out.
 Checked    the VF loss and both weights against the released program; that F = W z costs nothing; that L_mdms does not
            change when z' is turned or scaled; no gradient within the margins; the weighted gradient's norm; counts of
            parameters; resume bit for bit, discriminator included.

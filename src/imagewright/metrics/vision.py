@@ -4,7 +4,8 @@ Of a shipped classifier it is the last map before its rectification: rectified m
 would follow by being constant. A map is brought to the latents' grid by bilinear interpolation where its own is
 another; the published one (DINOv2 at 224 x 224, 16 x 16 patches, for latents of 16 x 16) has theirs. DINOv2 sees
 pictures in [-1, 1] as VA-VAE's program shows them, without the mean and spread of its own training, resized by bilinear
-interpolation.
+interpolation. Its table of positions, trained on 37 x 37 patches, is made smaller as `transformers` does it, without
+antialiasing, which the program (by `timm`) has.
 """
 
 from __future__ import annotations

@@ -161,6 +161,7 @@ class UNetBlock(Block):
         The weight's rows are put in their order, so that a place's numbers lie side by side without being moved.
         """
         assert self.qkv.bias is not None
+        h = getattr(self.qkv, "seen", nn.Identity())(h)  # of few bits (`networks.quantized`)
         weight = rearrange(self.qkv.weight[:, :, 0, 0], "(h c s) i -> (s h c) i", h=self.num_heads, s=3)
         bias = rearrange(self.qkv.bias, "(h c s) -> (s h c)", h=self.num_heads, s=3)
         rows = h.permute(0, 2, 3, 1).flatten(0, 2)

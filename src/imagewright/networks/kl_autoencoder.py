@@ -46,7 +46,7 @@ class KLAutoencoderConfig(NetworkConfig):
     num_blocks: int = 2
     """Residual blocks per level of the encoder; the decoder has one more."""
     attn_resolutions: tuple[int, ...] = (16,)
-    """Sides at which every block is followed by attention; between the two halves there is one in any case."""
+    """Sides at which every block is followed by attention; at its narrow end each half has one in any case."""
 
     def __post_init__(self) -> None:
         for name in ("channel_mult", "attn_resolutions"):

@@ -60,14 +60,16 @@ def grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 def encoded(x: Tensor, step: Tensor, offset: Tensor, bits: int) -> Tensor:
     """Codes 0 .. 2^bits - 1, as floats."""
-    return ((x / step).round() - offset).clamp(0, 2**bits - 1)
+    return (x / step).round_().sub_(offset).clamp_(0, 2**bits - 1)
 
 
 def rounded(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
     """x on the grid of a range; the gradient is 1 inside and 0 outside of it."""
     step, offset = grid(low, high, bits)
+    on_grid = encoded(x.detach(), step, offset, bits).add_(offset).mul_(step)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return on_grid
     clipped = x.clamp(offset * step, (offset + 2**bits - 1) * step)
-    on_grid = (encoded(x.detach(), step, offset, bits) + offset) * step
     answer: Tensor = clipped + (on_grid - clipped).detach()
     return answer
 
@@ -84,14 +86,15 @@ def packed(codes: Tensor, bits: int) -> Tensor:
     each = 8 // width(bits)
     flat = nn.functional.pad(codes.flatten().to(torch.uint8), (0, -codes.numel() % each)).view(-1, each)
     shifted = flat << (torch.arange(each, dtype=torch.uint8, device=flat.device) * width(bits))
-    return shifted.sum(1, dtype=torch.uint8)
+    data: Tensor = shifted.sum(1, dtype=torch.uint8)
+    return data
 
 
 def unpacked(data: Tensor, bits: int, shape: torch.Size) -> Tensor:
     """The inverse of `packed`."""
     each = 8 // width(bits)
     shifts = torch.arange(each, dtype=torch.uint8, device=data.device) * width(bits)
-    codes = (data[:, None] >> shifts) & (2 ** width(bits) - 1)
+    codes: Tensor = (data[:, None] >> shifts) & (2 ** width(bits) - 1)
     return codes.flatten()[: shape.numel()].view(shape)
 
 

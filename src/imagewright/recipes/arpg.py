@@ -1,7 +1,8 @@
 """ARPG (Li et al. 2025, 2503.10568): tokens in random orders, decoded several at a time.
 
 Published for ImageNet at 256 x 256 with a tokenizer of 16,384 codes; here the tokens are those of our VQ tokenizer, or
-pixels. Rates, batch and length are those of the released program.
+pixels. Rates, batch and length are those of the released program; so are mirrored pictures, of which its codes (those
+of RandAR, "adm") hold one for each.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def imagenet256() -> Experiment:
     """ImageNet-256 from the 256 tokens of the run `runs/vq-imagenet256`: ARPG-L as published, but for the tokenizer."""
     batch = 1024
     return Experiment(
-        data=DataConfig(source="imagenet-256x256.zip"),
+        data=DataConfig(source="imagenet-256x256.zip", xflip=True),
         method=RandomOrders(),
         given={"tokenizer": "runs/vq-imagenet256"},
         network=ARPGConfig(**TOKENS),

@@ -8,8 +8,8 @@ Two runs, the second given the first (`--teacher runs/disco-digits`), or one cha
     experiment = two_stages("disco-digits")
 
 ImageNet-64: sizes, number of latents, dropout and the denoiser that it begins as are the paper's, as are EDM's
-optimiser, noise levels and average. How long it is trained, and the prior's optimiser but for its kind, the paper does
-not say: a tenth of EDM's own length, and Adam at 3e-4, are ours.
+optimiser, noise levels and average. How long it is trained, and of the prior all but its sizes and Adam, the paper does
+not say: a tenth of EDM's own length, and the prior's rate of 3e-4, dropout of 0.1, length and average are ours.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 `train RECIPE --autoencoder RUN` brings a run on images into the latents of one (docs/latents.md). Of ImageNet at
 256 x 256: sizes, rates, lengths and weights are those of the released configurations, f16d32. An epoch has 1,281,167
-images; the discriminator comes in after 2,501 batches (5,001 steps of both optimisers). Features for the perceptual
-distance (`lpips`) and for the alignment (DINOv2, ViT-L/14, a folder of that name) are not shipped. The released program
-crops pictures at random, where these are cropped once, in the middle.
+images; a process has 8 of a batch, over which the discriminator normalises and the losses are balanced, so these are
+the micro-batches here; the discriminator comes in after 2,501 batches (5,001 steps of both optimisers). Features for
+the perceptual distance (`lpips`) and for the alignment (DINOv2, ViT-L/14, a folder of that name) are not shipped. The
+released program crops pictures at random, where these are cropped once, in the middle.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ def kl_imagenet256() -> Experiment:
         training=TrainingConfig(
             total_images=_whole_batches(50 * EPOCH, BATCH),
             batch=BATCH,
+            micro_batch=8,
             channels_last=True,
             optimizer=OptimizerConfig(lr=1e-4, betas=(0.5, 0.9)),
             ema=EmaConfig(halflife_images=0),

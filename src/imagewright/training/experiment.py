@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import nn
 
 from imagewright.checks import require_positive, require_whole
 from imagewright.data import ImageSet, Loader, open_images
-from imagewright.data.couplings import Couplings, Mixture, mixed
+from imagewright.data.couplings import Couplings, Mixture
 from imagewright.data.partition import of_classes
 from imagewright.files import try_output, write_json
 from imagewright.models.files import ModelFile, save_model
@@ -35,7 +34,6 @@ from imagewright.models.tokens import check_device
 from imagewright.networks import NETWORKS
 from imagewright.noise import derive_seed
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
-from imagewright.training.checkpoint import checkpoints, load_checkpoint
 from imagewright.training.config import TrainingConfig, in_images
 from imagewright.training.distributed import Processes
 from imagewright.training.given import (
@@ -51,6 +49,7 @@ from imagewright.training.given import (
 )
 from imagewright.training.locking import require_there, sole_trainer
 from imagewright.training.log import Log
+from imagewright.training.pairing import pairs_of
 from imagewright.training.reconstructions import reconstruction_record, save_reconstructions
 from imagewright.training.record import (
     Inputs,
@@ -63,8 +62,9 @@ from imagewright.training.record import (
     located,
 )
 from imagewright.training.snapshots import save_grid, snapshot_path
+from imagewright.training.starting import start_from
 from imagewright.training.trainer import Progress, Trainer
-from imagewright.types import Average, DataSpec, Examples, Parts, Trained, UserError, kind_of
+from imagewright.types import DataSpec, Examples, Parts, UserError, kind_of
 from imagewright.version import __version__
 
 
@@ -217,8 +217,11 @@ def assemble(
     if sources.space is not None:
         _check_in_latents(method, parts)
     if experiment.start is not None:
-        _start_from(experiment.start, sources.given("start", experiment.start).model, parts, experiment.method.product)
-    store = None if pairs is None else _pairs(experiment, pairs, spec, sources)
+        start_from(experiment.start, sources.given("start", experiment.start).model, parts, experiment.method.product)
+    store = None
+    if pairs is not None:
+        weights = getattr(experiment.data, "coupling_weights", ())
+        store = pairs_of(pairs, weights, spec, experiment.given.get("teacher"), sources)
     inputs: Inputs = {"data": _identity(images), **sources.inputs}
     of_latents = None if sources.space is None else pictures.spec
     return Assembled(images, parts, store, inputs, config, sources.space, of_latents)
@@ -267,83 +270,6 @@ def _identity(images: Examples) -> dict[str, Any]:
     spec = images.spec
     shape = f"{spec.resolution}x{spec.resolution}x{spec.channels}"
     return {"images": len(images), "shape": shape, "classes": spec.num_classes, "fingerprint": images.fingerprint}
-
-
-def _pairs(
-    experiment: Experiment, names: str | tuple[str, ...], spec: DataSpec, sources: Sources
-) -> Couplings | Mixture | None:
-    """The pairs that a run learns from, noted and held against its data and its teacher; None where none are there."""
-    several = {"couplings": names} if isinstance(names, str) else {f"couplings.{i}": n for i, n in enumerate(names)}
-    stores = {role: sources.couplings(name) for role, name in several.items()}
-    there = {role: store for role, store in stores.items() if store is not None}
-    for role, store in there.items():
-        _check_pairs(store, spec)
-        _check_pairs_teacher(store, experiment.given.get("teacher"), sources.inputs.get("teacher"))
-        sources.inputs[role] = store.identity
-    if len(there) < len(stores):
-        return None
-    return mixed(list(there.values()), getattr(experiment.data, "coupling_weights", ()))
-
-
-def _check_pairs(store: Couplings, spec: DataSpec) -> None:
-    ours, theirs = ((s.resolution, s.channels, s.num_classes) for s in (spec, store.spec))
-    if ours != theirs:
-        raise UserError(
-            f"couplings {store.folder} are of resolution, channels and classes {theirs}; the data have {ours}"
-        )
-
-
-def _check_pairs_teacher(store: Couplings, teacher: Any, known: Mapping[str, Any] | None) -> None:
-    """Pairs are the run's teacher's own: weights are compared, wherever they lie. A stand-in's (None) are not known."""
-    origin = store.manifest.origin
-    if known is not None and origin.get("weights_sha256") != known["weights_sha256"]:
-        raise UserError(
-            f"couplings {store.folder} were drawn from {origin.get('model')}, whose weights are not those of the "
-            f"teacher {teacher}; draw the teacher's own with: imagewright couple {teacher} --out FOLDER"
-        )
-
-
-def _start_from(name: str, model: nn.Module, parts: Parts, product: str) -> None:
-    """Give the product, and the averages that begin with its weights, those of a run or model."""
-    module = parts.roles[product].module
-    theirs, ours = getattr(model, "sigma_max", 0.0), getattr(module, "sigma_max", math.inf)
-    if ours < theirs:
-        raise UserError(
-            f"start {name} knows noise levels up to {theirs:g}; this run's sigma_max is {ours:g} and must be no less"
-        )
-    weights, wanted = model.state_dict(), module.state_dict()
-    afresh, left = getattr(module, "begins_afresh", ()), getattr(model, "for_training", ())
-    own = {k: v for k, v in wanted.items() if k.startswith(afresh) and k not in weights}
-    weights = {**own, **{k: v for k, v in weights.items() if k in wanted or not k.startswith(left)}}
-    different = [k for k in {**wanted, **weights} if k not in wanted or k not in weights]
-    different += [k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape]
-    if different:
-        raise UserError(
-            f"start {name} has another architecture than this run: {len(different)} entries differ, such as "
-            f"{min(different)}"
-        )
-    module.load_state_dict(weights)
-    for role in parts.roles.values():
-        if isinstance(role, Average) and role.of == product:
-            role.module.load_state_dict(weights)
-    _start_others(name, parts, product)
-
-
-def _start_others(name: str, parts: Parts, product: str) -> None:
-    """Give the other trained parts the weights that a run's last checkpoint has of them; what only they have stays."""
-    others = {n: r.module for n, r in parts.roles.items() if isinstance(r, Trained) and n != product}
-    found = checkpoints(Path(name) / "checkpoints")
-    if not others or not found:
-        return
-    learners = load_checkpoint(found[-1]).get("learners", {})
-    for part, module in others.items():
-        weights, wanted = learners.get(part, {"module": {}}).get("module", {}), module.state_dict()
-        wrong = [k for k, v in weights.items() if k not in wanted or wanted[k].shape != v.shape]
-        if wrong:
-            raise UserError(
-                f"start {name} has another {part} than this run: {len(wrong)} entries differ, such as {min(wrong)}"
-            )
-        module.load_state_dict({**wanted, **weights})
 
 
 def _sizes_by(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """Pictures that a classifier's calibration is made of, from its own weights: no data (arXiv 2204.04215).
 
-Matched    the batch norms' stored statistics are those of the pictures' maps (ZeroQ, Cai et al. 2020, 2001.00281):
-           L_BNS = mean over norms and channels of (mean - stored)^2 + (variance - stored)^2.
+Matched    the batch norms' stored statistics are those of the pictures' maps (ZeroQ, Cai et al. 2020, 2001.00281), in
+           units of the stored deviation s: L_BNS = mean over norms and channels of ((mean - stored) / s)^2
+           + (deviation / s - 1)^2.
 Responding AAC: they also make the network say a drawn class y as strongly as it can. Cross-entropy is satisfied by a
            margin; what sets a range is an absolute number, so the logit itself is pushed up:
            L = weight L_BNS + mean over pictures of max(0, aim_y - logit_y).
 Aim        the paper's objective as far as it is known has no bound; ours is what the head can say at most of features
            as large as those of matched pictures: aim_y = |w_y| max |f| + b_y. What is reached is recorded beside.
 Departs    pictures are optimised directly, by Adam from normal noise, and kept in [-1, 1]; the paper's weights, and
-           whether it draws them by a generator, are not known. ZeroQ matches deviations, and the input's, too.
+           whether it draws them by a generator, are not known. ZeroQ and GDFQ take errors as they are, of deviations
+           and of variances: channels of small deviation then hardly count, and ABN by re-estimation from such pictures
+           ruins a network that nothing else has touched. ZeroQ matches the input's statistics, too.
 """
 
 from __future__ import annotations
@@ -33,10 +36,10 @@ from imagewright.types import UserError
 class Synthesis:
     """How pictures are made. weight: of L_BNS against the response; it is the only part of matched pictures."""
 
-    iterations: int = 200
+    iterations: int = 100
     rate: float = 0.1
-    weight: float = 10.0
-    batch: int = 128
+    weight: float = 300.0
+    batch: int = 256
     """Pictures whose statistics are taken together."""
 
     def __post_init__(self) -> None:
@@ -163,9 +166,12 @@ def _batch(
 
 
 def mismatch(norm: Any, x: Tensor) -> Tensor:
-    """L_BNS of one norm: squared errors of the mean and the variance of x [N, C, H, W], mean over channels."""
+    """L_BNS of one norm: squared relative errors of mean and deviation of x [N, C, H, W], mean over channels."""
     mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
-    return ((mean - norm.running_mean).square() + (var - norm.running_var).square()).mean()
+    stored = norm.running_var + norm.eps
+    by_deviation = ((var + norm.eps) / stored).sqrt() - 1
+    loss: Tensor = ((mean - norm.running_mean).square() / stored + by_deviation.square()).mean()
+    return loss
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ def write_ledger(folder: Path, page: Path, keys: Sequence[str]) -> list[str]:
     for key, r in records.items():
         link = f"[{r['paper']}](https://arxiv.org/abs/{r['paper']})"
         cells = [f"[{key}](#{key})", link, r["headline"], f"**{r['verdict']}**", _counted(r), str(len(r["seeds"]))]
-        lines.append(f"| {' | '.join(cells)} |\n")
+        lines.append(f"| {' | '.join(_cell(each) for each in cells)} |\n")
     for key in keys:
         notes = folder / f"{key}.md"
         said = notes.read_text(encoding="utf-8").strip() if notes.exists() else ""
@@ -85,13 +85,13 @@ def _section(record: dict[str, Any], stem: str, said: str) -> str:
         spread = "" if row["std"] is None else f" ± {row['std']:.2g}"
         cells = [row["name"], f"{row['mean']:.4g}{spread}", f"{row['cost']:g}"]
         cells += [f"{row['more'][name]:.4g}" if name in row["more"] else "" for name in extra]
-        lines.append(f"| {' | '.join(cells)} |\n")
+        lines.append(f"| {' | '.join(_cell(each) for each in cells)} |\n")
     lines.append("\n| check | effect | 95% interval | margin | |\n|---|---|---|---|---|\n")
     for check in record["checks"]:
         bounds = "" if check["interval"] is None else "{:.3g} to {:.3g}".format(*check["interval"])
         times = " times" if check["scale"] == "ratio" else ""
         cells = [check["says"], f"{check['mean']:.3g}{times}", bounds, f"{check['margin']:g}{times}", check["verdict"]]
-        lines.append(f"| {' | '.join(cells)} |\n")
+        lines.append(f"| {' | '.join(_cell(each) for each in cells)} |\n")
     lines.append(f"\n**{record['verdict'].capitalize()}.**{' ' + said if said else ''}\n\n{_made(record)}\n")
     return "".join(lines)
 
