@@ -25,8 +25,10 @@ from imagewright.cli import play as command
 from imagewright.cli.playing import FRAMES, Player, View
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.models.files import ModelFile, save_model
+from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.preconditioning import EDMPrecond
-from imagewright.networks import SongUNet, SongUNetConfig
+from imagewright.models.tokens import PixelCodec
+from imagewright.networks import SongUNet, SongUNetConfig, TokenTransformer, TokenTransformerConfig
 from imagewright.samplers import Heun
 from imagewright.samplers.generator import sampler_to_json
 from imagewright.types import DataSpec, UserError
@@ -137,6 +139,24 @@ def test_a_part_is_filled_in_and_the_rest_stays(player: Player, names: tuple[str
         player.fill(names[1], view, 1, image, ())
     with pytest.raises(UserError, match="editing needs a flow map"):
         player.fill(names[0], view, 1, image, {(0, 0)})
+
+
+def test_a_token_model_is_drawn_guided_and_filled_in(tmp_path: Path) -> None:
+    config = TokenTransformerConfig(values=256, length=64, label_dim=10, width=8, depth=1, heads=1, dropout=0.0)
+    model = MaskedTokenModel(TokenTransformer(config), PixelCodec(8, 1), label_dropout=0.1)
+    save_model(tmp_path, ModelFile(model=model, spec=DIGITS))
+    name, view = str(tmp_path), View(n=1, steps=3, towards=1)
+    player = Player([name], "cpu")
+    drawn = player.draw(name, view)
+    assert drawn.nfe == 3 and "masked-decoding" in player.samplers() and "heun" not in player.samplers()
+    assert player.draw(name, View(n=1, steps=3, weight=2.0)).nfe == 6
+    made = player.fill(name, view, 0, drawn.images[0], {(1, 1)})
+    assert np.argwhere(made != drawn.images[0])[:, :2].tolist() in ([], [[1, 1]])
+    assert player.way(name, view, 0).shape[0] < 2 * 9 * 8  # one row: x and the estimate are the same
+    with pytest.raises(UserError, match="no noise"):
+        player.between(name, view)
+    with pytest.raises(UserError, match="interval"):
+        player.draw(name, View(weight=2.0, low=0.1))
 
 
 def test_mistakes_are_told(names: tuple[str, str], refused: Callable[..., str], monkeypatch: Any) -> None:
@@ -273,12 +293,13 @@ def test_the_page_draws_compares_and_looks_closer(address: str, browser: Browser
     browser.wait(f"location.search.includes('seed=5') && {shown}.length == 4 && {shown}[0].src != {before[0]!r}")
     assert browser.value("document.documentElement.scrollWidth <= innerWidth")  # 390 pixels, a telephone's
     browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    browser.value("window.before = true")
     browser.call("Page.reload")
-    browser.wait(f"{shown}.length == 4 && document.querySelector('[data-control=seed]').value == '5'")
+    browser.wait(f"!window.before && {shown}.length == 4 && document.querySelector('[data-control=seed]').value == '5'")
 
-    ground, ink = (browser.value(f"getComputedStyle(document.body).{what}") for what in ("backgroundColor", "color"))
-    brightness = [sum(map(int, colour[4:-1].split(", "))) for colour in (ground, ink)]
-    assert brightness[0] < 150 < 600 < brightness[1], (ground, ink)
+    browser.wait("document.body.classList.contains('body--dark')")
+    browser.wait("getComputedStyle(document.body).backgroundColor == 'rgb(18, 18, 18)'")
+    assert browser.value("getComputedStyle(document.querySelector('figcaption')).color") == "rgb(255, 255, 255)"
 
     asked = [m["params"]["request"]["url"] for m in browser.heard if m["method"] == "Network.requestWillBeSent"]
     assert asked and all(url.startswith((address, "data:", "blob:")) for url in asked)
