@@ -191,7 +191,7 @@ def test_completion_is_whole() -> None:
 
 
 def test_completion_of_words_after_an_option() -> None:
-    assert completed("imagewright", "sample", "emoji64-32", "--guidance", "") == {"auto", "cfg", "none"}
+    assert completed("imagewright", "sample", "emoji64-32", "--guidance", "") == {"auto", "cfg", "latents", "none"}
     assert {"heun", "restart"} <= completed("imagewright", "evaluate", "x", "--sampler", "")
     assert {"speed", "claims"} <= completed("imagewright", "bench", "")
     assert "--method.warmup" in completed("imagewright", "train", "scd-digits", "--method.")
