@@ -127,6 +127,18 @@ def test_the_nearest_of_a_training_picture_is_itself(player: Player, names: tupl
     np.testing.assert_array_equal(found.images[0], real.images[3])
 
 
+def test_a_part_is_filled_in_and_the_rest_stays(player: Player, names: tuple[str, str]) -> None:
+    view = View(seed=5, n=2)
+    image = player.draw(names[1], view).images[1]
+    made = player.fill(names[1], view, 1, image, {(0, 0), (7, 3)})
+    changed = np.argwhere((made != image)[..., 0])
+    assert {*map(tuple, changed.tolist())} == {(0, 0), (7, 3)}
+    with pytest.raises(UserError, match="choose what"):
+        player.fill(names[1], view, 1, image, ())
+    with pytest.raises(UserError, match="editing needs a flow map"):
+        player.fill(names[0], view, 1, image, {(0, 0)})
+
+
 def test_mistakes_are_told(names: tuple[str, str], refused: Callable[..., str], monkeypatch: Any) -> None:
     assert "at least one model" in refused("play")
     assert "--port is 0" in refused("play", names[0], "--port", "0")
@@ -227,7 +239,7 @@ def address(names: tuple[str, str]) -> Iterator[str]:
 @pytest.mark.browser
 def test_the_page_draws_compares_and_looks_closer(address: str, browser: Browser) -> None:
     browser.call("Page.navigate", url=f"{address}?seed=4&n=2&towards=9")
-    shown = "[...document.querySelectorAll('.model .row img')]"
+    shown = "[...document.querySelectorAll('.model .shots img')]"
     browser.wait(f"{shown}.length == 4 && {shown}.every(i => i.complete && i.naturalWidth == 8)")
     cards = browser.value("[...document.querySelectorAll('.model')].map(e => e.innerText)")
     assert "5 network calls a picture" in cards[0] and "1 network call a picture" in cards[1]
@@ -235,22 +247,38 @@ def test_the_page_draws_compares_and_looks_closer(address: str, browser: Browser
     assert browser.value("document.querySelectorAll('.model .strip img').length") == 2
     before = browser.value(f"{shown}.map(i => i.src)")
 
-    browser.value("document.querySelector('.model .row button').focus()")
+    browser.value("document.querySelector('.model .shots button').focus()")
     for kind in ("keyDown", "keyUp"):  # chosen by the keyboard alone
         browser.call(
             "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
         )
-    browser.wait("document.querySelectorAll('section .row img').length == 5")
+    browser.wait("document.querySelectorAll('section .shots img').length == 5")
     assert "nearest of 1,629 training pictures" in browser.value("document.querySelector('section').innerText")
     assert browser.value("document.querySelector('section .strip img').naturalWidth") > 64
+
+    browser.value("document.querySelectorAll('.model:last-child .shots button')[1].click()")
+    browser.wait("document.querySelectorAll('.net button').length == 64")
+    browser.value("document.querySelector('.net').scrollIntoView({block: 'center'})")
+    x, y, side = browser.value("(b => [b.x, b.y, b.width])(document.querySelector('.net').getBoundingClientRect())")
+    for kind, column in (("mousePressed", 0), ("mouseMoved", 1), ("mouseMoved", 2), ("mouseReleased", 2)):
+        at = {"x": x + (column + 0.5) * side / 8, "y": y + side / 16, "button": "left", "buttons": 1}
+        browser.call("Input.dispatchMouseEvent", type=kind, clickCount=1, **at)
+    browser.wait("document.querySelectorAll('.net button[aria-pressed=true]').length == 3")
+    browser.value("[...document.querySelectorAll('button')].find(b => b.innerText.toLowerCase() == 'fill in').click()")
+    browser.wait("document.querySelector('section img[alt$=\"filled in\"]')?.naturalWidth == 8")
 
     browser.value("document.querySelector('[data-control=seed]').focus()")
     browser.value("document.querySelector('[data-control=seed]').select()")
     browser.call("Input.insertText", text="5")
     browser.wait(f"location.search.includes('seed=5') && {shown}.length == 4 && {shown}[0].src != {before[0]!r}")
     assert browser.value("document.documentElement.scrollWidth <= innerWidth")  # 390 pixels, a telephone's
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
     browser.call("Page.reload")
     browser.wait(f"{shown}.length == 4 && document.querySelector('[data-control=seed]').value == '5'")
+
+    ground, ink = (browser.value(f"getComputedStyle(document.body).{what}") for what in ("backgroundColor", "color"))
+    brightness = [sum(map(int, colour[4:-1].split(", "))) for colour in (ground, ink)]
+    assert brightness[0] < 150 < 600 < brightness[1], (ground, ink)
 
     asked = [m["params"]["request"]["url"] for m in browser.heard if m["method"] == "Network.requestWillBeSent"]
     assert asked and all(url.startswith((address, "data:", "blob:")) for url in asked)

@@ -276,24 +276,53 @@ def _filled(
 
     Extended pictures are half as large again, and shown beside the picture with its free part white.
     """
-    side, model = generator.spec.resolution, generator.model
+    side = generator.spec.resolution
     beyond = _beyond(given["mask"]) if task == "outpaint" else None
     region = beyond.region(side, side) if beyond else _mask(given["mask"] or "right", generator.spec)
     canvas = beyond.canvas(pictures) if beyond else pictures
-    if kind_of(model) == "token_model":
-        results = fill_tokens(replace(file, model=model), canvas, region, cond, noise, given["steps"])
-    else:
-        flow_map: Any = model
-        editor = Editing(sigmas=_levels(task, flow_map, generator.spec, given), clip=generator.space is None)
-        known = editing.Pixels(~places(region, generator.space))
-        made = generator.decoded(editor(flow_map, generator.encoded(canvas), known, cond, noise=noise))
-        results = made if generator.space is None else put_back(made, canvas, region)
+    results = _redrawn(file, generator, canvas, region, given, noise, cond)
     before, free = pictures[:1], torch.ones_like(pictures[:1])
     if beyond:
         shown = beyond.join(before, torch.where(region.to(free.device), free, canvas[:1]))
         return to_uint8(shown), to_uint8(beyond.join(pictures, results))
     shown = torch.cat([before, before * ~region.to(before.device)])
     return to_uint8(shown), to_uint8(results)
+
+
+def _redrawn(
+    file: ModelFile,
+    generator: ImageGenerator,
+    canvas: Tensor,
+    region: Tensor,
+    given: dict[str, Any],
+    noise: ImageNoise,
+    cond: Condition,
+) -> Tensor:
+    """Pictures [N, C, H, W] with the region [H, W] drawn anew, as each kind of model does it."""
+    if kind_of(generator.model) == "token_model":
+        return fill_tokens(replace(file, model=generator.model), canvas, region, cond, noise, given["steps"])
+    flow_map: Any = generator.model
+    sigmas = _levels("inpaint", flow_map, generator.spec, given)
+    editor = Editing(sigmas=sigmas, clip=generator.space is None)
+    known = editing.Pixels(~places(region, generator.space))
+    made = generator.decoded(editor(flow_map, generator.encoded(canvas), known, cond, noise=noise))
+    return made if generator.space is None else put_back(made, canvas, region)
+
+
+def fill_in(
+    name: str, file: ModelFile, generator: ImageGenerator, image: Pixels, region: Tensor, label: int, seed: int
+) -> Pixels:
+    """A picture, uint8 [H, W, C], with a region, bool [H, W], drawn anew as a part of a picture of the class.
+
+    As `imagewright edit NAME --task inpaint` with the seed and its usual steps; label: -1 = none. Raises UserError
+    for a model that cannot.
+    """
+    given = {"steps": None, "levels": None}
+    check_model(name, file.model, "inpaint", given)
+    canvas = from_uint8(image[None]).to(generator.device)
+    noise, cond = ImageNoise(seed, [0]), _condition(generator, 1, label)
+    made: Pixels = to_uint8(_redrawn(at_own_size(file), generator, canvas, region, given, noise, cond))[0]
+    return made
 
 
 def _beyond(side: str | None) -> Outpainting:

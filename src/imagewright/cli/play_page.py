@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from imagewright.cli.playing import MOST, Player, View
+from imagewright.cli.playing import CELLS, MOST, Player, View
 from imagewright.training.snapshots import grid
 from imagewright.types import UserError
 
@@ -31,12 +31,17 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 STYLE = """
 .controls {display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .6rem; width: 100%}
 .models {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); gap: 1rem; width: 100%}
-.model h2 {font-size: 1.1rem; font-weight: 600; line-height: 1.4; margin: 0; overflow-wrap: anywhere}
-.row {display: flex; flex-wrap: wrap; gap: .4rem}
-.row button {padding: 0; border: 2px solid transparent; background: none; cursor: pointer; color: inherit}
-.row button:focus-visible, .row button[aria-pressed=true] {border-color: var(--q-primary)}
-.row figure {margin: 0} .row figcaption {font-size: .8rem; text-align: center}
+h2 {font-size: 1.1rem; font-weight: 600; line-height: 1.4; margin: 0; overflow-wrap: anywhere}
+.shots {display: flex; flex-wrap: wrap; gap: .4rem}
+.shots button {padding: 0; border: 2px solid transparent; background: none; cursor: pointer; color: inherit}
+.shots button:focus-visible, .shots button[aria-pressed=true] {border-color: var(--q-primary)}
+.shots figure {margin: 0} .shots figcaption {font-size: .8rem; text-align: center}
 img {image-rendering: pixelated; display: block} .strip {overflow-x: auto; max-width: 100%}
+.net {display: grid; grid-template-columns: repeat(8, 28px); grid-auto-rows: 28px; position: relative;
+  touch-action: none; user-select: none}
+.net > div {position: absolute; inset: 0}
+.net button {position: relative; border: 1px solid #8883; min-width: 0}
+.net button[aria-pressed=true] {background: #e0f8}
 .told {margin: .2rem 0; font-size: .9rem}
 """
 
@@ -197,7 +202,7 @@ class Page:
         each = drawn.seconds / len(drawn.images)
         calls = f"{drawn.nfe} network call{'s' if drawn.nfe != 1 else ''} a picture"
         ui.html(_told(f"{calls}, {1000 * each:.3g} ms a picture; {sampler_words(drawn.sampler)}"), sanitize=False)
-        with ui.element("div").classes("row"):
+        with ui.element("div").classes("shots"):
             for i, image in enumerate(drawn.images):
                 label = drawn.labels[i] if drawn.labels else ""
                 alt = f"picture {i} of seed {view.seed}{f', class {label}' if label else ''}; look closer"
@@ -217,9 +222,44 @@ class Page:
         near = await self._tried(partial(self.player.near, name, image))
         self.details.clear()
         with self.details:
-            self.ui.html(f"<h2 style='font-size:1.1rem;margin:0'>{html.escape(name)}, picture {i}</h2>", sanitize=False)
+            self.ui.html(f"<h2>{html.escape(name)}, picture {i}</h2>", sanitize=False)
             self._shown(way, lambda found: _strip(found, "the picture's way from noise, left to right"))
             self._shown(near, _near)
+            self._editor(name, view, i, image)
+
+    def _editor(self, name: str, view: View, i: int, image: Images) -> None:
+        """The picture under a net of cells; those that are drawn over, or chosen by keys, are filled in."""
+        ui = self.ui
+        try:
+            self.player.check_fill(name)
+        except UserError as error:
+            ui.html(_told(str(error)), sanitize=False)
+            return
+        ui.html(_told("draw over what is to be filled in"), sanitize=False)
+        cells: set[tuple[int, int]] = set()
+
+        def mark(cell: tuple[int, int], button: Any, toggle: bool = False) -> None:
+            (cells.discard if toggle and cell in cells else cells.add)(cell)
+            button.props(f"aria-pressed={'true' if cell in cells else 'false'}")
+
+        with ui.element("div").classes("shots"):
+            with ui.element("div").classes("net"):
+                ui.html(_img(image, "", 2 * SIDE), sanitize=False)
+                for cell in np.ndindex(CELLS, CELLS):
+                    words = f'type=button aria-pressed=false aria-label="row {cell[0]}, column {cell[1]}"'
+                    button = ui.element("button").props(words)
+                    for event in ("pointerdown", "pointerenter"):
+                        button.on(event, partial(mark, cell, button), js_handler="e => { if (e.buttons) emit() }")
+                    by_key = "e => { if (!e.detail) emit() }"
+                    button.on("click", partial(mark, cell, button, True), js_handler=by_key)
+            result = ui.html("", sanitize=False).props("aria-live=polite")
+
+        async def fill() -> None:
+            made = await self._tried(partial(self.player.fill, name, view, i, image, frozenset(cells)))
+            alt = f"picture {i}, filled in"
+            result.set_content(_told(made, "alert") if isinstance(made, str) else _img(made, alt, 2 * SIDE))
+
+        ui.button("Fill in", on_click=fill)
 
     def _shown(self, found: Any, make: Callable[[Any], str]) -> None:
         text = _told(found, "alert") if isinstance(found, str) else make(found)
@@ -232,7 +272,7 @@ def _near(near: Any) -> str:
         for image, index, distance in zip(near.images, near.indices, near.distances, strict=True)
     )
     told = _told(f"nearest of {near.of:,} training pictures, with their distances in pixels")
-    return f"{told}<div class=row>{''.join(figures)}</div>"
+    return f"{told}<div class=shots>{''.join(figures)}</div>"
 
 
 def _told(text: str, role: str = "") -> str:

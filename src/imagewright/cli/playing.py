@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 
 from imagewright.checks import require_number, require_whole
+from imagewright.cli.edit import fill_in
+from imagewright.cli.edit_tokens import at_own_size, check_model
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.cli.scoring import real_images
 from imagewright.data.image_set import ImageSet
@@ -33,6 +35,8 @@ MOST = 64
 MOST_STEPS = 1000
 FRAMES = 9
 """Pictures on the way from one seed to another."""
+CELLS = 8
+"""Rows and columns of a picture in which a part to be filled in is chosen."""
 NEAREST = 5
 MOST_REAL = 20_000
 """Training pictures that a sample is compared with, evenly chosen of more."""
@@ -203,6 +207,31 @@ class Player:
             rows, distances = nearest(image[None], some, k=min(NEAREST, len(some)))
             indices = tuple(map(int, chosen[rows[0]]))
             return Near(some.images(rows[0]), tuple(map(float, distances[0])), indices, len(some))
+
+    def check_fill(self, name: str) -> None:
+        """Raise UserError for a model that fills in no part of a picture, with the kinds that do."""
+        check_model(name, self.files[name].model, "inpaint", {"levels": None, "steps": None})
+
+    def fill(self, name: str, view: View, i: int, image: Images, cells: Collection[tuple[int, int]]) -> Images:
+        """Picture i of the view, uint8 [H, W, C], with some of its CELLS x CELLS cells (row, column) drawn anew.
+
+        It is what `imagewright edit --task inpaint` draws with the view's seed and the picture's class. Raises
+        UserError where there are none of them, or the model cannot.
+        """
+        if not cells:
+            raise UserError("choose what is to be filled in")
+        self.check_fill(name)
+        with self._lock:
+            file = at_own_size(self.files[name])
+            changes = Changes(weight=view.weight) if takes_weight(file.model) else None
+            generator = make_generator(file, None, None, (), self._device, changes)
+            labels = self._labels(generator, view, view.n)
+            chosen = torch.zeros(CELLS, CELLS, dtype=torch.bool)
+            for cell in cells:
+                chosen[cell] = True
+            height, width = (torch.arange(side) * CELLS // side for side in image.shape[:2])
+            region = chosen[height][:, width]
+            return fill_in(name, file, generator, image, region, -1 if labels is None else labels[i], view.seed)
 
     def _generator(self, name: str, view: View) -> ImageGenerator:
         file, settings = self.files[name], tuple(view.settings.split())
