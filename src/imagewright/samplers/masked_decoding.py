@@ -8,8 +8,8 @@ Pass t of T, from N0 unknown tokens at the start:
   (f) the n least sure become unknown again. Tokens once kept are never looked at again.
 The last pass gives the whole drawn grid.
 
-Departs    (e) is computed in float64, and a product that is a whole number but for rounding counts as that: in float32, as the
-           program's, 511 of 1,024 tokens stay unknown after pass 8 of 12, here 512.
+Departs    (e) is computed in float64, and a product that is a whole number but for rounding counts as that: in the
+           program's float32 511 of 1,024 tokens stay unknown after pass 8 of 12, here 512.
 
 Also ours: `choice = "random"` keeps random tokens in place of the surest ones: with one token a pass that is drawing in
 any order, whose only error is the model's. Classifier-free guidance, which the paper has not: log p = log p(no class) +
