@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -68,6 +69,10 @@ def told_as_lost() -> Iterator[None]:
         raise UserError(f"the processes that train together have lost each other: {reason[0]}") from None
 
 
+MEETING = timedelta(seconds=45)
+"""In which processes that torchrun has started anew have to find each other."""
+
+
 @contextmanager
 def processes() -> Iterator[Processes]:
     """The processes that torchrun started (WORLD_SIZE in the environment), or just this one."""
@@ -75,8 +80,14 @@ def processes() -> Iterator[Processes]:
         yield Processes()
         return
     # Both where there are GPUs: `--device cpu` has to work there too.
+    backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with told_as_lost():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        if restarted():
+            # Two that are started anew at once may each wait for the other's call; whoever gives up is started again.
+            dist.init_process_group(backends, timeout=MEETING)
+            dist.distributed_c10d._set_pg_timeout(dist.distributed_c10d.default_pg_timeout)
+        else:
+            dist.init_process_group(backends)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
