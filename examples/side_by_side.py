@@ -240,7 +240,8 @@ def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
     teacher = setting.data
     if setting.teacher_recipe is not None:
         teacher = str(out / "teacher")
-        _command(f"train {setting.teacher_recipe} --out {teacher} --resume")
+        if not (Path(teacher) / "model.json").exists():  # rows that are trained beside each other share it
+            _command(f"train {setting.teacher_recipe} --out {teacher} --resume")
     scores = out / "teacher.json"
     if not scores.exists():
         out.mkdir(parents=True, exist_ok=True)
