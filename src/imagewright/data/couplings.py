@@ -18,17 +18,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NotRequired, TypedDict
+from typing import Any, ClassVar, NotRequired
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from imagewright import limits
-from imagewright.data.shards import Rows, Sheet, claim_folder, shard_fault, shard_path, standing, write_rows
+from imagewright.data.shards import (
+    Rows,
+    Sheet,
+    SheetRecord,
+    claim_folder,
+    shard_fault,
+    shard_path,
+    standing,
+    write_rows,
+)
 from imagewright.noise import ImageNoise
-from imagewright.shapes import Within
 from imagewright.types import Chance, Condition, Coupling, DataSpec, Example, UserError
 
 FORMAT = "imagewright-couplings/1"
@@ -36,26 +43,7 @@ MOST_DEVIATION = 3.0
 """Of a shard's stored latents: more than an imperfect inversion leaves, far less than other conventions have."""
 
 
-class SpecRecord(TypedDict):
-    """A `DataSpec` as JSON, with all of its classes."""
-
-    name: str
-    resolution: Annotated[int, Within(1, limits.SIDE)]
-    channels: Annotated[int, Within(1, limits.SIDE)]
-    num_classes: Annotated[int, Within(0, limits.CLASSES)]
-    class_names: list[str]
-    empty_classes: NotRequired[list[int]]
-
-
-class _ManifestRecord(TypedDict):
-    format: str
-    n: Annotated[int, Within(1, limits.PAIRS)]
-    seed: int
-    shard: Annotated[int, Within(1, limits.PAIRS)]
-    batch: int
-    dtype: str
-    spec: SpecRecord
-    origin: dict[str, Any]
+class _ManifestRecord(SheetRecord):
     inverted: NotRequired[bool]
     times: NotRequired[list[float]]
 

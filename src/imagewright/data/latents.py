@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from imagewright import limits
-from imagewright.data.couplings import SpecRecord
 from imagewright.data.image_set import ImageSet
-from imagewright.data.shards import Rows, Sheet
+from imagewright.data.shards import Rows, Sheet, SheetRecord
 from imagewright.files import read_json, write_json
 from imagewright.shapes import Within, misfit
 from imagewright.types import Batch, Chance, Condition, DataSpec, Example, UserError
@@ -36,15 +35,7 @@ MEASURED = 10_000
 _CHUNK = 1024
 
 
-class _ManifestRecord(TypedDict):
-    format: str
-    n: Annotated[int, Within(1, limits.PAIRS)]
-    seed: int
-    shard: Annotated[int, Within(1, limits.PAIRS)]
-    batch: int
-    dtype: str
-    spec: SpecRecord
-    origin: dict[str, Any]
+class _ManifestRecord(SheetRecord):
     latent: list[Annotated[int, Within(1, limits.SIDE)]]
     mirrored: bool
 

@@ -19,20 +19,46 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypedDict
+from typing import Annotated, Any, ClassVar, NotRequired, Self, TypedDict
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from imagewright import limits
 from imagewright.arrays import read_head, read_tensors
 from imagewright.files import parse_json, read_formatted, replacing, write_json
 from imagewright.locks import alone
+from imagewright.shapes import Within
 from imagewright.types import DataSpec, UserError
 
 OPEN_SHARDS = 64
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+class SpecRecord(TypedDict):
+    """A `DataSpec` as JSON, with all of its classes."""
+
+    name: str
+    resolution: Annotated[int, Within(1, limits.SIDE)]
+    channels: Annotated[int, Within(1, limits.SIDE)]
+    num_classes: Annotated[int, Within(0, limits.CLASSES)]
+    class_names: list[str]
+    empty_classes: NotRequired[list[int]]
+
+
+class SheetRecord(TypedDict):
+    """What every store's manifest.json holds."""
+
+    format: str
+    n: Annotated[int, Within(1, limits.PAIRS)]
+    seed: int
+    shard: Annotated[int, Within(1, limits.PAIRS)]
+    batch: int
+    dtype: str
+    spec: SpecRecord
+    origin: dict[str, Any]
 
 
 class _ShardHead(TypedDict):
