@@ -21,6 +21,7 @@ LAYERS = (
         "kernels",
         "fused",
         "noise",
+        "gathering",
         "files",
         "locks",
         "arrays",

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.scoring import real_images
-from imagewright.metrics.accuracy import measure_accuracy
+from imagewright.data import ImageSet
+from imagewright.metrics.accuracy import measure_accuracy, pooled
+from imagewright.metrics.probe import probe_accuracy
 from imagewright.models.files import ModelFile
 from imagewright.training.distributed import pick_device
 from imagewright.types import UserError
@@ -27,7 +31,16 @@ def evaluate_accuracy(
         found = measure_accuracy(
             file.model, images, batch_size=batch_size, device=pick_device(device), on_progress=advance_to
         )
-    return {"target": target, "report": {**found.as_dict(), "split": split}}
+    probe = {}
+    if getattr(file.model, "pretrained", False):
+        probe = {"probe": _probe(file.model, real_images(target, data, file.spec, "train"), images, batch_size, device)}
+    return {"target": target, "report": {**found.as_dict(), "split": split, **probe}}
+
+
+def _probe(model: nn.Module, train: ImageSet, test: ImageSet, batch_size: int, device: str) -> float:
+    """How well classes can be read off features by a linear map that is learnt from the training pictures'."""
+    x, u = (pooled(model, images, batch_size=batch_size, device=pick_device(device)) for images in (train, test))
+    return probe_accuracy(x, train.labels, u, test.labels)
 
 
 def show_accuracy(entry: dict[str, Any]) -> None:
@@ -37,4 +50,6 @@ def show_accuracy(entry: dict[str, Any]) -> None:
     five = "" if report["top5"] is None else f"{report['top5']:.2%}"
     rows.add_row(entry["target"], f"{report['top1']:.2%}", f"{report['stderr']:.2%}", five)
     OUT.print(rows)
+    if "probe" in report:
+        say(f"a linear probe of its features, learnt from the training pictures: {report['probe']:.2%}")
     say(f"{report['num_images']} images, split {report['split']}, {report['classes']} classes")

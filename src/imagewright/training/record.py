@@ -35,7 +35,12 @@ from imagewright.version import versions
 
 FORMAT = "imagewright-experiment/1"
 EMBEDDED = ("digits", "emoji64")
-PLACES: Mapping[str, str] = {"data": "data.source", "couplings": "data.couplings", "start": "start"}
+PLACES: Mapping[str, str] = {
+    "data": "data.source",
+    "pictures": "data.pictures",
+    "couplings": "data.couplings",
+    "start": "start",
+}
 """What every run may be given beside what its method asks for, and the field that says where it is."""
 FREE = (
     "training.total_images",
@@ -300,8 +305,9 @@ def experiment_record(
     computes from now on; other ways of earlier starts stand before it.
     """
     given: Inputs = {}
+    where = places(experiment)
     for name, identity in inputs.items():
-        path = get_field(experiment, places(experiment)[name])
+        path = get_field(experiment, where[name]) if name in where else None  # a shipped classifier lies nowhere
         given[name] = dict(identity)
         if path is not None and os.path.isabs(path):
             given[name]["where"] = os.path.relpath(path, folder.resolve())
