@@ -51,6 +51,7 @@ from imagewright.precision import uncast
 from imagewright.types import Average, Clock, Event, Follow, Frozen, Parts, Trained, Update, UserError
 
 Form = Literal["code", "paper"]
+HALF = (torch.float16, torch.bfloat16)
 ROUNDS = 3
 """Of Sinkhorn."""
 
@@ -184,12 +185,11 @@ class EventPretraining:
         q_image = contrast.image_predictor(contrast.image(tokens[:, 1]))
         logits = encoder.network.named(tokens.flatten(1).detach())
         with uncast(batch.events.device):
-            q_event, q_image, k_event, y = (t.float() for t in (q_event, q_image, k_event, y))
-            found = self.losses(q_event, q_image, k_event, y)
+            found = self.losses(*(t.float() if t.dtype in HALF else t for t in (q_event, q_image, k_event, y)))
             loss = self.events * found["events"] + self.pictures * found["pictures"]
             loss = loss + self.structure * found["structure"]
             if logits is not None and batch.cond.label is not None:
-                named = F.cross_entropy(logits.float(), batch.cond.label, ignore_index=-1, reduction="none")
+                named = F.cross_entropy(logits.float() if logits.dtype in HALF else logits, batch.cond.label, ignore_index=-1, reduction="none")
                 loss = loss + named
                 found["accuracy"] = (logits.argmax(1) == batch.cond.label).float()
         yield Update("encoder", loss, parts=found)
