@@ -58,7 +58,8 @@ def copied(events: Tensor, number: tuple[int, int], least: int, noise: StepNoise
     wanted = low + (noise.uniform(events[:, 0, 0]) * (high - low)).long()
     wanted = torch.where(count >= least, wanted, 0)
     lot = torch.where(there, noise.uniform(events[..., 0]), math.inf)
-    taken = there & (lot.argsort(1).argsort(1) < wanted[:, None])
+    first = torch.arange(lot.shape[1], device=lot.device) < wanted[:, None]
+    taken = torch.zeros_like(there).scatter(1, lot.argsort(1), first)
     place = events[..., :2] + JITTER[0] * noise.normal(events[..., :2])
     time = events[..., 2:3] + JITTER[1] * noise.normal(events[..., 2:3])
     border = torch.where(there[..., None], events[..., :2], 0).amax(1, keepdim=True)

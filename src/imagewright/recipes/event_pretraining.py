@@ -35,7 +35,7 @@ SMALL = EventViews(shift=2, copies=(10, 200), copies_least=100)
 def digits() -> Experiment:
     """Handwritten digits that move, frames of 16x16: four minutes on a CPU thread."""
     return Experiment(
-        data=StandinEvents(source="digits", scale=2),
+        data=StandinEvents(source="digits", scale=2, most=1024),
         method=EventPretraining(views=replace(SMALL, mirror=False), hidden=256, out=64),
         network=EventViTConfig(img_resolution=16, patch=4, width=64, depth=4, heads=4, head_norm=True),
         given={"teacher": "digits"},
@@ -46,7 +46,7 @@ def digits() -> Experiment:
 def emoji64_32() -> Experiment:
     """Emoji that move, frames of 32x32."""
     return Experiment(
-        data=StandinEvents(source="emoji64", resolution=32),
+        data=StandinEvents(source="emoji64", resolution=32, most=2048),
         method=EventPretraining(views=SMALL, hidden=512, out=128),
         network=EventViTConfig(img_resolution=32, patch=4, width=128, depth=6, heads=4, head_norm=True),
         given={"teacher": "emoji"},
