@@ -273,12 +273,12 @@ def test_what_is_refused() -> None:
     other = WideResNet(WideResNetConfig(img_resolution=8, in_channels=1, num_classes=10, blocks=1, widen=1))
     with pytest.raises(UserError, match="an encoder of events needs an EventViT as its network, not a WideResNet"):
         METHOD.parts(network=other, teacher=teacher)
-    with pytest.raises(UserError, match="events have 0 classes|has 0 classes"):
+    with pytest.raises(UserError, match="has 0 classes"):
         EventClassification().parts(network=EventViT(TINY), spec=replace(SPEC, num_classes=0))
     with pytest.raises(UserError, match=r"method\.layer_decay has no effect on a probe"):
         EventClassification(probe=True, layer_decay=0.5)
     run = RECIPES["events-digits"]()
-    with pytest.raises(UserError, match="learns from events paired with pictures; .* holds labelled pictures"):
+    with pytest.raises(UserError, match=r"learns from events paired with pictures; .* holds labelled pictures"):
         assemble(replace(run, data=replace(run.data, frames=True)))
     with pytest.raises(UserError, match="learns from labelled pictures; standin_events of digits"):
         assemble(replace(RECIPES["edm-digits"](), data=run.data))

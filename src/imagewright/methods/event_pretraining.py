@@ -189,8 +189,8 @@ class EventPretraining:
             loss = self.events * found["events"] + self.pictures * found["pictures"]
             loss = loss + self.structure * found["structure"]
             if logits is not None and batch.cond.label is not None:
-                named = F.cross_entropy(logits.float() if logits.dtype in HALF else logits, batch.cond.label, ignore_index=-1, reduction="none")
-                loss = loss + named
+                logits = logits.float() if logits.dtype in HALF else logits
+                loss = loss + F.cross_entropy(logits, batch.cond.label, ignore_index=-1, reduction="none")
                 found["accuracy"] = (logits.argmax(1) == batch.cond.label).float()
         yield Update("encoder", loss, parts=found)
 
