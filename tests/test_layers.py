@@ -20,6 +20,7 @@ LAYERS = (
         "shapes",
         "kernels",
         "fused",
+        "gathering",
         "noise",
         "files",
         "locks",
