@@ -66,7 +66,7 @@ def test_a_tokenizers_file_is_read_and_damaged_ones_refused(tmp_path: Path) -> N
     again = words.describe()
     assert vocabulary(again).identity == words.identity
     with pytest.raises(UserError, match="another tokenizer"):
-        vocabulary({**again, "sha256": "0"})
+        vocabulary(f"{again[:-1]}x")
     path.write_text(path.read_text().replace('"</s>":2', '"</s>":9').replace('"</s>": 2', '"</s>": 9'))
     with pytest.raises(UserError, match="as id 2"):
         TokenizerFile(path)
@@ -77,7 +77,7 @@ def test_a_tokenizers_file_is_read_and_damaged_ones_refused(tmp_path: Path) -> N
         TokenizerFile(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("what", [None, 3, {"words": [1]}, {}])
+@pytest.mark.parametrize("what", [None, 3, [1], {}])
 def test_what_is_no_vocabulary_is_told(what: object) -> None:
     with pytest.raises(UserError, match="a vocabulary is"):
         vocabulary(what)
