@@ -130,9 +130,7 @@ def test_a_list_is_made_of_numbers_words_pairs_and_titles() -> None:
 
 def test_pairs_of_scripts_without_spaces_are_joined_without_one() -> None:
     made = build_metadata(["红猫", "红猫", "白狗"], "zh", least_pmi=0.5, unigrams=1.0)
-    assert made[-1] == "白狗" and "红猫" not in made, (
-        "the rarer words say more of each other; two fifths of four are one"
-    )
+    assert made[-1] == "白狗" and "红猫" not in made, "rarer words tell more; two fifths of four are one"
 
 
 def test_a_limit_of_thirty_bits_keeps_no_pair_of_a_small_collection() -> None:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from imagewright.data.words import (
     END,
@@ -18,7 +17,6 @@ from imagewright.data.words import (
     TokenizerFile,
     WordList,
     encoded,
-    lengths,
     vocabulary,
     words_of,
 )
@@ -47,8 +45,6 @@ def test_a_text_ends_with_its_mark_however_it_is_cut() -> None:
     words = WordList(("a", "b"))
     made = encoded(words, ["a b", "a b a b a", ""], 4)
     assert made.tolist() == [[4, 5, END, PAD], [4, 5, 4, END], [END, PAD, PAD, PAD]]
-    assert lengths(made).tolist() == [2, 3, 0]
-    assert lengths(torch.tensor([[4, 5]])).tolist() == [2]
     with pytest.raises(UserError, match="no room"):
         encoded(words, ["a"], 1)
 

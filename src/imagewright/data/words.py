@@ -219,9 +219,3 @@ def vocabulary(described: Any) -> Vocabulary:
     if sha256 not in ("", found.identity["sha256"]):
         raise UserError(f"{path} is another tokenizer than the one that was trained with")
     return found
-
-
-def lengths(tokens: Tensor) -> Tensor:
-    """Places before the end of text, int64 [N], of tokens [N, L]; L where there is none."""
-    ends = tokens == END
-    return torch.where(ends.any(1), ends.int().argmax(1), tokens.shape[1])

@@ -20,13 +20,14 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from imagewright.data.words import lengths
 from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.networks.patterns import Dense
 from imagewright.networks.residual import ResidualBlock, Style
 from imagewright.types import Encoding, UserError
 
 Activation = Literal["exact_gelu", "quick_gelu"]
+END = 2
+"""The id that ends a text, of which every text has one: XLM-V's, and that of `data.words`."""
 SCALE = math.log(1 / 0.07)
 """What the logarithm of the logits' scale begins with."""
 
@@ -142,7 +143,7 @@ class CLIP(Network):
         x = self.tokens(tokens) + self.text_places[:count]
         for block in self.text_blocks:
             x = block(x)
-        end = lengths(tokens).clamp_max(count - 1)
+        end = (tokens == END).int().argmax(1)
         return self.text_after(x[torch.arange(len(x), device=x.device), end]) @ self.text_project  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Encoding:
