@@ -20,9 +20,11 @@ from torch import nn
 
 from imagewright.cli.console import duration, say
 from imagewright.data import ImageSet
+from imagewright.data.captions import CaptionsConfig
 from imagewright.data.couplings import Couplings
 from imagewright.data.negatives import Negatives
 from imagewright.data.partition import of_classes
+from imagewright.data.standin_captions import SOURCE
 from imagewright.metrics.extractors import SHIPPED
 from imagewright.metrics.perceptual import INSTALLED, perceptual_network
 from imagewright.metrics.vision import VisionFeatures
@@ -31,7 +33,7 @@ from imagewright.networks.recompute import blocks
 from imagewright.recipes import RECIPES
 from imagewright.training.chain import OF_STAGE
 from imagewright.training.distributed import pick_device
-from imagewright.training.experiment import DataConfig, Experiment, assemble
+from imagewright.training.experiment import Experiment, assemble
 from imagewright.training.footprint import model_footprint
 from imagewright.training.given import Openable, Sources
 from imagewright.training.record import to_json
@@ -68,9 +70,12 @@ class StandIns(Sources):
         self.models[role] = file.model
         return file
 
-    def images(self, data: DataConfig, on_progress: Callable[[int, int], None] | None) -> ImageSet:
+    def images(self, data: Any, on_progress: Callable[[int, int], None] | None) -> Any:
         """The images, or an empty set like the one that the recipe names."""
         name = Path(data.source).name
+        if isinstance(data, CaptionsConfig) and data.source != SOURCE and not Path(data.source).exists():
+            self.missing.append(f"captions {data.source}")
+            return data.stand_in()
         if Path(data.source).exists() or name not in KNOWN_SETS:
             return data.open(on_progress)
         side, channels, classes = KNOWN_SETS[name]
