@@ -19,6 +19,7 @@ from imagewright.networks.song_unet import SongUNet, SongUNetConfig
 from imagewright.networks.sparse_transformer import SparseTransformer, SparseTransformerConfig
 from imagewright.networks.token_transformer import TokenTransformer, TokenTransformerConfig
 from imagewright.networks.unet import UNet
+from imagewright.networks.vatt import VATT, VATTConfig
 from imagewright.networks.vcmamba import VCMamba, VCMambaConfig
 from imagewright.networks.vq import VQAutoencoder, VQAutoencoderConfig
 from imagewright.networks.wide_resnet import WideResNet, WideResNetConfig
@@ -40,6 +41,7 @@ NETWORKS: dict[str, type[Network]] = {
     "SongUNet": SongUNet,
     "SparseTransformer": SparseTransformer,
     "TokenTransformer": TokenTransformer,
+    "VATT": VATT,
     "VCMamba": VCMamba,
     "VQAutoencoder": VQAutoencoder,
     "WideResNet": WideResNet,
@@ -49,6 +51,7 @@ NETWORKS: dict[str, type[Network]] = {
 __all__ = [
     "ARPG",
     "NETWORKS",
+    "VATT",
     "ADMUNet",
     "ADMUNetConfig",
     "ARPGConfig",
@@ -83,6 +86,7 @@ __all__ = [
     "TokenTransformer",
     "TokenTransformerConfig",
     "UNet",
+    "VATTConfig",
     "VCMamba",
     "VCMambaConfig",
     "VQAutoencoder",

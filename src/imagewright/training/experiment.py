@@ -198,7 +198,7 @@ def assemble(
     spec, method = dataclasses.replace(images.spec, empty_classes=images.empty_classes), experiment.method
     check_examples(method, images)
     wanted = inspect.signature(method.parts).parameters
-    given = {"spec": spec, **gather(method, experiment.given, spec, sources)}
+    given = {"spec": spec, **getattr(images, "offers", {}), **gather(method, experiment.given, spec, sources)}
     pairs = getattr(experiment.data, "couplings", None)
     if "couplings" in wanted:
         given["couplings"] = pairs is not None
