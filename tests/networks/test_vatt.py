@@ -20,6 +20,7 @@ from scipy.interpolate import RBFInterpolator
 from torch import Tensor
 
 from imagewright.data.words import PAD
+from imagewright.networks import vatt
 from imagewright.networks.vatt import SETS, VATT, VATTConfig, buckets, stretched
 from imagewright.types import UserError
 
@@ -155,6 +156,7 @@ def test_tokens_are_dropped_in_training_alone_and_never_the_one_for_all() -> Non
 
 
 def test_what_is_padding_has_no_influence() -> None:
+    assert vatt.PAD == PAD
     for config in (OWN, SHARED):
         net = filled(config)
         words = shown()[2]

@@ -34,7 +34,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from imagewright.data.words import PAD
 from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.networks.layers import CUT_STD
 from imagewright.networks.recompute import Block
@@ -46,6 +45,8 @@ EPS, NORM_EPS, NORM_MOMENTUM = 1e-6, 1e-5, 0.1
 EXPANSION = 4
 BUCKETS, FARTHEST = 32, 64
 """Of the bias of attention: distances told apart, and that from which on all are one."""
+PAD = 1
+"""The token that is none: `data.words` has it so."""
 Size = tuple[int, ...]
 SMALL, BASE, MEDIUM, LARGE = (512, 6, 8), (768, 12, 12), (1024, 12, 16), (1024, 24, 16)
 """Width, layers, heads."""
