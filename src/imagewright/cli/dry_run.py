@@ -20,11 +20,9 @@ from torch import nn
 
 from imagewright.cli.console import duration, say
 from imagewright.data import ImageSet
-from imagewright.data.captions import CaptionsConfig
 from imagewright.data.couplings import Couplings
 from imagewright.data.negatives import Negatives
 from imagewright.data.partition import of_classes
-from imagewright.data.standin_captions import SOURCE
 from imagewright.metrics.extractors import SHIPPED
 from imagewright.metrics.perceptual import INSTALLED, perceptual_network
 from imagewright.metrics.vision import VisionFeatures
@@ -73,9 +71,10 @@ class StandIns(Sources):
     def images(self, data: Any, on_progress: Callable[[int, int], None] | None) -> Any:
         """The images, or an empty set like the one that the recipe names."""
         name = Path(data.source).name
-        if isinstance(data, CaptionsConfig) and data.source != SOURCE and not Path(data.source).exists():
-            self.missing.append(f"captions {data.source}")
-            return data.stand_in()
+        absent = data.absent() if hasattr(data, "absent") else None
+        if absent is not None:
+            self.missing.append(f"examples {data.source}")
+            return absent
         if Path(data.source).exists() or name not in KNOWN_SETS:
             return data.open(on_progress)
         side, channels, classes = KNOWN_SETS[name]

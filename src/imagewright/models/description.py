@@ -43,6 +43,7 @@ from imagewright.models.self_conditioned import SelfConditioned
 from imagewright.models.timesteps import TimestepPrecond
 from imagewright.models.tokens import PixelCodec
 from imagewright.models.trajectory import TrajectoryModel
+from imagewright.models.vatt import VATTEncoder
 from imagewright.models.vq import VQTokenizer
 from imagewright.models.weighted import GuidedDenoiser
 from imagewright.networks import NETWORKS, Network
@@ -84,6 +85,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "TimestepPrecond": TimestepPrecond,
     "TrajectoryModel": TrajectoryModel,
     "TrajectoryOperator": TrajectoryOperator,
+    "VATTEncoder": VATTEncoder,
     "VEFlow": VEFlow,
     "VEPrecond": VEPrecond,
     "VPFlow": VPFlow,

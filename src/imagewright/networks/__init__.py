@@ -20,6 +20,7 @@ from imagewright.networks.song_unet import SongUNet, SongUNetConfig
 from imagewright.networks.sparse_transformer import SparseTransformer, SparseTransformerConfig
 from imagewright.networks.token_transformer import TokenTransformer, TokenTransformerConfig
 from imagewright.networks.unet import UNet
+from imagewright.networks.vatt import VATT, VATTConfig
 from imagewright.networks.vcmamba import VCMamba, VCMambaConfig
 from imagewright.networks.vq import VQAutoencoder, VQAutoencoderConfig
 from imagewright.networks.wide_resnet import WideResNet, WideResNetConfig
@@ -42,6 +43,7 @@ NETWORKS: dict[str, type[Network]] = {
     "SongUNet": SongUNet,
     "SparseTransformer": SparseTransformer,
     "TokenTransformer": TokenTransformer,
+    "VATT": VATT,
     "VCMamba": VCMamba,
     "VQAutoencoder": VQAutoencoder,
     "WideResNet": WideResNet,
@@ -52,6 +54,7 @@ __all__ = [
     "ARPG",
     "CLIP",
     "NETWORKS",
+    "VATT",
     "ADMUNet",
     "ADMUNetConfig",
     "ARPGConfig",
@@ -87,6 +90,7 @@ __all__ = [
     "TokenTransformer",
     "TokenTransformerConfig",
     "UNet",
+    "VATTConfig",
     "VCMamba",
     "VCMambaConfig",
     "VQAutoencoder",
