@@ -69,6 +69,8 @@ class OptimizerConfig:
     """Whether sgd's momentum looks ahead."""
     weight_decay: float = 0.0
     """Added to the gradient (adam, radam, sgd), or taken off the weights beside it (adamw, adafactor)."""
+    decay_vectors: bool = True
+    """Whether it falls on parameters of one dimension, biases and gains of norms, too."""
     clip_norm: float | None = None
     """Largest gradient norm of a part; None = no clipping (EDM and the consistency papers use none)."""
 
@@ -96,6 +98,8 @@ class OptimizerConfig:
             raise UserError(f"optimizer.betas is {self.betas}; both must lie in [0, 1)")
         for name in ("eps", "weight_decay"):
             require_non_negative(f"optimizer.{name}", getattr(self, name))
+        if not (self.decay_vectors or self.weight_decay):
+            raise UserError("optimizer.decay_vectors has no effect without an optimizer.weight_decay above 0")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive, or none")
 

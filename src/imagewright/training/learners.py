@@ -36,7 +36,11 @@ class Learner:
         self.module: nn.Module = role.module
         self.config = config
         self.held = held or Whole(self.module, Processes())
-        self.names, self.parameters = list(self.held.weights), list(self.held.weights.values())
+        weights = self.held.weights
+        self.names = list(weights)
+        if not config.optimizer.decay_vectors:  # a group of their own, the last one
+            self.names.sort(key=lambda name: weights[name].ndim < 2)
+        self.parameters = [weights[name] for name in self.names]
         self.settling = [m for m in self.module.modules() if isinstance(m, Settles)]
         self.lr_scale = role.lr_scale
         self.optimizer = _make_optimizer(self.parameters, config, role.betas)
@@ -155,9 +159,13 @@ class Learner:
 
 
 def _make_optimizer(
-    parameters: list[Tensor], config: TrainingConfig, betas: tuple[float, float] | None
+    weights: list[Tensor], config: TrainingConfig, betas: tuple[float, float] | None
 ) -> torch.optim.Optimizer:
     o = config.optimizer
+    parameters: list[Any] = weights
+    if not o.decay_vectors:
+        vectors = [w for w in weights if w.ndim < 2]
+        parameters = [{"params": weights[: len(weights) - len(vectors)]}, {"params": vectors, "weight_decay": 0.0}]
     settings: dict[str, Any] = {"lr": o.lr, "betas": betas or o.betas, "eps": o.eps, "weight_decay": o.weight_decay}
     if o.kind == "sgd":
         return torch.optim.SGD(
@@ -167,7 +175,7 @@ def _make_optimizer(
         # torch squares the first: the published 1e-30. Rates are in units of a weight's own root mean square.
         return torch.optim.Adafactor(parameters, o.lr, eps=(1e-15, 1e-3), weight_decay=o.weight_decay, foreach=True)
     if o.kind == "radam":
-        on_cuda = parameters[0].device.type == "cuda"
+        on_cuda = weights[0].device.type == "cuda"
         return (FusedRAdam if on_cuda else torch.optim.RAdam)(parameters, foreach=True, **settings)
     kind = torch.optim.AdamW if o.kind == "adamw" else torch.optim.Adam
     return kind(parameters, fused=True, **settings)
