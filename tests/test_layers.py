@@ -20,6 +20,7 @@ LAYERS = (
         "shapes",
         "kernels",
         "fused",
+        "moving",
         "noise",
         "files",
         "locks",
