@@ -21,6 +21,7 @@ LAYERS = (
         "kernels",
         "fused",
         "gathering",
+        "moving",
         "noise",
         "files",
         "locks",

@@ -157,6 +157,12 @@ class Learner:
         return {name: self.held.share(name, value) for name, value in values.items()}
 
 
+def summed(loss: Tensor) -> Tensor:
+    """The sum of an update's loss, []: in 32 bits at least, of which halves have too few for a batch (or too short a
+    range)."""
+    return loss.to(torch.promote_types(loss.dtype, torch.float32)).sum()
+
+
 def _make_optimizer(
     weights: list[Tensor], config: TrainingConfig, betas: tuple[float, float] | None
 ) -> torch.optim.Optimizer:
