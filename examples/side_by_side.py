@@ -2,7 +2,7 @@
 
     python examples/side_by_side.py flow-maps-digits        # an hour or so on two cores
     python examples/side_by_side.py matching-digits 0 1 2   # three trainings of every row
-    python examples/side_by_side.py flows-digits            # flows beside the best of both, half an hour
+    python examples/side_by_side.py flows-digits            # flows beside some of both, half an hour
     python examples/side_by_side.py calls-digits            # distance against calls, 1 to 16, of every kind of flow map
     python examples/side_by_side.py emoji64-32 0 1          # some of both families, hours on two cores
     python examples/side_by_side.py emoji64-32 --images 320 --scored 473 --steps 6    # the same, cut short
@@ -117,7 +117,6 @@ FLOWS = (
     FLOW_MAPS[0],
     FLOW_MAPS[1],
     MATCHING[0],
-    MATCHING[2],
     Row(name="2-rectified flow++", recipe="rfpp", couplings=True, ways=EULER),
     Row(
         name="Simple ReFlow",
