@@ -22,7 +22,8 @@ from torch import Tensor
 from imagewright.data.words import PAD
 from imagewright.networks import vatt
 from imagewright.networks.vatt import SETS, VATT, VATTConfig, buckets, stretched
-from imagewright.types import UserError
+from imagewright.training.footprint import footprint
+from imagewright.types import DataSpec, UserError
 
 RELEASED: dict[str, Any] = json.loads((Path(__file__).parent / "vatt.json").read_text())
 SIZES: dict[str, Any] = {
@@ -185,6 +186,16 @@ def test_tables_are_stretched_by_the_natural_spline(count: int) -> None:
     spline = RBFInterpolator(at[0], table.double().numpy(), kernel="cubic", degree=1)
     torch.testing.assert_close(stretched(table, count), torch.from_numpy(spline(at[1])).float(), rtol=1e-4, atol=1e-4)
     assert stretched(table, 5) is table
+
+
+def test_what_a_clip_costs_is_told_of_every_tower() -> None:
+    spec = DataSpec(name="clips", resolution=4, channels=2)
+    for precision in ("fp32", "bf16"):
+        whole, still = (footprint(VATT(c), spec, precision) for c in (OWN, replace(OWN, samples=8)))  # type: ignore[arg-type]
+        assert whole is not None and still is not None
+        width, saved = 12, 2  # tokens of sound
+        dense = 2 * saved * (8 * width + 12 * width**2)
+        assert 0.9 * dense < whole.flops - still.flops < 1.3 * dense
 
 
 def test_sizes_that_do_not_fit_are_told() -> None:

@@ -290,8 +290,12 @@ class VATT(Network):
         self.bridge = Bridge(pooled, c.joint)
 
     def forward(self, video: Tensor, audio: Tensor, words: Tensor) -> Joint:
-        """All that a step computes, of examples that are all there is of the batch."""
-        return self.joined(self.video(video)[:, 0], self.audio(audio)[:, 0], self.text(words)[:, 0])
+        """Of a whole batch, with a caption for each clip."""
+        return self.joined(*self.training_pass(video, audio, words))
+
+    def training_pass(self, video: Tensor, audio: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The pooled vectors: what a step computes of each example by itself."""
+        return self.video(video)[:, 0], self.audio(audio)[:, 0], self.text(words)[:, 0]
 
     def video(self, video: Tensor, keep: Tensor | None = None) -> Tensor:
         """[N, C, F, H, W] -> [N, 1 + tokens, width], first the pooled one. keep: int64 [k], in training alone."""
