@@ -180,8 +180,8 @@ def main(folder: Path, names: list[str]) -> None:
     chosen = {n: sized(e) for n, e in experiments(folder) if n in names or not {*names} - {"both"}}
     if alone:  # before there is a group: some methods add up over all that there are
         for name, experiment in chosen.items():
-            # f-distill divides by a mean over the forward passes of all processes; VATT and Meta CLIP compare all that is
-            # in them: one process makes them in one.
+            # f-distill divides by a mean over the forward passes of all processes; VATT and Meta CLIP compare all
+            # that is in them: one process makes them in one.
             micro = SIZES["batch" if name in ("f-distill", "vatt", "metaclip2") else "micro_batch"]
             run = replace(experiment, training=replace(experiment.training, micro_batch=micro))
             trainer(run, folder / name / "one", Processes()).train()
