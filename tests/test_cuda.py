@@ -326,7 +326,7 @@ def test_a_compiled_step_is_the_plain_one_up_to_rounding(tmp_path: Path) -> None
 
 
 def test_derivatives_of_a_compiled_network_are_those_of_the_plain_one() -> None:
-    """Blocks are not asked as they were compiled, whose derivative would be 0."""
+    """Blocks are not asked as they were compiled, which have none."""
     network = SongUNet(replace(NETWORK, dropout=0.0)).to(CUDA)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

@@ -30,7 +30,7 @@ def test_alike_blocks_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_derivatives_are_those_of_what_is_not_compiled() -> None:
-    """A compiled block has no forward-mode derivative, and says 0 where nobody stops it."""
+    """A compiled block has no forward-mode derivative."""
     config: Any = {"img_resolution": 4, "in_channels": 1, "out_channels": 1, "model_channels": 8, "channel_mult": (1,)}
     network = SongUNet(SongUNetConfig(**config, num_blocks=1, attn_resolutions=(), dropout=0.0))
     for parameter in network.parameters():

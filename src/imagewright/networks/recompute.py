@@ -24,7 +24,7 @@ class Block(nn.Module):
     def __call__(self, *args: Any) -> Any:
         transformed = torch._C._are_functorch_transforms_active()
         if self._compiled_call_impl is not None and (transformed or any(map(has_tangent, args))):
-            # What torch.compile makes of it has no forward-mode derivative: of some layers an error, of others 0.
+            # What torch.compile makes of it has no forward-mode derivative.
             return self._call_impl(*args)  # type: ignore[no-untyped-call]
         # Transforms of torch.func know no saved tensors that are made anew.
         if self.recompute and torch.is_grad_enabled() and not transformed:
