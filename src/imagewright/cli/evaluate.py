@@ -61,7 +61,7 @@ def evaluate_command(
     target: Annotated[str, tyro.conf.Positional],
     data: str | None = None,
     split: str | None = None,
-    n: int | None = None,
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None,
     seed: int = SEED,
     seeds: tuple[int, ...] = (),
     metrics: tuple[str, ...] = METRICS,

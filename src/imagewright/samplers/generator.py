@@ -26,7 +26,7 @@ from imagewright.models.self_conditioned import carried
 from imagewright.models.tokens import check_device
 from imagewright.moving import pinned, sent
 from imagewright.noise import ImageNoise
-from imagewright.precision import Precision, casts
+from imagewright.precision import Precision, casts, tf32
 from imagewright.samplers import SAMPLERS
 from imagewright.samplers.latents_first import STREAM, latents_first
 from imagewright.samplers.replay import Replays
@@ -246,7 +246,7 @@ class ImageGenerator:
 
     def inverted(self, seen: Tensor, cond: Condition, *, noise: ImageNoise, on_step: OnStep | None = None) -> Tensor:
         """The noise of which the sampler, one that can be run backwards, would make what the model sees."""
-        with casts(self.precision, self.device), self._replays:
+        with tf32(False), casts(self.precision, self.device), self._replays:
             found: Tensor = self.sampler.invert(  # type: ignore[attr-defined]
                 carried(self.model), seen, cond, noise=noise, on_step=on_step
             )
@@ -255,11 +255,13 @@ class ImageGenerator:
     def encoded(self, images: Tensor) -> Tensor:
         """Images [n, C, H, W] in [-1, 1] as the model sees them, on its device: themselves, or their mean latents."""
         there = images.to(self.device)
-        return there if self.space is None else self.space.encode(there)
+        with tf32(False):
+            return there if self.space is None else self.space.encode(there)
 
     def decoded(self, made: Tensor) -> Tensor:
         """What the model makes, as images [n, C, H, W] in [-1, 1]."""
-        return made if self._decodes is None else self._decodes.decode(made)
+        with tf32(False):
+            return made if self._decodes is None else self._decodes.decode(made)
 
     def _shown(self, on_step: OnStep | None) -> OnStep | None:
         """on_step, told of images where the model makes something else."""
@@ -283,7 +285,7 @@ class ImageGenerator:
         cond = Condition()
         if labels is not None:
             cond = Condition(label=sent(pinned(torch.as_tensor(labels), self.device), self.device))
-        with casts(self.precision, self.device), self._replays:
+        with tf32(False), casts(self.precision, self.device), self._replays:
             if first is not None:
                 cond = latents_first(self.model, len(latents), cond, first)
             return self.sampler(carried(self.model), latents, cond, noise=noise, on_step=on_step)
