@@ -32,7 +32,7 @@ from imagewright.training.trainer import Trainer
 PAIRS = 4000
 ZIPF = 2.0
 STEPS, BATCH = 300, 32
-GENERATED_BATCH, GENERATOR_STEPS, GENERATOR_RATE = 64, 300, 4e-3
+GENERATED_BATCH, GENERATOR_STEPS, GENERATOR_RATE = 32, 200, 4e-3
 RARE = "ja"
 THIRD = 3
 """Of ten classes, those of the fewest captions."""
@@ -108,7 +108,7 @@ def generator(images: ImageSet, seed: int, steps: int) -> torch.nn.Module:
         network = SongUNet(
             replace(recipe.network, img_resolution=8, in_channels=1, out_channels=1, label_dim=10, model_channels=16)
         )
-        parts = recipe.method.parts(network=network)
+        parts = recipe.method.parts(network=network, spec=images.spec)
     optimizer = replace(
         recipe.training.optimizer, lr=GENERATOR_RATE, lr_ramp_images=total // 13, lr_decay_images=None,
         lr_cooldown_images=total // 2,
