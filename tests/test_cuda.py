@@ -12,7 +12,8 @@ import torch
 
 from imagewright import fused
 from imagewright import noise as noise_module
-from imagewright.data import Loader
+from imagewright.data import Loader, open_images
+from imagewright.data.loader import Turns
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.networks import DhariwalUNet, DhariwalUNetConfig, SongUNetConfig
 from imagewright.noise import BatchNoise
@@ -103,6 +104,29 @@ def test_a_step_of_every_family(name: str, teacher: Path, tokenizer: Path, tmp_p
         t.train_step()
     t.watch.look()
     assert all(np.isfinite(loss) for loss in t.watch.losses.values())
+
+
+@pytest.mark.parametrize("name", ["edm-digits", "cd-digits", "trigflow-digits", "md4-digits"])
+def test_losses_are_the_cpu_s(name: str, teacher: Path, tmp_path: Path) -> None:
+    """Of the fourth step: the same pictures, classes, noise and dropout, up to rounding."""
+    found = []
+    for device in (CUDA, torch.device("cpu")):
+        experiment = short(name, total_images=64, log_images=64, tf32=False)
+        experiment = experiment.giving(**{k: str(teacher) for k in experiment.given if k == "teacher"})
+        t = trainer(experiment, tmp_path / device.type, device)
+        t.train()
+        found.append(t.watch.losses[t.method.product])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_batches_are_the_cpu_s() -> None:
+    """Asked for one after the other, as fast as the host can."""
+    images = open_images("digits")
+    there, here = (Loader(images, 64, 0) for _ in "ab")
+    there.follow(Turns(stride=64, first=0, count=1, size=64), CUDA)
+    batches = [there.batch(64 * k) for k in range(20)]
+    for k, batch in enumerate(batches):
+        assert batch.images.is_cuda and torch.equal(batch.images.cpu(), here.batch(64 * k).images), f"batch {k}"
 
 
 @pytest.mark.parametrize("name", ["edm-digits", "scd-digits", "dmd2-digits", "cd-digits"])

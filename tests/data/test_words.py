@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from imagewright.data.words import (
     END,
@@ -18,7 +17,6 @@ from imagewright.data.words import (
     TokenizerFile,
     WordList,
     encoded,
-    lengths,
     vocabulary,
     words_of,
 )
@@ -47,8 +45,6 @@ def test_a_text_ends_with_its_mark_however_it_is_cut() -> None:
     words = WordList(("a", "b"))
     made = encoded(words, ["a b", "a b a b a", ""], 4)
     assert made.tolist() == [[4, 5, END, PAD], [4, 5, 4, END], [END, PAD, PAD, PAD]]
-    assert lengths(made).tolist() == [2, 3, 0]
-    assert lengths(torch.tensor([[4, 5]])).tolist() == [2]
     with pytest.raises(UserError, match="no room"):
         encoded(words, ["a"], 1)
 
@@ -66,7 +62,7 @@ def test_a_tokenizers_file_is_read_and_damaged_ones_refused(tmp_path: Path) -> N
     again = words.describe()
     assert vocabulary(again).identity == words.identity
     with pytest.raises(UserError, match="another tokenizer"):
-        vocabulary({**again, "sha256": "0"})
+        vocabulary(f"{again[:-1]}x")
     path.write_text(path.read_text().replace('"</s>":2', '"</s>":9').replace('"</s>": 2', '"</s>": 9'))
     with pytest.raises(UserError, match="as id 2"):
         TokenizerFile(path)
@@ -77,7 +73,7 @@ def test_a_tokenizers_file_is_read_and_damaged_ones_refused(tmp_path: Path) -> N
         TokenizerFile(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("what", [None, 3, {"words": [1]}, {}])
+@pytest.mark.parametrize("what", [None, 3, [1], {}])
 def test_what_is_no_vocabulary_is_told(what: object) -> None:
     with pytest.raises(UserError, match="a vocabulary is"):
         vocabulary(what)

@@ -82,10 +82,10 @@ def evaluate_command(
 
     Every distance comes with yardsticks at the same number of images: real against real (floor), a Gaussian fit with
     full covariance and noise (ceilings). Bits per dimension come with those of lossless files (PNG, WebP). Of a
-    classifier its accuracy is measured: how often it names the class, and has it among its five likeliest. Of an
-    encoder of video, sound and words it is measured how often a caption finds its video, and what a linear probe of the
-    pooled vectors names. Of an autoencoder or tokenizer what comes back is: PSNR, SSIM, perceptual and Frechet
-    distance, and a linear probe of latents.
+    classifier its accuracy is measured: how often it names the class, and has it among its five likeliest; of a model
+    of pictures and texts in every language of its prompts. Of an encoder of video, sound and words it is measured how
+    often a caption finds its video, and what a linear probe of the pooled vectors names. Of an autoencoder or tokenizer
+    what comes back is: PSNR, SSIM, perceptual and Frechet distance, and a linear probe of latents.
 
     Args:
         target: a run folder, a model folder, a shipped model; or a folder or zip of images.
@@ -189,9 +189,9 @@ def _evaluate_command(
             show_retrieval(entry)
             _keep("retrievals", [_of(file, entry)], path)
             return
-        entry = evaluate_accuracy(target, file, data, split or "test", n, batch_size, device)
-        show_accuracy(entry)
-        _keep("accuracies", [_of(file, entry)], path)
+        found = evaluate_accuracy(target, file, data, split, n, batch_size, device)
+        show_accuracy(found)
+        _keep("accuracies", [_of(file, entry) for entry in found], path)
         return
     if kind_of(file.model) in ("codec", "autoencoder"):
         unused = {"metrics": metrics != METRICS, "sampler": sampler, "steps": steps, "set": set, "seeds": seeds}

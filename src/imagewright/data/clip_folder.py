@@ -92,8 +92,10 @@ class ClipFolderConfig:
         """The same of other videos."""
         return replace(self, split=split)
 
-    def stand_in(self) -> ClipSet:
-        """No clips, of the same sizes, for a dry run where the folder is not there."""
+    def absent(self) -> ClipSet | None:
+        """No clips, of the same sizes, for a dry run, where the folder is not there."""
+        if Path(self.source).exists():
+            return None
         spec = DataSpec(name=Path(self.source).stem, resolution=self.resolution, channels=self.channels)
         words = vocabulary(self.vocabulary) if self.vocabulary else WordList(tuple(map(str, range(WORDS))))
         empty = Archive(

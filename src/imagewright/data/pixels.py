@@ -184,11 +184,15 @@ def with_channels(pixels: Pixels, channels: int) -> Pixels:
     return _by_strips(lambda rows: (rows.astype(np.int64) @ np.array([299, 587, 114]) + 500) // 1000, pixels)[..., None]
 
 
-def from_uint8(images: Pixels | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [-1, 1] on a device: v / 127.5 - 1. Bytes travel, not numbers."""
+def from_uint8(images: Pixels | Tensor, device: torch.device | str | None = None) -> Tensor:
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [-1, 1]: v / 127.5 - 1. Bytes travel, not numbers.
+
+    device: None = where they are.
+    """
     pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.require(images, requirements=("C", "W")))
-    there = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-    return there.to(torch.float32).div_(127.5).sub_(1)
+    if device is not None:  # the host may go on only where nobody there reads what arrives
+        pixels = pixels.to(device, non_blocking=pixels.device.type == "cpu")
+    return pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Pixels:

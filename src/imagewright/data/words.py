@@ -60,8 +60,8 @@ class Vocabulary(Protocol):
         """One text's, without start, end and padding."""
         ...
 
-    def describe(self) -> dict[str, Any]:
-        """JSON of which `vocabulary` makes the same again."""
+    def describe(self) -> str | list[str]:
+        """A text or a list of words, of which `vocabulary` makes the same again."""
         ...
 
 
@@ -114,8 +114,8 @@ class Bytes:
     def ids(self, text: str) -> list[int]:
         return [SPECIAL + byte for byte in text.encode("utf-8", "replace")]
 
-    def describe(self) -> dict[str, Any]:
-        return {"words": "bytes"}
+    def describe(self) -> str:
+        return "bytes"
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class WordList:
         places: Mapping[str, int] = self._places  # type: ignore[attr-defined]
         return [places.get(word, UNKNOWN) for word in words_of(text)]
 
-    def describe(self) -> dict[str, Any]:
-        return {"words": list(self.known)}
+    def describe(self) -> list[str]:
+        return list(self.known)
 
 
 class TokenizerFile:
@@ -192,27 +192,30 @@ class TokenizerFile:
         found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return found
 
-    def describe(self) -> dict[str, Any]:
-        return {"words": str(self.path.absolute()), "sha256": self._sha256}
+    def describe(self) -> str:
+        return located(self.path, self._sha256)
+
+
+_SHA256 = " sha256:"
+
+
+def located(path: Path, sha256: str) -> str:
+    """A tokenizer's file as `vocabulary` takes it, which refuses another one in its place."""
+    return f"{path.absolute()}{_SHA256}{sha256}"
 
 
 def vocabulary(described: Any) -> Vocabulary:
-    """The inverse of `describe`; also of the words "bytes", or of a file's path. Raises UserError for anything else."""
-    told = described if isinstance(described, Mapping) else {"words": described}
-    words = told.get("words")
-    if words == "bytes":
+    """The inverse of `describe`; also of a file's path alone. Raises UserError for anything else."""
+    if described == "bytes":
         return Bytes()
-    if isinstance(words, list) and all(isinstance(word, str) for word in words):
-        return WordList(tuple(words))
-    if not isinstance(words, str):
-        raise UserError(f"a vocabulary is {brief(words)}; it must be 'bytes', a list of words or a tokenizer's file")
-    found = TokenizerFile(words)
-    if told.get("sha256", found.identity["sha256"]) != found.identity["sha256"]:
-        raise UserError(f"{words} is another tokenizer than the one that was trained with")
+    if isinstance(described, list | tuple) and all(isinstance(word, str) for word in described):
+        return WordList(tuple(described))
+    if not isinstance(described, str):
+        raise UserError(
+            f"a vocabulary is {brief(described)}; it must be 'bytes', a list of words or a tokenizer's file"
+        )
+    path, _, sha256 = described.partition(_SHA256)
+    found = TokenizerFile(path)
+    if sha256 not in ("", found.identity["sha256"]):
+        raise UserError(f"{path} is another tokenizer than the one that was trained with")
     return found
-
-
-def lengths(tokens: Tensor) -> Tensor:
-    """Places before the end of text, int64 [N], of tokens [N, L]; L where there is none."""
-    ends = tokens == END
-    return torch.where(ends.any(1), ends.int().argmax(1), tokens.shape[1])

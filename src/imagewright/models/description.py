@@ -28,6 +28,7 @@ from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
+from imagewright.models.image_text import ImageText
 from imagewright.models.kl import GaussianAutoencoder
 from imagewright.models.latents import InLatents, LatentSpace
 from imagewright.models.masked import MaskedTokenModel
@@ -67,6 +68,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "FewStepGenerator": FewStepGenerator,
     "GaussianAutoencoder": GaussianAutoencoder,
     "GuidedDenoiser": GuidedDenoiser,
+    "ImageText": ImageText,
     "InLatents": InLatents,
     "InitialVelocity": InitialVelocity,
     "LatentDenoiser": LatentDenoiser,

@@ -4,6 +4,7 @@ from imagewright.networks.adm_unet import ADMUNet, ADMUNetConfig
 from imagewright.networks.arpg import ARPG, ARPGConfig
 from imagewright.networks.axial_transformer import AxialTransformer, AxialTransformerConfig
 from imagewright.networks.bit_unet import BitUNet, BitUNetConfig
+from imagewright.networks.clip import CLIP, CLIPConfig
 from imagewright.networks.config import Network
 from imagewright.networks.conv_classifier import ConvClassifier, ConvClassifierConfig
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
@@ -29,6 +30,7 @@ NETWORKS: dict[str, type[Network]] = {
     "ARPG": ARPG,
     "AxialTransformer": AxialTransformer,
     "BitUNet": BitUNet,
+    "CLIP": CLIP,
     "ConvClassifier": ConvClassifier,
     "DhariwalUNet": DhariwalUNet,
     "DiT": DiT,
@@ -50,6 +52,7 @@ NETWORKS: dict[str, type[Network]] = {
 
 __all__ = [
     "ARPG",
+    "CLIP",
     "NETWORKS",
     "VATT",
     "ADMUNet",
@@ -59,6 +62,7 @@ __all__ = [
     "AxialTransformerConfig",
     "BitUNet",
     "BitUNetConfig",
+    "CLIPConfig",
     "ConvClassifier",
     "ConvClassifierConfig",
     "DhariwalUNet",

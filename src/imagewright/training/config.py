@@ -71,6 +71,8 @@ class OptimizerConfig:
     """Whether sgd's momentum looks ahead."""
     weight_decay: float = 0.0
     """Added to the gradient (adam, radam, sgd), or taken off the weights beside it (adamw, adafactor)."""
+    decay_vectors: bool = True
+    """Whether it falls on vectors and single numbers too: biases, gains of norms, a scale."""
     clip_norm: float | None = None
     """Largest gradient norm of a part; None = no clipping (EDM and the consistency papers use none)."""
 
@@ -98,6 +100,8 @@ class OptimizerConfig:
             raise UserError("optimizer.nesterov needs a momentum above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas is {self.betas}; both must lie in [0, 1)")
+        if not self.decay_vectors and not self.weight_decay:
+            raise UserError("optimizer.decay_vectors has no effect without optimizer.weight_decay")
         for name in ("eps", "weight_decay"):
             require_non_negative(f"optimizer.{name}", getattr(self, name))
         if self.clip_norm is not None and not self.clip_norm > 0:
