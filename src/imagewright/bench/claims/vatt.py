@@ -33,7 +33,6 @@ SIZE = (64, 2, 2)
 UPDATES, BATCH = 200, 32
 WORDS = 6
 """Of a caption with its end: the longest one of digits."""
-MORE: dict[str, Any] = {}
 GALLERIES, EACH = 6, 10
 """Sets of clips that captions search, each of ten of every class."""
 PROBED = 800
@@ -142,7 +141,7 @@ def trained(arm: Arm, train: Kept, seed: int, updates: int) -> VATTEncoder:
         total_images=total, batch=BATCH, seed=seed,
         optimizer=OptimizerConfig(
             lr=arm.rate, eps=1e-7, lr_ramp_images=0.05, lr_cooldown_images=0.95, lr_cooldown_shape="cosine",
-            lr_cooldown_to=0.5, **MORE,
+            lr_cooldown_to=0.5,
         ),
     )  # fmt: skip
     trainer = Trainer(arm.method, parts, Loader(data, BATCH, seed), config, Path())  # only `train` writes
