@@ -20,6 +20,8 @@ LAYERS = (
         "shapes",
         "kernels",
         "fused",
+        "gathering",
+        "moving",
         "noise",
         "gathering",
         "files",

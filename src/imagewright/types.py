@@ -9,7 +9,7 @@ Conventions   images are float32 NCHW in [-1, 1]; sigma is the noise's standard 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -31,13 +31,13 @@ class Example:
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Apply a function to every tensor that is present: `batch.map(lambda t: t.to(device))`."""
         changed: dict[str, Any] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
             if isinstance(value, Tensor):
-                changed[each.name] = function(value)
+                changed[name] = function(value)
             elif isinstance(value, Example):
-                changed[each.name] = value.map(function)
-        return replace(self, **changed)
+                changed[name] = value.map(function)
+        return replace(self, **changed) if changed else self
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         return self.map(lambda t: t[rows])

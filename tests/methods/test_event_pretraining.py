@@ -31,8 +31,7 @@ from imagewright.models.files import load_model
 from imagewright.networks import EventViT, EventViTConfig, WideResNet, WideResNetConfig
 from imagewright.noise import BatchNoise, StepNoise
 from imagewright.recipes import RECIPES
-from imagewright.recipes.event_pretraining import classifying
-from imagewright.training.chain import Chain
+from imagewright.recipes.event_pretraining import three_stages
 from imagewright.training.experiment import Experiment, assemble, run_experiment
 from imagewright.types import Clock, Condition, DataSpec, Follow, Update, UserError
 
@@ -219,7 +218,7 @@ def test_resuming_changes_no_bit(resumed_run: Callable[[Experiment], Path], pict
 def test_tuning_resumes_with_the_rates_of_its_layers(
     resumed_run: Callable[[Experiment], Path], pretrained: Path, pictures: str
 ) -> None:
-    tuning = sized(classifying(RECIPES["events-digits"](), probe=False), pictures, start=str(pretrained))
+    tuning = sized(RECIPES["events-digits-tuning"](), pictures, start=str(pretrained))
     folder = resumed_run(replace(tuning, network=replace(tuning.network, drop_path=0.3)))
     model = load_model(folder).model
     assert isinstance(model, EventEncoder) and model.contrast is None
@@ -238,7 +237,7 @@ def test_a_pretrained_encoder_is_evaluated(pretrained: Path, capsys: pytest.Capt
 
 
 def test_a_probe_begins_with_the_encoders_weights(pretrained: Path, pictures: str, tmp_path: Path) -> None:
-    probe = sized(classifying(RECIPES["events-digits"](), probe=True), pictures, start=str(pretrained))
+    probe = sized(RECIPES["events-digits-probe"](), pictures, start=str(pretrained))
     found = load_model(run_experiment(probe, tmp_path)).model.state_dict()
     before = load_model(pretrained).model.state_dict()
     assert found.keys() < before.keys()
@@ -261,8 +260,8 @@ def test_published_recipes() -> None:
     assert (run.method.group, run.method.masking, run.method.keep, run.data.most) == (64, "published", 0.5, 30_000)
     tuning = RECIPES["events-b-nimagenet-tuning"]()
     assert tuning.training.optimizer.lr == pytest.approx(8e-4) and tuning.network.drop_path == 0.1
-    chain = RECIPES["events-digits-chain"]()
-    assert isinstance(chain, Chain)
+    chain = three_stages("events-digits")
+    assert [s.work.start for s in chain.stages] == [None, "stage:pretraining", "stage:probe"]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from torch.nn import functional as F
 from imagewright.checks import require_non_negative, require_number, require_positive, require_whole
 from imagewright.data import event_augment as augment
 from imagewright.data.events import EventPairs
-from imagewright.gathering import first_row, gathered
+from imagewright.gathering import gathered, own
 from imagewright.metrics.vision import PooledFeatures
 from imagewright.models.event_encoder import EventEncoder
 from imagewright.networks.event_vit import Masking, drawn, kept_count, patch_information
@@ -218,8 +218,8 @@ class EventPretraining:
     def _structure(self, q: Tensor, y: Tensor) -> Tensor:
         rows = len(q)
         if self.group is None:
-            q, y, start = gathered(q), gathered(y), first_row(rows)
-            return divergence(q[None], y[None], self.image_temperature, self.form)[0, start : start + rows]
+            everybody = divergence(gathered(q)[None], gathered(y)[None], self.image_temperature, self.form)
+            return everybody[0, own(rows)]
         if rows % self.group:
             raise UserError(f"method.group is {self.group}; it must divide the {rows} pairs of a micro-batch")
         q, y = (t.view(-1, self.group, t.shape[1]) for t in (q, y))
@@ -234,8 +234,8 @@ def projected(v: Tensor, y: Tensor) -> Tensor:
 
 def contrasted(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of one's own key among everybody's, times twice the temperature, [N]."""
-    own = first_row(len(q)) + torch.arange(len(q), device=q.device)
-    return 2 * temperature * F.cross_entropy(q @ gathered(k).T / temperature, own, reduction="none")
+    place = own(len(q)).start + torch.arange(len(q), device=q.device)
+    return 2 * temperature * F.cross_entropy(q @ gathered(k).T / temperature, place, reduction="none")
 
 
 def divergence(q: Tensor, y: Tensor, temperature: float, form: Form) -> Tensor:

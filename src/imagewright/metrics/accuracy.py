@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.data import ImageSet, from_uint8
+from imagewright.precision import tf32
 from imagewright.types import UserError
 
 
@@ -35,6 +36,7 @@ class Accuracy:
         return asdict(self)
 
 
+@tf32(False)
 def measure_accuracy(
     model: nn.Module,
     images: ImageSet,

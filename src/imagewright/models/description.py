@@ -29,6 +29,7 @@ from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.event_encoder import EventEncoder
 from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
+from imagewright.models.image_text import ImageText
 from imagewright.models.kl import GaussianAutoencoder
 from imagewright.models.latents import InLatents, LatentSpace
 from imagewright.models.masked import MaskedTokenModel
@@ -43,6 +44,7 @@ from imagewright.models.self_conditioned import SelfConditioned
 from imagewright.models.timesteps import TimestepPrecond
 from imagewright.models.tokens import PixelCodec
 from imagewright.models.trajectory import TrajectoryModel
+from imagewright.models.vatt import VATTEncoder
 from imagewright.models.vq import VQTokenizer
 from imagewright.models.weighted import GuidedDenoiser
 from imagewright.networks import NETWORKS, Network
@@ -68,6 +70,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "FewStepGenerator": FewStepGenerator,
     "GaussianAutoencoder": GaussianAutoencoder,
     "GuidedDenoiser": GuidedDenoiser,
+    "ImageText": ImageText,
     "InLatents": InLatents,
     "InitialVelocity": InitialVelocity,
     "LatentDenoiser": LatentDenoiser,
@@ -84,6 +87,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "TimestepPrecond": TimestepPrecond,
     "TrajectoryModel": TrajectoryModel,
     "TrajectoryOperator": TrajectoryOperator,
+    "VATTEncoder": VATTEncoder,
     "VEFlow": VEFlow,
     "VEPrecond": VEPrecond,
     "VPFlow": VPFlow,

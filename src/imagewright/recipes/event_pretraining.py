@@ -1,8 +1,8 @@
 """Pre-training on events paired with pictures (Yang, Pan & Liu 2023, 2301.01928), a probe, and fine-tuning.
 
 Published for N-ImageNet at 224 pixels with CLIP's features of ImageNet (`--teacher clip:FOLDER`): ViT-S/16, B/16 and
-L/16. On stand-in events, which a moving picture makes, the shipped classifiers teach; a `-chain` pre-trains, probes and
-fine-tunes. `edm-events-digits` draws frames of events.
+L/16. On stand-in events, which a moving picture makes, the shipped classifiers teach. A `-probe` starts from the run of
+its name, `-tuning` from the probe; `three_stages` is all of it as a chain. `edm-events-digits` draws frames of events.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from imagewright.data.event_files import EventFiles
 from imagewright.data.events import StandinEvents
@@ -19,7 +18,7 @@ from imagewright.methods.event_pretraining import EventPretraining, EventViews
 from imagewright.networks.event_vit import SIZES, EventViTConfig
 from imagewright.recipes.edm import digits as edm_digits
 from imagewright.recipes.published import halflife_images
-from imagewright.training.chain import Chain, Stage
+from imagewright.training.chain import OF_STAGE, Chain, Stage
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import Experiment
 
@@ -54,8 +53,9 @@ def emoji64_32() -> Experiment:
     )
 
 
-def classifying(run: Experiment, *, probe: bool) -> Experiment:
-    """A probe, or fine-tuning, of what a small run has pre-trained."""
+def classifying(name: str, *, probe: bool) -> Experiment:
+    """A probe of what a small run has pre-trained, or fine-tuning that starts from the probe."""
+    run = FAMILY[name]()
     method = EventClassification(
         probe=probe,
         views=replace(run.method.views, area=0.9 if probe else 0.85),
@@ -64,16 +64,16 @@ def classifying(run: Experiment, *, probe: bool) -> Experiment:
     total = run.training.total_images // 3
     training = _small(total, 5e-3 if probe else 1e-3, decay=0.0 if probe else 0.05)
     network = replace(run.network, head_norm=False, drop_path=0.0 if probe else 0.1)
-    return replace(run, method=method, network=network, given={}, training=training)
+    start = f"runs/{name}" if probe else f"runs/{name}-probe"
+    return replace(run, method=method, network=network, given={}, start=start, training=training)
 
 
-def chain(pretraining: Callable[[], Experiment]) -> Chain:
-    """Pre-training, a probe of it, and fine-tuning that starts from the probe."""
-    run = pretraining()
+def three_stages(recipe: str) -> Chain:
+    """Pre-training by one of this family's recipes, a probe of it, and fine-tuning that starts from the probe."""
     return Chain(
-        Stage("pretraining", run),
-        Stage("probe", replace(classifying(run, probe=True), start="stage:pretraining")),
-        Stage("tuning", replace(classifying(run, probe=False), start="stage:probe")),
+        Stage("pretraining", FAMILY[recipe]()),
+        Stage("probe", replace(FAMILY[f"{recipe}-probe"](), start=f"{OF_STAGE}pretraining")),
+        Stage("tuning", replace(FAMILY[f"{recipe}-tuning"](), start=f"{OF_STAGE}probe")),
     )
 
 
@@ -94,6 +94,7 @@ def imagenet_probe(size: str) -> Experiment:
         data=EventFiles(source="N_Imagenet", pictures="imagenet"),
         method=EventClassification(probe=True, views=EventViews(area=0.9)),
         network=EventViTConfig(img_resolution=224, **SIZES[size]),
+        start=f"runs/events-{size.lower()}-nimagenet",
         training=_published(20, 1, 1024, 2e-4, decay=0.0, clip=5.0),
     )
 
@@ -104,6 +105,7 @@ def imagenet_tuning(size: str) -> Experiment:
         data=EventFiles(source="N_Imagenet", pictures="imagenet"),
         method=EventClassification(layer_decay=0.75),
         network=EventViTConfig(img_resolution=224, drop_path=0.1, learn_positions=True, **SIZES[size]),
+        start=f"runs/events-{size.lower()}-nimagenet-probe",
         training=_published(100, 20, 2048, 1e-4, decay=0.3, clip=5.0),
     )
 
@@ -114,7 +116,9 @@ def edm_events() -> Experiment:
     return replace(run, data=StandinEvents(source="digits", scale=2, frames=True))
 
 
-def _published(epochs: int, warm_up: int, batch: int, rate: float, *, decay: float, clip: float | None = None) -> Any:
+def _published(
+    epochs: int, warm_up: int, batch: int, rate: float, *, decay: float, clip: float | None = None
+) -> TrainingConfig:
     total, warm = epochs * IMAGENET, warm_up * IMAGENET
     return TrainingConfig(
         total_images=total,
@@ -157,11 +161,14 @@ def _small(total: int, rate: float, decay: float = 0.03) -> TrainingConfig:
     )
 
 
-FAMILY: Mapping[str, Callable[[], Any]] = {
+FAMILY: Mapping[str, Callable[[], Experiment]] = {
     "events-digits": digits,
     "events-emoji64-32": emoji64_32,
-    "events-digits-chain": partial(chain, digits),
-    "events-emoji64-32-chain": partial(chain, emoji64_32),
+    **{
+        f"{name}-{stage}": partial(classifying, name, probe=stage == "probe")
+        for name in ("events-digits", "events-emoji64-32")
+        for stage in ("probe", "tuning")
+    },
     **{f"events-{size.lower()}-nimagenet": partial(imagenet, size) for size in SIZES},
     **{f"events-{size.lower()}-nimagenet-probe": partial(imagenet_probe, size) for size in SIZES},
     **{f"events-{size.lower()}-nimagenet-tuning": partial(imagenet_tuning, size) for size in SIZES},

@@ -47,6 +47,7 @@ KEYS: tuple[str, ...] = (
     "downsampled_imagenet",
     "vcmamba",
     "event_pretraining",
+    "metaclip2",
     "data_free_quantization",
 )
 """Files of this folder, in the order of the ledger."""
