@@ -33,9 +33,11 @@ from imagewright.noise import BatchNoise, StepNoise
 from imagewright.recipes import RECIPES
 from imagewright.recipes.event_pretraining import three_stages
 from imagewright.samplers import Heun
+from imagewright.training.config import OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import Experiment, assemble, run_experiment
+from imagewright.training.learners import Learner
 from imagewright.training.snapshots import read_image, save_image
-from imagewright.types import Clock, Condition, DataSpec, Follow, Update, UserError
+from imagewright.types import Clock, Condition, DataSpec, Follow, Trained, Update, UserError
 
 SPEC = DataSpec(name="standin_events_digits", resolution=16, channels=2, num_classes=10)
 TINY = EventViTConfig(img_resolution=16, num_classes=10, patch=8, width=8, depth=1, heads=2, head_norm=True)
@@ -185,6 +187,23 @@ def test_a_probe_learns_by_its_head_alone_and_tuning_by_all() -> None:
     assert not torch.equal(stepped(replace(tuning, hot_pixels=True), parts)[1].loss, plain)
     rate, decays = parts.roles["encoder"].groups("network.patches.weight", torch.zeros(2, 2))
     assert rate == 0.25 and decays and stepped(tuning, parts)[1].loss.shape == (4,)
+
+
+def test_rates_and_decay_of_single_weights_reach_the_optimiser() -> None:
+    layer = nn.Linear(2, 2)
+    role = Trained(
+        module=layer, lr_scale=0.5, groups=lambda name, weight: (0.2 if name == "bias" else 1, weight.ndim > 1)
+    )
+    optimizer = OptimizerConfig(kind="adamw", lr=0.1, weight_decay=0.3)
+    learner = Learner(role, TrainingConfig(total_images=8, batch=1, optimizer=optimizer), torch.device("cpu"))
+    before = {n: p.detach().clone() for n, p in layer.named_parameters()}
+    learner.backward(layer(torch.ones(1, 2)).sum())
+    learner.gradient()
+    assert learner.step(1) == pytest.approx(0.05)
+    for name, rate, kept in (("weight", 0.05, 1 - 0.05 * 0.3), ("bias", 0.01, 1.0)):
+        torch.testing.assert_close(layer.get_parameter(name).detach(), before[name] * kept - rate)
+    assert set(learner.state()["optimizer"]) == {"weight", "bias"}
+    assert learner.state()["optimizer"]["weight"]["exp_avg"].shape == (2, 2)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
