@@ -20,6 +20,7 @@ LAYERS = (
         "shapes",
         "kernels",
         "fused",
+        "gathering",
         "moving",
         "noise",
         "files",

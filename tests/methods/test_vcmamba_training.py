@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,8 @@ def test_a_mixed_step_asks_for_both_classes() -> None:
     own_loss, other = (F.nll_loss(logits, t, reduction="none") for t in (label, label.flip(0)))
     assert 0.02 < own < 0.98
     torch.testing.assert_close(found, own * own_loss + (1 - own) * other)
+    half = Batch(images, Condition(label=torch.tensor([3, -1, 5, 9])))  # the second is mixed with the third
+    assert (updated(method, parts, half).loss == 0).tolist() == [False, True, True, False]
 
 
 def test_rectangles_are_erased_and_parts_enlarged() -> None:
@@ -121,7 +124,10 @@ def test_published_recipes(name: str, count: int | None, side: int) -> None:
     training = run.training.in_images()
     epoch, o = 1_281_167, training.optimizer
     assert (training.total_images, training.batch, o.kind, o.weight_decay) == (300 * epoch, 2176, "adamw", 0.05)
-    assert o.lr == pytest.approx(1e-3 * 2176 / 512) and o.lr_at(5 * epoch, training.total_images) == pytest.approx(o.lr)
+    assert o.lr == pytest.approx(1e-3 * 2176 / 512) and not o.decay_vectors
+    for epochs in (5, 100, 299):  # of half a cosine over all 300, whose first 5 are the warm-up's
+        wanted = o.lr * (1 + math.cos(math.pi * epochs / 300)) / 2
+        assert o.lr_at(epochs * epoch, training.total_images) == pytest.approx(wanted)
     assert 0.5 ** (2176 / training.ema.halflife_images) == pytest.approx(0.99996, abs=1e-8)
 
 

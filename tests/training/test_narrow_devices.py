@@ -35,7 +35,7 @@ FAMILIES = (
     "em-distillation-digits", "smt-digits", "smd-digits", "wrn-digits", "flow-digits", "align-digits", "ayf-digits",
     "analog-bits-digits", "self-conditioned-digits",
     "guided-digits", "ecm-digits", "vct-digits", "multi-student-digits-small",
-    "vcmamba-digits", "disco-digits", "kl-digits",
+    "vcmamba-digits", "disco-digits", "kl-digits", "vatt-standin-digits", "metaclip2-digits",
 )  # fmt: skip
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
                          num_blocks=1, attn_resolutions=(8,), dropout=0.0, label_dropout=0.1)  # fmt: skip

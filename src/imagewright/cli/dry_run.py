@@ -31,7 +31,7 @@ from imagewright.networks.recompute import blocks
 from imagewright.recipes import RECIPES
 from imagewright.training.chain import OF_STAGE
 from imagewright.training.distributed import pick_device
-from imagewright.training.experiment import DataConfig, Experiment, assemble
+from imagewright.training.experiment import Experiment, assemble
 from imagewright.training.footprint import model_footprint
 from imagewright.training.given import Openable, Sources
 from imagewright.training.record import to_json
@@ -68,9 +68,13 @@ class StandIns(Sources):
         self.models[role] = file.model
         return file
 
-    def images(self, data: DataConfig, on_progress: Callable[[int, int], None] | None) -> ImageSet:
+    def images(self, data: Any, on_progress: Callable[[int, int], None] | None) -> Any:
         """The images, or an empty set like the one that the recipe names."""
         name = Path(data.source).name
+        absent = data.absent() if hasattr(data, "absent") else None
+        if absent is not None:
+            self.missing.append(f"examples {data.source}")
+            return absent
         if Path(data.source).exists() or name not in KNOWN_SETS:
             return data.open(on_progress)
         side, channels, classes = KNOWN_SETS[name]

@@ -72,6 +72,7 @@ class AccuracyRecord(TypedDict):
     """One measurement of a classifier on real images; its report is a `metrics.accuracy.Accuracy` as JSON."""
 
     report: _Accuracy
+    language: NotRequired[str]
     target: NotRequired[str]
     weights_sha256: NotRequired[str | None]
 

@@ -28,6 +28,7 @@ from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
+from imagewright.models.image_text import ImageText
 from imagewright.models.kl import GaussianAutoencoder
 from imagewright.models.latents import InLatents, LatentSpace
 from imagewright.models.masked import MaskedTokenModel
@@ -42,6 +43,7 @@ from imagewright.models.self_conditioned import SelfConditioned
 from imagewright.models.timesteps import TimestepPrecond
 from imagewright.models.tokens import PixelCodec
 from imagewright.models.trajectory import TrajectoryModel
+from imagewright.models.vatt import VATTEncoder
 from imagewright.models.vq import VQTokenizer
 from imagewright.models.weighted import GuidedDenoiser
 from imagewright.networks import NETWORKS, Network
@@ -66,6 +68,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "FewStepGenerator": FewStepGenerator,
     "GaussianAutoencoder": GaussianAutoencoder,
     "GuidedDenoiser": GuidedDenoiser,
+    "ImageText": ImageText,
     "InLatents": InLatents,
     "InitialVelocity": InitialVelocity,
     "LatentDenoiser": LatentDenoiser,
@@ -82,6 +85,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "TimestepPrecond": TimestepPrecond,
     "TrajectoryModel": TrajectoryModel,
     "TrajectoryOperator": TrajectoryOperator,
+    "VATTEncoder": VATTEncoder,
     "VEFlow": VEFlow,
     "VEPrecond": VEPrecond,
     "VPFlow": VPFlow,

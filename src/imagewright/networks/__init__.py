@@ -4,6 +4,7 @@ from imagewright.networks.adm_unet import ADMUNet, ADMUNetConfig
 from imagewright.networks.arpg import ARPG, ARPGConfig
 from imagewright.networks.axial_transformer import AxialTransformer, AxialTransformerConfig
 from imagewright.networks.bit_unet import BitUNet, BitUNetConfig
+from imagewright.networks.clip import CLIP, CLIPConfig
 from imagewright.networks.config import Network
 from imagewright.networks.conv_classifier import ConvClassifier, ConvClassifierConfig
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
@@ -19,6 +20,7 @@ from imagewright.networks.song_unet import SongUNet, SongUNetConfig
 from imagewright.networks.sparse_transformer import SparseTransformer, SparseTransformerConfig
 from imagewright.networks.token_transformer import TokenTransformer, TokenTransformerConfig
 from imagewright.networks.unet import UNet
+from imagewright.networks.vatt import VATT, VATTConfig
 from imagewright.networks.vcmamba import VCMamba, VCMambaConfig
 from imagewright.networks.vq import VQAutoencoder, VQAutoencoderConfig
 from imagewright.networks.wide_resnet import WideResNet, WideResNetConfig
@@ -28,6 +30,7 @@ NETWORKS: dict[str, type[Network]] = {
     "ARPG": ARPG,
     "AxialTransformer": AxialTransformer,
     "BitUNet": BitUNet,
+    "CLIP": CLIP,
     "ConvClassifier": ConvClassifier,
     "DhariwalUNet": DhariwalUNet,
     "DiT": DiT,
@@ -40,6 +43,7 @@ NETWORKS: dict[str, type[Network]] = {
     "SongUNet": SongUNet,
     "SparseTransformer": SparseTransformer,
     "TokenTransformer": TokenTransformer,
+    "VATT": VATT,
     "VCMamba": VCMamba,
     "VQAutoencoder": VQAutoencoder,
     "WideResNet": WideResNet,
@@ -48,7 +52,9 @@ NETWORKS: dict[str, type[Network]] = {
 
 __all__ = [
     "ARPG",
+    "CLIP",
     "NETWORKS",
+    "VATT",
     "ADMUNet",
     "ADMUNetConfig",
     "ARPGConfig",
@@ -56,6 +62,7 @@ __all__ = [
     "AxialTransformerConfig",
     "BitUNet",
     "BitUNetConfig",
+    "CLIPConfig",
     "ConvClassifier",
     "ConvClassifierConfig",
     "DhariwalUNet",
@@ -83,6 +90,7 @@ __all__ = [
     "TokenTransformer",
     "TokenTransformerConfig",
     "UNet",
+    "VATTConfig",
     "VCMamba",
     "VCMambaConfig",
     "VQAutoencoder",

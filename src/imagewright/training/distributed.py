@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from imagewright.gathering import told_as_lost
 from imagewright.precision import exact_float32
 from imagewright.types import UserError
 
@@ -57,16 +58,6 @@ class Processes:
         if self.world > 1:
             with told_as_lost():
                 dist.barrier()
-
-
-@contextmanager
-def told_as_lost() -> Iterator[None]:
-    """Turn what is said where processes no longer reach each other into a UserError."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[:1] or ["no reason is given"]
-        raise UserError(f"the processes that train together have lost each other: {reason[0]}") from None
 
 
 MEETING = timedelta(seconds=45)

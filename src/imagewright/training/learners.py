@@ -36,7 +36,10 @@ class Learner:
         self.module: nn.Module = role.module
         self.config = config
         self.held = held or Whole(self.module, Processes())
-        self.names, self.parameters = list(self.held.weights), list(self.held.weights.values())
+        weights = self.held.weights
+        if not config.optimizer.decay_vectors:  # which then are a group of their own, behind the others
+            weights = dict(sorted(weights.items(), key=lambda each: each[1].ndim < 2))
+        self.names, self.parameters = list(weights), list(weights.values())
         self.settling = [m for m in self.module.modules() if isinstance(m, Settles)]
         self.lr_scale = role.lr_scale
         self.optimizer = _make_optimizer(self.parameters, config, role.betas)
@@ -161,9 +164,9 @@ def summed(loss: Tensor) -> Tensor:
 
 
 def _make_optimizer(
-    parameters: list[Tensor], config: TrainingConfig, betas: tuple[float, float] | None
+    weights: list[Tensor], config: TrainingConfig, betas: tuple[float, float] | None
 ) -> torch.optim.Optimizer:
-    o = config.optimizer
+    o, parameters = config.optimizer, _groups(weights, config.optimizer.decay_vectors)
     settings: dict[str, Any] = {"lr": o.lr, "betas": betas or o.betas, "eps": o.eps, "weight_decay": o.weight_decay}
     if o.kind == "sgd":
         return torch.optim.SGD(
@@ -173,10 +176,18 @@ def _make_optimizer(
         # torch squares the first: the published 1e-30. Rates are in units of a weight's own root mean square.
         return torch.optim.Adafactor(parameters, o.lr, eps=(1e-15, 1e-3), weight_decay=o.weight_decay, foreach=True)
     if o.kind == "radam":
-        on_cuda = parameters[0].device.type == "cuda"
+        on_cuda = weights[0].device.type == "cuda"
         return (FusedRAdam if on_cuda else torch.optim.RAdam)(parameters, foreach=True, **settings)
     kind = torch.optim.AdamW if o.kind == "adamw" else torch.optim.Adam
     return kind(parameters, fused=True, **settings)
+
+
+def _groups(weights: list[Tensor], decay_vectors: bool) -> Any:
+    """All weights; or two groups, of which the second, vectors and single numbers, does not decay."""
+    if decay_vectors:
+        return weights
+    tables, vectors = ([w for w in weights if (w.ndim >= 2) == wanted] for wanted in (True, False))
+    return [{"params": tables}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def begin(optimizer: torch.optim.Optimizer) -> None:

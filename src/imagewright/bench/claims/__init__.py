@@ -46,6 +46,7 @@ KEYS: tuple[str, ...] = (
     "analog_bits",
     "downsampled_imagenet",
     "vcmamba",
+    "metaclip2",
     "data_free_quantization",
 )
 """Files of this folder, in the order of the ledger."""
