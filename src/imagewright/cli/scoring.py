@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from imagewright.data import ImageSet, open_images
 from imagewright.data.partition import of_classes
 from imagewright.metrics.extractors import OF_DATA, find_extractor
 from imagewright.metrics.features import FeatureExtractor
+from imagewright.pretrained import folder_of
 from imagewright.training.record import get_field, read_record
 from imagewright.types import DataSpec, UserError
 
 
 def training_data(model: str, spec: DataSpec) -> str:
     """The images that a run or shipped model was trained on. Raises UserError when it does not say."""
-    if (Path(model) / "experiment.json").exists():
-        source = get_field(read_record(Path(model))["experiment"], "data.source")
+    run = folder_of(model)
+    if (run / "experiment.json").exists():
+        source = get_field(read_record(run)["experiment"], "data.source")
         if not isinstance(source, str):
             raise UserError(f"{model}/experiment.json does not say which images the run was trained on")
         return source
@@ -34,9 +34,10 @@ def real_images(model: str, data: str | None, spec: DataSpec, split: str) -> Ima
     if data is not None:
         return reference_images(data, spec, split)
     images = reference_images(training_data(model, spec), spec, split)
-    if not (Path(model) / "experiment.json").exists():
+    run = folder_of(model)
+    if not (run / "experiment.json").exists():
         return images
-    return of_classes(images, get_field(read_record(Path(model))["experiment"], "data.classes") or ())
+    return of_classes(images, get_field(read_record(run)["experiment"], "data.classes") or ())
 
 
 def reference_images(source: str, spec: DataSpec, split: str, *, own_colours: bool = False) -> ImageSet:
