@@ -47,6 +47,7 @@ KEYS: tuple[str, ...] = (
     "downsampled_imagenet",
     "vcmamba",
     "data_free_quantization",
+    "vatt",
 )
 """Files of this folder, in the order of the ledger."""
 
