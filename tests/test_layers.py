@@ -23,6 +23,7 @@ LAYERS = (
         "gathering",
         "moving",
         "noise",
+        "gathering",
         "files",
         "locks",
         "arrays",

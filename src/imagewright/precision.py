@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Drawn = Literal[Precision, "int8"]
+"""How a model's calls are computed that is not trained: int8 of what was quantized (`networks.integers`)."""
 
 
 def widest(device: torch.device | str) -> torch.dtype:

@@ -254,11 +254,12 @@ class CaptionsConfig:
             prompts: Prompts = {language: Prompt(**told) for language, told in made.prompts.items()}  # type: ignore[typeddict-item]
         else:
             source = self.source
-            images, pairs = open_table(Path(source), self.pictures, self.resolution, on_progress)
-            lists = None if self.metadata is None else read_lists(Path(self.metadata))
-            prompts = {} if self.prompts is None else read_prompts(Path(self.prompts))
+            images, pairs = open_table(Path(source), self.pictures and self._found(self.pictures), self.resolution,
+                                       on_progress)  # fmt: skip
+            lists = None if self.metadata is None else read_lists(Path(self._found(self.metadata)))
+            prompts = {} if self.prompts is None else read_prompts(Path(self._found(self.prompts)))
         pairs = of_languages(pairs, self.languages)
-        words = WordList.of(pairs.captions, WORDS) if self.vocabulary == "words" else vocabulary(self.vocabulary)
+        words = self._words(pairs)
         texts = Texts(words, self.length, prompts)
         found = CaptionedSet(images=images, pairs=pairs, texts=texts, source=source)
         if self.balance == "none":
@@ -268,6 +269,16 @@ class CaptionsConfig:
         names, matched = pairs.match(lists)
         curation = curated(names, matched, lists, self.how())
         return replace(found, keep=keep_chances(curation, names, matched), curation=curation)
+
+    def _words(self, pairs: Pairs) -> Vocabulary:
+        if self.vocabulary == "words":
+            return WordList.of(pairs.captions, WORDS)
+        return vocabulary(self.vocabulary if self.vocabulary == "bytes" else self._found(self.vocabulary))
+
+    def _found(self, name: str) -> str:
+        """A path from here, else from the table's folder, so that a run goes on from anywhere."""
+        beside = Path(self.source).parent / name
+        return str(beside) if not Path(name).exists() and beside.exists() else name
 
     def how(self) -> Balance:
         """How captions are balanced, where they are; English is the reference where no other one is left."""

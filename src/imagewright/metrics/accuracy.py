@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -72,3 +73,17 @@ def measure_accuracy(
         classes=classes,
         reference=images.fingerprint,
     )
+
+
+def pooled(
+    model: nn.Module, images: ImageSet, *, batch_size: int = 64, device: torch.device | str = "cpu"
+) -> npt.NDArray[np.float32]:
+    """An encoder's features of pictures, float32 [N, D]."""
+    encoder: Any = model.eval().to(device)
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(images)))
+            found.append(encoder.encode(from_uint8(images.images(rows), device)).pooled.float().cpu())
+    features: npt.NDArray[np.float32] = torch.cat(found).numpy()
+    return features

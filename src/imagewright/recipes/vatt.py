@@ -25,7 +25,7 @@ def standin_digits(shared: bool = False) -> Experiment:
         data=StandinTripletsConfig(source="digits"),
         method=VATTTraining(),
         network=_small(1, shared=shared),
-        training=_training(20_000),
+        training=_training(40_000),
     )
 
 
@@ -35,7 +35,7 @@ def standin_emoji() -> Experiment:
         data=StandinTripletsConfig(source="emoji64"),
         method=VATTTraining(),
         network=_small(3, shared=False),
-        training=_training(60_000),
+        training=_training(120_000),
     )
 
 
@@ -86,9 +86,9 @@ def _training(total: int) -> TrainingConfig:
     """Adam and half a cosine to half the rate, as published, over a short run."""
     return TrainingConfig(
         total_images=total,
-        batch=64,
+        batch=32,
         optimizer=OptimizerConfig(
-            lr=2e-3,
+            lr=1e-3,
             eps=1e-7,
             lr_ramp_images=0.05,
             lr_cooldown_images=0.95,

@@ -25,8 +25,9 @@ from imagewright.models.latents import LatentSpace
 from imagewright.models.self_conditioned import carried
 from imagewright.models.tokens import check_device
 from imagewright.moving import pinned, sent
+from imagewright.networks.integers import with_integers
 from imagewright.noise import ImageNoise
-from imagewright.precision import Precision, casts, tf32
+from imagewright.precision import Drawn, Precision, casts, tf32
 from imagewright.samplers import SAMPLERS
 from imagewright.samplers.latents_first import STREAM, latents_first
 from imagewright.samplers.replay import Replays
@@ -63,7 +64,8 @@ class ImageGenerator:
     """A model, a sampler and what the images are. Image i of seed s depends on (s, i) alone.
 
     spec: the model's; as an attribute that of the images, which a sampler may draw larger (`expansion`).
-    precision: number format of the networks' calls (autocast). graphs: whether a CUDA device replays them as graphs
+    precision: number format of the networks' calls (autocast), or int8: from now on a quantized model multiplies whole
+    numbers, on a CPU (`networks.integers`). graphs: whether a CUDA device replays them as graphs
     (`samplers.replay`), which changes no bit; None = where networks are small enough to be held up by their launches.
     space: the latents that the model lives in, from which images are decoded; None = it makes images.
     Raises UserError when the sampler is made for another kind of model, or the device cannot run this one.
@@ -76,12 +78,12 @@ class ImageGenerator:
         sampler: Sampler | None = None,
         device: torch.device | str = "cpu",
         *,
-        precision: Precision = "fp32",
+        precision: Drawn = "fp32",
         graphs: bool | None = None,
         space: LatentSpace | None = None,
     ) -> None:
-        if precision not in get_args(Precision):
-            raise UserError(f"precision is {precision!r}; allowed: {', '.join(get_args(Precision))}")
+        if precision not in get_args(Drawn):
+            raise UserError(f"precision is {precision!r}; allowed: {', '.join(get_args(Drawn))}")
         kind = kind_of(model)
         self.sampler = sampler or usual_sampler(model)
         if space is not None and getattr(self.sampler, "clip", False):
@@ -97,7 +99,9 @@ class ImageGenerator:
         # Pixels with their channels together: 10% faster on CPUs, more on GPUs with half precision.
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.spec = replace(spec, resolution=spec.resolution * getattr(self.sampler, "expansion", 1))
-        self.precision = precision
+        if precision == "int8":
+            with_integers(self.model)
+        self.precision: Precision = "fp32" if precision == "int8" else precision
         self.space = None if space is None else space.eval().to(self.device)
         self.seen = self.spec if space is None else space.spec(spec)
         self._decodes: Any = self.model if kind == "latent_denoiser" else self.space
@@ -433,7 +437,7 @@ def generator_from(
     sampler: Sampler | None = None,
     device: torch.device | str = "cpu",
     *,
-    precision: Precision = "fp32",
+    precision: Drawn = "fp32",
 ) -> ImageGenerator:
     """A model read from disk with a sampler, or with the one it was saved with."""
     if sampler is None and file.sampler is not None:
