@@ -132,10 +132,10 @@ def smoothed(label: Tensor, classes: int, smoothing: float) -> Tensor:
     return (1 - smoothing) * F.one_hot(label.clamp_min(0), classes).float() + smoothing / classes
 
 
-def cut_out(images: Tensor, least: float, noise: StepNoise) -> Tensor:
-    """A random part of each picture [N, C, H, W], of at least a share of it and of sides 3:4 to 4:3, enlarged."""
+def cut_out(images: Tensor, least: float, noise: StepNoise, sides: float = CUT_ASPECT) -> Tensor:
+    """A random part of each picture [N, C, H, W], of at least a share of it, enlarged; sides: their least ratio."""
     area, aspect, down, right = (noise.uniform(images.detach()[:, 0, 0, 0].float()) for _ in range(4))
-    area, aspect = least + (1 - least) * area, _log_uniform(aspect, CUT_ASPECT)
+    area, aspect = least + (1 - least) * area, _log_uniform(aspect, sides)
     wide, high = ((area * r).sqrt().clamp_max(1) for r in (aspect, 1 / aspect))
     x, y = (1 - wide) * (2 * right - 1), (1 - high) * (2 * down - 1)
     zero = torch.zeros_like(x)

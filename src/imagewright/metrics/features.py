@@ -26,6 +26,7 @@ from imagewright.models.classifier import Classifier
 from imagewright.models.description import unbuilt
 from imagewright.models.files import load_model
 from imagewright.networks import ConvClassifier, ConvClassifierConfig
+from imagewright.precision import tf32
 from imagewright.shapes import Within, misfit
 from imagewright.types import Encoding, UserError, View, kind_of
 
@@ -134,7 +135,7 @@ class EncoderFeatures:
             raise UserError(f"images must be uint8 [n, H, H, C], got {images.dtype} {list(images.shape)}")
         found: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(images), self._batch_size):
-            with torch.inference_mode():
+            with torch.inference_mode(), tf32(False):
                 made = self.encoded(images[start : start + self._batch_size])
             logits = made.pooled[:, :0] if made.logits is None else made.logits
             found.append((made.pooled.float().cpu(), logits.float().cpu()))

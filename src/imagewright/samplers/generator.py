@@ -24,9 +24,10 @@ from imagewright.models.kinds import KINDS
 from imagewright.models.latents import LatentSpace
 from imagewright.models.self_conditioned import carried
 from imagewright.models.tokens import check_device
+from imagewright.moving import pinned, sent
 from imagewright.networks.integers import with_integers
 from imagewright.noise import ImageNoise
-from imagewright.precision import Drawn, Precision, casts
+from imagewright.precision import Drawn, Precision, casts, tf32
 from imagewright.samplers import SAMPLERS
 from imagewright.samplers.latents_first import STREAM, latents_first
 from imagewright.samplers.replay import Replays
@@ -247,14 +248,24 @@ class ImageGenerator:
             raise UserError(f"noise of shape {list(begin.shape[1:])} was given; this model's is {list(own.shape[1:])}")
         return to_uint8(self.decoded(self._drawn(noise, first, begin, labels, None)))
 
+    def inverted(self, seen: Tensor, cond: Condition, *, noise: ImageNoise, on_step: OnStep | None = None) -> Tensor:
+        """The noise of which the sampler, one that can be run backwards, would make what the model sees."""
+        with tf32(False), casts(self.precision, self.device), self._replays:
+            found: Tensor = self.sampler.invert(  # type: ignore[attr-defined]
+                carried(self.model), seen, cond, noise=noise, on_step=on_step
+            )
+            return found
+
     def encoded(self, images: Tensor) -> Tensor:
         """Images [n, C, H, W] in [-1, 1] as the model sees them, on its device: themselves, or their mean latents."""
         there = images.to(self.device)
-        return there if self.space is None else self.space.encode(there)
+        with tf32(False):
+            return there if self.space is None else self.space.encode(there)
 
     def decoded(self, made: Tensor) -> Tensor:
         """What the model makes, as images [n, C, H, W] in [-1, 1]."""
-        return made if self._decodes is None else self._decodes.decode(made)
+        with tf32(False):
+            return made if self._decodes is None else self._decodes.decode(made)
 
     def _shown(self, on_step: OnStep | None) -> OnStep | None:
         """on_step, told of images where the model makes something else."""
@@ -263,7 +274,7 @@ class ImageGenerator:
     def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, ImageNoise | None, Tensor]:
         """The images' noise, that of what is drawn first, and what sampling begins with, still on the host."""
         noise = ImageNoise(seed, indices)
-        begin = self._pinned(noise.normal(torch.empty(len(indices), *self.latent)))
+        begin = pinned(noise.normal(torch.empty(len(indices), *self.latent)), self.device)
         return noise, ImageNoise(seed, indices, STREAM) if self._draws_first else None, begin
 
     def _drawn(
@@ -274,19 +285,14 @@ class ImageGenerator:
         labels: Labels | None,
         on_step: OnStep | None,
     ) -> Tensor:
-        latents = latents.to(self.device, non_blocking=True)
+        latents = sent(latents, self.device)
         cond = Condition()
         if labels is not None:
-            told = self._pinned(torch.as_tensor(labels))
-            cond = Condition(label=told.to(self.device, non_blocking=True))
-        with casts(self.precision, self.device), self._replays:
+            cond = Condition(label=sent(pinned(torch.as_tensor(labels), self.device), self.device))
+        with tf32(False), casts(self.precision, self.device), self._replays:
             if first is not None:
                 cond = latents_first(self.model, len(latents), cond, first)
             return self.sampler(carried(self.model), latents, cond, noise=noise, on_step=on_step)
-
-    def _pinned(self, tensor: Tensor) -> Tensor:
-        """In memory that a GPU fetches it from without being waited for."""
-        return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
     def _checked_labels(
         self, n: int, labels: Labels | int | None, seed: int, first: int

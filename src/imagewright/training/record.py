@@ -36,7 +36,12 @@ from imagewright.version import versions
 
 FORMAT = "imagewright-experiment/1"
 EMBEDDED = ("digits", "emoji64")
-PLACES: Mapping[str, str] = {"data": "data.source", "couplings": "data.couplings", "start": "start"}
+PLACES: Mapping[str, str] = {
+    "data": "data.source",
+    "pictures": "data.pictures",
+    "couplings": "data.couplings",
+    "start": "start",
+}
 """What every run may be given beside what its method asks for, and the field that says where it is."""
 FREE = (
     "training.total_images",
@@ -254,7 +259,7 @@ def located(experiment: Any, folder: Path) -> Any:
     record: Mapping[str, Any] = read_record(folder) if (folder / "experiment.json").exists() else {}
     for name, field in places(experiment).items():
         value = get_field(experiment, field)
-        if value is None or value in EMBEDDED or value in shipped():
+        if value is None or value in EMBEDDED or value in shipped() or value.startswith("standin_"):
             continue
         known = record.get("inputs", {}).get(name, {})
         family, written = _apart(value)
@@ -308,8 +313,9 @@ def experiment_record(
     computes from now on; other ways of earlier starts stand before it.
     """
     given: Inputs = {}
+    where = places(experiment)
     for name, identity in inputs.items():
-        value = get_field(experiment, places(experiment)[name])
+        value = get_field(experiment, where[name]) if name in where else None  # a shipped classifier lies nowhere
         given[name] = dict(identity)
         path = "" if value is None else _apart(value)[1]
         if os.path.isabs(path):
