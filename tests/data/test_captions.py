@@ -141,7 +141,7 @@ def test_a_table_names_pictures_of_its_folder(table: Path) -> None:
     images, pairs = open_table(table, None, 4)
     assert [images.names[i] for i in pairs.picture] == ["a.png", "a.png", "b.png", "b.png"]
     assert images.spec.resolution == 4 and pairs.whole.tolist() == pairs.picture.tolist()
-    config = CaptionsConfig(source=str(table), resolution=4, metadata=str(table.with_name("entries.json")), length=6)
+    config = CaptionsConfig(source=str(table), resolution=4, metadata="entries.json", length=6)  # beside the table
     found = config.open()
     assert found.keep is not None and found.curation is not None
     assert {k: v.tolist() for k, v in found.curation.counts.items()} == {"en": [2, 2], "zh": [1]}

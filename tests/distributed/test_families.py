@@ -22,7 +22,7 @@ NAMES = (
     "bits", "self-conditioned", "ict", "ecm", "vct", "multistep", "align", "ayf", "ctm", "uni", "dmd", "dmd2", "emd",
     "f-distill", "tsm", "smt", "smd", "dsno", "flow", "rfpp", "simple-reflow", "slimflow", "slimflow-distil",
     "caf-velocity", "caf", "caf-gan", "scd", "sct", "disco", "edm", "edm2", "cd", "ddo", "vq", "causal", "maskgit",
-    "md4", "genmd4", "routing", "wrn", "pd", "arpg", "vatt",
+    "md4", "genmd4", "routing", "wrn", "pd", "arpg", "vatt", "metaclip2",
 )  # fmt: skip
 MOVING = ("ctm", "caf-gan", "wrn")
 """Whose networks keep norms of batches, or spectral ones, from pass to pass, of which each process makes its own."""

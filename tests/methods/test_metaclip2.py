@@ -199,7 +199,7 @@ def test_a_method_of_captions_refuses_labelled_pictures_and_other_networks() -> 
 
 
 def test_published_recipes_have_the_programs_settings() -> None:
-    """configs/metaclip_v2.py: 196 pairs on each of 8 x 48 processes, 32 epochs of 920 M; 12.8 B pairs' steps."""
+    """configs/metaclip_v2.py: 196 pairs on each of 8 x 48 processes, 32 epochs of 920 M; as many steps as 12.8 B."""
     run = RECIPES["metaclip2-h14"]()
     o = run.training.optimizer
     assert (run.training.batch, run.training.precision, o.lr, o.betas, o.eps, o.weight_decay) == (

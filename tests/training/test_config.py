@@ -70,6 +70,7 @@ def test_rate_is_constant_unless_asked() -> None:
         (lambda: OptimizerConfig(betas=(-0.1, 0.9)), r"optimizer\.betas is \(-0\.1, 0\.9\)"),
         (lambda: OptimizerConfig(eps=-1.0), r"optimizer\.eps is -1\.0; it must be >= 0 and finite"),
         (lambda: OptimizerConfig(weight_decay=-0.1), r"optimizer\.weight_decay is -0\.1; it must be >= 0 and finite"),
+        (lambda: OptimizerConfig(decay_vectors=False), r"optimizer\.decay_vectors has no effect without"),
         (lambda: OptimizerConfig(weight_decay=float("inf")), r"optimizer\.weight_decay is inf"),
         (lambda: OptimizerConfig(clip_norm=0.0), r"clip_norm is 0\.0; it must be positive, or none"),
         (lambda: EmaConfig(halflife_images=-1), r"halflife_images is -1; it must be >= 0"),

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from imagewright import limits
-from imagewright.checks import require_whole
+from imagewright.checks import require_number, require_whole
 from imagewright.data.curation.balancing import Balance, Chances, Curation, count
 from imagewright.data.curation.matching import Lists, Matcher
 from imagewright.data.fitting import Fit
@@ -224,6 +224,8 @@ class CaptionsConfig:
     """Of the stand-in: how many captions are made."""
     seed: int = 0
     """Of the stand-in."""
+    zipf: float = 1.0
+    """Of the stand-in: the k-th class of a language comes in proportion to k^-zipf."""
 
     def __post_init__(self) -> None:
         if self.balance not in get_args(Rebalance):
@@ -234,28 +236,30 @@ class CaptionsConfig:
         require_whole("data.length", self.length, 2, limits.CLASSES)
         require_whole("data.pairs", self.pairs, 1, 10**7)
         require_whole("data.seed", self.seed, 0, 2**62)
+        require_number("data.zipf", self.zipf, 0, 10)
         if self.source == SOURCE:
             for name in ("metadata", "prompts"):
                 if getattr(self, name) is not None:
                     raise UserError(f"data.{name} has no effect on {SOURCE}, which has its own")
-        elif (self.pairs, self.seed) != (4000, 0):
-            raise UserError(f"data.pairs and data.seed are of {SOURCE}; {self.source} is as it is")
+        elif (self.pairs, self.seed, self.zipf) != (4000, 0, 1.0):
+            raise UserError(f"data.pairs, data.seed and data.zipf are of {SOURCE}; {self.source} is as it is")
 
     def open(self, on_progress: Callable[[int, int], None] | None = None) -> CaptionedSet:
         """Open and check pictures, captions and lists. Raises UserError for what is damaged or does not fit."""
         if self.source == SOURCE:
-            made = standin_captions(self.pictures or "digits", self.resolution, self.pairs, self.seed)
+            made = standin_captions(self.pictures or "digits", self.resolution, self.pairs, self.seed, self.zipf)
             pairs = Pairs(made.picture, made.captions, made.languages, np.arange(len(made.captions)))
             images, source = made.images, made.source
             lists: Lists | None = made.lists
             prompts: Prompts = {language: Prompt(**told) for language, told in made.prompts.items()}  # type: ignore[typeddict-item]
         else:
             source = self.source
-            images, pairs = open_table(Path(source), self.pictures, self.resolution, on_progress)
-            lists = None if self.metadata is None else read_lists(Path(self.metadata))
-            prompts = {} if self.prompts is None else read_prompts(Path(self.prompts))
+            images, pairs = open_table(Path(source), self.pictures and self._found(self.pictures), self.resolution,
+                                       on_progress)  # fmt: skip
+            lists = None if self.metadata is None else read_lists(Path(self._found(self.metadata)))
+            prompts = {} if self.prompts is None else read_prompts(Path(self._found(self.prompts)))
         pairs = of_languages(pairs, self.languages)
-        words = WordList.of(pairs.captions, WORDS) if self.vocabulary == "words" else vocabulary(self.vocabulary)
+        words = self._words(pairs)
         texts = Texts(words, self.length, prompts)
         found = CaptionedSet(images=images, pairs=pairs, texts=texts, source=source)
         if self.balance == "none":
@@ -265,6 +269,16 @@ class CaptionsConfig:
         names, matched = pairs.match(lists)
         curation = curated(names, matched, lists, self.how())
         return replace(found, keep=keep_chances(curation, names, matched), curation=curation)
+
+    def _words(self, pairs: Pairs) -> Vocabulary:
+        if self.vocabulary == "words":
+            return WordList.of(pairs.captions, WORDS)
+        return vocabulary(self.vocabulary if self.vocabulary == "bytes" else self._found(self.vocabulary))
+
+    def _found(self, name: str) -> str:
+        """A path from here, else from the table's folder, so that a run goes on from anywhere."""
+        beside = Path(self.source).parent / name
+        return str(beside) if not Path(name).exists() and beside.exists() else name
 
     def how(self) -> Balance:
         """How captions are balanced, where they are; English is the reference where no other one is left."""

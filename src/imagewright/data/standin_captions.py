@@ -1,7 +1,7 @@
 """A stand-in for captions from the web: sentences in three languages, made from the classes of digits or emoji64.
 
 Shares     English 44 %, German 45 %, Japanese, which puts no spaces between words, 11 %: four times rarer.
-Classes    In each language the k-th class comes in proportion to 1 / k, in an order of that language's own by the seed.
+Classes    In each language the k-th class comes in proportion to k^-zipf, in an order of that language's own.
 Sentences  A few of a language. One caption in ten names nothing; one in ten names two classes, and shows the first.
 Pictures   One of the class, of those in training: two thirds of the set, by the picture's own hash. The others, as many
            of each class, are the test, for every language alike.
@@ -72,7 +72,7 @@ class Standin:
     source: str
 
 
-def standin_captions(pictures: str, resolution: int | None, pairs: int, seed: int) -> Standin:
+def standin_captions(pictures: str, resolution: int | None, pairs: int, seed: int, zipf: float = 1.0) -> Standin:
     """pictures: digits or emoji64. Raises UserError for other ones."""
     if pictures not in NAMES:
         raise UserError(f"data.pictures is {pictures!r}; {SOURCE} makes captions of {' or '.join(NAMES)}")
@@ -83,7 +83,8 @@ def standin_captions(pictures: str, resolution: int | None, pairs: int, seed: in
     classes = len(names["en"])
     of_class = [np.flatnonzero(images.labels == k) for k in range(classes)]
     order = {language: np.random.default_rng((seed, 1, i)).permutation(classes) for i, language in enumerate(SHARES)}
-    made = [_caption(seed, i, names, order, of_class) for i in range(pairs)]
+    law = np.arange(1, classes + 1) ** -zipf
+    made = [_caption(seed, i, names, order, of_class, law / law.sum()) for i in range(pairs)]
     return Standin(
         images=replace(images, splits=None),
         held_out=_even(whole.subset(np.flatnonzero(test)), classes),
@@ -104,12 +105,12 @@ def _caption(
     names: Mapping[str, Sequence[str]],
     order: Mapping[str, npt.NDArray[np.int64]],
     of_class: Sequence[npt.NDArray[np.int64]],
+    law: npt.NDArray[np.float64],
 ) -> tuple[int, str, str, int]:
     """Picture, caption, language and class of one number."""
     rng = np.random.default_rng((seed, 0, number))
     language = str(rng.choice(list(SHARES), p=list(SHARES.values())))
-    law = 1 / np.arange(1, len(of_class) + 1)
-    first, second = (int(k) for k in order[language][rng.choice(len(law), 2, replace=False, p=law / law.sum())])
+    first, second = (int(k) for k in order[language][rng.choice(len(law), 2, replace=False, p=law)])
     picture = int(rng.choice(of_class[first]))
     kind, which = rng.random(), rng.random()
     told = names[language]

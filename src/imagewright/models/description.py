@@ -26,6 +26,7 @@ from imagewright.models.consistency import ConsistencyModel, ContinuousConsisten
 from imagewright.models.coupled import CoupledConsistencyModel
 from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.edm2 import EDM2Precond
+from imagewright.models.event_encoder import EventEncoder
 from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.image_text import ImageText
@@ -65,6 +66,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "EDM2Precond": EDM2Precond,
     "EDMFlow": EDMFlow,
     "EDMPrecond": EDMPrecond,
+    "EventEncoder": EventEncoder,
     "FewStepGenerator": FewStepGenerator,
     "GaussianAutoencoder": GaussianAutoencoder,
     "GuidedDenoiser": GuidedDenoiser,

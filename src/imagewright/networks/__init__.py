@@ -10,6 +10,7 @@ from imagewright.networks.conv_classifier import ConvClassifier, ConvClassifierC
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
 from imagewright.networks.dit import DiT, DiTConfig
 from imagewright.networks.edm2_unet import EDM2UNet, EDM2UNetConfig
+from imagewright.networks.event_vit import EventViT, EventViTConfig
 from imagewright.networks.image_network import ImageNetwork
 from imagewright.networks.kl_autoencoder import KLAutoencoder, KLAutoencoderConfig
 from imagewright.networks.latent_encoder import LatentEncoder, LatentEncoderConfig
@@ -35,6 +36,7 @@ NETWORKS: dict[str, type[Network]] = {
     "DhariwalUNet": DhariwalUNet,
     "DiT": DiT,
     "EDM2UNet": EDM2UNet,
+    "EventViT": EventViT,
     "KLAutoencoder": KLAutoencoder,
     "LatentEncoder": LatentEncoder,
     "PerceiverAR": PerceiverAR,
@@ -71,6 +73,8 @@ __all__ = [
     "DiTConfig",
     "EDM2UNet",
     "EDM2UNetConfig",
+    "EventViT",
+    "EventViTConfig",
     "ImageNetwork",
     "KLAutoencoder",
     "KLAutoencoderConfig",

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from imagewright.models.classifier import Sees
-from imagewright.networks import VATT, ImageNetwork, KLAutoencoder
+from imagewright.networks import VATT, EventViT, ImageNetwork, KLAutoencoder
 from imagewright.networks.image_network import innermost
 from imagewright.networks.recompute import blocks
 from imagewright.precision import Precision
@@ -59,7 +59,7 @@ def footprint(
     elif hasattr(config, "values") and hasattr(config, "length"):
         x = torch.empty(1, config.length, dtype=torch.int64, device="meta")
         told = (level, UNCONDITIONAL)
-    elif isinstance(network, Sees | KLAutoencoder):
+    elif isinstance(network, Sees | EventViT | KLAutoencoder):
         x = torch.empty(1, *spec.shape, device="meta")
     else:
         return None

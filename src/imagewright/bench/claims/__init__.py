@@ -46,6 +46,8 @@ KEYS: tuple[str, ...] = (
     "analog_bits",
     "downsampled_imagenet",
     "vcmamba",
+    "event_pretraining",
+    "metaclip2",
     "data_free_quantization",
     "vatt",
 )
