@@ -26,6 +26,7 @@ LATE = ("matplotlib", "mpl_toolkits", "tensorboard", "grpc", "sklearn")
 """Installed with the package, and imported by nobody who draws no figure, writes no event and opens no digits."""
 EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "bench": ("imagewright.bench.speed", ("diffusers",)),
+    "captions": ("imagewright.data.curation.matching", ("ahocorasick",)),
     "gcs": ("imagewright.data.remote", ("gcsfs",)),
     "hub": ("imagewright.interop.hub", ("huggingface_hub",)),
     "lpips": ("imagewright.metrics.perceptual", ("lpips", "torchvision")),
@@ -38,6 +39,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "transformers": ("imagewright.metrics.vision_transformers", ("transformers",)),
     "ui": ("imagewright.cli.play_page", ("nicegui",)),
     "wandb": ("imagewright.training.trackers", ("wandb",)),
+    "words": ("imagewright.data.words", ("tokenizers",)),
 }
 """Every extra of users: the module that asks for it, and what it asks for."""
 

@@ -90,6 +90,14 @@ def test_a_batch_is_float32_nchw_with_the_pictures_own_labels():
     assert Loader(numbered(labels=False), 6, 0).batch(0).cond.label is None
 
 
+def test_a_batch_stays_on_the_device_for_which_it_was_read():
+    """No picture goes back to the host, which would not wait for it and read what lay there before."""
+    loader = Loader(numbered(), 6, 0)
+    loader.follow(Turns(stride=6, first=0, count=1, size=6), "meta")
+    batch = loader.batch(0)
+    assert batch.images.device.type == batch.cond.label.device.type == "meta"
+
+
 def test_loading_does_not_change_the_set():
     images = numbered()
     before = images.images()

@@ -1,4 +1,4 @@
-"""`imagewright data info|convert|downsample|encoder`"""
+"""`imagewright data info|convert|downsample|encoder|balance|entries`"""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import tyro
 from imagewright.cli.command import dispatch
 from imagewright.cli.console import OUT, bar, first_alone, say, table
 from imagewright.data import Info, convert, info, open_images
+from imagewright.data.curation.balancing import Balance, Rule
+from imagewright.data.curation.command import balance, entries_of
+from imagewright.data.curation.metadata import PMI, UNIGRAMS
 from imagewright.data.downsampling import Format, Job, Preset, downsample
 from imagewright.data.fitting import Filter, Fit
 from imagewright.metrics.train_encoder import train_encoder
@@ -25,6 +28,8 @@ HELP = """imagewright data info SOURCE        what a set holds, and whether ever
 imagewright data convert SOURCE OUT.zip   one EDM-format zip of PNGs from any set
 imagewright data downsample IMAGENET OUT  ImageNet made small as a paper's was, by several processes
 imagewright data encoder SOURCE OUT       train what `evaluate --features OUT` compares these images by
+imagewright data balance SOURCE OUT       one draw of a set in which common things do not drown rare ones
+imagewright data entries TABLE OUT.json   the lists by which captions are balanced, made from captions
 
 SOURCE is digits, emoji64, an EDM-format zip, a folder (with dataset.json, or one sub-folder
 per class, also below train, val and test, or flat), an npz of an array of images, CIFAR's or
@@ -38,6 +43,9 @@ examples:
   imagewright data convert cifar-10-python.tar.gz cifar10-32x32.zip
   imagewright data encoder photos-64.zip photos.safetensors
   imagewright data downsample imagenet/ small/ --size 64 --preset edm --workers 8
+  imagewright data balance photos.zip balanced.zip
+  imagewright data entries captions.tsv entries.json
+  imagewright data balance captions.tsv balanced.tsv --entries entries.json --t 20000
 """
 
 
@@ -176,6 +184,71 @@ def encoder_command(
     say(f"written to {out}; of its {record['images']['train']} training images it tells {share:.0%} {what}")
 
 
+def balance_command(
+    source: Annotated[str, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    entries: Path | None = None,
+    t: int | None = None,
+    tail: float | None = None,
+    reference: str = "en",
+    rule: Rule = "language",
+    seed: int = 0,
+) -> None:
+    """Write one balanced draw of a set (Meta CLIP 2): rare things are all kept, common ones up to about as many.
+
+    Of a labelled set a class is what is counted; of a table of captions (*.tsv or *.parquet with columns picture,
+    caption and language) the entries of each language that a caption holds. An entry of c pictures is kept with
+    probability min(1, t / c). OUT.json says counts and thresholds. The same command goes on where it was stopped.
+
+    Args:
+        source: a labelled set, of which training pictures are balanced; or a table of captions.
+        out: the .zip to write, or of captions the .tsv.
+        entries: of captions: JSON of a list of entries for each language (`imagewright data entries`).
+        t: pictures up to which all of an entry's are kept, in the reference language; default by --tail.
+        tail: share of the reference language's matches that are of such entries; default 0.06.
+        reference: the language of --t and --tail.
+        rule: every other language's threshold by the same share (language), or the same for all (global).
+        seed: of the draw.
+    """
+    how = Balance(t=t, tail=tail, reference=reference, rule=rule)
+    made = _with_bar("balancing", lambda show: balance(source, out, how, entries=entries, seed=seed, on_progress=show))
+    rows = table("language", "t", "entries", "matches", "kept", "most before", "most after", "least after")
+    for name, before in made.before.items():
+        after, t_here = made.after[name], made.record["thresholds"][name]
+        there = before > 0
+        told = (t_here, there.sum(), before.sum(), after.sum(), before.max(), after.max(), after[there].min())
+        rows.add_row(name or "classes", *(f"{int(each):,}" for each in told))
+    OUT.print(rows)
+    say(f"{made.kept:,} of {made.out_of:,} pictures kept; {made.record['tail']:.1%} of matches are of entries below t")
+    if without := made.record.get("without"):
+        say(f"{without:,} captions hold no entry of their language's list; they are never kept")
+    say(f"written to {out}, and counts to {out}.json")
+
+
+def entries_command(
+    source: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    given: Path | None = None,
+    titles: Path | None = None,
+    pmi: float = PMI,
+    unigrams: float = UNIGRAMS[0],
+) -> None:
+    """Make the list of entries of each language from a table of captions: numbers, frequent words, pairs, titles.
+
+    Args:
+        source: *.tsv or *.parquet with columns picture, caption and language.
+        out: the JSON to write.
+        given: JSON of entries of each language that come first, such as WordNet's.
+        titles: JSON of titles of each language and how often each was viewed.
+        pmi: bits of mutual information from which a pair of words is an entry; 30 as published is for 10^9 words.
+        unigrams: share of all words that are entries, the most frequent ones.
+    """
+    lists = entries_of(source, out, given=given, titles=titles, least_pmi=pmi, unigrams=unigrams)
+    for language, each in lists.items():
+        say(f"{language or 'no language'}: {len(each):,} entries")
+    say(f"written to {out}")
+
+
 def _with_bar(what: str, work: Callable[[Callable[[int, int], None]], T]) -> T:
     """Run work that reports (done, total), whose total is not known beforehand."""
     with bar(what, 1, "files") as advance_to:
@@ -212,6 +285,8 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "convert": convert_command,
     "downsample": downsample_command,
     "encoder": encoder_command,
+    "balance": balance_command,
+    "entries": entries_command,
 }
 
 

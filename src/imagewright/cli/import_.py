@@ -25,6 +25,7 @@ EPILOG = """examples:
   imagewright import cd_imagenet64_lpips.pt --out models/cd
   imagewright import ddpm-cifar10-32/ --out models/ddpm
   imagewright import VCMamba-S.pth --key model --out models/vcmamba-s
+  imagewright import metaclip-2-worldwide-s16/ --out models/metaclip2-s
   imagewright import weights.safetensors --config edm.json --out models/edm
 
 What a file is, and its arguments, are read from it where it tells them: a pickle of EDM, EDM2, SiD or DDO says all, so
@@ -51,7 +52,7 @@ def import_command(
         out: the model folder to write.
         config: JSON file with official constructor arguments, in place of or beside those that the file tells.
         kind: family of the weights: edm, edm2, dmd2, vct, guided-diffusion, consistency-models, ctm, ctm-cifar10,
-            lightningdit, kl, vcmamba; default by what they are.
+            lightningdit, kl, vcmamba, clip; default by what they are.
         key: of a file with several networks or dictionaries, which one: ema.
         name: name of the data set the model was trained on; default the file's.
         autoencoder: run or model folder of the autoencoder in whose latents the model lives; or a model in them.

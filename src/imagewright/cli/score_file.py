@@ -74,4 +74,5 @@ def _identity(entry: Entry, without: Sequence[str]) -> str:
         way, depends = "sampler", ("num_images", "reference", "seed", "extractor_sha256")
     of = [entry.get(name) for name in ("classes", "weights_sha256") if name not in without]
     target = None if of and of[-1] is not None else entry["target"]
-    return json.dumps([target, entry.get(way), *of, *(report[name] for name in depends)], sort_keys=True)
+    spoken = [entry["language"]] if "language" in entry else []
+    return json.dumps([target, entry.get(way), *of, *spoken, *(report[name] for name in depends)], sort_keys=True)

@@ -8,6 +8,7 @@ Moving     batches go to the device as they were read, from pinned memory; pictu
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,10 +23,13 @@ from torch import Tensor
 from imagewright.data.couplings import Couplings, Mixture
 from imagewright.data.image_set import ImageSet
 from imagewright.data.workers import Workers
+from imagewright.moving import pinned, sent
 from imagewright.types import Batch, Condition, Coupling, Example, Examples, UserError
 
 AHEAD = 2
 """Batches that are read before they are asked for."""
+IDLE = 100
+"""Passes in a row that may show nothing, of a set that chooses."""
 
 Rows = npt.NDArray[np.int64]
 
@@ -54,6 +58,9 @@ class Turns:
 
 class Loader:
     """An endless shuffled sequence: epoch e is a permutation drawn from (seed, e) (PCG64, SeedSequence).
+
+    A set that does not show all of itself in every epoch says with `passing(generator)` which rows it shows in one.
+
 
     batch_size: size of a batch when `batch` is not told another. seed: >= 0. xflip: mirror each picture left
     to right with probability 1/2, decided by (seed, position), and of a pair its noise and its image together.
@@ -103,7 +110,7 @@ class Loader:
         if position < 0 or size < 1:
             raise ValueError(f"position is {position} and size is {size}; they must be >= 0 and >= 1")
         piece = self._piece(position, size) if self._pool is None else self._next(self._pool, position, size)
-        return self._main.examples.prepared(piece.map(lambda t: t.to(self._device, non_blocking=True)))
+        return self._main.examples.prepared(piece.map(lambda t: sent(t, self._device)))
 
     def _next(self, pool: ThreadPoolExecutor, position: int, size: int) -> Example:
         """A piece that was begun already, or is now; the next ones are begun, those no longer wanted forgotten."""
@@ -125,7 +132,7 @@ class Loader:
         batch = self._main.batch(position, size, self._read)
         if self._beside is not None:
             batch = replace(cast(Batch, batch), coupling=cast(Coupling, self._beside.batch(position, size)))
-        return batch.map(Tensor.pin_memory) if self._device.type == "cuda" else batch
+        return batch.map(lambda t: pinned(t, self._device))
 
 
 class _Sequence:
@@ -133,18 +140,45 @@ class _Sequence:
 
     def __init__(self, examples: Examples, seed: int, streams: tuple[int, int]) -> None:
         self.examples, self.seed, self.streams = examples, seed, streams
-        self._order = lru_cache(maxsize=4)(lambda epoch: self._generator(epoch, 0).permutation(len(examples)))
+        self._order = lru_cache(maxsize=4)(self._epoch)
         self._chances = lru_cache(maxsize=4)(lambda epoch: self._generator(epoch, 1).random(len(examples)))
+        self._ends: list[int] = []
 
     def batch(self, position: int, size: int, read: Callable[[Rows], Any] | None = None) -> Example:
         """Examples `position` .. `position + size - 1`, as read in place of the set's own reading."""
-        parts = _slices(position, size, len(self.examples))
+        parts = self._slices(position, size)
         rows = np.concatenate([self._order(epoch)[part] for epoch, part in parts])
 
         def chance() -> npt.NDArray[np.float64]:
             return np.concatenate([self._chances(epoch)[part] for epoch, part in parts])
 
         return self.examples.batch((read or self.examples.read)(rows), rows, chance)
+
+    def _epoch(self, epoch: int) -> Rows:
+        """The rows of an epoch, in order."""
+        generator = self._generator(epoch, 0)
+        passing = getattr(self.examples, "passing", None)
+        rows: Rows = generator.permutation(len(self.examples) if passing is None else passing(generator))
+        return rows
+
+    def _slices(self, position: int, size: int) -> list[tuple[int, slice]]:
+        """Places `position` .. `position + size - 1` as parts of epochs, whose lengths may differ."""
+        if getattr(self.examples, "passing", None) is None:
+            return _slices(position, size, len(self.examples))
+        parts, end = [], position + size
+        while position < end:
+            epoch = bisect_right(self._ends, position)
+            if epoch == len(self._ends):
+                before = self._ends[-1] if self._ends else 0
+                self._ends.append(before + len(self._order(epoch)))
+                if self._ends[-IDLE:] == [0] * IDLE:
+                    raise UserError(f"{self.examples.source} shows nothing in {IDLE} passes; balance it less")
+                continue
+            start = self._ends[epoch - 1] if epoch else 0
+            stop = min(self._ends[epoch], end)
+            parts.append((epoch, slice(position - start, stop - start)))
+            position = stop
+        return parts
 
     def _generator(self, epoch: int, which: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch, self.streams[which]))))

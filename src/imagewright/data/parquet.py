@@ -61,6 +61,23 @@ def open_parquet(path: Path, *, labels: bool) -> tuple[Archive, Annotations] | N
     return archive, known
 
 
+def read_columns(file: Path, names: Sequence[str]) -> list[list[Any]]:
+    """Whole columns of a file, in order. Raises UserError for a damaged file, or one without them."""
+    arrow = _pyarrow()
+    opened = _opened(file, arrow)
+    absent = [name for name in names if name not in opened.schema_arrow.names]
+    if absent:
+        raise UserError(f"{file} has columns {', '.join(opened.schema_arrow.names[:10])}; it needs {', '.join(names)}")
+    unpacked = sum(opened.metadata.row_group(i).total_byte_size for i in range(opened.num_row_groups))
+    if unpacked > max(limits.UNPACKED, limits.RATIO * require_regular(file)):
+        raise UserError(f"{file} would unpack to {unpacked} bytes")
+    try:
+        found = opened.read(columns=list(names))
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{file} is no readable parquet file: {_short(error)}") from None
+    return [found.column(name).to_pylist() for name in names]
+
+
 def _pyarrow() -> Any:
     try:
         import pyarrow

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from imagewright import limits
 from imagewright.data import png
+from imagewright.moving import fetched, sent
 from imagewright.types import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -184,11 +185,14 @@ def with_channels(pixels: Pixels, channels: int) -> Pixels:
     return _by_strips(lambda rows: (rows.astype(np.int64) @ np.array([299, 587, 114]) + 500) // 1000, pixels)[..., None]
 
 
-def from_uint8(images: Pixels | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [-1, 1] on a device: v / 127.5 - 1. Bytes travel, not numbers."""
+def from_uint8(images: Pixels | Tensor, device: torch.device | str | None = None) -> Tensor:
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [-1, 1]: v / 127.5 - 1. Bytes travel, not numbers.
+
+    device: None = where they are.
+    """
     pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.require(images, requirements=("C", "W")))
-    there = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-    return there.to(torch.float32).div_(127.5).sub_(1)
+    pixels = pixels if device is None else sent(pixels, device)
+    return pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Pixels:
@@ -203,19 +207,13 @@ def uint8_later(images: Tensor) -> Callable[[], Pixels]:
     """`to_uint8`, begun where the images are; what is returned waits for it, after the caller has begun other work."""
     bad = images.isnan().flatten(1).any(1).sum()
     scaled = ((images.detach().float() + 1) * 127.5).clamp(0, 255)
-    pixels = (scaled + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    done = None
-    if images.device.type == "cuda":
-        bad, pixels = bad.to("cpu", non_blocking=True), pixels.to("cpu", non_blocking=True)
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
+    coming = fetched(bad, (scaled + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1).contiguous())
 
     def finish() -> Pixels:
-        if done is not None:
-            done.synchronize()
+        bad, pixels = coming()
         if int(bad):
             raise UserError(f"{int(bad)} of {len(images)} images contain NaN; the model has diverged")
-        out: Pixels = pixels.cpu().numpy()
+        out: Pixels = pixels.numpy()
         return out
 
     return finish

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from imagewright.interop.clip import from_clip
 from imagewright.interop.edm import from_ctm_cifar10, from_dmd2, from_edm, from_edm2, from_vct
 from imagewright.interop.fitting import StateDict
 from imagewright.interop.kl import from_kl
@@ -12,12 +13,14 @@ from imagewright.interop.lightningdit import from_lightningdit
 from imagewright.interop.openai import from_consistency_models, from_ctm, from_guided_diffusion, from_openai
 from imagewright.interop.vcmamba import from_vcmamba
 from imagewright.models.classifier import Classifier
+from imagewright.models.image_text import ImageText
 from imagewright.models.kl import GaussianAutoencoder
 from imagewright.models.preconditioning import Preconditioned
 from imagewright.networks.config import did_you_mean
 from imagewright.types import UserError
 
-KINDS: dict[str, Callable[[StateDict, Mapping[str, Any]], Preconditioned | Classifier | GaussianAutoencoder]] = {
+Imported = Preconditioned | Classifier | GaussianAutoencoder | ImageText
+KINDS: dict[str, Callable[[StateDict, Mapping[str, Any]], Imported]] = {
     "edm": from_edm,
     "edm2": from_edm2,
     "dmd2": from_dmd2,
@@ -30,6 +33,7 @@ KINDS: dict[str, Callable[[StateDict, Mapping[str, Any]], Preconditioned | Class
     "lightningdit": from_lightningdit,
     "kl": from_kl,
     "vcmamba": from_vcmamba,
+    "clip": from_clip,
 }
 """Every family of official checkpoints that can be read."""
 

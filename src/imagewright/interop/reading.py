@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from imagewright.arrays import read_tensors
+from imagewright.interop import clip
 from imagewright.interop.diffusers_in import is_diffusers, read_diffusers
 from imagewright.interop.official import from_official
 from imagewright.interop.pickled import read_network
@@ -47,14 +48,17 @@ def read_official(
     Raises UserError naming the file for what is missing, damaged, unknown, or not read.
     """
     given, kind = dict(config or {}), kind and kind.replace("_", "-")
-    if path.is_dir() and is_diffusers(path):
+    if path.is_dir() and is_diffusers(path) and not clip.is_folder(path):
         if kind not in (None, "diffusers") or key is not None or given:
             raise UserError(
                 f"{path} is a diffusers folder, which says all itself; leave out --kind, --key and --config"
             )
         model = read_diffusers(path)
         return Imported(model, _spec(model, name or path.resolve().name), "diffusers")
-    if path.is_dir():
+    if path.is_dir() and clip.is_folder(path):
+        given, name = {**clip.told_by_folder(path), **given}, name or path.resolve().name
+        path, kind = path / "model.safetensors", kind or "clip"
+    elif path.is_dir():
         path, kind = _generator_of(path), kind or "dmd2"
     if path.suffix == ".pkl":
         kind, state, told = _pickled(path, kind, key)
@@ -108,5 +112,6 @@ def _generator_of(folder: Path) -> Path:
 def _spec(model: Any, name: str) -> DataSpec:
     config = model.network.config
     kind = kind_of(model)
-    classes = config.num_classes if kind == "encoder" else 0 if kind == "autoencoder" else config.label_dim
+    named = "num_classes" if kind == "encoder" else "label_dim"
+    classes = 0 if kind == "autoencoder" else getattr(config, named, 0)
     return DataSpec(name=name, resolution=config.img_resolution, channels=config.in_channels, num_classes=classes)

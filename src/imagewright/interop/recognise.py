@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from imagewright.interop import kl
+from imagewright.interop import clip, kl
 from imagewright.interop.lightningdit import told_by
 from imagewright.interop.vcmamba import sizes_of
 from imagewright.types import UserError
@@ -78,6 +78,10 @@ FORMATS = (
     Format("ARPG", "layers.self_dec, layers.cross_dec", _starts("layers.self_dec.", "layers.cross_dec."), None,
            "the tokenizer of its tokens, LlamaGen's (the network is here)"),
     Format("LlamaGen", "cls_embedding, layers.0", _starts("cls_embedding", "layers.0."), None, "the network"),
+    Format("Meta CLIP 2", "visual.class_embedding, text_projection", _has("visual.class_embedding", "text_projection"),
+           "clip"),
+    Format("Meta CLIP 2, transformers", "vision_model.embeddings.class_embedding, text_projection",
+           _has("vision_model.embeddings.class_embedding", "text_projection.weight"), "clip"),
     Format("VCMamba", "a tensor A_log", lambda s: any(key.endswith(".A_log") for key in s), "vcmamba"),
 )  # fmt: skip
 """Formats by what identifies them. MaskGIT's Flax files are msgpack, and are not opened."""
@@ -120,6 +124,8 @@ def inferred(kind: str, state: State) -> dict[str, Any]:
                 return kl.sizes_of(state)
             case "vcmamba":
                 return sizes_of(state)
+            case "clip":
+                return clip.sizes_of(state)
         return {}
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"the tensors of this checkpoint are not those of {kind}: {error}") from None

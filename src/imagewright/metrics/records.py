@@ -66,12 +66,14 @@ class _Accuracy(TypedDict):
     num_images: Annotated[int, Within(0)]
     split: str
     reference: str
+    probe: NotRequired[float]
 
 
 class AccuracyRecord(TypedDict):
     """One measurement of a classifier on real images; its report is a `metrics.accuracy.Accuracy` as JSON."""
 
     report: _Accuracy
+    language: NotRequired[str]
     target: NotRequired[str]
     weights_sha256: NotRequired[str | None]
 

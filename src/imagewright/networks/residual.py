@@ -15,6 +15,7 @@ from imagewright.networks.recompute import Block
 from imagewright.noise import dropout
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "exact_gelu": F.gelu,
     "gelu": partial(F.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,

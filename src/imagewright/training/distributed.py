@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from imagewright.gathering import told_as_lost
 from imagewright.precision import exact_float32
 from imagewright.types import UserError
 
@@ -57,16 +58,6 @@ class Processes:
         if self.world > 1:
             with told_as_lost():
                 dist.barrier()
-
-
-@contextmanager
-def told_as_lost() -> Iterator[None]:
-    """Turn what is said where processes no longer reach each other into a UserError."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[:1] or ["no reason is given"]
-        raise UserError(f"the processes that train together have lost each other: {reason[0]}") from None
 
 
 MEETING = timedelta(seconds=45)
@@ -134,7 +125,7 @@ def _whole(name: str, usual: int, least: int, most: int) -> int:
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` = the local rank's GPU, else Apple's, else the CPU; `cuda` = the local rank's GPU; else cpu, cuda:N, mps.
 
-    On any of them 32 bits mean 32 bits from here on (`precision.exact_float32`).
+    On any of them 32 bits mean 32 bits from here on (`precision.exact_float32`); a GPU is this process's current one.
 
     Raises UserError for another name, and for a device that this machine lacks.
     """
@@ -152,4 +143,6 @@ def pick_device(name: str = "auto") -> torch.device:
     missing = {"cuda": (device.index or 0) >= gpus, "mps": not apple, "cpu": False}
     if missing.get(device.type, True):
         raise UserError(f"--device is {name!r}; this machine has {gpus} CUDA devices and {'an' if apple else 'no'} mps")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device

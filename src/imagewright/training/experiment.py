@@ -25,6 +25,8 @@ from torch import nn
 from imagewright.checks import require_positive, require_whole
 from imagewright.data import ImageSet, Loader, open_images
 from imagewright.data.couplings import Couplings, Mixture
+from imagewright.data.curation.balancing import Balance
+from imagewright.data.curation.labelled import BalancedSet, balanced
 from imagewright.data.partition import of_classes
 from imagewright.files import try_output, write_json
 from imagewright.models.files import ModelFile, save_model
@@ -97,6 +99,9 @@ class DataConfig:
     latent_std: float = 0.5
     """Deviation to which each channel of an autoencoder's latents is brought; the deviation that a method expects of
     its data (EDM's 0.5)."""
+    balance: float | None = None
+    """Show pictures of common classes less often, anew in each pass (docs/captions.md): the share of pictures that are
+    of classes which are always shown; 0.06 as published for captions; none = all pictures in every pass."""
     coupling_weights: tuple[float, ...] = ()
     """Shares of several folders of pairs, one for each, in any unit; () = by their numbers of pairs."""
 
@@ -108,6 +113,9 @@ class DataConfig:
             raise UserError("data.coupling_weights has no effect without several folders in data.couplings")
         if self.classes and not self.labels:
             raise UserError("data.classes chooses among labels; it goes with data.labels")
+        if self.balance is not None and not self.labels:
+            raise UserError("data.balance counts labels; it goes with data.labels")
+        Balance(tail=self.balance)
         require_positive("data.latent_std", self.latent_std)
         require_whole("data.workers", self.workers, 0, 1024)
 
@@ -121,7 +129,8 @@ class DataConfig:
             skip_bad=self.skip_bad,
             on_progress=on_progress,
         )
-        return of_classes(images, self.classes)
+        images = of_classes(images, self.classes)
+        return images if self.balance is None else balanced(images, Balance(tail=self.balance))[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +207,7 @@ def assemble(
     spec, method = dataclasses.replace(images.spec, empty_classes=images.empty_classes), experiment.method
     check_examples(method, images)
     wanted = inspect.signature(method.parts).parameters
-    given = {"spec": spec, **gather(method, experiment.given, spec, sources)}
+    given = {"spec": spec, **getattr(images, "offers", {}), **gather(method, experiment.given, spec, sources)}
     pairs = getattr(experiment.data, "couplings", None)
     if "couplings" in wanted:
         given["couplings"] = pairs is not None
@@ -239,6 +248,8 @@ def _in_latents(experiment: Experiment, images: Any, sources: Sources, on_progre
     require_asked(experiment.method, experiment.given)
     if not isinstance(images, ImageSet):
         raise UserError(f"autoencoder {name} takes images; {images.source} holds others")
+    if isinstance(images, BalancedSet):
+        raise UserError("data.balance is not for latents; write a balanced set with `imagewright data balance`")
     file = sources.enter(name, scale)
     ours, theirs = ((s.resolution, s.channels) for s in (images.spec, file.spec))
     if ours != theirs:

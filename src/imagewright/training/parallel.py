@@ -23,9 +23,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from imagewright.gathering import told_as_lost
 from imagewright.networks.recompute import Block, blocks
 from imagewright.precision import wide
-from imagewright.training.distributed import Processes, told_as_lost
+from imagewright.training.distributed import Processes
 from imagewright.training.shares import Rows, Share, rows_of
 from imagewright.types import UserError
 

@@ -17,8 +17,9 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 
+from imagewright.gathering import told_as_lost
 from imagewright.training.checkpoint import Snapshot, State, prune
-from imagewright.training.distributed import Processes, told_as_lost
+from imagewright.training.distributed import Processes
 from imagewright.types import UserError
 
 WAITS = timedelta(hours=2)

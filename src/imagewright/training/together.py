@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from imagewright.gathering import told_as_lost
 from imagewright.samplers.generator import ImageGenerator, Labels
-from imagewright.training.distributed import Processes, told_as_lost
+from imagewright.training.distributed import Processes
 
 Images = npt.NDArray[np.uint8]
 

@@ -1,0 +1,138 @@
+"""Matching and balancing of captions: closed forms, word boundaries, and lists of entries made from texts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from imagewright.data.curation.balancing import Balance, Curation, chances, count, keeping, p_to_t, t_to_p
+from imagewright.data.curation.metadata import build_metadata, information
+from imagewright.types import UserError
+
+COUNTS = np.array([1, 1, 2, 6, 10, 80])
+
+
+# --- thresholds -------------------------------------------------------------------------------------------------------
+
+
+def test_a_threshold_and_its_share_by_hand() -> None:
+    """Entries of fewer than 6, not of 6: (1 + 1 + 2) / 100; and 0.04 is met by the count 2."""
+    assert t_to_p(COUNTS, 6) == 0.04
+    assert t_to_p(COUNTS, 7) == pytest.approx(0.10)
+    assert p_to_t(COUNTS, 0.04) == 2
+    assert p_to_t(COUNTS, 0.0699) == 2 and p_to_t(COUNTS, 0.0701) == 6, "0.07 is as near to 0.04 as to 0.10"
+    assert p_to_t(COUNTS, 1.0) == 80
+
+
+def test_entries_that_nothing_holds_change_no_threshold() -> None:
+    assert p_to_t(np.array([0, 0, *COUNTS]), 0.0) == 1
+
+
+def test_alone_an_entry_is_kept_up_to_its_threshold() -> None:
+    """Expected matches are min(c, t), and a draw of all captions agrees to 3 sigma."""
+    t, rng = 6, np.random.default_rng(0)
+    chance = chances(COUNTS, t)
+    np.testing.assert_allclose(COUNTS * chance, np.minimum(COUNTS, t), rtol=1e-12)
+    entry = np.repeat(np.arange(len(COUNTS)), COUNTS)
+    kept = np.array([np.bincount(entry[rng.random(len(entry)) < chance[entry]], minlength=6) for _ in range(2000)])
+    sigma = np.sqrt(COUNTS * chance * (1 - chance) / len(kept))
+    assert (np.abs(kept.mean(0) - np.minimum(COUNTS, t)) <= 3 * sigma).all()
+    assert sigma[-1] > 0 and (chance[:4] == 1).all()
+
+
+def test_one_success_among_a_captions_entries_suffices_in_any_order() -> None:
+    """1 - prod(1 - p) is how often a turn of independent draws that ends with the first success has one."""
+    chance = np.array([0.1, 0.3, 0.25, 1.0])
+    assert keeping(chance, [0, 1, 2]) == pytest.approx(1 - 0.9 * 0.7 * 0.75, rel=1e-12)
+    assert keeping(chance, [2, 0, 1]) == pytest.approx(keeping(chance, [0, 1, 2]), rel=1e-12)
+    assert keeping(chance, [0, 3]) == 1.0
+    assert keeping(chance, []) == 0.0
+    rng, n = np.random.default_rng(1), 40_000
+    for order in ([0, 1, 2], [2, 1, 0]):
+        hits = 0.0
+        left = np.ones(n, bool)
+        for entry in order:
+            success = left & (rng.random(n) < chance[entry])
+            hits, left = hits + success.sum(), left & ~success
+        exact = keeping(chance, order)
+        assert abs(hits / n - exact) <= 3 * math.sqrt(exact * (1 - exact) / n)
+
+
+def test_every_language_has_its_own_threshold_or_all_have_one() -> None:
+    counts = {"en": COUNTS, "ja": COUNTS // 2}
+    own = Curation.of(counts, Balance(t=6))
+    assert own.tail == 0.04 and own.thresholds == {"en": 6, "ja": 1}
+    assert Curation.of(counts, Balance(t=6, rule="global")).thresholds == {"en": 6, "ja": 6}
+    assert Curation.of(counts, Balance(tail=0.04)).thresholds == {"en": 2, "ja": 1}
+    assert own.keep("ja", [5]) == pytest.approx(1 / 40)
+    np.testing.assert_allclose(own.expected("en", [[5], [5, 0], [4]]), [1, 0, 0, 0, 0.6, 6 / 80 + 1])
+    with pytest.raises(UserError, match=r"reference is 'en', a language without matches; there are de, ja"):
+        Curation.of({"de": COUNTS, "ja": COUNTS}, Balance())
+    assert Curation.of({"": COUNTS}, Balance(t=2)).thresholds == {"": 2}, "labels are of no language"
+    with pytest.raises(UserError, match="no caption holds any entry"):
+        Curation.of({"en": COUNTS * 0}, Balance())
+
+
+@pytest.mark.parametrize("wrong", [{"t": 0}, {"tail": 1.5}, {"rule": "some"}, {"t": 3, "tail": 0.1}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        Balance(**wrong)  # type: ignore[arg-type]
+
+
+def test_matches_are_counted_once_a_caption() -> None:
+    assert count([[0, 2], [2], []], 4).tolist() == [1, 0, 2, 0]
+
+
+# --- matching ---------------------------------------------------------------------------------------------------------
+
+
+def test_entries_are_whole_words_but_for_scripts_without_spaces() -> None:
+    pytest.importorskip("ahocorasick")
+    from imagewright.data.curation.matching import Matcher
+
+    matcher = Matcher({"en": ["cat", "dog"], "zh": ["猫", "cat"], "ja": ["ねこ", "猫"], "other": ["kat"]})
+    assert matcher.match("a cat.", "en") == [0]
+    assert matcher.match("concatenate", "en") == []
+    assert matcher.match("cat cat dog", "en") == [0, 1], "each once"
+    assert matcher.match("一只猫在这里", "zh") == [0]
+    assert matcher.match("これはねこです", "ja") == [0], "kana are written without spaces, too"
+    assert matcher.match("猫", "en") == [] and matcher.match("dog", "zh") == [], "in its own language alone"
+    assert matcher.match("猫 cat", "zh_yue") == [0, 1] and matcher.list_of("zh-Hant") == "zh"
+    assert matcher.match("a kat", "sv") == [0], "and languages without a list have one together"
+    assert Matcher({"en": ["cat"]}).match("a cat", "sv") == []
+    with pytest.raises(UserError, match="list of en has an entry twice"):
+        Matcher({"en": ["cat", "cat"]})
+
+
+# --- lists of entries -------------------------------------------------------------------------------------------------
+
+
+def test_a_list_is_made_of_numbers_words_pairs_and_titles() -> None:
+    texts = ["red dog runs", "red dog sits", "a cat", "a cow", "Red!"]
+    made = build_metadata(texts, "en", given=["dog", "!?", "x" * 257], titles={"New York": 9, "dog": 99, "Oslo": 1},
+                          least_pmi=1.0, unigrams=0.4)  # fmt: skip
+    assert made[:100] == [str(n) for n in range(100)]
+    words = {"red", "dog", "runs", "sits", "a", "cat", "cow", "Red"}
+    assert made[100] == "dog"
+    assert made[101:104] == ["a", "red", "Red"], "two fifths of eight words, and what is there already counts for none"
+    pairs = made[104:-2]
+    bits = {
+        "red dog": information(2, 2, 2, 11),
+        "dog runs": information(1, 2, 1, 11),
+        "a cat": information(1, 2, 1, 11),
+    }
+    assert bits["red dog"] == pytest.approx(math.log2(11 * 2 / 4)) and min(bits.values()) > 1
+    assert pairs == ["a cat", "a cow", "dog runs"], "three of eight words' two fifths, by information"
+    assert made[-2:] == ["New York", "Oslo"] and len(words) == 8
+
+
+def test_pairs_of_scripts_without_spaces_are_joined_without_one() -> None:
+    made = build_metadata(["红猫", "红猫", "白狗"], "zh", least_pmi=0.5, unigrams=1.0)
+    assert made[-1] == "白狗" and "红猫" not in made, "rarer words tell more; two fifths of four are one"
+
+
+def test_a_limit_of_thirty_bits_keeps_no_pair_of_a_small_collection() -> None:
+    made = build_metadata(["red dog runs"] * 9, "en", unigrams=1.0)
+    assert set(made[100:]) == {"red", "dog", "runs"}
