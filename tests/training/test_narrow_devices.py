@@ -78,7 +78,9 @@ def tiny(name: str, teacher: Path) -> Experiment:
         changes["network"] = NETWORK
     if run.start:
         changes["start"] = None if isinstance(run.network, EventViTConfig) else str(teacher)
-    given = {role: str(teacher) for role in run.given if role in ("teacher", "warmup")}
+    given = {
+        role: str(teacher) for role, where in run.given.items() if role in ("teacher", "warmup") and where != "digits"
+    }
     return dataclasses.replace(run, **changes).giving(**given)
 
 
