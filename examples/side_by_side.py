@@ -37,7 +37,8 @@ from imagewright.methods.dsno import OperatorDistillation
 from imagewright.models.segments import segment_stops
 from imagewright.report.figures import COLOURS, MARKERS
 from imagewright.samplers import Heun
-from imagewright.training.snapshots import grid, save_image
+from imagewright.samplers.generator import ImageGenerator
+from imagewright.training.snapshots import grid
 
 STOPS: dict[int, tuple[float, ...]] = {1: (), 2: (0.4,), 4: (4.0, 1.0, 0.3)}
 """Number of calls: noise levels on the way of a model that may stop anywhere. One choice for all, not searched."""
@@ -264,7 +265,9 @@ def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
     table |= {"teacher": _scores(scores), "students": students}
     write_json(out / "table.json", table)
     _curves(table, out / "calls.png")
-    _sheet(teacher, setting.teacher_steps[0], [str(places[0]) for places in folders.values()], out / "samples.png")
+    steps = setting.teacher_steps[0]
+    shown = {f"teacher, {2 * steps - 1} calls": load(teacher, Heun(num_steps=steps))}
+    _sheet(shown | {row.name: str(places[0]) for row, places in folders.items()}, out / "samples.png")
 
 
 def _curves(table: Mapping[str, Any], path: Path) -> None:
@@ -360,12 +363,24 @@ def _scores(path: Path) -> list[dict[str, Any]]:
     return [{"nfe": entry["nfe"], **entry["report"]["scores"]} for entry in read_json(path)["reports"]]
 
 
-def _sheet(teacher: str, steps: int, students: list[str], path: Path) -> None:
-    """A row a model: the teacher in so many Heun steps, then every student as its recipe draws."""
-    labels = np.arange(COLUMNS) % load(teacher).spec.num_classes
-    generators = [load(teacher, Heun(num_steps=steps)), *map(load, students)]
-    rows = [generator.generate(COLUMNS, labels=labels, seed=3) for generator in generators]
-    save_image(path, grid(np.concatenate(rows), COLUMNS), scale=64 // rows[0].shape[1])
+def _sheet(models: Mapping[str, str | ImageGenerator], path: Path) -> None:
+    """A row a model, from the same noises, a column a class; students as their recipes draw."""
+    generators = {name: load(model) if isinstance(model, str) else model for name, model in models.items()}
+    spec = next(iter(generators.values())).spec
+    labels = np.arange(COLUMNS) % spec.num_classes
+    rows = [generator.generate(COLUMNS, labels=labels, seed=3) for generator in generators.values()]
+    picture, step = grid(np.concatenate(rows), COLUMNS), rows[0].shape[1] + 1
+    figure = Figure(figsize=(0.6 * COLUMNS + 2.6, 0.6 * len(rows) + 0.5), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    axes.imshow(picture.squeeze(), cmap="gray", interpolation="nearest")
+    axes.set_yticks([(i + 0.5) * step for i in range(len(rows))], labels=list(generators))
+    axes.set_xticks([(i + 0.5) * step for i in range(COLUMNS)], labels=[spec.class_names[label] for label in labels])
+    axes.tick_params(length=0, labelsize=8, top=True, labeltop=True, bottom=False, labelbottom=False)
+    if max(map(len, spec.class_names)) > 8:
+        axes.tick_params("x", rotation=30)
+    axes.spines[:].set_visible(False)
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png", bbox_inches="tight")
 
 
 def chosen(words: Sequence[str] | None = None) -> tuple[Path, Setting, list[int]]:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.distributed.run import get_args_parser
 
+from imagewright.cli.command import run
 from imagewright.cli.composing import Run
+from imagewright.cli.couple import couple
+from imagewright.cli.evaluate import COMMANDS as EVALUATE
+from imagewright.cli.sample import sample
 from imagewright.cli.train import find_experiment, parse
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +53,21 @@ def test_every_word_of_it_is_understood(words: object) -> None:
     assert run.resume == (words is not page)
 
 
-def test_two_dashes_keep_torchrun_from_the_commands_options() -> None:
+def test_torchrun_leaves_the_short_option_alone() -> None:
     (line,) = re.findall(r"^    torchrun (.*sample.*)$", (ROOT / "docs/distributed.md").read_text(), re.MULTILINE)
     asked = get_args_parser().parse_args(shlex.split(line))
     assert (asked.module, asked.training_script) == (True, "imagewright")
-    assert asked.training_script_args == ["sample", "emoji64-32", "--n", "8"]
+    assert asked.training_script_args == ["sample", "emoji64-32", "-n", "8"]
+
+
+@pytest.mark.parametrize("function", [sample, EVALUATE[""], couple])
+def test_it_is_the_long_one(function: Callable[..., None]) -> None:
+    words = ["emoji64-32", "-n", "8", *(["--out", "x"] if function is couple else [])]
+    told: list[dict[str, Any]] = []
+
+    @wraps(function)
+    def asked(**options: Any) -> None:
+        told.append(options)
+
+    run(asked, words, "imagewright")
+    assert told[0]["n"] == 8

@@ -15,9 +15,11 @@ from imagewright import noise as noise_module
 from imagewright.data import Loader, open_images
 from imagewright.data.loader import Turns
 from imagewright.models.consistency import ConsistencyModel
-from imagewright.networks import DhariwalUNet, DhariwalUNetConfig, SongUNetConfig
+from imagewright.networks import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
+from imagewright.networks.compiling import compile_network
+from imagewright.networks.tangents import derivative
 from imagewright.noise import BatchNoise
-from imagewright.precision import exact_float32
+from imagewright.precision import exact_float32, tf32
 from imagewright.pretrained import find_model, load
 from imagewright.recipes import RECIPES
 from imagewright.recording import recorded as record
@@ -175,6 +177,14 @@ def test_a_recording_that_breaks_harms_nothing() -> None:
     torch.randn(3, device=CUDA)
 
 
+def test_what_the_host_sends_is_not_recorded() -> None:
+    """The address would be recorded, and PyTorch says nothing where nobody waits."""
+    there, here = torch.zeros(3, device=CUDA), torch.ones(3)
+    for work in (lambda: there.copy_(here, non_blocking=True), lambda: there.add_(here.to(CUDA, non_blocking=True))):
+        with pytest.raises(RuntimeError, match="numbers travel between the host and the device"):
+            record(work, CUDA)
+
+
 def test_a_pass_is_recorded_once_nothing_keeps_an_earlier_one() -> None:
     """Whose nodes would be on the stream of that step."""
     layer, x = torch.nn.Linear(4, 4).to(CUDA), torch.randn(2, 4, device=CUDA)
@@ -247,6 +257,28 @@ def test_samples_are_the_cpu_s() -> None:
     assert np.abs(images[0] - images[1]).mean() < 0.5
 
 
+def test_samples_do_not_round_whatever_torch_is_told() -> None:
+    images = []
+    for allowed in (False, True):
+        with tf32(allowed):
+            images.append(load("emoji64-32", Heun(num_steps=4), CUDA).generate(4, labels=1))
+    assert np.array_equal(*images)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_second_gpu_draws_what_the_first_does(precision: Any) -> None:
+    """It is not the process's current one: neither events nor Triton's launches may be the first's."""
+    file = find_model("emoji64-32")
+    images = [
+        ImageGenerator(file.model, file.spec, Heun(num_steps=4), torch.device("cuda", k), precision=precision).generate(
+            32, labels=1, batch_size=8
+        )
+        for k in (0, 1)
+    ]
+    assert torch.cuda.current_device() == 0 and np.array_equal(*images)
+
+
 def one_step(channels: int = 32) -> tuple[ImageGenerator, ConsistencyModel]:
     """A generator that records nothing of its own accord."""
     config = DhariwalUNetConfig(img_resolution=16, in_channels=3, out_channels=3, label_dim=4, model_channels=channels,
@@ -291,6 +323,20 @@ def test_a_compiled_step_is_the_plain_one_up_to_rounding(tmp_path: Path) -> None
         t.train()
         ends.append(t.watch.losses["denoiser"])
     assert ends[0] == pytest.approx(ends[1], rel=1e-3)
+
+
+def test_derivatives_of_a_compiled_network_are_those_of_the_plain_one() -> None:
+    """Blocks are not asked as they were compiled, which have none."""
+    network = SongUNet(replace(NETWORK, dropout=0.0)).to(CUDA)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    at, along = ((torch.randn(2, 1, 8, 8, device=CUDA), torch.rand(2, device=CUDA)) for _ in "ab")
+    expected = derivative(network.forward, at, along)
+    compile_network(network)
+    network(*at)
+    for found, wanted in zip(derivative(network.forward, at, along), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert expected[1].abs().max() > 0
 
 
 def test_labels_on_the_device_are_not_looked_at(tmp_path: Path) -> None:

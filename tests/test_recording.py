@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from imagewright.recording import recorded
+from imagewright.recording import Work, recorded
 
 
 class Generator:
@@ -74,9 +74,32 @@ class Card:
         self.open.remove(pool)
 
 
-@pytest.mark.parametrize("fails_at", [None, 1, 2])
+META = torch.device("meta")
+THERE, HERE = torch.zeros(3, device="meta"), torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: HERE.to(META, non_blocking=True),
+        lambda: torch.tensor(1.0).to(META, non_blocking=True),
+        lambda: THERE.copy_(HERE, non_blocking=True),
+        lambda: THERE[torch.tensor([1, 2])],
+    ],
+)
+def test_what_the_host_sends_is_not_recorded(work: Work) -> None:
+    """Whatever lies at its address would be sent again; nothing waits, so nothing else shows it."""
+    with pytest.raises(RuntimeError, match="numbers travel between the host and the device"):
+        recorded(work, META)
+
+
+def test_one_number_of_the_host_is_recorded_itself() -> None:
+    assert recorded(lambda: THERE.add_(1).mul_(torch.tensor(2.0)), META)
+
+
+@pytest.mark.parametrize("fails_at", [None, 1, 2, 3])
 def test_stream_generator_and_pool_are_as_before(fails_at: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fails_at: the warming up, the recording."""
+    """fails_at: the watched pass, the warming up, the recording."""
     card, calls = Card(monkeypatch), []
     stream, state = card.stream, card.generator.state
 

@@ -10,6 +10,7 @@ take PyTorch's way.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
@@ -54,9 +55,16 @@ def _last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
+def _there(x: Tensor) -> AbstractContextManager[Any]:
+    """Within it x's device is the current one, on which Triton launches whatever its tensors'."""
+    there: AbstractContextManager[Any] = torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
+    return there
+
+
 def dropped(h: Tensor, p: float, key: int | Tensor, places: range) -> Tensor:
     """h [N, C, H, W] with dropout, by the numbers of `noise.BatchNoise`: the draw's key and the images' places."""
-    out: Tensor = _Dropped.apply(h, p, key, places)  # type: ignore[no-untyped-call]
+    with _there(h):
+        out: Tensor = _Dropped.apply(h, p, key, places)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -94,8 +102,11 @@ def activated(
     *,
     silu: bool,
 ) -> Tensor:
-    """x [N, C, H, W], channels last, normalised by groups, times scale plus shift [N, C, 1, 1], through SiLU."""
-    out: Tensor = _Activated.apply(x, weight, bias, scale, shift, groups, eps, silu)  # type: ignore[no-untyped-call]
+    """x [N, C, H, W], channels last, normalised by groups, times scale plus shift [N or 1, C, 1, 1], through SiLU."""
+    if scale is not None and shift is not None:  # the kernels read a row for every image
+        scale, shift = (told.expand(len(x), -1, -1, -1) for told in (scale, shift))
+    with _there(x):
+        out: Tensor = _Activated.apply(x, weight, bias, scale, shift, groups, eps, silu)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -21,7 +21,7 @@ from imagewright.errors import UserError
 
 def gathered(rows: Tensor) -> Tensor:
     """Rows [N, ...] of every process, [processes x N, ...], in the order of their ranks; differentiable."""
-    if _world() == 1:
+    if world() == 1:
         return rows
     if not rows.is_floating_point():
         return _all(rows)
@@ -29,9 +29,17 @@ def gathered(rows: Tensor) -> Tensor:
     return whole
 
 
+def summed(x: Tensor) -> Tensor:
+    """The sum of a tensor over all processes; differentiable."""
+    if world() == 1:
+        return x
+    total: Tensor = _Summed.apply(x)  # type: ignore[no-untyped-call]
+    return total
+
+
 def own(rows: int) -> slice:
     """Which of the gathered rows are this process's, of which it has so many."""
-    first = rows * (dist.get_rank() if _world() > 1 else 0)
+    first = rows * (dist.get_rank() if world() > 1 else 0)
     return slice(first, first + rows)
 
 
@@ -45,12 +53,13 @@ def told_as_lost() -> Iterator[None]:
         raise UserError(f"the processes that train together have lost each other: {reason[0]}") from None
 
 
-def _world() -> int:
+def world() -> int:
+    """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _all(rows: Tensor) -> Tensor:
-    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(_world())]
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
     with told_as_lost():
         dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
@@ -68,3 +77,20 @@ class _Gathered(torch.autograd.Function):
         with told_as_lost():
             dist.all_reduce(slope)
         return slope[ctx.own]
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _total(x)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return _total(slope)
+
+
+def _total(x: Tensor) -> Tensor:
+    total = x.contiguous().clone()
+    with told_as_lost():
+        dist.all_reduce(total)
+    return total

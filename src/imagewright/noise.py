@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from imagewright import fused
+from imagewright.moving import pinned, sent
 
 
 def derive_seed(*key: int) -> int:
@@ -149,8 +150,8 @@ class BatchNoise(StepNoise):
         wide = torch.promote_types(like.dtype, torch.float32)
         count = math.prod(like.shape[1:])
         word = self._words(like, (count + 1) // 2)
-        radius = ((_shifted(word, 24) + 1).to(wide) * 2.0**-40).log_().mul_(-2).sqrt_()
-        angle = (word & 0xFFFFFF).to(wide) * (2 * math.pi * 2.0**-24)
+        radius = _shifted(word, 24).add_(1).to(wide).mul_(2.0**-40).log_().mul_(-2).sqrt_()
+        angle = (word & 0xFFFFFF).to(wide).mul_(2 * math.pi * 2.0**-24)
         pair = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
         return pair[:, :count].reshape(like.shape).to(like)
 
@@ -170,7 +171,7 @@ class BatchNoise(StepNoise):
         """Uniform on [0, 1), of any shape: the same draw in every micro-batch of the step."""
         self._draws["common"] += 1  # a count of its own: micro-batches may have drawn differently often
         drawn = StepNoise(*self._key, self._draws["common"], _COMMON).uniform(torch.empty(like.shape, dtype=like.dtype))
-        return drawn.to(like.device, non_blocking=True)
+        return sent(drawn, like.device)
 
     def places(self, like: Tensor) -> tuple[Tensor, int]:
         """The images' places in the whole batch, int64 [N], and how many it has; like: [N, ...]."""
@@ -235,11 +236,12 @@ class BatchNoise(StepNoise):
 
     def _starts(self, like: Tensor, purpose: str) -> Tensor:
         """Where the words of a new draw begin for each row of like, int64 [rows]."""
-        key = self._key_of(like, purpose)
-        row = torch.arange(len(like), device=like.device)
-        block, within = row // len(self._places), row % len(self._places)
-        place = within * self._places.step + self._places.start
-        return _mixed(_mixed(place * _GOLDEN + key) + block * _GOLDEN)
+        key, places = self._key_of(like, purpose), self._places
+        place = torch.arange(places.start, places.stop, places.step, device=like.device)
+        starts, blocks = _mixed(place.mul_(_GOLDEN).add_(key)), len(like) // len(places)
+        if blocks > 1:
+            starts = (torch.arange(blocks, device=like.device).mul_(_GOLDEN)[:, None] + starts).flatten()
+        return _mixed(starts)
 
     @property
     def in_order(self) -> bool:
@@ -280,8 +282,7 @@ class RecordedNoise(BatchNoise):
     def tell(self, seed: int, step: int) -> None:
         """From here on what is recorded draws the numbers of that step."""
         keys = torch.tensor([derive_seed(seed, step, *draw) for draw in self._slots], dtype=torch.int64)
-        keys = keys.pin_memory() if self._device.type == "cuda" else keys
-        self._keys[: len(keys)].copy_(keys, non_blocking=True)
+        self._keys[: len(keys)].copy_(sent(pinned(keys, self._device), self._device))
 
     @contextmanager
     def for_networks(self, phase: int) -> Iterator[None]:
@@ -322,13 +323,13 @@ def _shifted(word: Tensor, by: int) -> Tensor:
 def _mixed(word: Tensor) -> Tensor:
     """SplitMix64's finaliser, int64 that wraps around."""
     for by, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        word = (word ^ _shifted(word, by)).mul_(factor - 2**64)
-    return word.bitwise_xor_(_shifted(word, 31))
+        word = _shifted(word, by).bitwise_xor_(word).mul_(factor - 2**64)
+    return _shifted(word, 31).bitwise_xor_(word)
 
 
 def _hashed(starts: Tensor, count: int) -> Tensor:
     """The first words from each start, int64 [rows, count]."""
-    return _mixed(starts[:, None] + torch.arange(1, count + 1, device=starts.device) * _GOLDEN)
+    return _mixed(torch.arange(1, count + 1, device=starts.device).mul_(_GOLDEN) + starts[:, None])
 
 
 def dropout(h: Tensor, p: float, training: bool) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Drawn = Literal[Precision, "int8"]
+"""How a model's calls are computed that is not trained: int8 of what was quantized (`networks.integers`)."""
 
 
 def widest(device: torch.device | str) -> torch.dtype:
@@ -29,7 +31,10 @@ def exact_float32() -> None:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Within it NVIDIA's GPUs may round the inputs of 32-bit products to TF32, or may not."""
+    """Within it NVIDIA's GPUs may round the inputs of 32-bit products to TF32, or may not.
+
+    What draws or measures forbids it itself: an answer shall not depend on whether a command asks, or Python does.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = allowed

@@ -9,7 +9,7 @@ Conventions   images are float32 NCHW in [-1, 1]; sigma is the noise's standard 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -31,13 +31,13 @@ class Example:
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Apply a function to every tensor that is present: `batch.map(lambda t: t.to(device))`."""
         changed: dict[str, Any] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
             if isinstance(value, Tensor):
-                changed[each.name] = function(value)
+                changed[name] = function(value)
             elif isinstance(value, Example):
-                changed[each.name] = value.map(function)
-        return replace(self, **changed)
+                changed[name] = value.map(function)
+        return replace(self, **changed) if changed else self
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         return self.map(lambda t: t[rows])
@@ -316,10 +316,10 @@ Resize = Literal["box", "bicubic", "tensorflow"]
 class View:
     """How an encoder's network sees pictures; a part of its file.
 
-    side: height and width. channels: 1 or 3; grey pictures repeat theirs. resize: box = means over boxes or repeated
-    pixels, where no size divides the other bilinear, antialiased; bicubic = antialiased, and cut to [-1, 1];
-    tensorflow = bilinear as TensorFlow 1's, of pixels at their corners, not antialiased. mean, std: subtracted and
-    divided by, of colours in [0, 1], one number or one for each channel.
+    side: height and width. channels: 1, 3, or of frames of events 2; grey pictures repeat theirs. resize: box = means
+    over boxes or repeated pixels, where no size divides the other bilinear, antialiased; bicubic = antialiased, and cut
+    to [-1, 1]; tensorflow = bilinear as TensorFlow 1's, of pixels at their corners, not antialiased. mean, std:
+    subtracted and divided by, of colours in [0, 1], one number or one for each channel.
     """
 
     side: int
@@ -490,12 +490,15 @@ class Trained:
     """A network that learns: it gets an optimiser, and averages (EMA) when `ema` is set.
 
     lr_scale: its learning rate, in units of the run's. betas: its optimiser's, where they are not the run's.
+    groups: of a weight, by its name and itself: its learning rate, in units of the part's, and whether it decays;
+    None = all weights are alike.
     """
 
     module: torch.nn.Module
     ema: bool = True
     lr_scale: float = 1.0
     betas: tuple[float, float] | None = None
+    groups: Callable[[str, Tensor], tuple[float, bool]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

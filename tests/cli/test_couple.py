@@ -271,6 +271,23 @@ def test_latents_of_another_noise_convention_are_refused(teacher: Path, tmp_path
         Couplings(tmp_path).read([0])
 
 
+@pytest.mark.parametrize("way", ["--times 0.5", "--invert digits", "--invert digits --times 0.5"])
+def test_the_precision_is_that_of_every_call(
+    way: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    own = SongUNet.forward
+
+    def forward(self: SongUNet, *given: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return own(self, *given)
+
+    monkeypatch.setattr(SongUNet, "forward", forward)
+    way = f"{way} --precision bf16 --n 2 --steps 3"
+    main(["couple", str(teacher), *way.split(), "--out", str(tmp_path / "pairs")])
+    assert seen and all(seen)
+
+
 @pytest.mark.parametrize("sampler", ["heun", "straight"])
 @pytest.mark.parametrize("inverted", [False, True])
 def test_points_are_those_of_the_trajectories(teacher: Path, tmp_path: Path, sampler: str, inverted: bool) -> None:

@@ -19,10 +19,11 @@ from imagewright.models.files import ModelFile, load_model, save_model
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.models.tokens import PixelCodec
-from imagewright.networks import ConvClassifier, ConvClassifierConfig, SongUNet, SongUNetConfig, WideResNet
+from imagewright.networks import ConvClassifier, ConvClassifierConfig, SongUNet, SongUNetConfig, WideResNet, integers
 from imagewright.networks.quantized import is_quantized
 from imagewright.networks.token_transformer import TokenTransformer, TokenTransformerConfig
 from imagewright.networks.wide_resnet import WideResNetConfig
+from imagewright.tuning import quantization
 from imagewright.tuning.synthesis import Synthesis
 from imagewright.types import DataSpec
 
@@ -70,7 +71,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["denoiser", "weights alone", "map", "tokens"],
 )
 def test_generators_draw_as_before_and_say_what_they_are(
-    name: str, buckets: int, told: list[object], models: Path, tmp_path: Path
+    name: str, buckets: int, told: list[object], models: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     call("tune", "quantize", models / name, "--out", tmp_path / "few", *told, *SMALL)
     record = read_json(tmp_path / "few/model.json")
@@ -80,6 +81,11 @@ def test_generators_draw_as_before_and_say_what_they_are(
     assert is_quantized(load_model(tmp_path / "few").model)
     few = [] if name == "map" else ["--steps", 1]
     call("sample", tmp_path / "few", "--n", 2, *few, "--out", tmp_path / "s", "--device", "cpu")
+    drawn = ["--n", 2, *few, "--precision", "int8", "--out", tmp_path / "w", "--device", "cpu"]
+    if integers._exact() and "--activations" not in told:
+        call("sample", tmp_path / "few", *drawn)
+        assert read_json(tmp_path / "w/samples.json")["precision"] == "int8"
+    assert "its weights are floats" in refused("sample", models / name, *drawn)
     assert (tmp_path / "few/model.safetensors").stat().st_size < (models / name / "model.safetensors").stat().st_size
 
 
@@ -93,7 +99,16 @@ def test_encoders_are_calibrated_without_data_and_evaluated(
     name: str, told: list[object], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imagewright.cli.tune_quantize.Synthesis", partial(Synthesis, iterations=2))
+    given, real = [], quantization.quantize
+
+    def watched(network: Any, ranges: Any, config: Any, *, norms: Any, loss: Any) -> None:
+        given.append((ranges[0][0], norms[0][0]))
+        real(network, ranges, config, norms=norms, loss=loss)
+
+    monkeypatch.setattr(quantization, "quantize", watched)
     call("tune", "quantize", models / name, "--out", tmp_path / "few", *told, *SMALL)
+    ((clipping, mending),) = given  # norms take statistics of matched pictures, whatever sets the ranges
+    assert torch.equal(clipping, mending) == ("--ranges" in told)
     call("evaluate", tmp_path / "few", "--n", 16, "--device", "cpu")
     found = read_json(tmp_path / "few/model.json")["origin"]["quantization"]
     assert (found["aim"] is not None) == (found["ranges"] == "responding")

@@ -96,6 +96,8 @@ def experiments(folder: Path) -> Iterator[tuple[str, Experiment]]:
     yield "pd", replace(steps, method=replace(steps.method, start_steps=2)).giving(teacher=teacher)
     arpg = RECIPES["arpg-digits"]()
     yield "arpg", replace(arpg, network=replace(arpg.network, width=16, depth=2, heads=2))
+    vatt, size = RECIPES["vatt-standin-digits"](), (16, 1, 2)
+    yield "vatt", replace(vatt, network=replace(vatt.network, video=size, audio=size, text=size))
     clip = RECIPES["metaclip2-digits"]()
     small = {"width": 16, "depth": 1, "text_width": 12, "text_depth": 1, "text_heads": 2}
     yield "metaclip2", replace(clip, network=replace(clip.network, **small), data=replace(clip.data, pairs=100))
@@ -178,9 +180,9 @@ def main(folder: Path, names: list[str]) -> None:
     chosen = {n: sized(e) for n, e in experiments(folder) if n in names or not {*names} - {"both"}}
     if alone:  # before there is a group: some methods add up over all that there are
         for name, experiment in chosen.items():
-            # f-distill divides by a mean over the forward passes of all processes, which one makes in one; Meta CLIP
-            # compares the pairs of all.
-            micro = SIZES["batch" if name in ("f-distill", "metaclip2") else "micro_batch"]
+            # f-distill divides by a mean over the forward passes of all processes; VATT and Meta CLIP compare all
+            # that is in them: one process makes them in one.
+            micro = SIZES["batch" if name in ("f-distill", "vatt", "metaclip2") else "micro_batch"]
             run = replace(experiment, training=replace(experiment.training, micro_batch=micro))
             trainer(run, folder / name / "one", Processes()).train()
     with processes() as group:

@@ -22,12 +22,15 @@ NAMES = (
     "bits", "self-conditioned", "ict", "ecm", "vct", "multistep", "align", "ayf", "ctm", "uni", "dmd", "dmd2", "emd",
     "f-distill", "tsm", "smt", "smd", "dsno", "flow", "rfpp", "simple-reflow", "slimflow", "slimflow-distil",
     "caf-velocity", "caf", "caf-gan", "scd", "sct", "disco", "edm", "edm2", "cd", "ddo", "vq", "causal", "maskgit",
-    "md4", "genmd4", "routing", "wrn", "pd", "arpg", "metaclip2",
+    "md4", "genmd4", "routing", "wrn", "pd", "arpg", "vatt", "metaclip2",
 )  # fmt: skip
 MOVING = ("ctm", "caf-gan", "wrn")
 """Whose networks keep norms of batches, or spectral ones, from pass to pass, of which each process makes its own."""
 SMALL = ("multistep",)
 """Whose loss is a small difference of two networks' answers."""
+MAGNIFYING = ("vatt",)
+"""Whose norms of a batch divide by the small deviation of vectors that begin nearly alike: the first step's loss is the
+same to the bit, and its gradient, of norm 232, to 1e-7; the next step's to 1e-7 and 1e-6."""
 UNDIVIDED = ("wrn",)
 """Networks without blocks, which are whole in all processes."""
 
@@ -56,6 +59,8 @@ def test_two_processes_learn_what_one_does_and_resume(name: str, found: dict[str
         if way in found[name]:
             assert found[name][way]["resumed"], way
             loss, slope = (0.1, 0.3) if name in MOVING else (2e-5 if name in SMALL else 1e-6, 1e-5)
+            if name in MAGNIFYING:
+                loss, slope = 1e-4, 2e-3
             assert found[name][way]["loss"] < loss and found[name][way]["grad_norm"] < slope, way
             assert (found[name][way]["shares"] > 0) == (way == "shard" and name not in UNDIVIDED)
 

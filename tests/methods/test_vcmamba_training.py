@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,29 @@ def test_a_mixed_step_asks_for_both_classes() -> None:
     own_loss, other = (F.nll_loss(logits, t, reduction="none") for t in (label, label.flip(0)))
     assert 0.02 < own < 0.98
     torch.testing.assert_close(found, own * own_loss + (1 - own) * other)
+    half = Batch(images, Condition(label=torch.tensor([3, -1, 5, 9])))  # the second is mixed with the third
+    assert (updated(method, parts, half).loss == 0).tolist() == [False, True, True, False]
+
+
+def test_a_step_cuts_out_erases_and_mixes_and_the_teacher_sees_it() -> None:
+    """In this order, what is erased being normal noise of the network's colours."""
+    images, label = torch.rand(4, 1, 8, 8) * 2 - 1, torch.tensor([3, 0, 5, 9])
+    method = replace(STILL, area=0.3, erasing=1.0, cutmix=1.0, mixup=0.8, smoothing=0.0)
+    parts = method.parts(network=network(), spec=SPEC, teacher=teacher().eval())
+    found = updated(method, parts, Batch(images, Condition(label=label))).loss
+    noise = StepNoise(0, 0)
+    x = erased(cut_out(((images + 1) / 2 - 0.25) / 0.4, 0.3, noise), 1.0, noise)
+    x, own = mixed(x, 0.8, 1.0, noise)
+    made = network()(x)
+    logits = made.logits.log_softmax(1)
+    own_loss, other = (F.nll_loss(logits, t, reduction="none") for t in (label, label.flip(0)))
+    told = parts.teacher.encode(2 * (0.4 * x + 0.25) - 1).logits.softmax(1)
+    kl = (told * (told.log() - made.taught.log_softmax(1))).sum(1) / 10
+    torch.testing.assert_close(found, (own * own_loss + (1 - own) * other + kl) / 2)
+    assert 0.02 < own < 0.98
+    moved = updated(replace(STILL, shift=2, distillation=0.0), parts, Batch(images, Condition(label=label))).loss
+    still = updated(replace(STILL, distillation=0.0), parts, Batch(images, Condition(label=label))).loss
+    assert not torch.allclose(moved, still)
 
 
 def test_rectangles_are_erased_and_parts_enlarged() -> None:
@@ -104,10 +128,18 @@ def test_rectangles_are_erased_and_parts_enlarged() -> None:
     assert 40 <= (share > 0).sum() <= 90 and share.max() < 0.36 and share[share > 0].min() > 0.01
     rows, columns = lost.any(2), lost.any(1)
     assert torch.equal(lost, rows[:, :, None] & columns[:, None])
+    ratio = (rows.sum(1) / columns.sum(1))[rows.any(1)]
+    assert ratio.max() > 2 and ratio.min() < 0.5
+    noise = erased(x, 1.0, BatchNoise(0, 0, range(256), 256))
+    noise = noise[noise != 7]
+    assert abs(noise.mean()) < 0.05 and noise.std() == pytest.approx(1, abs=0.05)
     ramp = torch.arange(16.0).expand(64, 1, 16, 16)
     cut = cut_out(ramp, 0.25, BatchNoise(0, 0, range(64), 64))
     slope = (cut[:, 0, 8, 12] - cut[:, 0, 8, 4]) / 8
     assert (slope > 0.4).all() and (slope <= 1.001).all() and slope.std() > 0.1
+    upright = cut_out(ramp.mT, 0.25, BatchNoise(0, 0, range(64), 64))  # the same parts
+    aspect = slope / ((upright[:, 0, 12, 8] - upright[:, 0, 4, 8]) / 8)
+    assert 0.74 < aspect.min() < 0.85 and 1.15 < aspect.max() < 1.34
     assert torch.equal(smoothed(torch.tensor([1]), 4, 0.2), torch.tensor([[0.05, 0.85, 0.05, 0.05]]))
 
 
@@ -118,10 +150,16 @@ def test_published_recipes(name: str, count: int | None, side: int) -> None:
         model = assemble(run, sources=StandIns()).parts.roles["classifier"].module
     assert count is None or sum(p.numel() for p in model.parameters()) == count
     assert model.network.config.side == {224: 7, 64: 8}[side] and model.network.config.drop_path == 0.2
+    m = run.method
+    assert (m.area, m.erasing, m.mixup, m.cutmix, m.smoothing, m.distillation) == (0.08, 0.25, 0.8, 1.0, 0.1, 0.5)
+    assert m.per_class and m.temperature == 1 and run.training.ema.rampup_ratio is None
     training = run.training.in_images()
     epoch, o = 1_281_167, training.optimizer
     assert (training.total_images, training.batch, o.kind, o.weight_decay) == (300 * epoch, 2176, "adamw", 0.05)
-    assert o.lr == pytest.approx(1e-3 * 2176 / 512) and o.lr_at(5 * epoch, training.total_images) == pytest.approx(o.lr)
+    assert o.lr == pytest.approx(1e-3 * 2176 / 512) and not o.decay_vectors
+    for epochs in (5, 100, 299):  # of half a cosine over all 300, whose first 5 are the warm-up's
+        wanted = o.lr * (1 + math.cos(math.pi * epochs / 300)) / 2
+        assert o.lr_at(epochs * epoch, training.total_images) == pytest.approx(wanted)
     assert 0.5 ** (2176 / training.ema.halflife_images) == pytest.approx(0.99996, abs=1e-8)
 
 

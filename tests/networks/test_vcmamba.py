@@ -176,6 +176,46 @@ def test_steps_begin_as_in_mamba_or_as_released() -> None:
 # --- blocks and the whole ---------------------------------------------------------------------------------------------
 
 
+def test_weights_begin_as_the_released_ones() -> None:
+    """Deviations 0.02, less what is cut; LeCun's of the stem; torch's own of other convolutions, and no bias."""
+    torch.manual_seed(0)
+    sizes = {"img_resolution": 128, "widths": (64, 96), "depths": (1, 2), "num_classes": 40}
+    network = VCMamba(VCMambaConfig(**sizes, mamba=1, official_compat=True))
+    scanning = network.stages[1][1]
+    cut = 0.02 * 0.8796
+    drawn = [
+        network.head.weight,
+        network.taught.weight,
+        network.place,
+        scanning.mlp.one.weight,
+        scanning.mlp.two.weight,
+    ]
+    mlp, ssm, stem = scanning.mlp, scanning.ssm, network.stem
+    for weight in (*drawn, mlp.one.weight, mlp.two.weight, ssm.told.weight, ssm.steps.weight):
+        assert weight.detach().std() == pytest.approx(cut, rel=0.1) and weight.detach().abs().max() <= 0.04
+    assert scanning.ssm.moves.detach().std() == pytest.approx(cut, rel=0.3)
+    for conv in (network.stem[0], network.stem[3]):
+        fan = conv.weight[0].numel()
+        assert conv.weight.detach().std() == pytest.approx(fan**-0.5, rel=0.1)
+    for conv in (scanning.mlp.middle, scanning.ssm.near, scanning.ssm.enter[0], scanning.ssm.leave[1]):
+        assert conv.weight.detach().abs().max() == pytest.approx(conv.weight[0].numel() ** -0.5, rel=0.02)
+    biases = (network.head.bias, network.taught.bias, mlp.one.bias, mlp.two.bias, stem[0].bias, stem[3].bias)
+    assert not any(bias.any() for bias in biases)
+
+
+def test_a_scan_is_done_in_32_bits_whatever_the_run_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+
+    def scan(*given: Tensor) -> Tensor:
+        seen.extend(t.dtype for t in given)
+        return selective_scan(*given)
+
+    monkeypatch.setattr("imagewright.networks.vcmamba.selective_scan", scan)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        GridScan(8, official_compat=False, scans=4)(torch.randn(1, 8, 4, 4))
+    assert len(seen) == 6 and set(seen) == {torch.float32}
+
+
 def test_a_block_of_convolutions_begins_as_almost_nothing() -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 6, 5, 5)

@@ -27,6 +27,13 @@ def test_rate_may_cool_down_as_half_a_cosine() -> None:
     )
 
 
+def test_rate_may_cool_down_to_a_share_of_itself() -> None:
+    """VATT's: from 1e-4 to 5e-5, by half a cosine in the code and by a quarter in the paper."""
+    for shape, between in (("cosine", 0.5 + 0.5 * 0.5), ("quarter", 0.5 + 0.5 * 0.5**0.5)):
+        config = OptimizerConfig(lr=2.0, lr_cooldown_images=100, lr_cooldown_shape=shape, lr_cooldown_to=0.5)  # type: ignore[arg-type]
+        assert [config.lr_at(n, 200) for n in (100, 150, 200)] == pytest.approx([2, 2 * between, 1])
+
+
 def test_rate_falls_in_steps() -> None:
     config = OptimizerConfig(kind="sgd", lr=2.0, lr_step_images=100, lr_step_factor=0.5)
     # The trainer asks with the batch at hand counted: the hundredth image is of the first hundred.
@@ -53,6 +60,7 @@ def test_rate_is_constant_unless_asked() -> None:
         (lambda: OptimizerConfig(lr_ramp_images=float("nan")), r"lr_ramp_images is nan; it must be >= 0"),
         (lambda: OptimizerConfig(lr_cooldown_images=-1), r"lr_cooldown_images is -1; it must be >= 0"),
         (lambda: OptimizerConfig(lr_cooldown_shape="step"), r"lr_cooldown_shape is 'step'; allowed: linear, cosine"),  # type: ignore[arg-type]
+        (lambda: OptimizerConfig(lr_cooldown_to=1.5), r"lr_cooldown_to is 1\.5; it must lie in \[0, 1\]"),
         (lambda: OptimizerConfig(lr_step_images=0), r"lr_step_images is 0; it must be above 0, or none"),
         (lambda: OptimizerConfig(lr_step_factor=0.0), r"lr_step_factor is 0\.0; it must be positive"),
         (lambda: OptimizerConfig(momentum=1.0), r"optimizer\.momentum is 1\.0; it must lie in \[0, 1\)"),
@@ -62,6 +70,7 @@ def test_rate_is_constant_unless_asked() -> None:
         (lambda: OptimizerConfig(betas=(-0.1, 0.9)), r"optimizer\.betas is \(-0\.1, 0\.9\)"),
         (lambda: OptimizerConfig(eps=-1.0), r"optimizer\.eps is -1\.0; it must be >= 0 and finite"),
         (lambda: OptimizerConfig(weight_decay=-0.1), r"optimizer\.weight_decay is -0\.1; it must be >= 0 and finite"),
+        (lambda: OptimizerConfig(decay_vectors=False), r"optimizer\.decay_vectors has no effect without"),
         (lambda: OptimizerConfig(weight_decay=float("inf")), r"optimizer\.weight_decay is inf"),
         (lambda: OptimizerConfig(clip_norm=0.0), r"clip_norm is 0\.0; it must be positive, or none"),
         (lambda: EmaConfig(halflife_images=-1), r"halflife_images is -1; it must be >= 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from imagewright.cli.main import main
-from imagewright.data import from_uint8, open_images, to_uint8
+from imagewright.data import Loader, from_uint8, open_images, to_uint8
 from imagewright.data.latents import LatentSheet
 from imagewright.data.shards import shard_path
 from imagewright.methods.continuous_consistency import ContinuousConsistencyDistillation
@@ -23,14 +24,16 @@ from imagewright.methods.score_of_mixture import ScoreOfMixtureDistillation
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.kl import GaussianAutoencoder
 from imagewright.models.latents import LatentSpace
-from imagewright.networks import KLAutoencoder, KLAutoencoderConfig, SongUNetConfig
+from imagewright.networks import DiTConfig, KLAutoencoder, KLAutoencoderConfig, SongUNetConfig
 from imagewright.noise import ImageNoise
+from imagewright.paths.noise_levels import LogitNormal
 from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
 from imagewright.samplers import Heun, MultistepConsistency, Straight
 from imagewright.samplers.generator import generator_from
-from imagewright.training.experiment import DataConfig, Experiment, run_experiment
+from imagewright.training.experiment import DataConfig, Experiment, assemble, run_experiment
 from imagewright.training.latents import STREAMS, open_latents
+from imagewright.training.trainer import Trainer
 from imagewright.types import DataSpec, UserError
 
 CHAIN = """
@@ -50,8 +53,10 @@ TINY = KLAutoencoderConfig(
 )  # fmt: skip
 NETWORK = SongUNetConfig(
     img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1,
-    attn_resolutions=(), dropout=0.0,
+    attn_resolutions=(), dropout=0.0, label_dropout=0.1,
 )  # fmt: skip
+SMALL: dict[str, Any] = {"patch": 1, "width": 8, "depth": 1, "heads": 2}
+"""Of a transformer."""
 TRAINING = replace(
     RECIPES["edm-digits"]().training, total_images=32, batch=16, log_images=16, snapshot_images=32, checkpoint_images=16
 )
@@ -87,16 +92,22 @@ STUDENTS = {
     "distilled": (ContinuousConsistencyDistillation(), MultistepConsistency()),
     "matching": (ScoreOfMixtureDistillation(), MultistepConsistency()),
     "flow": (FlowMatching(), Straight(num_steps=2)),
+    "lightning": (FlowMatching(times=LogitNormal(), direction=1.0, time_scale=1.0), Straight(num_steps=2)),
 }
+
+
+def student(name: str, folders: dict[str, Path]) -> Experiment:
+    """A run of a family beside the teacher, in its latents."""
+    method, sampler = STUDENTS[name]
+    teacher = {"teacher": str(folders["teacher"])} if name in ("distilled", "matching") else {}
+    run = experiment(method, sampler, autoencoder=str(folders["teacher"]), **teacher)
+    network = replace(RECIPES["lightning-dit-digits"]().network, **SMALL) if name == "lightning" else run.network
+    return replace(run, network=network, data=replace(run.data, latents=str(folders["latents"])))
 
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_every_family_learns_in_latents_and_makes_images(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    method, sampler = STUDENTS[name]
-    teacher = {"teacher": str(folders["teacher"])} if name in ("distilled", "matching") else {}
-    run = experiment(method, sampler, autoencoder=str(folders["teacher"]), **teacher)
-    run = replace(run, data=replace(run.data, latents=str(folders["latents"])),
-                  training=replace(TRAINING, total_images=16))  # fmt: skip
+    run = replace(student(name, folders), training=replace(TRAINING, total_images=16))
     file = find_model(run_experiment(run, tmp_path / "run"))
     assert file.space is not None and file.space.same_as(find_model(folders["teacher"]).space)  # type: ignore[arg-type]
     assert file.spec.shape == (1, 8, 8) and file.seen.shape == (3, 4, 4)
@@ -104,6 +115,33 @@ def test_every_family_learns_in_latents_and_makes_images(name: str, folders: dic
     assert drawn.shape == (5, 8, 8, 1) and drawn.std() > 0
     alone = generator_from(file).generate(1, seed=3, first=4, batch_size=1)  # whatever is drawn beside it
     assert np.abs(alone[0].astype(int) - drawn[4].astype(int)).max() <= 1
+
+
+LEARNERS = (
+    "edm", "cd", "ct", "ctcd", "pd", "ict", "mcd", "mct", "ctm", "scd", "sct", "ayf", "guided", "ecm", "vct",
+    "dmd2-{}-gan", "f-distill", "sid", "em-distillation", "smt", "smd", "multi-student-{}-small", "flow",
+    "lightning-dit", "disco",
+)  # fmt: skip
+"""A recipe of digits for each method that learns from pictures alone, or from latents."""
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_method_takes_a_step_in_latents(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    run = RECIPES[name.format("digits") if "{}" in name else f"{name}-digits"]()
+    network = replace(run.network, **SMALL) if isinstance(run.network, DiTConfig) else run.network and NETWORK
+    method = replace(run.method, steps=2) if name == "em-distillation" else run.method
+    optimizer = replace(run.training.optimizer, lr=1e-3, lr_ramp_images=0, lr_cooldown_images=0)
+    training = replace(run.training, batch=8, micro_batch=None, optimizer=optimizer)
+    teacher, data = str(folders["teacher"]), DataConfig(source="digits", latents=str(folders["latents"]))
+    run = replace(run, method=method, network=network, start=run.start and teacher, data=data, training=training)
+    run = run.giving(autoencoder=teacher, **{role: teacher for role in run.given if role in ("teacher", "warmup")})
+    made = assemble(run)
+    trainer = Trainer(method, made.parts, Loader(made.images, 8, 0), training, tmp_path)
+    weights = {role: learner.module.state_dict() for role, learner in trainer.learners.items()}
+    before = copy.deepcopy(weights)
+    trainer.train_step()  # which may be one of a network beside the product
+    assert all(torch.isfinite(value).all() for each in weights.values() for value in each.values())
+    assert any(not torch.equal(weights[role][name], old) for role in before for name, old in before[role].items())
 
 
 def test_images_are_what_the_space_decodes_of_what_the_model_makes(folders: dict[str, Path]) -> None:
@@ -175,11 +213,13 @@ def test_sets_too_large_for_memory_are_read_by_row(tmp_path: Path, monkeypatch: 
     assert torch.equal(kept.read(rows).float(), read.read(rows))
 
 
+@pytest.mark.parametrize("name", ["edm", "matching", "lightning"])
 def test_a_run_in_latents_goes_on_as_if_it_had_not_stopped(
-    folders: dict[str, Path], resumed_run: Callable[[Experiment], Path]
+    name: str, folders: dict[str, Path], resumed_run: Callable[[Experiment], Path]
 ) -> None:
     run = experiment(EDM(), Heun(num_steps=2), autoencoder=str(folders["autoencoder"]))
     run = replace(run, data=replace(run.data, latents=str(folders["latents"])))
+    run = run if name == "edm" else student(name, folders)
     file = find_model(resumed_run(replace(run, training=replace(TRAINING, total_images=48, snapshot_images=48))))
     assert file.space is not None
 

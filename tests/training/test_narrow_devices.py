@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,13 @@ from torch.overrides import TorchFunctionMode
 
 from imagewright import precision
 from imagewright.data import Loader
+from imagewright.metrics.features import digits_features
 from imagewright.models.tokens import check_device
 from imagewright.networks import SongUNetConfig
-from imagewright.precision import wide, widest
+from imagewright.precision import tf32, wide, widest
 from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
-from imagewright.samplers import SAMPLERS
+from imagewright.samplers import SAMPLERS, Heun
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.distributed import pick_device
 from imagewright.training.experiment import Experiment, assemble, run_experiment
@@ -33,7 +35,7 @@ FAMILIES = (
     "em-distillation-digits", "smt-digits", "smd-digits", "wrn-digits", "flow-digits", "align-digits", "ayf-digits",
     "analog-bits-digits", "self-conditioned-digits",
     "guided-digits", "ecm-digits", "vct-digits", "multi-student-digits-small",
-    "vcmamba-digits", "disco-digits", "kl-digits", "metaclip2-digits",
+    "vcmamba-digits", "disco-digits", "kl-digits", "vatt-standin-digits", "metaclip2-digits",
 )  # fmt: skip
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
                          num_blocks=1, attn_resolutions=(8,), dropout=0.0, label_dropout=0.1)  # fmt: skip
@@ -141,3 +143,16 @@ def test_choosing_a_device_makes_32_bits_mean_32_bits() -> None:
         backend.allow_tf32 = True
     pick_device("cpu")
     assert not any(backend.allow_tf32 for backend in backends)
+
+
+def test_what_draws_or_measures_means_32_bits_whoever_asks() -> None:
+    """In Python no device is picked by us, and a training in TF32 draws its snapshots within."""
+    file, found = find_model("emoji64-32"), []
+    file.model.network.register_forward_pre_hook(lambda *given: found.append(torch.backends.cudnn.allow_tf32))
+    digits = digits_features()
+    digits.encoder.network.register_forward_pre_hook(lambda *given: found.append(torch.backends.cudnn.allow_tf32))
+    with tf32(True):
+        ImageGenerator(file.model, file.spec, Heun(num_steps=1)).generate(1, labels=1)
+        digits(np.zeros((1, 8, 8, 1), np.uint8))
+        assert torch.backends.cudnn.allow_tf32
+    assert len(found) >= 2 and not any(found)

@@ -17,7 +17,7 @@ from imagewright.networks.wide_resnet import WideResNetConfig
 from imagewright.noise import StepNoise
 from imagewright.tuning import quantization as q
 from imagewright.tuning import synthesis as s
-from imagewright.types import Condition, UserError
+from imagewright.types import Condition, Encoding, UserError
 
 
 def drawn(*shape: int, seed: int = 1) -> Tensor:
@@ -209,6 +209,46 @@ def test_fine_tuning_nears_the_float_network(classifier: Classifier) -> None:
     assert far() < 0.9 * before
     torch.testing.assert_close(statistics(model), norms, rtol=0, atol=0)
     assert all(isinstance(layer, Simulated) for _, layer in layers_of(model.network))
+
+
+def test_classifiers_are_taught_the_asked_class_and_what_the_float_network_says() -> None:
+    answer, original = drawn(3, 4), drawn(3, 4, seed=2)
+    labels, rows = torch.tensor([3, 0, 2, 1, 1]), torch.tensor([4, 0, 2])
+    made, told = (Encoding(pooled=x, logits=x) for x in (answer, original))
+    found = q.class_loss(labels)(made, told, rows)
+    soft = (original / 20).softmax(1)
+    kl = (soft * (soft.log() - (answer / 20).log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(found, F.cross_entropy(answer, labels[rows]) + 400 * kl)
+    torch.testing.assert_close(q.answer_loss(answer, original, rows), (answer - original).square().mean())
+
+
+def test_each_bucket_has_the_range_of_its_own_images() -> None:
+    torch.manual_seed(0)
+    sizes = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "model_channels": 8, "channel_mult": (1,)}
+    network = SongUNet(SongUNetConfig(**sizes, num_blocks=1)).eval().requires_grad_(False)  # type: ignore[arg-type]
+    call: q.Call = (torch.randn(6, 1, 8, 8), torch.tensor([0.0, 0, 1, 1, 2, 2]), Condition())
+    told: dict[float, tuple[float, float]] = {}
+    deep = [name for name, layer in layers_of(network) if isinstance(layer, nn.Conv2d)][2]
+    for level in (0.0, 1.0, 2.0):
+        rows = q.rows_of(call, call[1] == level)
+        handle = network.get_submodule(deep).register_forward_pre_hook(
+            lambda m, a, k=level: told.update({k: tuple(float(v) for v in a[0].aminmax())})
+        )
+        network(*rows)
+        handle.remove()
+    q.quantize(network, [call], q.Quantization(buckets=3, norms="none"), loss=q.answer_loss)
+    assert network.edges.tolist() == [0.5, 1.5]
+    layer = network.get_submodule(deep)
+    for k, (low, high) in enumerate(told.values()):
+        assert (float(layer.low[k]), float(layer.high[k])) == pytest.approx((low, high), rel=1e-5)
+    assert len({float(h) for h in layer.high}) == 3
+    layer.low, layer.high = torch.tensor([torch.inf, -1.0, -2.0]), torch.tensor([-torch.inf, 3.0, 2.0])
+    q._settle(layer)  # a bucket that saw nothing
+    assert layer.low.tolist() == [-2, -1, -2] and layer.high.tolist() == [3, 3, 2]
+
+
+def test_chunks_are_of_equal_size() -> None:
+    assert [s.stop - s.start for s in q.batches(130, 64)] == [43, 43, 44] and q.batches(5, 64) == [slice(0, 5)]
 
 
 def test_buckets_part_the_noise_levels_evenly() -> None:

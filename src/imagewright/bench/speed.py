@@ -237,11 +237,16 @@ def _bare_step(
 
 
 def alternate(
-    a: Callable[[], object], b: Callable[[], object], device: torch.device, rounds: int, batch: int = BATCH
+    a: Callable[[], object],
+    b: Callable[[], object],
+    device: torch.device,
+    rounds: int,
+    batch: int = BATCH,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, float, tuple[float, float, float]]:
     """Median images/s of a and b, and median, least and largest ratio of their speeds, pair by pair."""
     a(), b()
-    pairs = [(seconds(a, device), seconds(b, device)) for _ in range(rounds)]
+    pairs = [(seconds(a, device, clock), seconds(b, device, clock)) for _ in range(rounds)]
     ratios = [theirs / ours for ours, theirs in pairs]
     return (
         batch / statistics.median(p[0] for p in pairs),
@@ -250,10 +255,18 @@ def alternate(
     )
 
 
-def seconds(action: Callable[[], object], device: torch.device) -> float:
+def seconds(
+    action: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """How long it takes, the device's work included."""
-    started = time.perf_counter()
+    started = clock()
     action()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return clock() - started
+
+
+def own_clock(device: torch.device) -> Callable[[], float]:
+    """Of work that waits for nothing: the process's own time on one CPU thread, in which nobody else's falls."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter

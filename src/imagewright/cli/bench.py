@@ -18,6 +18,7 @@ from imagewright.bench.claims.verdict import LEAST_SEEDS
 from imagewright.bench.decoding import measure_cache, measure_masked_decoding, measure_parallel_decoding
 from imagewright.bench.encoded import measure_encoded
 from imagewright.bench.flows import measure_pairs, measure_student
+from imagewright.bench.integers import measure_integers
 from imagewright.bench.latents import measure_latents
 from imagewright.bench.orders import draw_orders, measure_orders
 from imagewright.bench.speed import (
@@ -49,8 +50,8 @@ imagewright bench updates RECIPE ... [--against RECIPE] [--out updates.json]
 imagewright bench decoding [--tokens 256 1024] [--out growth.json]
 
 speed   ratios within one process: one-step sampling, training step, sCM's tangent, DSNO's call, raster decoding with
-        its cache, masked and parallel decoding, pairs, small students, discrete latents and a transformer, each against
-        a peer or bound
+        its cache, masked and parallel decoding, pairs, small students, discrete latents, a transformer and 8-bit
+        products, each against a peer or bound
 claims  a paper's claim as a small comparison that can fail, seed by seed; interrupted runs go on where they stopped
 updates seconds that one update of a recipe's model takes, with all that it takes of other networks, against a recipe
 decoding
@@ -74,6 +75,7 @@ MEASURES: Mapping[str, Callable[..., Ratio | Sequence[Ratio]]] = {
     "latents": measure_latents,
     "encoded": measure_encoded,
     "transformer": measure_transformer,
+    "integers": measure_integers,
 }
 
 
@@ -82,8 +84,8 @@ def speed(rounds: int = 9, device: str = "auto", only: tuple[str, ...] = (), out
     tangent against a forward pass, DSNO's call against a single one, the decoding of tokens (raster order with and
     without a cache, eight masked passes against raster order, ARPG's sixteen against others), pairs stored against the
     bare sampler, a small flow's call against its teacher's, a call that is told discrete latents against its network's,
-    an autoencoder's latents read from disk against their pictures decoded, and LightningDiT's forward pass against
-    torch's transformer.
+    an autoencoder's latents read from disk against their pictures decoded, LightningDiT's forward pass against torch's
+    transformer, and quantized networks' 8-bit products against the float networks' (on a CPU).
 
     Both sides of a ratio alternate within one process; medians and the range of the paired ratios are shown.
 
@@ -91,7 +93,7 @@ def speed(rounds: int = 9, device: str = "auto", only: tuple[str, ...] = (), out
         rounds: measurements of each side.
         device: auto, cpu, cuda, mps.
         only: some of sampling, training, loop, tangent, trajectory, cache, masked, parallel, pairs, student, latents,
-            encoded, transformer; default all.
+            encoded, transformer, integers; default all, integers on a CPU alone.
         out: also write the figures as JSON.
     """
     for name in only:
@@ -99,7 +101,7 @@ def speed(rounds: int = 9, device: str = "auto", only: tuple[str, ...] = (), out
             raise UserError(f"--only is {name!r}; allowed: {', '.join(MEASURES)}")
     target = pick_device(device)
     results: Sequence[Ratio] = ()
-    for measure in (MEASURES[name] for name in only or MEASURES):
+    for measure in (MEASURES[name] for name in only or MEASURES if only or name != "integers" or target.type == "cpu"):
         found = measure(target, rounds)
         results = (*results, found) if isinstance(found, Ratio) else (*results, *found)
     rows = table("what", "ours (images/s)", "against", "its images/s", "ratio", "range")

@@ -30,7 +30,7 @@ EPILOG = """examples:
 def couple(
     model: Annotated[str, tyro.conf.Positional],
     out: Path,
-    n: int | None = None,
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None,
     seed: int = 0,
     sampler: str | None = None,
     steps: int | None = None,

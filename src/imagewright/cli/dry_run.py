@@ -20,14 +20,12 @@ from torch import nn
 
 from imagewright.cli.console import duration, say
 from imagewright.data import ImageSet
-from imagewright.data.captions import CaptionsConfig
 from imagewright.data.couplings import Couplings
 from imagewright.data.negatives import Negatives
 from imagewright.data.partition import of_classes
-from imagewright.data.standin_captions import SOURCE
 from imagewright.metrics.extractors import SHIPPED
 from imagewright.metrics.perceptual import INSTALLED, perceptual_network
-from imagewright.metrics.vision import VisionFeatures
+from imagewright.metrics.vision import PooledFeatures, VisionFeatures
 from imagewright.models.files import ModelFile
 from imagewright.networks.recompute import blocks
 from imagewright.recipes import RECIPES
@@ -72,10 +70,15 @@ class StandIns(Sources):
 
     def images(self, data: Any, on_progress: Callable[[int, int], None] | None) -> Any:
         """The images, or an empty set like the one that the recipe names."""
+        absent: ImageSet | None = data.absent() if hasattr(data, "absent") else None
+        if absent is not None:
+            self.missing.append(f"images {data.source}")
+            return absent
         name = Path(data.source).name
-        if isinstance(data, CaptionsConfig) and data.source != SOURCE and not Path(data.source).exists():
-            self.missing.append(f"captions {data.source}")
-            return data.stand_in()
+        absent = data.absent() if hasattr(data, "absent") else None
+        if absent is not None:
+            self.missing.append(f"examples {data.source}")
+            return absent
         if Path(data.source).exists() or name not in KNOWN_SETS:
             return data.open(on_progress)
         side, channels, classes = KNOWN_SETS[name]
@@ -138,13 +141,14 @@ class StandIns(Sources):
 
     def opened(self, role: str, kind: type[Openable], name: str) -> Any:
         """The thing of a method's own, or None."""
-        if issubclass(kind, VisionFeatures) and (Path(name).exists() or name in SHIPPED):
+        encoders = VisionFeatures | PooledFeatures
+        if issubclass(kind, encoders) and (Path(name).exists() or name in SHIPPED):
             with torch.device("cpu"):
                 return super().opened(role, kind, name)
-        if Path(name).exists() or not issubclass(kind, Negatives | VisionFeatures):
+        if Path(name).exists() or not issubclass(kind, Negatives | encoders):
             return super().opened(role, kind, name)
         self.missing.append(f"{role} {name}")
-        return _Vision() if issubclass(kind, VisionFeatures) else None
+        return _Features(DIMS[kind]) if kind in DIMS else None
 
     def features(self, name: str | None, spec: DataSpec) -> nn.Module | None:
         """The feature network, or one without parameters in its place."""
@@ -159,10 +163,16 @@ class StandIns(Sources):
             return nn.Identity()
 
 
-class _Vision(nn.Module):
-    """In place of DINOv2's largest but one, whose features VA-VAE's latents are aligned with."""
+DIMS: Mapping[type, int] = {VisionFeatures: 1024, PooledFeatures: 512}
+"""Of DINOv2's largest but one, whose features VA-VAE's latents are aligned with, and of CLIP ViT-B/32."""
 
-    dim = 1024
+
+class _Features(nn.Module):
+    """In place of an encoder."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
 
 
 def dry_run(experiment: Experiment, stages: Mapping[str, Any] | None = None) -> None:

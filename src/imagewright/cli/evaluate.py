@@ -19,6 +19,7 @@ from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.evaluate_accuracy import evaluate_accuracy, show_accuracy
 from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
 from imagewright.cli.evaluate_reconstruction import evaluate_reconstruction, show_reconstruction
+from imagewright.cli.evaluate_retrieval import evaluate_retrieval, show_retrieval
 from imagewright.cli.sampling import Changes, make_generator
 from imagewright.cli.score_file import keep
 from imagewright.cli.scoring import extractor_for, real_images, reference_images
@@ -30,7 +31,8 @@ from imagewright.metrics.evaluate import METRICS, OPTIONAL, Report, evaluate, fe
 from imagewright.metrics.features import FeatureExtractor, in_batches
 from imagewright.metrics.reference import Reference, embed
 from imagewright.models.files import ModelFile, has_model
-from imagewright.pretrained import find_model, shipped
+from imagewright.models.vatt import VATTEncoder
+from imagewright.pretrained import CHAIN, find_model, folder_of, shipped
 from imagewright.samplers.generator import sampler_to_json
 from imagewright.training.distributed import Processes, pick_device, processes
 from imagewright.training.together import SharedGenerator
@@ -47,6 +49,7 @@ EPILOG = """examples:
   imagewright evaluate runs/edm-digits --seeds 1 2 3 4 5   # mean and spread
   imagewright evaluate runs/wrn-digits                     # a classifier's accuracy on held-out images
   imagewright evaluate runs/edm-digits --features runs/vcmamba-digits --metrics fd kid accuracy
+  imagewright evaluate runs/vatt-standin-digits            # captions that look for their videos
   imagewright evaluate runs/kl-digits                      # what an autoencoder or tokenizer gives back
   imagewright evaluate my-images.zip --data emoji64
   imagewright evaluate runs/auto-photos-64 --features photos.safetensors --metrics fd kid fd_inf
@@ -58,7 +61,7 @@ def evaluate_command(
     target: Annotated[str, tyro.conf.Positional],
     data: str | None = None,
     split: str | None = None,
-    n: int | None = None,
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None,
     seed: int = SEED,
     seeds: tuple[int, ...] = (),
     metrics: tuple[str, ...] = METRICS,
@@ -80,8 +83,9 @@ def evaluate_command(
     Every distance comes with yardsticks at the same number of images: real against real (floor), a Gaussian fit with
     full covariance and noise (ceilings). Bits per dimension come with those of lossless files (PNG, WebP). Of a
     classifier its accuracy is measured: how often it names the class, and has it among its five likeliest; of a model
-    of pictures and texts in every language of its prompts. Of an autoencoder or tokenizer what comes back is: PSNR,
-    SSIM, perceptual and Frechet distance, and a linear probe of latents.
+    of pictures and texts in every language of its prompts. Of an encoder of video, sound and words it is measured how
+    often a caption finds its video, and what a linear probe of the pooled vectors names. Of an autoencoder or tokenizer
+    what comes back is: PSNR, SSIM, perceptual and Frechet distance, and a linear probe of latents.
 
     Args:
         target: a run folder, a model folder, a shipped model; or a folder or zip of images.
@@ -144,7 +148,9 @@ def _evaluate_command(
         raise UserError(f"metrics has no {unknown[0]!r}; there are {', '.join(known)}")
     if seeds and (seed != SEED or len(dict.fromkeys(seeds)) < len(seeds)):
         raise UserError("give --seed or --seeds, and each of these once")
-    is_model = target in shipped() or has_model(Path(target))
+    is_chain = (Path(target) / CHAIN).exists()
+    target = str(folder_of(target)) if is_chain else target
+    is_model = is_chain or target in shipped() or has_model(Path(target))
     if "bpd" not in metrics and likelihood != BitsSettings():
         raise UserError("--passes, --ode-steps and --probes go with --metrics bpd")
     if not is_model:
@@ -179,6 +185,11 @@ def _evaluate_command(
         unused |= {"seed": seed != SEED, "classes": classes != "reference", "changes": changes.record()}
         _refuse_unused(f"{target}, which draws no images", **unused, features=features, inception=inception)
         if not group.is_first:
+            return
+        if isinstance(file.model, VATTEncoder):
+            entry = evaluate_retrieval(target, file, data, split or "test", n, batch_size, device)
+            show_retrieval(entry)
+            _keep("retrievals", [_of(file, entry)], path)
             return
         found = evaluate_accuracy(target, file, data, split, n, batch_size, device)
         show_accuracy(found)

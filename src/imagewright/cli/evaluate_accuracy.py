@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.scoring import real_images, reference_images
 from imagewright.data import ImageSet
 from imagewright.data.captions import CaptionsConfig
-from imagewright.metrics.accuracy import measure_accuracy
+from imagewright.metrics.accuracy import measure_accuracy, pooled
+from imagewright.metrics.probe import probe_accuracy
 from imagewright.models.files import ModelFile
 from imagewright.models.image_text import ImageText
 from imagewright.training.distributed import pick_device
@@ -38,23 +41,33 @@ def evaluate_accuracy(
             raise UserError(f"--n is {n}; there are {len(images)} images in split {split}, so it must be 1 to that")
         images = images.subset([i * len(images) // n for i in range(n)])
     if not isinstance(file.model, ImageText):
-        return [_measured(target, file, images, split or "test", batch_size, device)]
+        return [_measured(target, file, data, images, split or "test", batch_size, device)]
     entries = []
     for language in file.model.prompts:
         file.model.speak(language)
-        entry = _measured(target, file, images, split or "test", batch_size, device)
+        entry = _measured(target, file, data, images, split or "test", batch_size, device)
         entries.append({**entry, "language": language})
     return entries
 
 
 def _measured(
-    target: str, file: ModelFile, images: ImageSet, split: str, batch_size: int, device: str
+    target: str, file: ModelFile, data: str | None, images: ImageSet, split: str, batch_size: int, device: str
 ) -> dict[str, Any]:
     with bar(f"accuracy of {target}", len(images)) as advance_to:
         found = measure_accuracy(
             file.model, images, batch_size=batch_size, device=pick_device(device), on_progress=advance_to
         )
-    return {"target": target, "report": {**found.as_dict(), "split": split}}
+    probe = {}
+    if getattr(file.model, "pretrained", False):
+        train = real_images(target, data, file.spec, "train")
+        probe = {"probe": _probe(file.model, train, images, batch_size, device)}
+    return {"target": target, "report": {**found.as_dict(), "split": split, **probe}}
+
+
+def _probe(model: nn.Module, train: ImageSet, test: ImageSet, batch_size: int, device: str) -> float:
+    """How well classes can be read off features by a linear map that is learnt from the training pictures'."""
+    x, u = (pooled(model, images, batch_size=batch_size, device=pick_device(device)) for images in (train, test))
+    return probe_accuracy(x, train.labels, u, test.labels)
 
 
 def _labelled(target: str, file: ModelFile, data: str | None, split: str | None) -> ImageSet:
@@ -84,4 +97,6 @@ def show_accuracy(entries: list[dict[str, Any]]) -> None:
         told = (entry["language"],) if spoken else ()
         rows.add_row(entry["target"], *told, f"{report['top1']:.2%}", f"{report['stderr']:.2%}", five)
     OUT.print(rows)
+    if "probe" in report:
+        say(f"a linear probe of its features, learnt from the training pictures: {report['probe']:.2%}")
     say(f"{report['num_images']} images, split {report['split']}, {report['classes']} classes")

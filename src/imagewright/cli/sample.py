@@ -40,7 +40,7 @@ EPILOG = """examples:
 
 def sample(
     model: Annotated[str, tyro.conf.Positional],
-    n: int = 64,
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64,
     seed: int = 0,
     first: int = 0,
     label: tuple[int, ...] = (),

@@ -315,8 +315,10 @@ class CaptionsConfig:
             raise UserError(f"{self.source} has captions and no classes; name labelled pictures with --data")
         return standin_captions(self.pictures or "digits", self.resolution, 1, self.seed).held_out
 
-    def stand_in(self) -> CaptionedSet:
-        """An empty set like this one, for a dry run where the files are not there."""
+    def absent(self) -> CaptionedSet | None:
+        """An empty set like this one, for a dry run, where its files are not there."""
+        if self.source == SOURCE or Path(self.source).exists():
+            return None
         side = self.resolution or 224
         spec = DataSpec(name=Path(self.source).stem, resolution=side, channels=3)
         pixels = np.zeros((0, side, side, 3), np.uint8)

@@ -26,6 +26,7 @@ from imagewright import limits
 from imagewright.data.image_set import ImageSet
 from imagewright.data.shards import Rows, Sheet, SheetRecord
 from imagewright.files import read_json, write_json
+from imagewright.moving import sent
 from imagewright.shapes import Within, misfit
 from imagewright.types import Batch, Chance, Condition, DataSpec, Example, UserError
 
@@ -159,5 +160,5 @@ class LatentSet:
     def prepared(self, batch: Batch) -> Batch:
         """As models see them: float32, of mean 0 and deviation `scale` in every channel."""
         latents = batch.images
-        mean, factor = (t.to(latents.device, non_blocking=True) for t in (self.mean, self.factor))
+        mean, factor = (sent(t, latents.device) for t in (self.mean, self.factor))
         return replace(batch, images=(latents.float() - mean) * factor)

@@ -23,6 +23,7 @@ from torch import Tensor
 from imagewright.data.couplings import Couplings, Mixture
 from imagewright.data.image_set import ImageSet
 from imagewright.data.workers import Workers
+from imagewright.moving import pinned, sent
 from imagewright.types import Batch, Condition, Coupling, Example, Examples, UserError
 
 AHEAD = 2
@@ -109,7 +110,7 @@ class Loader:
         if position < 0 or size < 1:
             raise ValueError(f"position is {position} and size is {size}; they must be >= 0 and >= 1")
         piece = self._piece(position, size) if self._pool is None else self._next(self._pool, position, size)
-        return self._main.examples.prepared(piece.map(lambda t: t.to(self._device, non_blocking=True)))
+        return self._main.examples.prepared(piece.map(lambda t: sent(t, self._device)))
 
     def _next(self, pool: ThreadPoolExecutor, position: int, size: int) -> Example:
         """A piece that was begun already, or is now; the next ones are begun, those no longer wanted forgotten."""
@@ -131,7 +132,7 @@ class Loader:
         batch = self._main.batch(position, size, self._read)
         if self._beside is not None:
             batch = replace(cast(Batch, batch), coupling=cast(Coupling, self._beside.batch(position, size)))
-        return batch.map(Tensor.pin_memory) if self._device.type == "cuda" else batch
+        return batch.map(lambda t: pinned(t, self._device))
 
 
 class _Sequence:

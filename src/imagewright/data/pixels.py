@@ -18,6 +18,7 @@ from torch import Tensor
 
 from imagewright import limits
 from imagewright.data import png
+from imagewright.moving import fetched, sent
 from imagewright.types import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -190,8 +191,7 @@ def from_uint8(images: Pixels | Tensor, device: torch.device | str | None = None
     device: None = where they are.
     """
     pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.require(images, requirements=("C", "W")))
-    if device is not None:  # the host may go on only where nobody there reads what arrives
-        pixels = pixels.to(device, non_blocking=pixels.device.type == "cpu")
+    pixels = pixels if device is None else sent(pixels, device)
     return pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(127.5).sub_(1)
 
 
@@ -207,19 +207,13 @@ def uint8_later(images: Tensor) -> Callable[[], Pixels]:
     """`to_uint8`, begun where the images are; what is returned waits for it, after the caller has begun other work."""
     bad = images.isnan().flatten(1).any(1).sum()
     scaled = ((images.detach().float() + 1) * 127.5).clamp(0, 255)
-    pixels = (scaled + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    done = None
-    if images.device.type == "cuda":
-        bad, pixels = bad.to("cpu", non_blocking=True), pixels.to("cpu", non_blocking=True)
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
+    coming = fetched(bad, (scaled + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1).contiguous())
 
     def finish() -> Pixels:
-        if done is not None:
-            done.synchronize()
+        bad, pixels = coming()
         if int(bad):
             raise UserError(f"{int(bad)} of {len(images)} images contain NaN; the model has diverged")
-        out: Pixels = pixels.cpu().numpy()
+        out: Pixels = pixels.numpy()
         return out
 
     return finish

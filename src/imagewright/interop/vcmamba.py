@@ -1,6 +1,8 @@
 """Checkpoints of VCMamba (Munir et al. 2025, arXiv 2509.04669): a classifier of ImageNet at 224 pixels.
 
 Shapes tell the sizes; pictures are normalised as the released program does it (ImageNet's mean and spread, bicubic).
+The program scores the middle 224 pixels of 256; here an encoder sees all of a square picture, so that for its top-1 the
+pictures have to be cut before: resized to 256, then the middle.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from imagewright.methods.edm import denoising_loss
 from imagewright.models.consistency import edm_teacher
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.preconditioning import EDMPrecond, student_network
+from imagewright.moving import sent
 from imagewright.noise import StepNoise
 from imagewright.precision import wide
 from imagewright.types import UNCONDITIONAL, Condition, DataSpec, Denoiser, Frozen, Trained, UserError
@@ -143,7 +144,7 @@ def fresh_noise(generator: FewStepGenerator, like: Tensor, noise: StepNoise) -> 
     asked = generator.asked
     label = noise.integers(generator.num_classes if asked is None else len(asked), like[:, 0, 0, 0])
     if asked is not None:
-        label = torch.tensor(asked).to(label.device, non_blocking=True)[label]
+        label = sent(torch.tensor(asked), label.device)[label]
     return latents, Condition(label=label)
 
 

@@ -26,6 +26,7 @@ from imagewright.checks import require_positive
 from imagewright.methods.distances import Distance, Features
 from imagewright.methods.pairs import Neighbours, check_grid, check_range, column, consistency_parts, match
 from imagewright.models.consistency import ConsistencyModel
+from imagewright.moving import sent
 from imagewright.noise import StepNoise
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.paths.schedules import karras_sigmas
@@ -106,7 +107,7 @@ class ImprovedConsistencyTraining:
         """Indices int64 [N] into the falling grid of the upper ends of intervals; like: [N]."""
         if self.noise_levels is None:
             return noise.integers(len(grid) - 1, like)
-        share = interval_probabilities(grid, self.noise_levels).cumsum(0).to(like.device, non_blocking=True)
+        share = sent(interval_probabilities(grid, self.noise_levels).cumsum(0), like.device)
         return torch.searchsorted(share, noise.uniform(wide(like)), right=True).clamp(max=len(grid) - 2)
 
 

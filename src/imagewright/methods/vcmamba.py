@@ -7,16 +7,18 @@ Loss       (1 - a) CE(first head, smoothed and mixed classes) + a t^2 KL(teacher
 Pictures   cut out and enlarged (`area`), or shifted where that is 1; a rectangle erased with noise; then two mixed, by
            weights (mixup) or a rectangle (CutMix), one or the other, by one number for the whole batch. The teacher
            sees what the student sees.
-Optimiser  the run's, published: AdamW, 1e-3 for 512 images, weight decay 0.05, 5 epochs of warm-up of 300, half a
-           cosine, average 0.99996 a step.
+Optimiser  the run's, published: AdamW, 1e-3 for 512 images, weight decay 0.05 on what has two dimensions, half a cosine
+           over 300 epochs whose first 5 are a warm-up, average 0.99996 a step (of the norms' statistics, too).
 Source     The released code: Wertyuui345/VCMamba (model/main.py, losses.py, scripts), which decides; Mixup, CutMix and
            erasing as timm has them.
-Departs    RandAugment, colour jitter and repeated augmentation are not made, and cut-outs are bilinear, of pictures of
-           the network's size (there bicubic, of the full photograph). A rectangle that would not fit is cut to the
-           picture (there drawn again). Partners for mixing are those of the micro-batch, in reverse. Norms see a
-           micro-batch, and of several processes the first one's statistics are kept. Weight decay falls on all
-           parameters (there not on biases and norms); the rate ends at 0 (there 1e-5) and rises from 0 (1e-6). Without
-           a teacher both heads learn the classes (there the second learns nothing, and counts in evaluation).
+Departs    RandAugment and repeated augmentation are not made (colour jitter is not there either, beside RandAugment),
+           and cut-outs are bilinear, of pictures of the network's size (there bicubic, of the full photograph). A
+           cut-out or rectangle that would not fit is cut to the picture (there drawn again). Partners for mixing are
+           those of the micro-batch, in reverse. Norms see a micro-batch, and of several processes the first one's
+           statistics are kept (there all processes' batches are one). The rate moves with every update (there once an
+           epoch), ends at 0 (there 1e-5), and rises from 0 (1e-6) times the cosine, 0.07 % less. The product is the
+           average; the program scores, and released, the raw weights. Without a teacher both heads learn the classes
+           (there the second learns nothing, and counts in evaluation).
 Checked    a step's loss by hand, with and without a teacher; what mixing and erasing do; resume bit for bit.
 """
 
@@ -96,7 +98,7 @@ class VCMambaTraining:
         return Parts(classifier=student, teacher=Frozen(module=teacher))
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:
-        """One update. Pictures without a class count nothing."""
+        """One update. Pictures without a class, and those mixed with one, count nothing."""
         model, label = parts.classifier, batch.cond.label
         assert label is not None
         x = seen(batch.images, model.view)
@@ -106,6 +108,7 @@ class VCMambaTraining:
         made = model.network(x)
         aim = smoothed(label, made.logits.shape[1], self.smoothing)
         aim = own * aim + (1 - own) * aim.flip(0)
+        known = (label >= 0) & ((label.flip(0) >= 0) | (own == 1))
         loss = _cross_entropy(made.logits, aim)
         if "teacher" in parts.roles:
             with torch.no_grad():
@@ -115,7 +118,7 @@ class VCMambaTraining:
             taught = _cross_entropy(made.taught, aim)
         loss = (1 - self.distillation) * loss + self.distillation * taught
         right = (made.logits.argmax(1) == label).float()
-        yield Update("classifier", loss * (label >= 0), parts={"accuracy": right, "taught": taught})
+        yield Update("classifier", loss * known, parts={"accuracy": right, "taught": taught})
 
     def _divergence(self, told: Tensor, taught: Tensor) -> Tensor:
         """t^2 KL(told || taught) of each picture, both at the temperature; over the classes' number by `per_class`."""
@@ -129,10 +132,10 @@ def smoothed(label: Tensor, classes: int, smoothing: float) -> Tensor:
     return (1 - smoothing) * F.one_hot(label.clamp_min(0), classes).float() + smoothing / classes
 
 
-def cut_out(images: Tensor, least: float, noise: StepNoise) -> Tensor:
-    """A random part of each picture [N, C, H, W], of at least a share of it and of sides 3:4 to 4:3, enlarged."""
+def cut_out(images: Tensor, least: float, noise: StepNoise, sides: float = CUT_ASPECT) -> Tensor:
+    """A random part of each picture [N, C, H, W], of at least a share of it, enlarged; sides: their least ratio."""
     area, aspect, down, right = (noise.uniform(images.detach()[:, 0, 0, 0].float()) for _ in range(4))
-    area, aspect = least + (1 - least) * area, _log_uniform(aspect, CUT_ASPECT)
+    area, aspect = least + (1 - least) * area, _log_uniform(aspect, sides)
     wide, high = ((area * r).sqrt().clamp_max(1) for r in (aspect, 1 / aspect))
     x, y = (1 - wide) * (2 * right - 1), (1 - high) * (2 * down - 1)
     zero = torch.zeros_like(x)

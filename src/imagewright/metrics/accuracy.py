@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from imagewright.data import ImageSet, from_uint8
+from imagewright.precision import tf32
 from imagewright.types import UserError
 
 
@@ -34,6 +36,7 @@ class Accuracy:
         return asdict(self)
 
 
+@tf32(False)
 def measure_accuracy(
     model: nn.Module,
     images: ImageSet,
@@ -70,3 +73,17 @@ def measure_accuracy(
         classes=classes,
         reference=images.fingerprint,
     )
+
+
+def pooled(
+    model: nn.Module, images: ImageSet, *, batch_size: int = 64, device: torch.device | str = "cpu"
+) -> npt.NDArray[np.float32]:
+    """An encoder's features of pictures, float32 [N, D]."""
+    encoder: Any = model.eval().to(device)
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(images)))
+            found.append(encoder.encode(from_uint8(images.images(rows), device)).pooled.float().cpu())
+    features: npt.NDArray[np.float32] = torch.cat(found).numpy()
+    return features

@@ -33,6 +33,7 @@ from imagewright.models.discrete_latents import LatentDenoiser, told_latents
 from imagewright.models.kinds import KINDS
 from imagewright.models.self_conditioned import is_self_conditioned
 from imagewright.noise import ImageNoise
+from imagewright.precision import tf32
 from imagewright.types import Condition, DataSpec, Denoiser, LikelihoodModel, UserError, kind_of
 from imagewright.version import versions
 
@@ -96,6 +97,7 @@ class BitsReport:
         return asdict(self)
 
 
+@tf32(False)
 def measure_bits(
     model: Any,
     spec: DataSpec,

@@ -26,6 +26,7 @@ from imagewright.models.classifier import Classifier
 from imagewright.models.description import unbuilt
 from imagewright.models.files import load_model
 from imagewright.networks import ConvClassifier, ConvClassifierConfig
+from imagewright.precision import tf32
 from imagewright.shapes import Within, misfit
 from imagewright.types import Encoding, UserError, View, kind_of
 
@@ -124,6 +125,8 @@ class EncoderFeatures:
         )
         side = self.view.side
         features, logits = self(np.zeros((1, side, side, self.channels), np.uint8))
+        if not (np.isfinite(features).all() and np.isfinite(logits).all()):
+            raise UserError(f"the encoder {name} finds numbers that are not finite in a black picture; it is damaged")
         self.dim = features.shape[1]
         self.num_classes = logits.shape[1] if num_classes is None else num_classes
 
@@ -132,7 +135,7 @@ class EncoderFeatures:
             raise UserError(f"images must be uint8 [n, H, H, C], got {images.dtype} {list(images.shape)}")
         found: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(images), self._batch_size):
-            with torch.inference_mode():
+            with torch.inference_mode(), tf32(False):
                 made = self.encoded(images[start : start + self._batch_size])
             logits = made.pooled[:, :0] if made.logits is None else made.logits
             found.append((made.pooled.float().cpu(), logits.float().cpu()))

@@ -30,6 +30,7 @@ from imagewright.metrics.perceptual import lpips_installed, normalised_distance,
 from imagewright.metrics.probe import probe_accuracy
 from imagewright.metrics.statistics import FeatureStatistics
 from imagewright.noise import ImageNoise
+from imagewright.precision import tf32
 from imagewright.types import DataSpec, UserError, kind_of
 
 MOST_PROBED, MOST_NUMBERS = 10_000, 4096
@@ -62,6 +63,7 @@ class ReconstructionReport:
         return asdict(self)
 
 
+@tf32(False)
 def measure_reconstruction(
     model: nn.Module,
     images: ImageSet,

@@ -66,6 +66,7 @@ class _Accuracy(TypedDict):
     num_images: Annotated[int, Within(0)]
     split: str
     reference: str
+    probe: NotRequired[float]
 
 
 class AccuracyRecord(TypedDict):

@@ -22,7 +22,7 @@ from imagewright.metrics.perceptual import EncoderMaps
 from imagewright.metrics.vision_transformers import VisionTransformer
 from imagewright.models.view import seen
 from imagewright.networks import ConvClassifier
-from imagewright.types import UserError
+from imagewright.types import Encoder, UserError
 
 SIDE = 224
 """Pixels a side at which a vision transformer sees pictures."""
@@ -80,3 +80,31 @@ class VisionFeatures(nn.Module):
         grid = SIDE // int(network.config.patch_size)
         tokens: Tensor = network(pixel_values=shown).last_hidden_state[:, -grid * grid :]  # behind class and registers
         return tokens.mT.reshape(len(tokens), -1, grid, grid)
+
+
+class PooledFeatures(nn.Module):
+    """Images [N, C, H, W] in [-1, 1] as the features of a frozen encoder, [N, `dim`], without gradient."""
+
+    about: ClassVar[str] = (
+        "Frozen encoder of pictures that teaches: digits or emoji (shipped classifiers), an encoder's file or run, or "
+        "clip:FOLDER, dinov2:FOLDER."
+    )
+
+    def __init__(self, encoder: Encoder, sha256: str, dim: int) -> None:
+        super().__init__()
+        self.encoder, self.sha256, self.dim = encoder, sha256, dim
+
+    @classmethod
+    def open(cls, name: str) -> Self:
+        """The encoder of a name, file or folder. Raises UserError where it is none."""
+        found = named_extractor(name)
+        return cls(found.encoder, found.sha256, found.dim)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run's record says of it."""
+        return {"weights_sha256": self.sha256}
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder.encode(images).pooled

@@ -26,6 +26,7 @@ from imagewright.models.consistency import ConsistencyModel, ContinuousConsisten
 from imagewright.models.coupled import CoupledConsistencyModel
 from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.edm2 import EDM2Precond
+from imagewright.models.event_encoder import EventEncoder
 from imagewright.models.flow import EDMFlow, VEFlow, VelocityFlow, VPFlow
 from imagewright.models.generator import FewStepGenerator
 from imagewright.models.image_text import ImageText
@@ -43,6 +44,7 @@ from imagewright.models.self_conditioned import SelfConditioned
 from imagewright.models.timesteps import TimestepPrecond
 from imagewright.models.tokens import PixelCodec
 from imagewright.models.trajectory import TrajectoryModel
+from imagewright.models.vatt import VATTEncoder
 from imagewright.models.vq import VQTokenizer
 from imagewright.models.weighted import GuidedDenoiser
 from imagewright.networks import NETWORKS, Network
@@ -64,6 +66,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "EDM2Precond": EDM2Precond,
     "EDMFlow": EDMFlow,
     "EDMPrecond": EDMPrecond,
+    "EventEncoder": EventEncoder,
     "FewStepGenerator": FewStepGenerator,
     "GaussianAutoencoder": GaussianAutoencoder,
     "GuidedDenoiser": GuidedDenoiser,
@@ -84,6 +87,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "TimestepPrecond": TimestepPrecond,
     "TrajectoryModel": TrajectoryModel,
     "TrajectoryOperator": TrajectoryOperator,
+    "VATTEncoder": VATTEncoder,
     "VEFlow": VEFlow,
     "VEPrecond": VEPrecond,
     "VPFlow": VPFlow,

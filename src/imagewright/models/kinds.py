@@ -99,7 +99,7 @@ KINDS: Mapping[ModelKind, Kind] = {
     "encoder": Kind(
         protocol=Encoder,
         agrees="nothing",
-        does={"evaluate": "accuracy, of classifiers", "report": "losses", "export": "weights"},
+        does={"evaluate": "accuracy, of classifiers; retrieval, of VATT", "report": "losses", "export": "weights"},
         what="turns images into features",
         answers=True,
     ),

@@ -10,6 +10,7 @@ from imagewright.networks.conv_classifier import ConvClassifier, ConvClassifierC
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
 from imagewright.networks.dit import DiT, DiTConfig
 from imagewright.networks.edm2_unet import EDM2UNet, EDM2UNetConfig
+from imagewright.networks.event_vit import EventViT, EventViTConfig
 from imagewright.networks.image_network import ImageNetwork
 from imagewright.networks.kl_autoencoder import KLAutoencoder, KLAutoencoderConfig
 from imagewright.networks.latent_encoder import LatentEncoder, LatentEncoderConfig
@@ -20,6 +21,7 @@ from imagewright.networks.song_unet import SongUNet, SongUNetConfig
 from imagewright.networks.sparse_transformer import SparseTransformer, SparseTransformerConfig
 from imagewright.networks.token_transformer import TokenTransformer, TokenTransformerConfig
 from imagewright.networks.unet import UNet
+from imagewright.networks.vatt import VATT, VATTConfig
 from imagewright.networks.vcmamba import VCMamba, VCMambaConfig
 from imagewright.networks.vq import VQAutoencoder, VQAutoencoderConfig
 from imagewright.networks.wide_resnet import WideResNet, WideResNetConfig
@@ -34,6 +36,7 @@ NETWORKS: dict[str, type[Network]] = {
     "DhariwalUNet": DhariwalUNet,
     "DiT": DiT,
     "EDM2UNet": EDM2UNet,
+    "EventViT": EventViT,
     "KLAutoencoder": KLAutoencoder,
     "LatentEncoder": LatentEncoder,
     "PerceiverAR": PerceiverAR,
@@ -42,6 +45,7 @@ NETWORKS: dict[str, type[Network]] = {
     "SongUNet": SongUNet,
     "SparseTransformer": SparseTransformer,
     "TokenTransformer": TokenTransformer,
+    "VATT": VATT,
     "VCMamba": VCMamba,
     "VQAutoencoder": VQAutoencoder,
     "WideResNet": WideResNet,
@@ -52,6 +56,7 @@ __all__ = [
     "ARPG",
     "CLIP",
     "NETWORKS",
+    "VATT",
     "ADMUNet",
     "ADMUNetConfig",
     "ARPGConfig",
@@ -68,6 +73,8 @@ __all__ = [
     "DiTConfig",
     "EDM2UNet",
     "EDM2UNetConfig",
+    "EventViT",
+    "EventViTConfig",
     "ImageNetwork",
     "KLAutoencoder",
     "KLAutoencoderConfig",
@@ -87,6 +94,7 @@ __all__ = [
     "TokenTransformer",
     "TokenTransformerConfig",
     "UNet",
+    "VATTConfig",
     "VCMamba",
     "VCMambaConfig",
     "VQAutoencoder",

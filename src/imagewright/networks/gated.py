@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,9 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same."""
         gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up)  # type: ignore[no-any-return]
+        opened = F.silu(gate)
+        # What backward asks for must stay as it is; without it, a third less memory is touched.
+        return self.down(opened * up if torch.is_grad_enabled() else opened.mul_(up))  # type: ignore[no-any-return]
 
 
 def swiglu_hidden(width: int, multiple: int = 1) -> int:

@@ -110,6 +110,16 @@ class Levels:
     """Which bucket each image of a call is in: set by the network, read by its layers. None = all are in the first."""
 
     index: Tensor | None = None
+    _common: tuple[Tensor, int | None] | None = None
+
+    @property
+    def common(self) -> int | None:
+        """The one bucket of all images of a call, None where there are several; looked at once a call."""
+        assert self.index is not None
+        if self._common is None or self._common[0] is not self.index:
+            first = int(self.index[0])
+            self._common = self.index, first if bool((self.index == first).all()) else None
+        return self._common[1]
 
 
 class Quantizing(nn.Module):
@@ -139,6 +149,11 @@ class Quantizing(nn.Module):
             return x
         low, high = self.range_of(x)
         return torch.where(high > low, rounded(x, low, high, bits), x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """Of a linear layer."""
+        layer = cast(nn.Linear, self)
+        return nn.functional.linear(self.seen(x), layer.weight, layer.bias)
 
     def range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Each row's range where rows are images, [N, 1, ...], else the hull of all."""
@@ -177,14 +192,13 @@ class Stored(Quantizing):
 
 class _Linear(Quantizing):
     def forward(self, x: Tensor) -> Tensor:
-        layer = cast(nn.Linear, self)
-        return nn.functional.linear(self.seen(x), layer.weight, layer.bias)
+        return self.product(x)
 
 
 _CLASSES: dict[tuple[type, type], type] = {}
 
 
-def _become(layer: nn.Module, role: type[Quantizing]) -> None:
+def become(layer: nn.Module, role: type[Quantizing]) -> None:
     """Change a layer's class to one that does this before its own."""
     own = getattr(type(layer), "own", type(layer))
     if (role, own) not in _CLASSES:
@@ -254,7 +268,7 @@ def simulate(network: Network, told: Quantized) -> None:
     network.quantized = told
     for layer in layers:
         _equip(layer, told, levels)
-        _become(layer, Simulated)
+        become(layer, Simulated)
     if told.buckets > 1:
         _note_levels(network, told, levels)
 
@@ -264,7 +278,7 @@ def store(network: Network) -> None:
     for _, layer in layers_of(network):
         weight = layer._parameters.pop("weight").detach()
         step, offset = grid(*of_channels(weight), layer.told.bits)
-        _become(layer, Stored)
+        become(layer, Stored)
         codes = packed(encoded(weight, step, offset, layer.told.bits), layer.told.bits)
         _buffers(layer, weight.shape, codes=codes, step=step, offset=offset)
 

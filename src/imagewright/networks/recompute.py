@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from imagewright import noise
+from imagewright.networks.tangents import has_tangent
 
 
 class Block(nn.Module):
@@ -21,8 +22,12 @@ class Block(nn.Module):
     recompute = False
 
     def __call__(self, *args: Any) -> Any:
+        transformed = torch._C._are_functorch_transforms_active()
+        if self._compiled_call_impl is not None and (transformed or any(map(has_tangent, args))):
+            # What torch.compile makes of it has no forward-mode derivative.
+            return self._call_impl(*args)  # type: ignore[no-untyped-call]
         # Transforms of torch.func know no saved tensors that are made anew.
-        if self.recompute and torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        if self.recompute and torch.is_grad_enabled() and not transformed:
             return checkpoint(super().__call__, *args, use_reentrant=False, context_fn=noise.twice)
         return super().__call__(*args)
 

@@ -19,9 +19,9 @@ from torch.autograd import forward_ad
 from imagewright import fused
 
 
-def has_tangent(x: Tensor) -> bool:
-    """Whether a Jacobian-vector product is being computed through x."""
-    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+def has_tangent(x: object) -> bool:
+    """Whether a Jacobian-vector product is being computed through x; not through what is no tensor."""
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def derivative(

@@ -58,8 +58,9 @@ def imagenet(size: str, side: int) -> Experiment:
         kind="adamw",
         lr=1e-3 * BATCH / 512,
         weight_decay=0.05,
+        decay_vectors=False,
         lr_ramp_images=warm,
-        lr_cooldown_images=total - warm,
+        lr_cooldown_images=total,
         lr_cooldown_shape="cosine",
     )
     return Experiment(

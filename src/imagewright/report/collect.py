@@ -213,7 +213,7 @@ def collect_run(
         reason = f"It {what}, and draws no images; snapshots show pictures, and beneath each row what comes back."
         missing["model"] = Missing(reason=reason)
     elif kind == "encoder":
-        missing["model"] = Missing(reason="A classifier draws no images; `imagewright evaluate` measures its accuracy.")
+        missing["model"] = Missing(reason="An encoder draws no images; `imagewright evaluate` measures what it knows.")
     elif pieces["model"]:
         # Resolved, so that a run folder named like a shipped model is still the folder.
         asked = weight if pieces["model"]["model"].get("weights") else None

@@ -24,8 +24,10 @@ from imagewright.models.kinds import KINDS
 from imagewright.models.latents import LatentSpace
 from imagewright.models.self_conditioned import carried
 from imagewright.models.tokens import check_device
+from imagewright.moving import pinned, sent
+from imagewright.networks.integers import with_integers
 from imagewright.noise import ImageNoise
-from imagewright.precision import Precision, casts
+from imagewright.precision import Drawn, Precision, casts, tf32
 from imagewright.samplers import SAMPLERS
 from imagewright.samplers.latents_first import STREAM, latents_first
 from imagewright.samplers.replay import Replays
@@ -62,7 +64,8 @@ class ImageGenerator:
     """A model, a sampler and what the images are. Image i of seed s depends on (s, i) alone.
 
     spec: the model's; as an attribute that of the images, which a sampler may draw larger (`expansion`).
-    precision: number format of the networks' calls (autocast). graphs: whether a CUDA device replays them as graphs
+    precision: number format of the networks' calls (autocast), or int8: from now on a quantized model multiplies whole
+    numbers, on a CPU (`networks.integers`). graphs: whether a CUDA device replays them as graphs
     (`samplers.replay`), which changes no bit; None = where networks are small enough to be held up by their launches.
     space: the latents that the model lives in, from which images are decoded; None = it makes images.
     Raises UserError when the sampler is made for another kind of model, or the device cannot run this one.
@@ -75,12 +78,12 @@ class ImageGenerator:
         sampler: Sampler | None = None,
         device: torch.device | str = "cpu",
         *,
-        precision: Precision = "fp32",
+        precision: Drawn = "fp32",
         graphs: bool | None = None,
         space: LatentSpace | None = None,
     ) -> None:
-        if precision not in get_args(Precision):
-            raise UserError(f"precision is {precision!r}; allowed: {', '.join(get_args(Precision))}")
+        if precision not in get_args(Drawn):
+            raise UserError(f"precision is {precision!r}; allowed: {', '.join(get_args(Drawn))}")
         kind = kind_of(model)
         self.sampler = sampler or usual_sampler(model)
         if space is not None and getattr(self.sampler, "clip", False):
@@ -96,7 +99,9 @@ class ImageGenerator:
         # Pixels with their channels together: 10% faster on CPUs, more on GPUs with half precision.
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.spec = replace(spec, resolution=spec.resolution * getattr(self.sampler, "expansion", 1))
-        self.precision = precision
+        if precision == "int8":
+            with_integers(self.model)
+        self.precision: Precision = "fp32" if precision == "int8" else precision
         self.space = None if space is None else space.eval().to(self.device)
         self.seen = self.spec if space is None else space.spec(spec)
         self._decodes: Any = self.model if kind == "latent_denoiser" else self.space
@@ -243,14 +248,24 @@ class ImageGenerator:
             raise UserError(f"noise of shape {list(begin.shape[1:])} was given; this model's is {list(own.shape[1:])}")
         return to_uint8(self.decoded(self._drawn(noise, first, begin, labels, None)))
 
+    def inverted(self, seen: Tensor, cond: Condition, *, noise: ImageNoise, on_step: OnStep | None = None) -> Tensor:
+        """The noise of which the sampler, one that can be run backwards, would make what the model sees."""
+        with tf32(False), casts(self.precision, self.device), self._replays:
+            found: Tensor = self.sampler.invert(  # type: ignore[attr-defined]
+                carried(self.model), seen, cond, noise=noise, on_step=on_step
+            )
+            return found
+
     def encoded(self, images: Tensor) -> Tensor:
         """Images [n, C, H, W] in [-1, 1] as the model sees them, on its device: themselves, or their mean latents."""
         there = images.to(self.device)
-        return there if self.space is None else self.space.encode(there)
+        with tf32(False):
+            return there if self.space is None else self.space.encode(there)
 
     def decoded(self, made: Tensor) -> Tensor:
         """What the model makes, as images [n, C, H, W] in [-1, 1]."""
-        return made if self._decodes is None else self._decodes.decode(made)
+        with tf32(False):
+            return made if self._decodes is None else self._decodes.decode(made)
 
     def _shown(self, on_step: OnStep | None) -> OnStep | None:
         """on_step, told of images where the model makes something else."""
@@ -259,7 +274,7 @@ class ImageGenerator:
     def _begin(self, indices: Sequence[int], seed: int) -> tuple[ImageNoise, ImageNoise | None, Tensor]:
         """The images' noise, that of what is drawn first, and what sampling begins with, still on the host."""
         noise = ImageNoise(seed, indices)
-        begin = self._pinned(noise.normal(torch.empty(len(indices), *self.latent)))
+        begin = pinned(noise.normal(torch.empty(len(indices), *self.latent)), self.device)
         return noise, ImageNoise(seed, indices, STREAM) if self._draws_first else None, begin
 
     def _drawn(
@@ -270,19 +285,14 @@ class ImageGenerator:
         labels: Labels | None,
         on_step: OnStep | None,
     ) -> Tensor:
-        latents = latents.to(self.device, non_blocking=True)
+        latents = sent(latents, self.device)
         cond = Condition()
         if labels is not None:
-            told = self._pinned(torch.as_tensor(labels))
-            cond = Condition(label=told.to(self.device, non_blocking=True))
-        with casts(self.precision, self.device), self._replays:
+            cond = Condition(label=sent(pinned(torch.as_tensor(labels), self.device), self.device))
+        with tf32(False), casts(self.precision, self.device), self._replays:
             if first is not None:
                 cond = latents_first(self.model, len(latents), cond, first)
             return self.sampler(carried(self.model), latents, cond, noise=noise, on_step=on_step)
-
-    def _pinned(self, tensor: Tensor) -> Tensor:
-        """In memory that a GPU fetches it from without being waited for."""
-        return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
     def _checked_labels(
         self, n: int, labels: Labels | int | None, seed: int, first: int
@@ -427,7 +437,7 @@ def generator_from(
     sampler: Sampler | None = None,
     device: torch.device | str = "cpu",
     *,
-    precision: Precision = "fp32",
+    precision: Drawn = "fp32",
 ) -> ImageGenerator:
     """A model read from disk with a sampler, or with the one it was saved with."""
     if sampler is None and file.sampler is not None:

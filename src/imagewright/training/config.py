@@ -16,7 +16,7 @@ from imagewright.precision import Precision
 from imagewright.training.trackers import check_trackers
 from imagewright.types import Span, UserError
 
-Cooldown = Literal["linear", "cosine"]
+Cooldown = Literal["linear", "cosine", "quarter"]
 OptimizerKind = Literal["adafactor", "adam", "adamw", "radam", "sgd"]
 Parallel = Literal["replicate", "shard"]
 
@@ -54,9 +54,11 @@ class OptimizerConfig:
     lr_decay_images: Span | None = None
     """EDM2's inverse-square-root decay, starting after this many images; None = constant."""
     lr_cooldown_images: Span = 0
-    """Last images of the run over which the rate falls to zero."""
+    """Last images of the run over which the rate falls."""
     lr_cooldown_shape: Cooldown = "linear"
-    """How it falls: in a straight line, or as half a cosine."""
+    """How it falls: in a straight line, as half a cosine, or as the first quarter of one, which is slow at first."""
+    lr_cooldown_to: float = 0.0
+    """Share of the rate to which it falls."""
     lr_step_images: Span | None = None
     """Each time so many images have been seen, the rate is multiplied by lr_step_factor; None = never."""
     lr_step_factor: float = 0.2
@@ -85,6 +87,8 @@ class OptimizerConfig:
         for name in ("lr_ramp_images", "lr_cooldown_images"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be >= 0")
+        if not 0 <= self.lr_cooldown_to <= 1:
+            raise UserError(f"optimizer.lr_cooldown_to is {self.lr_cooldown_to}; it must lie in [0, 1]")
         if self.lr_decay_images is not None and not self.lr_decay_images > 0:
             raise UserError(f"optimizer.lr_decay_images is {self.lr_decay_images}; it must be above 0, or none")
         if self.lr_step_images is not None and not self.lr_step_images > 0:
@@ -118,7 +122,10 @@ class OptimizerConfig:
             lr *= self.lr_step_factor ** max(math.ceil(images / self.lr_step_images) - 1, 0)
         if self.lr_cooldown_images:
             left = min(max(total_images - images, 0) / self.lr_cooldown_images, 1.0)
-            lr *= left if self.lr_cooldown_shape == "linear" else (1 - math.cos(math.pi * left)) / 2
+            if self.lr_cooldown_shape != "linear":
+                whole = self.lr_cooldown_shape == "cosine"
+                left = (1 - math.cos(math.pi * left)) / 2 if whole else math.sin(math.pi / 2 * left)
+            lr *= self.lr_cooldown_to + (1 - self.lr_cooldown_to) * left
         return lr
 
 

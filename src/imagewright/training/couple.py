@@ -22,7 +22,6 @@ from imagewright.data.couplings import Manifest, check_times, claim_folder, writ
 from imagewright.data.shards import fill_shards
 from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import weights_hash
-from imagewright.models.self_conditioned import carried
 from imagewright.noise import ImageNoise
 from imagewright.pretrained import find_model
 from imagewright.samplers.generator import ImageGenerator, generator_from, sampler_to_json
@@ -114,9 +113,8 @@ class Drawing:
             raise UserError(f"sampler {kind} cannot be run backwards; --sampler heun, euler and straight can")
         if times:
             stopping = _stopping(sampler, times, generator.model)
-            generator = ImageGenerator(
-                generator.model, generator.spec, stopping, generator.device, space=generator.space
-            )
+            same: dict[str, Any] = {"precision": generator.precision, "space": generator.space}
+            generator = ImageGenerator(generator.model, generator.spec, stopping, generator.device, **same)
         images = None if invert is None else _training_images(invert, generator)
         said = {} if images is None else {"inverted": {"source": images.source, "fingerprint": images.fingerprint}}
         origin = {
@@ -159,11 +157,10 @@ class Drawing:
             cond = Condition() if labels is None else Condition(label=known.to(self.generator.device))
             told = told_latents(self.generator.model)
             cond = cond if told is None else told.recognised(real, cond)[0]
-            sampler: Any = self.generator.sampler
             noise = ImageNoise(seed, list(rows))
             if self.generator.space is not None:
                 real = self.generator.space.encode(real, ImageNoise(seed, list(rows), STREAMS[0]))
-            latents = sampler.invert(carried(self.generator.model), real, cond, noise=noise, on_step=watch)
+            latents = self.generator.inverted(real, cond, noise=noise, on_step=watch)
             found = {"images": real.cpu(), "labels": known, "latents": latents.cpu()}
         return {**found, "points": torch.stack([kept[t] for t in self.times], 1)} if self.times else found
 

@@ -125,7 +125,7 @@ def _whole(name: str, usual: int, least: int, most: int) -> int:
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` = the local rank's GPU, else Apple's, else the CPU; `cuda` = the local rank's GPU; else cpu, cuda:N, mps.
 
-    On any of them 32 bits mean 32 bits from here on (`precision.exact_float32`).
+    On any of them 32 bits mean 32 bits from here on (`precision.exact_float32`); a GPU is this process's current one.
 
     Raises UserError for another name, and for a device that this machine lacks.
     """
@@ -143,4 +143,6 @@ def pick_device(name: str = "auto") -> torch.device:
     missing = {"cuda": (device.index or 0) >= gpus, "mps": not apple, "cpu": False}
     if missing.get(device.type, True):
         raise UserError(f"--device is {name!r}; this machine has {gpus} CUDA devices and {'an' if apple else 'no'} mps")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from imagewright.models.classifier import Sees
-from imagewright.networks import ImageNetwork, KLAutoencoder
+from imagewright.networks import VATT, EventViT, ImageNetwork, KLAutoencoder
 from imagewright.networks.image_network import innermost
 from imagewright.networks.recompute import blocks
 from imagewright.precision import Precision
@@ -45,7 +45,13 @@ def footprint(
     config: Any = getattr(network, "config", None)
     level = torch.empty(1, device="meta")
     told: tuple[Any, ...] = ()
-    if isinstance(network, ImageNetwork):
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if isinstance(network, VATT):
+        c = network.config
+        x = torch.empty(1, c.in_channels, c.frames, c.img_resolution, c.img_resolution, device="meta")
+        words = torch.empty(1, c.length, dtype=torch.int64, device="meta")
+        told = (torch.empty(1, c.samples, dtype=dtype, device="meta"), words)
+    elif isinstance(network, ImageNetwork):
         side = getattr(network.config, "img_resolution", spec.resolution)  # of latents and bits their own
         x = torch.empty(1, network.config.in_channels, side, side, device="meta")
         to, weight = (level if asked else None for asked in (network.config.destination, network.config.weight))
@@ -53,11 +59,10 @@ def footprint(
     elif hasattr(config, "values") and hasattr(config, "length"):
         x = torch.empty(1, config.length, dtype=torch.int64, device="meta")
         told = (level, UNCONDITIONAL)
-    elif isinstance(network, Sees | KLAutoencoder):
+    elif isinstance(network, Sees | EventViT | KLAutoencoder):
         x = torch.empty(1, *spec.shape, device="meta")
     else:
         return None
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     shell: nn.Module = copy.deepcopy(network).to("meta", dtype).train().requires_grad_(True)
     x = x.to(dtype) if x.is_floating_point() else x
     kept = _Kept(shell)

@@ -5,10 +5,11 @@ What is recorded does the same to other numbers of the same shapes: the batch is
 and the keys of all noise lie in the device's memory (`RecordedNoise`), so a replayed step has the bits of a plain one.
 
 A recording repeats what the host decided when it was made. So the first steps are watched, and a method is recorded
-only if its step reads neither the clock nor torch's generator, waits for nothing, yields one update and after it
-computes nothing and lets averages follow. Any other method's steps stay as they are. The first repetition is held
-against a plain step of the same batch and noise, and the recording given up if they differ. The optimiser, averages,
-log and what several processes exchange are not part of the recording.
+only if its step reads neither the clock nor torch's generator, waits for nothing, sends nothing of the host's to the
+device, yields one update and after it computes nothing and lets averages follow. Any other method's steps stay as they
+are. The first repetition is held against a plain step of the same noise and of a batch that is not the recorded one,
+and the recording given up if they differ. The optimiser, averages, log and what several processes exchange are not part
+of the recording.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from imagewright.noise import BatchNoise, RecordedNoise
 from imagewright.precision import Precision, casts
 from imagewright.recording import Work, recorded
-from imagewright.training.learners import Learner
+from imagewright.training.learners import Learner, summed
 from imagewright.types import Clock, Event, Example, Follow, Method, Parts, Update
 
 AGREE = 0.02
@@ -134,18 +135,18 @@ class Graphs:
             self._give_up("its step draws on the host")
 
     def _generator(self) -> Tensor:
-        """Where torch's generator of the device stands."""
-        if self._device.type != "cuda":
-            return torch.default_generator.get_state()
-        return torch.cuda.get_rng_state(self._device)
+        """Where torch's generators of host and device stand."""
+        host = torch.default_generator.get_state()
+        return host if self._device.type != "cuda" else torch.cat([host, torch.cuda.get_rng_state(self._device)])
 
     # --- recording ----------------------------------------------------------------------------------------------------
 
     def step(self, batch: Example, seed: int, step: int) -> list[Event] | None:
         """Gradients, in the part's parameters, and the events that they belong to. None where there is no recording."""
         if self._replay is None:
-            self._record(batch)
-            self._compare(batch, seed, step)
+            with self._unmarked():
+                self._record(batch)
+                self._compare(batch, seed, step)
         if self._replay is None or [_layout(t) for t in _tensors(batch)] != [_layout(t) for t in _tensors(self._batch)]:
             return None
         self._repeat(batch, seed, step)
@@ -164,13 +165,25 @@ class Graphs:
         if kept(learner.parameters):
             self._give_up("it cannot be recorded: something keeps the graph of a step before")
             return
-        self._batch = batch.map(torch.clone)
+        # The other way round, so that whatever of it is not read from there, but recorded, is seen to differ.
+        self._batch = batch.map(lambda t: t.flip(0))
         try:
             self._replay = recorded(self._work, self._device)
         except RuntimeError as error:
             self._give_up(f"it cannot be recorded: {error}")
             self._batch = self._update = self._gradients = None  # whose memory is a whole pass's
         learner.optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def _unmarked(self) -> Iterator[None]:
+        """Passes within it leave what they write beside gradients as it was: norms of batches, notes of modules."""
+        written = [buffer for role in self._parts.roles.values() for buffer in role.module.buffers()]
+        before = [buffer.clone() for buffer in written]
+        try:
+            yield
+        finally:
+            for buffer, value in zip(written, before, strict=True):
+                buffer.copy_(value)
 
     def _work(self) -> None:
         """The pass itself, from the recording's batch and noise, into its update and gradients."""
@@ -182,7 +195,7 @@ class Graphs:
         with noise.for_networks(0), casts(self._precision, self._device):
             update: Any = next(iter(self._method.step(self._parts, batch, noise, Clock(0, 0, 1))))
         # Not the last: what several processes exchange is no part of a recording.
-        learner.backward(update.loss.sum() / (self._size * update.loss[0].numel()), last=False)
+        learner.backward(summed(update.loss) / (self._size * update.loss[0].numel()), last=False)
         return _apart(update, Tensor.detach), [p.grad for p in learner.parameters]
 
     def _compare(self, batch: Example, seed: int, step: int) -> None:

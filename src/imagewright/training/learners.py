@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import torch
@@ -43,6 +43,8 @@ class Learner:
         self.settling = [m for m in self.module.modules() if isinstance(m, Settles)]
         self.lr_scale = role.lr_scale
         self.optimizer = _make_optimizer(self.parameters, config, role.betas)
+        if role.groups is not None:
+            self.names = _grouped(self.optimizer, self.held.weights, role.groups)
         begin(self.optimizer)
         self.averages: list[Ema] = averages(self.held.state, config.ema) if role.ema else []
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -97,7 +99,7 @@ class Learner:
         """
         rate = factor * self.lr_scale * self.config.optimizer.lr_at(images, self.config.total_images)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         if self.scaler.is_enabled():
             self._scaled_step(halted)
         else:
@@ -157,6 +159,12 @@ class Learner:
         return {name: self.held.share(name, value) for name, value in values.items()}
 
 
+def summed(loss: Tensor) -> Tensor:
+    """The sum of an update's loss, []: in 32 bits at least, of which halves have too few for a batch (or too short a
+    range)."""
+    return loss.to(torch.promote_types(loss.dtype, torch.float32)).sum()
+
+
 def _make_optimizer(
     weights: list[Tensor], config: TrainingConfig, betas: tuple[float, float] | None
 ) -> torch.optim.Optimizer:
@@ -174,6 +182,25 @@ def _make_optimizer(
         return (FusedRAdam if on_cuda else torch.optim.RAdam)(parameters, foreach=True, **settings)
     kind = torch.optim.AdamW if o.kind == "adamw" else torch.optim.Adam
     return kind(parameters, fused=True, **settings)
+
+
+def _grouped(
+    optimizer: torch.optim.Optimizer,
+    weights: Mapping[str, Tensor],
+    of: Callable[[str, Tensor], tuple[float, bool]],
+) -> list[str]:
+    """Give weights rates and decay of their own. Returns their names in the optimiser's new order."""
+    decay = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
+    found: dict[tuple[float, float], list[str]] = {}
+    for name, weight in weights.items():
+        scale, decays = of(name, weight)
+        found.setdefault((scale, decay[id(weight)] if decays else 0.0), []).append(name)
+    plain = optimizer.param_groups[0]
+    optimizer.param_groups = [
+        {**plain, "params": [weights[name] for name in names], "scale": scale, "weight_decay": of_these}
+        for (scale, of_these), names in found.items()
+    ]
+    return [name for names in found.values() for name in names]
 
 
 def _groups(weights: list[Tensor], decay_vectors: bool) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from imagewright.data import ImageSet, Loader
+from imagewright.precision import tf32
 from imagewright.training.distributed import Processes
 from imagewright.training.experiment import DataConfig, Experiment, assemble
 from imagewright.training.given import Sources
@@ -45,14 +46,17 @@ def images_per_second(
     processes = processes or Processes()
     assembled = assemble(run, sources=Opened(images))
     loader = Loader(images, run.training.batch, run.training.seed, run.data.xflip)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tf32(run.training.tf32):
         trainer = Trainer(
             run.method, assembled.parts, loader, run.training, Path(folder), device=device, processes=processes
         )
-        trainer.train_step()  # its loss is a number on the CPU: it waits for the device
+        trainer.train_step()
+        trainer.watch.look()  # which waits for the device, as no step does
         started = time.perf_counter()
         steps, passed = 0, 0.0
         while steps < LONGEST and not processes.from_first(passed >= seconds):
             trainer.train_step()
             steps, passed = steps + 1, time.perf_counter() - started
+        trainer.watch.look()
+        passed = time.perf_counter() - started
     return processes.from_first(steps * run.training.batch / passed)

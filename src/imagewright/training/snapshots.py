@@ -32,12 +32,21 @@ def grid(images: Images, columns: int, gap: int = 1) -> Images:
     return sheet
 
 
+def coloured(frame: Images) -> Images:
+    """Frames of events, uint8 [..., 2], on white: red where brightness rose, blue where it fell, as RGB."""
+    rose, fell = (255 - frame[..., axis].astype(np.int64) for axis in (0, 1))
+    rgb: Images = np.stack([fell, np.minimum(rose, fell), rose], -1).astype(np.uint8)
+    return rgb
+
+
 def save_image(path: Path, image: Images, scale: int = 1, origin: str | None = None, *, flush: bool = True) -> None:
     """Write one uint8 [H, W, C] picture as PNG, atomically; `scale` enlarges every pixel to a square of that size.
 
     origin: where the picture comes from, kept in the file; `image_origin` reads it. flush: as in `replacing`.
-    Raises UserError for pictures of other channels than 1 or 3.
+    Of 2 channels it is a frame of events, which is coloured. Raises UserError for pictures of more than 3.
     """
+    if image.shape[2] == 2:
+        image = coloured(image)
     if image.shape[2] not in (1, 3):
         raise UserError(
             f"a picture of {image.shape[2]} channels is none; a model of latents draws pictures once it has their "

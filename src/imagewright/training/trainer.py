@@ -17,6 +17,7 @@ from torch import nn
 
 from imagewright.data import Loader
 from imagewright.data.loader import Turns
+from imagewright.moving import sent
 from imagewright.networks.compiling import compile_network
 from imagewright.networks.recompute import blocks
 from imagewright.noise import BatchNoise
@@ -35,7 +36,7 @@ from imagewright.training.distributed import Processes
 from imagewright.training.ema import Following, Power
 from imagewright.training.graphs import Graphs, in_vain
 from imagewright.training.interrupts import Interrupted, interrupts
-from imagewright.training.learners import Learner
+from imagewright.training.learners import Learner, summed
 from imagewright.training.log import Log
 from imagewright.training.parallel import Whole, hold
 from imagewright.training.saving import Saver
@@ -367,20 +368,20 @@ class Trainer:
 
     def _here(self, tensor: torch.Tensor) -> torch.Tensor:
         """On the run's device, and images in its memory format."""
-        tensor = tensor.to(self.device, non_blocking=True)
+        tensor = sent(tensor, self.device)
         images = tensor.ndim == 4 and tensor.is_floating_point() and self.config.channels_last
         return tensor.contiguous(memory_format=torch.channels_last) if images else tensor
 
     def _backward(self, update: Update, *, last: bool) -> None:
         # Dividing the sum by the whole batch makes accumulation, and more processes, add up to one mean.
-        loss = update.loss.sum() / (self.config.batch * update.loss[0].numel())
+        loss = summed(update.loss) / (self.config.batch * update.loss[0].numel())
         self.learners[update.part].backward(loss, last=last)
 
     def _step(self, updates: Sequence[Update]) -> None:
         part = updates[0].part
         learner = self.learners[part]
-        total = sum((u.loss.detach().sum() for u in updates), torch.zeros((), device=self.device))
-        loss = wide(self.processes.total(total)) / self.config.batch
+        total = sum((summed(u.loss.detach()) for u in updates), torch.zeros((), device=self.device))
+        loss = wide(self.processes.total(total)) / (self.config.batch * updates[0].loss[0].numel())
         norm = learner.gradient()
         scaled = learner.scaler.is_enabled()
         seen = Seen(part, self.step_index, self.images, loss, norm, scaled)

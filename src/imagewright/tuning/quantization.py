@@ -13,8 +13,11 @@ Norms      ABN: batch norms take the statistics of the quantized network's calls
 Training   distillation of the rounded weights, norms frozen, straight-through: for classes the cross-entropy of the
            asked class + T^2 KL(float || quantized), T = 20, mean over pictures; for generators the squared error of
            the answers, mean over numbers. Adam.
-Departs    no official program is known; what the paper leaves open is from the notes of GDFQ (2003.03603) and our own.
-           GDFQ's fine-tuning trains a generator of pictures beside, by SGD; here pictures are made once, directly.
+Departs    no official program is known; what the paper leaves open is from the program of GDFQ (2003.03603) and our
+           own. GDFQ's fine-tuning trains a generator of pictures beside, by SGD, and its divergence is a mean over
+           classes as well, so that many times weaker; here pictures are made once, directly. Its gradient passes
+           clipped numbers, too. Its ranges are running averages of each batch's, corrected twice; here the hull. It
+           rounds what the last ReLU says, before it is averaged over places; here the average, the head's input.
 Checked    closed forms of both norms; a range is the largest number seen; what is stored answers as what was trained.
 """
 
@@ -105,8 +108,15 @@ def _each(values: Sequence[Any], change: Callable[[list[Tensor]], Tensor]) -> An
     return first
 
 
+def batches(count: int, most: int) -> list[slice]:
+    """Rows in parts of about equal size, so that each counts alike and none has too few for statistics."""
+    parts = -(-count // most)
+    ends = [count * k // parts for k in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(ends)]
+
+
 def _chunks(call: Call) -> Iterator[Call]:
-    return (rows_of(call, slice(at, at + CHUNK)) for at in range(0, len(call[0]), CHUNK))
+    return (rows_of(call, rows) for rows in batches(len(call[0]), CHUNK))
 
 
 # --- ranges -------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from imagewright.checks import require_number, require_whole
 from imagewright.noise import StepNoise
-from imagewright.tuning.quantization import batch_norms
+from imagewright.tuning.quantization import batch_norms, batches
 from imagewright.types import UserError
 
 
@@ -126,15 +125,8 @@ def _optimised(
     norms = batch_norms(encoder)
     if not norms:
         raise UserError(f"a {type(encoder.network).__name__} has no batch norm whose statistics pictures could have")
-    done = [_batch(encoder, norms, start, rows, config, more) for rows in _batches(len(start), config.batch)]
+    done = [_batch(encoder, norms, start, rows, config, more) for rows in batches(len(start), config.batch)]
     return torch.cat(done)
-
-
-def _batches(count: int, batch: int) -> list[slice]:
-    """Of about equal size, so that none has too few pictures for statistics."""
-    parts = math.ceil(count / batch)
-    ends = [count * k // parts for k in range(parts + 1)]
-    return [slice(a, b) for a, b in pairwise(ends)]
 
 
 def _batch(

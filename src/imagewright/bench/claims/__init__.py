@@ -46,8 +46,10 @@ KEYS: tuple[str, ...] = (
     "analog_bits",
     "downsampled_imagenet",
     "vcmamba",
+    "event_pretraining",
     "metaclip2",
     "data_free_quantization",
+    "vatt",
 )
 """Files of this folder, in the order of the ledger."""
 

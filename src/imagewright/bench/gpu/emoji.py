@@ -34,7 +34,7 @@ from imagewright.metrics.features import emoji_features
 from imagewright.metrics.memorisation import nearest
 from imagewright.metrics.reference import Reference, embed
 from imagewright.models.files import save_model
-from imagewright.precision import tf32
+from imagewright.precision import Precision
 from imagewright.pretrained import find_model, load
 from imagewright.recipes import RECIPES
 from imagewright.samplers import Heun, MultistepConsistency
@@ -247,12 +247,11 @@ def _of_length(experiment: Experiment, total: int) -> Experiment:
 
 @contextmanager
 def _fast(device: torch.device) -> Iterator[None]:
-    """Sampling on the tensor cores; convolutions by the fastest kernel found."""
+    """Convolutions by the fastest kernel found."""
     cudnn = torch.backends.cudnn
     before, cudnn.benchmark = cudnn.benchmark, device.type == "cuda"
     try:
-        with tf32(True):
-            yield
+        yield
     finally:
         cudnn.benchmark = before
 
@@ -266,7 +265,8 @@ def _generator(folder: Path, steps: int, device: torch.device) -> ImageGenerator
     sampler: Sampler = Heun(num_steps=steps)
     if folder.name == "student":
         sampler = MultistepConsistency(sigmas=() if steps == 1 else (SECOND,))
-    return ImageGenerator(file.model, file.spec, sampler, device)
+    fast: Precision = "bf16" if device.type == "cuda" else "fp32"
+    return ImageGenerator(file.model, file.spec, sampler, device, precision=fast)
 
 
 def _reference(scale: Scale, resolution: int = 64) -> Reference:
