@@ -32,7 +32,9 @@ from imagewright.networks import EventViT, EventViTConfig, WideResNet, WideResNe
 from imagewright.noise import BatchNoise, StepNoise
 from imagewright.recipes import RECIPES
 from imagewright.recipes.event_pretraining import three_stages
+from imagewright.samplers import Heun
 from imagewright.training.experiment import Experiment, assemble, run_experiment
+from imagewright.training.snapshots import read_image, save_image
 from imagewright.types import Clock, Condition, DataSpec, Follow, Update, UserError
 
 SPEC = DataSpec(name="standin_events_digits", resolution=16, channels=2, num_classes=10)
@@ -243,6 +245,23 @@ def test_a_probe_begins_with_the_encoders_weights(pretrained: Path, pictures: st
     assert found.keys() < before.keys()
     moved = {n for n in found if not torch.equal(found[n], before[n])}
     assert moved == {"network.head.linear.weight", "network.head.linear.bias"}
+
+
+def test_a_generator_draws_frames_of_events(pictures: str, tmp_path: Path) -> None:
+    run = RECIPES["edm-events-digits"]()
+    each = {"log_images": 8, "snapshot_images": 8, "checkpoint_images": 8, "trackers": ()}
+    training = replace(run.training, total_images=8, batch=8, **each)
+    network = replace(run.network, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=())
+    data = replace(run.data, source=pictures, most=256)
+    small = replace(run, data=data, training=training, network=network, sampler=Heun(num_steps=1))
+    run_experiment(small, tmp_path / "run")
+    main(["sample", str(tmp_path / "run"), "--n", "2", "--out", str(tmp_path / "drawn"), "--device", "cpu"])
+    (first,) = tmp_path.glob("drawn/*00.png")
+    frame = read_image(first, (16, 16, 2))
+    again = tmp_path / "again.png"
+    save_image(again, frame)
+    assert frame.std() > 0
+    np.testing.assert_array_equal(read_image(again, (16, 16, 2)), frame)
 
 
 def test_published_recipes() -> None:
