@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from imagewright.cli.main import main
 from imagewright.data import ImageSet, write_edm_zip
@@ -159,6 +162,9 @@ def test_clip_is_its_projection(tmp_path: Path) -> None:
     assert tokens.shape == (1, 16, 2, 2)
     tokens.square().sum().backward()
     assert images.grad.abs().sum() > 0
+    (tmp_path / "preprocessor_config.json").write_text('{"crop_size": 42}')
+    with pytest.raises(UserError, match=r"is of pictures of 28 pixels; its preprocessor_config\.json makes 42"):
+        find_extractor(str(tmp_path), "any")
     with pytest.raises(UserError, match="holds a clip network"):
         find_extractor(f"dinov2:{tmp_path}", "any")
     with pytest.raises(UserError, match=r"/none is no folder with the config\.json of a clip network"):
@@ -175,8 +181,50 @@ def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
         find_extractor(str(tmp_path), "any")
     (tmp_path / "model.safetensors").write_bytes(b"xx")
     pytest.importorskip("transformers")
-    with pytest.raises(UserError, match="is no whole dinov2 network"):
+    with pytest.raises(UserError, match="is not a whole safetensors file"):
         find_extractor(str(tmp_path), "any")
+
+
+def damaged(folder: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Write a folder's file changed: its JSON, or its tensors."""
+    path = folder / name
+    if path.suffix == ".json":
+        content = read_json(path)
+        change(content)
+        path.write_text(json.dumps(content))
+    else:
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("model.safetensors", lambda t: t.pop("layernorm.weight"), r"lacks 'layernorm\.weight'"),
+        ("model.safetensors", lambda t: t.update({"layernorm.bias": t["layernorm.bias"].int()}), "is torch.int32"),
+        ("model.safetensors", lambda t: t["layernorm.bias"].fill_(torch.nan), "not finite in a black picture"),
+        ("model.safetensors", lambda t: t.update({"layernorm.bias": torch.zeros(3)}), "is no whole dinov2 network"),
+        ("config.json", lambda c: c.update(num_hidden_layers=10**9), "describes 1000000000 layers; its weights are 2"),
+        ("config.json", lambda c: c.update(num_hidden_layers="1"), "describes 1 layers; its"),
+        ("config.json", lambda c: c.update(num_attention_heads=-1), "is no whole dinov2 network"),
+        (
+            "preprocessor_config.json",
+            lambda c: c.update(image_mean=3),
+            "image_mean and image_std three numbers",
+        ),
+        ("preprocessor_config.json", lambda c: c.update(image_std=[0.5, "1", 0.5]), "three numbers up to 1"),
+        ("preprocessor_config.json", lambda c: c.update(image_std=[0.5, 0, 0.5]), "three numbers up to 1"),
+        ("preprocessor_config.json", lambda c: c.update(crop_size=10**6), "a size of 14 to 1024"),
+    ],
+)
+def test_what_is_damaged_is_named(name: str, change: Any, sentence: str, tmp_path: Path) -> None:
+    dinov2(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"crop_size": 28}')
+    damaged(tmp_path, name, change)
+    with pytest.raises(UserError, match=sentence) as told:
+        find_extractor(f"dinov2:{tmp_path}", "any")
+    assert "\n" not in str(told.value)
 
 
 def test_inceptions_folder_must_hold_one_file(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from imagewright.data.words import PAD
 from imagewright.networks import vatt
+from imagewright.networks.compiling import compile_network
+from imagewright.networks.recompute import blocks
 from imagewright.networks.vatt import SETS, VATT, VATTConfig, buckets, stretched
 from imagewright.training.footprint import footprint
 from imagewright.types import DataSpec, UserError
@@ -196,6 +198,12 @@ def test_what_a_clip_costs_is_told_of_every_tower() -> None:
         width, saved = 12, 2  # tokens of sound
         dense = 2 * saved * (8 * width + 12 * width**2)
         assert 0.9 * dense < whole.flops - still.flops < 1.3 * dense
+
+
+def test_it_is_compiled_layer_by_layer_as_each_tower_is_asked_by_itself() -> None:
+    net = filled(SHARED)
+    compile_network(net)
+    assert [layer._compiled_call_impl is not None for layer in blocks(net)] == [True, True]
 
 
 def test_sizes_that_do_not_fit_are_told() -> None:

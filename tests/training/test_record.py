@@ -21,6 +21,7 @@ from imagewright.training.record import (
     experiment_from_json,
     experiment_record,
     how_computed,
+    located,
     merged,
     repeat_command,
     to_json,
@@ -127,6 +128,25 @@ def test_moved_images_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     record = json.loads((tmp_path / "elsewhere/run/experiment.json").read_text())
     assert record["experiment"]["data"]["source"] == str(tmp_path / "other")
     assert record["inputs"]["data"]["where"] == os.path.join("..", "..", "other")
+
+
+def test_a_network_of_a_family_is_found_again_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net").mkdir()
+    monkeypatch.chdir(tmp_path)
+    named = RECIPES["edm-digits"]().giving(vision="dinov2:net")
+    placed = located(named, tmp_path / "run")
+    assert placed.given["vision"] == f"dinov2:{tmp_path}/net"
+    record = experiment_record(placed, None, tmp_path / "run", {"vision": {"sha256": "a"}}, {}, {})
+    where = {"where": os.path.join("..", "net"), "places": [str(tmp_path / "net")]}
+    assert record["inputs"]["vision"] == {"sha256": "a", **where}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/experiment.json").write_text(json.dumps(record))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert located(named, tmp_path / "run").given == placed.given
+    assert located(named.giving(vision="clip:none"), tmp_path / "elsewhere").given == {"vision": "clip:none"}
 
 
 def test_another_teacher_is_refused_and_a_moved_one_is_not(tmp_path: Path) -> None:

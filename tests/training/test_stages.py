@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 
 from imagewright.cli.main import main
+from imagewright.cli.scoring import training_data
+from imagewright.cli.train import _as_the_teachers
+from imagewright.cli.tune_common import tuned_path
+from imagewright.files import read_json
 from imagewright.networks import SongUNetConfig
 from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
@@ -180,3 +184,24 @@ def test_the_tenth_stage_comes_after_the_second(tmp_path: Path) -> None:
     for number, seed in ((2, 0), (10, 1)):
         run_experiment(replace(RUN, training=replace(RUN.training, seed=seed)), tmp_path / f"{number}-x")
     assert find_model(tmp_path).origin["seed"] == 1
+
+
+def test_a_chains_folder_means_its_last_run_to_every_command(tmp_path: Path, refused: Callable[..., str]) -> None:
+    """It is no set of images, though there are pictures in it; scores go where the model is."""
+    (tmp_path / "chain.json").write_text("{}")
+    told = refused("evaluate", tmp_path, "--data", "digits")
+    assert "is neither a folder with a model.safetensors nor a shipped model" in told
+    run_experiment(RUN, tmp_path / "1-x")
+    (tmp_path / "1-x/samples").mkdir(exist_ok=True)
+    few = ["--n", "16", "--steps", "1", "--metrics", "fd", "--no-yardsticks", "--device", "cpu"]
+    main(["evaluate", str(tmp_path), *few])
+    (entry,) = read_json(tmp_path / "1-x/metrics.json")["reports"]
+    assert entry["target"] == str(tmp_path / "1-x") and not (tmp_path / "metrics.json").exists()
+    main(["compare", str(tmp_path), str(tmp_path / "1-x")])
+    main(["export", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert "fd_digits" in (tmp_path / "out/README.md").read_text()
+    spec = find_model(tmp_path).spec
+    assert training_data(str(tmp_path), replace(spec, name="another")) == "digits"
+    assert tuned_path(str(tmp_path), "bespoke") == tmp_path / "1-x/tuned/bespoke.json"
+    run = RECIPES["cd-digits"]().giving(teacher=str(tmp_path))
+    assert _as_the_teachers(run, ["teacher"]).data == replace(run.data, xflip=RUN.data.xflip)

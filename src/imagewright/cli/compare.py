@@ -13,6 +13,7 @@ from imagewright.cli.command import run
 from imagewright.cli.console import OUT, say, table
 from imagewright.metrics.records import read_scores
 from imagewright.models.files import has_model, read_model_record
+from imagewright.pretrained import folder_of
 from imagewright.types import UserError
 
 EPILOG = """examples:
@@ -77,6 +78,7 @@ def mismatches(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]
 
 def _group(path: Path, nfe: int | None) -> Group:
     """The scores of the present weights at the most calls, those of several seeds together."""
+    path = folder_of(path)
     file = path / "metrics.json" if path.is_dir() else path
     entries = list(read_scores(file).get("reports", []))
     current = _weights(path)

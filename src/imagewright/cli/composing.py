@@ -11,7 +11,7 @@ import tyro
 
 from imagewright.checks import require_positive
 from imagewright.cli.console import bar, duration, say
-from imagewright.pretrained import find_model
+from imagewright.pretrained import find_model, folder_of
 from imagewright.recipes import RECIPES
 from imagewright.recipes.composed import HOURS, USUAL_HOURS, auto, distill, lasting
 from imagewright.training.distributed import Processes, pick_device
@@ -104,7 +104,7 @@ def compose_distill(args: Sequence[str], parse: Parse, group: Processes) -> Run:
 
 def _teachers_run(teacher: str, name: str, resolution: int) -> Experiment:
     """The run that made a teacher; of a shipped model, or one without a record, what its images tell."""
-    folder = Path(teacher)
+    folder = folder_of(teacher)
     if (folder / "experiment.json").exists():
         run = experiment_of(folder)
         return replace(run, data=located(run, folder).data)

@@ -32,7 +32,7 @@ from imagewright.metrics.features import FeatureExtractor, in_batches
 from imagewright.metrics.reference import Reference, embed
 from imagewright.models.files import ModelFile, has_model
 from imagewright.models.vatt import VATTEncoder
-from imagewright.pretrained import find_model, shipped
+from imagewright.pretrained import CHAIN, find_model, folder_of, shipped
 from imagewright.samplers.generator import sampler_to_json
 from imagewright.training.distributed import Processes, pick_device, processes
 from imagewright.training.together import SharedGenerator
@@ -148,7 +148,9 @@ def _evaluate_command(
         raise UserError(f"metrics has no {unknown[0]!r}; there are {', '.join(known)}")
     if seeds and (seed != SEED or len(dict.fromkeys(seeds)) < len(seeds)):
         raise UserError("give --seed or --seeds, and each of these once")
-    is_model = target in shipped() or has_model(Path(target))
+    is_chain = (Path(target) / CHAIN).exists()
+    target = str(folder_of(target)) if is_chain else target
+    is_model = is_chain or target in shipped() or has_model(Path(target))
     if "bpd" not in metrics and likelihood != BitsSettings():
         raise UserError("--passes, --ode-steps and --probes go with --metrics bpd")
     if not is_model:

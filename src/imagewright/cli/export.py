@@ -15,7 +15,7 @@ from imagewright.interop.diffusers_out import write_diffusers
 from imagewright.interop.graphs import write_onnx, write_program
 from imagewright.models.files import has_model, save_model
 from imagewright.networks.quantized import is_quantized
-from imagewright.pretrained import find_model
+from imagewright.pretrained import find_model, folder_of
 from imagewright.types import UserError
 
 EPILOG = """examples:
@@ -52,7 +52,7 @@ def export_command(
     match format:
         case "model":
             save_model(out, file, half=half)
-            scores = Path(model) / "metrics.json"
+            scores = folder_of(model) / "metrics.json"
             write_card(out, scores if not half else None)
             said = f"{(out / 'model.safetensors').stat().st_size / 1e6:.2f} MB"
         case "diffusers":

@@ -14,7 +14,7 @@ from imagewright.cli.console import say
 from imagewright.interop.card import write_card
 from imagewright.interop.hub import push
 from imagewright.models.files import save_model
-from imagewright.pretrained import find_model
+from imagewright.pretrained import find_model, folder_of
 
 EPILOG = """examples:
   imagewright push runs/edm-digits me/edm-digits --private
@@ -40,7 +40,7 @@ def push_command(
     """
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), find_model(model), half=half)
-        write_card(Path(folder), Path(model) / "metrics.json")
+        write_card(Path(folder), folder_of(model) / "metrics.json")
         say(f"pushed to {push(Path(folder), name, private=private)}")
 
 

@@ -13,14 +13,16 @@ from imagewright.data.events import StandinEvents
 from imagewright.data.partition import of_classes
 from imagewright.metrics.extractors import OF_DATA, find_extractor
 from imagewright.metrics.features import FeatureExtractor
+from imagewright.pretrained import folder_of
 from imagewright.training.record import experiment_from_json, get_field, read_record
 from imagewright.types import DataSpec, UserError
 
 
 def training_data(model: str, spec: DataSpec) -> str:
     """The images that a run or shipped model was trained on. Raises UserError when it does not say."""
-    if (Path(model) / "experiment.json").exists():
-        source = get_field(read_record(Path(model))["experiment"], "data.source")
+    run = folder_of(model)
+    if (run / "experiment.json").exists():
+        source = get_field(read_record(run)["experiment"], "data.source")
         if not isinstance(source, str):
             raise UserError(f"{model}/experiment.json does not say which images the run was trained on")
         return source
@@ -36,13 +38,14 @@ def real_images(model: str, data: str | None, spec: DataSpec, split: str) -> Ima
     """
     if data is not None:
         return reference_images(data, spec, split)
-    frames = _frames_of_events(Path(model), split)
+    run = folder_of(model)
+    frames = _frames_of_events(run, split)
     if frames is not None:
         return frames
     images = reference_images(training_data(model, spec), spec, split)
-    if not (Path(model) / "experiment.json").exists():
+    if not (run / "experiment.json").exists():
         return images
-    return of_classes(images, get_field(read_record(Path(model))["experiment"], "data.classes") or ())
+    return of_classes(images, get_field(read_record(run)["experiment"], "data.classes") or ())
 
 
 def _frames_of_events(run: Path, split: str) -> ImageSet | None:

@@ -23,7 +23,7 @@ from imagewright.cli.train_chain import ChainRun, own_file, parse_chain, resumed
 from imagewright.cli.train_options import NONE, with_options, without_options
 from imagewright.models.files import read_model_record
 from imagewright.models.kinds import KINDS
-from imagewright.pretrained import CHAIN
+from imagewright.pretrained import CHAIN, folder_of
 from imagewright.recipes import FAMILIES, RECIPES
 from imagewright.training.chain import Chain, Stage
 from imagewright.training.distributed import Processes, pick_device, processes, restarted
@@ -206,9 +206,12 @@ def _named(args: Sequence[str]) -> list[str]:
 def _as_the_teachers(run: Experiment, given: Sequence[str]) -> Experiment:
     """The run on the data of a teacher, and in its latents, in all that the command does not say itself."""
     teacher = run.given.get("teacher")
-    if "teacher" not in given or not isinstance(teacher, str) or not (Path(teacher) / "experiment.json").exists():
+    if "teacher" not in given or not isinstance(teacher, str):
         return run
-    whole = read_record(Path(teacher))["experiment"]
+    theirs_at = folder_of(teacher)
+    if not (theirs_at / "experiment.json").exists():
+        return run
+    whole = read_record(theirs_at)["experiment"]
     named = SPACE.name in given or SPACE.name in run.given or SPACE.name not in options(run.method)
     if SPACE.name in (whole.get("given") or {}) and not named:
         run = run.giving(**{SPACE.name: teacher})
@@ -216,7 +219,7 @@ def _as_the_teachers(run: Experiment, given: Sequence[str]) -> Experiment:
     record = whole.get("data")
     if not isinstance(record, dict) or record.get("class") != type(run.data).__name__:
         return run  # which has fields of its own
-    known = experiment_from_json(record, Path(teacher) / "experiment.json")
+    known = experiment_from_json(record, theirs_at / "experiment.json")
     shared = ("source", "resolution", "labels", "xflip")
     theirs = {name: getattr(known, name) for name in shared if hasattr(known, name) and f"data.{name}" not in given}
     changed = {name: value for name, value in theirs.items() if getattr(run.data, name, value) != value}

@@ -21,7 +21,7 @@ from imagewright.metrics.statistics import Moments
 from imagewright.models.files import ModelFile, has_model, save_model
 from imagewright.models.kinds import words
 from imagewright.models.self_conditioned import is_self_conditioned
-from imagewright.pretrained import find_model
+from imagewright.pretrained import find_model, folder_of
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.checkpoint import require_fit
 from imagewright.training.distributed import pick_device
@@ -107,7 +107,7 @@ def tuned_path(model: str, name: str) -> Path:
     """Where a search's result goes by default. Raises UserError for a model that is no folder."""
     if not Path(model).is_dir():
         raise UserError(f"{model} is not a folder to write into; say with --out where the result goes")
-    return Path(model) / "tuned" / f"{name}.json"
+    return folder_of(model) / "tuned" / f"{name}.json"
 
 
 def write(path: Path, model: str, record: dict[str, Any]) -> None:

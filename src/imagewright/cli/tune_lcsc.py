@@ -14,6 +14,7 @@ from imagewright.cli.console import bar, say
 from imagewright.cli.sampling import make_sampler
 from imagewright.cli.tune_common import Scorer, Scoring, Told, fresh, print_scores, save
 from imagewright.models.files import ModelFile
+from imagewright.pretrained import folder_of
 from imagewright.samplers.generator import sampler_from_json, sampler_to_json, usual_sampler
 from imagewright.training.checkpoint import require_fit
 from imagewright.training.weights import Combinations, combine, stored
@@ -90,7 +91,7 @@ def lcsc(
 
 def _chosen(run: Path, until: int | None, length: int | None, spacing: int | None) -> tuple[list[Path], list[int]]:
     """Files of the weights to combine, oldest first, and the images of training after which each was kept."""
-    kept = stored(run, "raw")
+    kept = stored(folder_of(run), "raw")
     if not kept:
         raise UserError("there are no stored weights; train with --training.weights-images")
     indices = choose_weights([s.images for s in kept], until, length, spacing)

@@ -23,7 +23,7 @@ from imagewright.files import replacing
 from imagewright.guidance import sims as guided_away
 from imagewright.metrics import embed
 from imagewright.metrics.draws import frechet_of_model
-from imagewright.pretrained import find_model
+from imagewright.pretrained import find_model, folder_of
 from imagewright.samplers.generator import ImageGenerator, sampler_from_json
 from imagewright.training.config import EmaConfig
 from imagewright.training.distributed import pick_device
@@ -160,7 +160,7 @@ def sims(
             f"--samples is {samples}, --budget {budget}, --omega {omega}, --pollution {pollution}; samples and every "
             "budget must be at least 1, every omega above 0, pollution at least 0"
         )
-    experiment = find_experiment(recipe) if recipe else experiment_of(Path(model))
+    experiment = find_experiment(recipe) if recipe else experiment_of(folder_of(model))
     file = find_model(model)
     require_denoiser(model, file.model)
     images = Images(experiment, out, samples, budget[0], pollution, told.device)

@@ -125,6 +125,8 @@ class EncoderFeatures:
         )
         side = self.view.side
         features, logits = self(np.zeros((1, side, side, self.channels), np.uint8))
+        if not (np.isfinite(features).all() and np.isfinite(logits).all()):
+            raise UserError(f"the encoder {name} finds numbers that are not finite in a black picture; it is damaged")
         self.dim = features.shape[1]
         self.num_classes = logits.shape[1] if num_classes is None else num_classes
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from imagewright.arrays import read_head
 from imagewright.files import read_json
 from imagewright.metrics.features import EncoderFeatures, file_sha256
 from imagewright.models.view import seen
@@ -67,8 +68,15 @@ class TransformerFeatures(EncoderFeatures):
         if not weights.is_file():
             raise UserError(f"{folder} has no {WEIGHTS}; other kinds of weights (.bin, .pt) are never opened")
         sha256 = file_sha256(weights)
-        encoder = VisionTransformer(_load(folder, family), family, _view(folder, family))
-        super().__init__(encoder, name=f"{family}-{sha256[:8]}", sha256=sha256, device=device, batch_size=batch_size)
+        network, view = _load(folder, family), _view(folder, family)
+        sees: Any = network.config.image_size if family == "clip" else view.side  # DINOv2 takes pictures of any size
+        if sees != view.side:
+            raise UserError(f"{folder} is of pictures of {sees} pixels; its preprocessor_config.json makes {view.side}")
+        encoder, name = VisionTransformer(network, family, view), f"{family}-{sha256[:8]}"
+        try:  # which looks at a picture
+            super().__init__(encoder, name=name, sha256=sha256, device=device, batch_size=batch_size)
+        except RuntimeError as error:
+            raise UserError(f"{folder} is no whole {family} network: {_first_line(error)}") from None
 
 
 def is_transformer(folder: Path) -> bool:
@@ -85,20 +93,40 @@ def family_of(folder: Path) -> str:
     return _FAMILIES[kind]
 
 
-def _load(folder: Path, family: str) -> nn.Module:
+def _load(folder: Path, family: str) -> Any:
     if importlib.util.find_spec("transformers") is None:
         raise UserError(f"{folder} holds a {family} network, which needs: pip install 'imagewright[transformers]'")
     import transformers
 
+    tensors, layers = read_head(folder / WEIGHTS).tensors, _layers(folder)
+    if not isinstance(layers, int) or layers > len(tensors):  # more would be built before they are missed
+        raise UserError(f"{folder}/config.json describes {layers} layers; its weights are {len(tensors)} tensors")
+    for name, (dtype, _) in tensors.items():
+        if not dtype.is_floating_point and not name.endswith("position_ids"):
+            raise UserError(f"{folder} is no whole {family} network: {name!r} is {dtype}")
     kind: Any = transformers.CLIPVisionModelWithProjection if family == "clip" else transformers.AutoModel
-    given = {"local_files_only": True, "use_safetensors": True}
+    given = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     if family != "clip":
         given["trust_remote_code"] = False
     try:
-        network: nn.Module = kind.from_pretrained(str(folder), **given)
+        network, told = kind.from_pretrained(str(folder), **given)
     except Exception as error:  # the library answers a damaged folder with any exception there is
-        raise UserError(f"{folder} is no whole {family} network: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(f"{folder} is no whole {family} network: {_first_line(error)}") from None
+    missing = sorted(map(str, told["missing_keys"]))  # which it would fill with random numbers
+    if missing:
+        raise UserError(f"{folder} is no whole {family} network: {WEIGHTS} lacks {missing[0]!r}")
     return network
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _layers(folder: Path) -> Any:
+    """How many a folder's config.json describes, of the vision part."""
+    config: dict[str, Any] = read_json(folder / "config.json", dict)
+    vision = config.get("vision_config")
+    return (vision if isinstance(vision, dict) else config).get("num_hidden_layers", 0)
 
 
 def _view(folder: Path, family: str) -> View:
@@ -109,7 +137,15 @@ def _view(folder: Path, family: str) -> View:
         said: dict[str, Any] = read_json(path, dict)
         crop = said.get("crop_size", said.get("size", _SIDE))
         side = crop.get("height", _SIDE) if isinstance(crop, dict) else crop
-        mean, std = tuple(said.get("image_mean", mean)), tuple(said.get("image_std", std))
-    if not isinstance(side, int) or not 14 <= side <= 1024 or len(mean) != 3 or len(std) != 3:
-        raise UserError(f"{path} is damaged: crop_size, image_mean and image_std must be a size and three numbers each")
-    return View(side=side, channels=3, resize="bicubic", mean=mean, std=std)
+        mean, std = said.get("image_mean", mean), said.get("image_std", std)
+    if not isinstance(side, int) or not 14 <= side <= 1024 or not (_colours(mean, 0.0) and _colours(std, 1e-3)):
+        raise UserError(
+            f"{path} is damaged: crop_size must be a size of 14 to 1024, image_mean and image_std three numbers up to 1"
+        )
+    return View(side=side, channels=3, resize="bicubic", mean=tuple(mean), std=tuple(std))
+
+
+def _colours(values: Any, least: float) -> bool:
+    """Whether these are three numbers from there to 1."""
+    listed = isinstance(values, (list, tuple)) and len(values) == 3
+    return listed and all(type(v) in (int, float) and least <= v <= 1 for v in values)

@@ -29,14 +29,20 @@ def find_model(name: str | Path) -> ModelFile:
         return load_from_hub(str(name))
     if str(name) in shipped():
         return load_model(_FOLDER / str(name))
-    folder = Path(name)
-    if (folder / CHAIN).exists():  # of a chain, what its last stage made
-        made = [path for path in folder.glob("[0-9]*-*") if has_model(path)]
-        folder = max(made, key=_number_of_stage, default=folder)
+    folder = folder_of(name)
     if not has_model(folder):
         there = ", ".join(shipped()) or "none"
         raise UserError(f"{name} is neither a folder with a model.safetensors nor a shipped model ({there})")
     return load_model(folder)
+
+
+def folder_of(name: str | Path) -> Path:
+    """The folder that a name of a run or model means: of a chain that of the last stage which made a model."""
+    folder = Path(name)
+    if not (folder / CHAIN).exists():
+        return folder
+    made = [path for path in folder.glob("[0-9]*-*") if has_model(path)]
+    return max(made, key=_number_of_stage, default=folder)
 
 
 def _number_of_stage(folder: Path) -> int:

@@ -27,6 +27,7 @@ import torch
 
 from imagewright.files import read_formatted
 from imagewright.metrics.perceptual import CHOICES
+from imagewright.metrics.vision_transformers import FAMILIES
 from imagewright.pretrained import CHAIN, shipped
 from imagewright.shapes import brief, misfit
 from imagewright.training.checkpoint import checkpoints, run_of
@@ -261,12 +262,19 @@ def located(experiment: Any, folder: Path) -> Any:
         if value is None or value in EMBEDDED or value in shipped() or value.startswith("standin_"):
             continue
         known = record.get("inputs", {}).get(name, {})
-        candidates = [Path(value), *(Path(str(place)) for place in known.get("places", ()))]
+        family, written = _apart(value)
+        candidates = [Path(written), *(Path(str(place)) for place in known.get("places", ()))]
         candidates += [folder / str(known["where"])] if known.get("where") else []
         there = [path for path in candidates if path.exists()]
         if there:
-            experiment = set_field(experiment, field, os.path.abspath(there[0]))
+            experiment = set_field(experiment, field, family + os.path.abspath(there[0]))
     return experiment
+
+
+def _apart(value: str) -> tuple[str, str]:
+    """The family of networks that a path is said to be of ("dinov2:", or ""), and the path."""
+    family, colon, path = value.partition(":")
+    return (family + colon, path) if family in FAMILIES and path else ("", value)
 
 
 def get_field(value: Any, path: str) -> Any:
@@ -307,9 +315,10 @@ def experiment_record(
     given: Inputs = {}
     where = places(experiment)
     for name, identity in inputs.items():
-        path = get_field(experiment, where[name]) if name in where else None  # a shipped classifier lies nowhere
+        value = get_field(experiment, where[name]) if name in where else None  # a shipped classifier lies nowhere
         given[name] = dict(identity)
-        if path is not None and os.path.isabs(path):
+        path = "" if value is None else _apart(value)[1]
+        if os.path.isabs(path):
             given[name]["where"] = os.path.relpath(path, folder.resolve())
             given[name]["places"] = list(dict.fromkeys([path, *before.get(name, {}).get("places", ())]))
     earlier = read_record(folder).get("computed", []) if (folder / "experiment.json").exists() else []

@@ -49,6 +49,7 @@ KEYS: tuple[str, ...] = (
     "event_pretraining",
     "metaclip2",
     "data_free_quantization",
+    "vatt",
 )
 """Files of this folder, in the order of the ledger."""
 

@@ -31,8 +31,9 @@ from imagewright.training.trainer import Trainer
 
 PAIRS = 4000
 ZIPF = 2.0
-STEPS, BATCH = 300, 32
+STEPS, BATCH = 180, 32
 GENERATED_BATCH, GENERATOR_STEPS, GENERATOR_RATE = 32, 200, 4e-3
+"""The one rate that was tried, on seed 0 with a batch of 64; for both alike."""
 RARE = "ja"
 THIRD = 3
 """Of ten classes, those of the fewest captions."""
@@ -45,16 +46,18 @@ class Arm:
     rule: Rebalance = "language"
     languages: tuple[str, ...] = ()
     batch: int = BATCH
-    rate: float = 3e-3
+    rate: float = 2e-3
 
 
 ARMS = {
-    "a threshold for each language": Arm(),
+    "a threshold for each language": Arm(rate=4e-3),
     "one threshold": Arm("global"),
     "not balanced": Arm("none"),
     "English alone": Arm(languages=("en",)),
-    "larger batch": Arm(batch=round(BATCH / SHARES["en"])),
+    "larger batch": Arm(batch=round(BATCH / SHARES["en"]), rate=4e-3),
 }
+"""Rates are the better of 2e-3 and 4e-3 on seeds 0 and 1 by what is named in all languages (English alone: in English).
+On seed 0 neither 1e-3 nor 8e-3 was better where it was next; in 300 steps English gains by the others' pictures."""
 
 
 def trained(arm: Arm, seed: int, steps: int, pairs: int) -> tuple[ImageText, Any]:
@@ -170,9 +173,9 @@ CLAIM = Claim(
     headline="H/14, 29 B pairs of all languages: ImageNet 81.3 (English alone 80.5), Babel-ImageNet 50.2; with as many "
     "pairs as English alone has 79.5. B/32: a list and a threshold for each language 64.7, one for all 62.1",
     miniature="4,000 made-up captions of handwritten digits in three languages, the third four times rarer, each with "
-    "another head (k^-2); a CLIP of 4 and 2 blocks, width 32, 300 steps of 32 pairs: a threshold for each language, "
+    "another head (k^-2); a CLIP of 4 and 2 blocks, width 32, 180 steps of 32 pairs: a threshold for each language, "
     "English's for all, none; English alone; and a batch of 73 (1 / 0.44). And two denoisers that are told classes, of "
-    "the English pairs' pictures as they come or balanced, 300 steps of 64.",
+    "the English pairs' pictures as they come or balanced, 200 steps of 32.",
     measure="share of wrong answers, mean over languages; of generators fd_digits",
     cost="pairs",
     run=run,
