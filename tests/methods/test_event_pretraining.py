@@ -32,8 +32,12 @@ from imagewright.networks import EventViT, EventViTConfig, WideResNet, WideResNe
 from imagewright.noise import BatchNoise, StepNoise
 from imagewright.recipes import RECIPES
 from imagewright.recipes.event_pretraining import three_stages
+from imagewright.samplers import Heun
+from imagewright.training.config import OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import Experiment, assemble, run_experiment
-from imagewright.types import Clock, Condition, DataSpec, Follow, Update, UserError
+from imagewright.training.learners import Learner
+from imagewright.training.snapshots import read_image, save_image
+from imagewright.types import Clock, Condition, DataSpec, Follow, Trained, Update, UserError
 
 SPEC = DataSpec(name="standin_events_digits", resolution=16, channels=2, num_classes=10)
 TINY = EventViTConfig(img_resolution=16, num_classes=10, patch=8, width=8, depth=1, heads=2, head_norm=True)
@@ -209,6 +213,23 @@ def test_a_probe_learns_by_its_head_alone_and_tuning_by_all() -> None:
     assert rate == 0.25 and decays and stepped(tuning, parts)[1].loss.shape == (4,)
 
 
+def test_rates_and_decay_of_single_weights_reach_the_optimiser() -> None:
+    layer = nn.Linear(2, 2)
+    role = Trained(
+        module=layer, lr_scale=0.5, groups=lambda name, weight: (0.2 if name == "bias" else 1, weight.ndim > 1)
+    )
+    optimizer = OptimizerConfig(kind="adamw", lr=0.1, weight_decay=0.3)
+    learner = Learner(role, TrainingConfig(total_images=8, batch=1, optimizer=optimizer), torch.device("cpu"))
+    before = {n: p.detach().clone() for n, p in layer.named_parameters()}
+    learner.backward(layer(torch.ones(1, 2)).sum())
+    learner.gradient()
+    assert learner.step(1) == pytest.approx(0.05)
+    for name, rate, kept in (("weight", 0.05, 1 - 0.05 * 0.3), ("bias", 0.01, 1.0)):
+        torch.testing.assert_close(layer.get_parameter(name).detach(), before[name] * kept - rate)
+    assert set(learner.state()["optimizer"]) == {"weight", "bias"}
+    assert learner.state()["optimizer"]["weight"]["exp_avg"].shape == (2, 2)
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +288,23 @@ def test_a_probe_begins_with_the_encoders_weights(pretrained: Path, pictures: st
     assert found.keys() < before.keys()
     moved = {n for n in found if not torch.equal(found[n], before[n])}
     assert moved == {"network.head.linear.weight", "network.head.linear.bias"}
+
+
+def test_a_generator_draws_frames_of_events(pictures: str, tmp_path: Path) -> None:
+    run = RECIPES["edm-events-digits"]()
+    each = {"log_images": 8, "snapshot_images": 8, "checkpoint_images": 8, "trackers": ()}
+    training = replace(run.training, total_images=8, batch=8, **each)
+    network = replace(run.network, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=())
+    data = replace(run.data, source=pictures, most=256)
+    small = replace(run, data=data, training=training, network=network, sampler=Heun(num_steps=1))
+    run_experiment(small, tmp_path / "run")
+    main(["sample", str(tmp_path / "run"), "--n", "2", "--out", str(tmp_path / "drawn"), "--device", "cpu"])
+    (first,) = tmp_path.glob("drawn/*00.png")
+    frame = read_image(first, (16, 16, 2))
+    again = tmp_path / "again.png"
+    save_image(again, frame)
+    assert frame.std() > 0
+    np.testing.assert_array_equal(read_image(again, (16, 16, 2)), frame)
 
 
 def test_published_recipes() -> None:
