@@ -312,7 +312,7 @@ def test_published_recipes() -> None:
     sources = StandIns()
     with torch.device("meta"):
         parts = assemble(run, sources=sources).parts
-    assert {"images N_Imagenet", "teacher clip:clip-vit-base-patch32"} == set(sources.missing)
+    assert {"examples N_Imagenet", "teacher clip:clip-vit-base-patch32"} == set(sources.missing)
     trained = sum(p.numel() for p in parts.roles["encoder"].module.parameters())
     assert trained == 60_397_440 - 196 * 384 + 4_210_688 + 131_072 + 770_536  # positions are no weights here
     training, o = run.training, run.training.optimizer
