@@ -7,7 +7,8 @@
 A video is cut into windows of `frames` at `fps`, one after the other; each is a clip, with the captions that lie
 nearest to its middle in time. Folders at the top that are called train, val or test are splits; otherwise a tenth of
 the videos is the test split, by a hash of their names.
-Departs  The released program (data/processing.py) begins a window anywhere, at random.
+Departs  The released program (data/processing.py) begins a window anywhere, at random. Where a clip has fewer captions
+         than are asked for, the first ones come again (there: empty ones).
 """
 
 from __future__ import annotations
