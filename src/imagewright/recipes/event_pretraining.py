@@ -35,7 +35,7 @@ CAMERA = Simulator(stroke=(0.5, 1.0))
 
 
 def digits() -> Experiment:
-    """Handwritten digits that move, frames of 16x16: four minutes on a CPU thread."""
+    """Handwritten digits that move, frames of 16x16: a minute on a CPU thread."""
     return Experiment(
         data=StandinEvents(source="digits", scale=2, most=1024, simulator=CAMERA),
         method=EventPretraining(views=replace(SMALL, mirror=False), hidden=256, out=64),
