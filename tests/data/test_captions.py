@@ -111,6 +111,16 @@ def test_one_caption_of_a_picture_is_chosen_evenly() -> None:
     assert np.bincount(chosen[:, 0]) / 3000 == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
+def test_of_a_pictures_captions_those_without_an_entry_are_not_chosen(table: Path) -> None:
+    rows = [("a.png", "red", "en"), *[("a.png", "nothing", "en")] * 9, ("b.png", "more", "sv")]
+    table.write_text(write_tsv(rows))
+    balanced_set = CaptionsConfig(source=str(table), metadata="entries.json", resolution=4, t=9, length=6).open()
+    assert all(balanced_set.passing(np.random.default_rng(seed)).tolist() == [0] for seed in range(9))
+    out = table.with_name("out.tsv")
+    main(["data", "balance", str(table), str(out), "--entries", str(table.with_name("entries.json")), "--t", "9"])
+    assert read_captions(out)[1] == ["red"]
+
+
 def test_labelled_pictures_are_balanced_by_their_classes() -> None:
     images = open_images("emoji64", resolution=8)
     found, curation = balanced(images, Balance(t=60))
@@ -133,6 +143,8 @@ def test_labelled_pictures_are_balanced_by_their_classes() -> None:
 def test_a_table_names_pictures_of_its_folder(table: Path) -> None:
     images, pairs = open_table(table, None, 4)
     assert [images.names[i] for i in pairs.picture] == ["a.png", "a.png", "b.png", "b.png"]
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())  # as some spreadsheets write it
+    assert read_captions(table)[1] == [ROWS[i][1] for i in range(4)]
     assert images.spec.resolution == 4 and pairs.whole.tolist() == pairs.picture.tolist()
     config = CaptionsConfig(source=str(table), resolution=4, metadata="entries.json", length=6)  # beside the table
     found = config.open()
@@ -157,6 +169,8 @@ def test_parquet_tables_are_read_alike(table: Path) -> None:
     path = table.with_suffix(".parquet")
     parquet.write_table(arrow.table(columns), path)
     assert read_captions(path) == read_captions(table)
+    images, pairs = open_table(path, None, 4)  # in the folder of its pictures, where it is none of them
+    assert [images.names[i] for i in pairs.picture] == ["a.png", "a.png", "b.png", "b.png"]
     parquet.write_table(arrow.table({"picture": ["a"]}), path)
     with pytest.raises(UserError, match="it needs picture, caption, language"):
         read_captions(path)
@@ -174,6 +188,7 @@ def test_parquet_tables_are_read_alike(table: Path) -> None:
         ("picture\tcaption\tlanguage\na.png\t\ten\n", "row 1 has no caption"),
         ("picture\tcaption\tlanguage\nz.png\tx\ten\n", "names 1 pictures that .* does not hold: z.png"),
         ("picture\tpicture\tcaption\tlanguage\n", "each once"), (b"\xff\xfe", "no text in UTF-8"),
+        ("picture\tcaption\tlanguage\na.png\t" + "x" * 140_000 + "\ten\n", "no readable table: field larger"),
     ],
 )  # fmt: skip
 def test_a_damaged_table_is_refused_in_a_sentence(table: Path, content: str | bytes, said: str) -> None:
@@ -188,7 +203,7 @@ def test_damaged_lists_and_prompts_are_refused(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(UserError):
             read_lists(path)
-    for content in ('{"en": {"templates": ["{}"]}}', '{"en": {"templates": ["x"], "classes": ["a"]}}',
+    for content in ("{}", '{"en": {"templates": ["{}"]}}', '{"en": {"templates": ["x"], "classes": ["a"]}}',
                     '{"en": {"templates": [], "classes": ["a"]}}'):  # fmt: skip
         path.write_text(content)
         with pytest.raises(UserError):

@@ -71,6 +71,8 @@ def test_every_language_has_its_own_threshold_or_all_have_one() -> None:
     with pytest.raises(UserError, match=r"reference is 'en', a language without matches; there are de, ja"):
         Curation.of({"de": COUNTS, "ja": COUNTS}, Balance())
     assert Curation.of({"": COUNTS}, Balance(t=2)).thresholds == {"": 2}, "labels are of no language"
+    with pytest.raises(UserError, match=r"reference is 'de'.* there are labels"):
+        Curation.of({"": COUNTS}, Balance(reference="de"))
     with pytest.raises(UserError, match="no caption holds any entry"):
         Curation.of({"en": COUNTS * 0}, Balance())
 
@@ -100,10 +102,13 @@ def test_entries_are_whole_words_but_for_scripts_without_spaces() -> None:
     assert matcher.match("これはねこです", "ja") == [0], "kana are written without spaces, too"
     assert matcher.match("猫", "en") == [] and matcher.match("dog", "zh") == [], "in its own language alone"
     assert matcher.match("猫 cat", "zh_yue") == [0, 1] and matcher.list_of("zh-Hant") == "zh"
+    rare = Matcher({"zh": ["\U0002cea1", "\U0002ebe0"]})
+    assert rare.match("一\U0002cea1一\U0002ebe0一", "zh") == [0, 1], "ideographs to the end of extension F"
     assert matcher.match("a kat", "sv") == [0], "and languages without a list have one together"
     assert Matcher({"en": ["cat"]}).match("a cat", "sv") == []
-    with pytest.raises(UserError, match="list of en has an entry twice"):
-        Matcher({"en": ["cat", "cat"]})
+    for wrong in (["cat", "cat"], ["cat", ""], ["cat", " "], ["cat "]):
+        with pytest.raises(UserError, match="list of en has an entry twice, or one that is empty"):
+            Matcher({"en": wrong})
 
 
 # --- lists of entries -------------------------------------------------------------------------------------------------
@@ -126,6 +131,12 @@ def test_a_list_is_made_of_numbers_words_pairs_and_titles() -> None:
     assert bits["red dog"] == pytest.approx(math.log2(11 * 2 / 4)) and min(bits.values()) > 1
     assert pairs == ["a cat", "a cow", "dog runs"], "three of eight words' two fifths, by information"
     assert made[-2:] == ["New York", "Oslo"] and len(words) == 8
+
+
+def test_words_with_a_sign_between_them_are_no_pair() -> None:
+    made = build_metadata(["red, dog", "red dog", "cat. Cow", "a+b", "un، deux"], "en", least_pmi=0, unigrams=1.0)
+    pairs = made[100 + len({"red", "dog", "cat", "Cow", "a", "b", "un", "deux"}) :]
+    assert pairs == ["red dog"] and "¿" not in build_metadata(["a"], "es", given=["¿"])
 
 
 def test_pairs_of_scripts_without_spaces_are_joined_without_one() -> None:

@@ -125,6 +125,32 @@ def test_a_step_keeps_the_scale_within_its_range() -> None:
     assert events[0].loss.tolist() == pytest.approx([math.log(4)] * 4), "four pairs alike"
 
 
+def test_a_step_compares_directions() -> None:
+    """Embeddings are of unit length, and cosines times the scale."""
+    made = assemble(tiny())
+    model = made.parts.clip
+    x, tokens = torch.rand(4, 1, 8, 8) * 2 - 1, torch.tensor([[k, k + 1, 2] for k in range(5, 9)])
+    [update] = tiny().method.step(made.parts, Captioned(x, tokens), StepNoise(0), Clock(0, 0, 8))
+    a, b = (F.normalize(each, dim=1) for each in (model.network.image(x).pooled, model.network.text(tokens)))
+    wanted = contrast(a, b, a, b, torch.tensor(1 / 0.07), slice(0, 4))["loss"]
+    torch.testing.assert_close(update.loss, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_of_each_picture_so_much_is_cut_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slopes of what is seen of two ramps are a part's sides."""
+    made = assemble(tiny())
+    network, seen = made.parts.clip.network, []
+    monkeypatch.setattr(network, "image", lambda x: seen.append(x) or CLIP.image(network, x))
+    ramp = torch.linspace(-0.5, 0.5, 8).expand(99, 1, 8, 8)
+    for x in (ramp, ramp.mT):
+        list(MetaCLIP2(area=0.9).step(made.parts, Captioned(x, torch.full((99, 3), 2)), StepNoise(0), Clock(0, 0, 8)))
+    wide, high = ((x[:, 0, 4, 4] - y) * 7 for x, y in ((seen[0], seen[0][:, 0, 4, 3]), (seen[1], seen[1][:, 0, 3, 4])))
+    assert (
+        (wide * high).min() > 0.9 - 1e-5 and (wide * high).max() < 1 + 1e-5 and 0.9 < wide.min() < high.max() <= 1.001
+    )
+    assert (wide * high).std() > 0.01 and seen[0][:, 0, 4, 4].std() > 0.005, "of other sizes, and from other places"
+
+
 def test_decay_falls_on_matrices_alone() -> None:
     """Without a slope there is nothing but the decay."""
     run = tiny()
@@ -208,4 +234,5 @@ def test_published_recipes_have_the_programs_settings() -> None:
     assert not o.decay_vectors and o.lr_ramp_images == 2000 * 75_264
     steps = run.training.total_images / run.training.batch
     assert steps == pytest.approx(12.8e9 / 32_768, rel=0.01) and np.isclose(32_768 / 0.44, 75_264, rtol=0.02)
+    assert steps == 32 * int(920e6 / 75_264), "an epoch's last, smaller batch is none"
     assert run.data.t == 170_000 and run.data.length == 77

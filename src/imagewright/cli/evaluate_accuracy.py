@@ -36,16 +36,17 @@ def evaluate_accuracy(
         images = _labelled(target, file, data, split)
     else:
         images = real_images(target, data, file.spec, split or "test")
+    split = split or "test"
     if n is not None:
         if not 1 <= n <= len(images):
             raise UserError(f"--n is {n}; there are {len(images)} images in split {split}, so it must be 1 to that")
         images = images.subset([i * len(images) // n for i in range(n)])
     if not isinstance(file.model, ImageText):
-        return [_measured(target, file, data, images, split or "test", batch_size, device)]
+        return [_measured(target, file, data, images, split, batch_size, device)]
     entries = []
     for language in file.model.prompts:
         file.model.speak(language)
-        entry = _measured(target, file, data, images, split or "test", batch_size, device)
+        entry = _measured(target, file, data, images, split, batch_size, device)
         entries.append({**entry, "language": language})
     return entries
 

@@ -13,11 +13,9 @@ from typing import TypedDict
 
 from imagewright import limits
 from imagewright.data.curation.matching import Lists
-from imagewright.data.parquet import read_columns
+from imagewright.data.parquet import TABLE, read_columns
 from imagewright.files import read_bytes, read_json
 from imagewright.types import UserError
-
-COLUMNS = ("picture", "caption", "language")
 
 
 class Prompt(TypedDict):
@@ -33,12 +31,12 @@ Prompts = Mapping[str, Prompt]
 def read_captions(table: Path) -> tuple[list[str], list[str], list[str]]:
     """Pictures' names, captions and languages of a table's rows. Raises UserError for a damaged one, or other files."""
     if table.suffix == ".parquet":
-        columns = read_columns(table, COLUMNS)
+        columns = read_columns(table, TABLE)
     elif table.suffix == ".tsv":
         columns = _read_tsv(table)
     else:
         raise UserError(f"{table} is no table of captions; they end in .tsv or .parquet")
-    for name, column in zip(COLUMNS, columns, strict=True):
+    for name, column in zip(TABLE, columns, strict=True):
         faults = (i for i, each in enumerate(column) if not isinstance(each, str) or not (each or name == "language"))
         bad = next(faults, None)
         if bad is not None:
@@ -51,24 +49,25 @@ def read_captions(table: Path) -> tuple[list[str], list[str], list[str]]:
 def _read_tsv(table: Path) -> list[list[str]]:
     """Its columns, by the names in the first line."""
     try:
-        text = read_bytes(table, limits.LOG).decode()
+        text = read_bytes(table, limits.LOG).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{table} is no text in UTF-8") from None
-    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE))
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE))
+    except csv.Error as error:  # a column of over 131,072 characters, say
+        raise UserError(f"{table} is no readable table: {error}") from None
     head = rows[0] if rows else []
-    if any(head.count(name) != 1 for name in COLUMNS):
-        raise UserError(
-            f"{table} has columns {', '.join(head[:10]) or 'none'}; it needs {', '.join(COLUMNS)}, each once"
-        )
+    if any(head.count(name) != 1 for name in TABLE):
+        raise UserError(f"{table} has columns {', '.join(head[:10]) or 'none'}; it needs {', '.join(TABLE)}, each once")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(head):
             raise UserError(f"{table}: line {number} has {len(row)} columns; its first line has {len(head)}")
-    return [[row[head.index(name)] for row in rows[1:]] for name in COLUMNS]
+    return [[row[head.index(name)] for row in rows[1:]] for name in TABLE]
 
 
 def write_tsv(rows: Sequence[tuple[str, str, str]]) -> str:
     """A table of captions; what would end a column or a line becomes a space."""
-    clean = [[each.translate({9: " ", 10: " ", 13: " "}) for each in row] for row in (COLUMNS, *rows)]
+    clean = [[each.translate({9: " ", 10: " ", 13: " "}) for each in row] for row in (TABLE, *rows)]
     return "".join("\t".join(row) + "\n" for row in clean)
 
 
@@ -83,6 +82,8 @@ def read_lists(path: Path) -> Lists:
 def read_prompts(path: Path) -> Prompts:
     """What classes are called in each language. Raises UserError for a damaged file."""
     found: dict[str, Prompt] = read_json(path, dict[str, Prompt])
+    if not found:
+        raise UserError(f"{path} holds no prompts")
     check_prompts(found, str(path))
     return found
 

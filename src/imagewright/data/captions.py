@@ -1,8 +1,9 @@
 """Pictures with captions in several languages: a stand-in made from labelled pictures, or a table of captions.
 
 Pairs      A picture may have several captions, each in a language; a row of the set is one pair. In every pass each
-           picture comes at most once: one of its captions is chosen, evenly, and with `balance` kept with the
-           probability of that caption (`curation.balancing`), by numbers of (seed, pass) and the pair's place alone.
+           picture comes at most once: one of its captions is chosen, evenly, and with `balance`, where only those
+           that hold an entry are chosen from, kept with the probability of that caption (`curation.balancing`), by
+           numbers of (seed, pass) and the pair's place alone.
            Every pass draws anew, so passes differ in length. The stand-in's pictures come again under other captions,
            as other pictures would.
 Tables     *.tsv with a head, or *.parquet, of columns picture, caption and language; one row for each caption. A
@@ -151,9 +152,7 @@ class CaptionedSet:
 
     def passing(self, generator: np.random.Generator) -> npt.NDArray[np.int64]:
         """The pairs of one pass: of each picture's captions one, and of those what is kept."""
-        rows = one_each(self.pairs.whole, generator.random(len(self)))
-        kept = generator.random(len(self))[rows]
-        return rows if self.keep is None else rows[kept < self.keep[rows]]
+        return drawn(self.pairs.whole, np.ones(len(self)) if self.keep is None else self.keep, generator)
 
     def read(self, rows: npt.NDArray[np.int64]) -> Any:
         """Pictures, uint8 [n, H, W, C]."""
@@ -167,6 +166,14 @@ class CaptionedSet:
     def prepared(self, batch: Captioned) -> Captioned:
         """Pictures in [-1, 1]."""
         return replace(batch, images=from_uint8(batch.images))
+
+
+def drawn(whole: npt.NDArray[np.int64], keep: Chances, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Rows of one draw: of each picture's captions that may be kept at all one, evenly; and of those what is kept."""
+    numbers, kept = generator.random(len(keep)), generator.random(len(keep))
+    some = np.flatnonzero(keep > 0)
+    rows = some[one_each(whole[some], numbers[some])]
+    return rows[kept[rows] < keep[rows]]
 
 
 def one_each(groups: npt.NDArray[np.int64], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -27,6 +27,8 @@ from imagewright.types import UserError
 LABELS = ("label", "labels", "fine_label", "class")
 CAPTIONS = ("text", "caption", "prompt")
 """Names of columns, the first of which that is there counts."""
+TABLE = ("picture", "caption", "language")
+"""Columns of a table of captions, which may lie in the folder of its pictures (`data.caption_tables`)."""
 _GROUPS = 4
 _OLDEST = (14, 0, 1)
 
@@ -47,6 +49,10 @@ def open_parquet(path: Path, *, labels: bool) -> tuple[Archive, Annotations] | N
     if not files:
         return None
     arrow = _pyarrow()
+    if path.is_dir():
+        files = [file for file in files if not _is_table(_opened(file, arrow).schema_arrow, arrow)]
+        if not files:
+            return None
     names: list[str] = []
     places: dict[str, tuple[Path, int, int]] = {}
     known = Annotations(labels={} if labels else None)
@@ -136,6 +142,11 @@ def _index(
                     known.bad.append((name, f"its class is {label}; it must be from 0 to {limits.CLASSES - 1}"))
                 else:
                     known.labels[name] = label
+
+
+def _is_table(schema: Any, arrow: Any) -> bool:
+    """Whether it holds captions, and pictures' names in the place of pictures."""
+    return {*TABLE} <= {*schema.names} and arrow.types.is_string(schema.field(TABLE[0]).type)
 
 
 def _image_column(file: Path, schema: Any, arrow: Any) -> str:

@@ -38,7 +38,7 @@ UNSPACED = (
     (0x3400, 0x4DBF),  # ideographs, this one and those below
     (0x4E00, 0x9FFF),
     (0xF900, 0xFAFF),
-    (0x20000, 0x2CEAF),
+    (0x20000, 0x2EBEF),
 )
 """First and last code points of scripts without spaces."""
 

@@ -27,6 +27,7 @@ from imagewright.shapes import brief
 from imagewright.types import UserError
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of OpenAI's CLIP."""
 TRANSFORMERS = "metaclip_2"
 """The model_type of a config.json."""
 HEAD_WIDTHS = {1280: 80, 1664: 104}

@@ -13,9 +13,13 @@ Optimiser  the run's, published: AdamW, 4e-4, betas 0.9 and 0.95, eps 1e-6, deca
 Capacity   the same number of steps as for English alone, with a batch larger by what English is of the pool: 1 / 0.44.
 Source     facebookresearch/MetaCLIP: `src/mini_clip/{loss,model_worldwide}.py`, `src/training/train.py`,
            `configs/metaclip_v2.py`.
-Departs    Pictures are cut out of ones of the network's size, bilinear (there of the full photograph, bicubic). With
-           `micro_batch` a pair is compared with those of its micro-batch, of all processes, alone. Hygiene (filters of
-           content, blurred faces, near-duplicates of benchmarks) is not made: a table is taken as it is.
+Departs    Pictures are cut out of ones of the network's size, bilinear (there of the full photograph, bicubic), with
+           sides as unequal as their least share allows (there up to 4 : 3; what does not fit is drawn again, ten times,
+           and then the whole is taken). Logits are float32 (there of bf16's precision), and the rate is one step
+           further down the cosine. For zero-shot accuracy pictures are of the network's size (`imagewright data
+           convert` makes them; there bicubic, from the middle). With `micro_batch` a pair is compared with those of its
+           micro-batch, of all processes, alone. Hygiene (filters of content, blurred faces, near-duplicates of
+           benchmarks) is not made: a table is taken as it is.
 Checked    the loss on orthonormal features, gradients by finite differences, two processes against one; causal texts;
            features, loss and gradients of the released program on equal weights.
 """
@@ -34,7 +38,7 @@ from torch.nn import functional as F
 from imagewright.checks import require_number
 from imagewright.data.captions import Captioned, Texts
 from imagewright.gathering import gathered, own
-from imagewright.methods.vcmamba import cut_out
+from imagewright.methods.vcmamba import CUT_ASPECT, cut_out
 from imagewright.models.image_text import ImageText, listed
 from imagewright.models.view import seen
 from imagewright.networks import CLIP
@@ -79,7 +83,7 @@ class MetaCLIP2:
         """One update."""
         model: ImageText = parts.clip
         x = seen(batch.images, model.view)
-        x = x if self.area == 1 else cut_out(x, self.area, noise)
+        x = x if self.area == 1 else cut_out(x, self.area, noise, max(self.area, CUT_ASPECT))
         pictures, texts = model.network.image(x).pooled, model.network.text(batch.tokens)
         with uncast(x.device):
             pictures, texts = (F.normalize(each.float(), dim=1) for each in (pictures, texts))

@@ -1,7 +1,8 @@
 """Meta CLIP 2 (Chuang et al. 2025, 2507.22062): pictures and captions of all languages in one space, of a curated pool.
 
 The small ones learn from made-up captions (`standin_captions`), the published ones from a table of your own, with
-entries of each language beside it; rate, batch, decay and length are the program's. B/16 and S/16 are its own sizes.
+entries of each language beside it; rate, batch, decay and length are the program's for H/14. B/16 and S/16 are its own
+sizes, of which it has released weights that were distilled; here they learn from pairs, as H/14 does.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from imagewright.data.captions import CaptionsConfig
+from imagewright.interop.clip import MEAN, STD
 from imagewright.methods.metaclip2 import MetaCLIP2
 from imagewright.networks.clip import SIZES, CLIPConfig
 from imagewright.training.config import OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import Experiment
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of OpenAI's CLIP."""
 BATCH = 196 * 8 * 48
 """Images a process, processes a machine, machines."""
 EPOCHS, EPOCH = 32, 920_000_000
@@ -25,7 +25,7 @@ WARM_UP = 2000
 
 
 def digits() -> Experiment:
-    """8x8 digits with captions in three languages: two minutes on a CPU thread."""
+    """8x8 digits with captions in three languages: three minutes on a CPU thread."""
     sizes = CLIPConfig(img_resolution=8, in_channels=1, patch=2, width=48, depth=3, head_width=16, embed=32,
                        vocabulary=128, length=12, text_width=48, text_depth=2, text_heads=3)  # fmt: skip
     return Experiment(
@@ -50,7 +50,7 @@ def emoji64_32() -> Experiment:
 
 def worldwide(size: str) -> Experiment:
     """As published, at 224 pixels, from a table of captions and the tokenizer of XLM-V."""
-    total, warm = EPOCHS * EPOCH // BATCH * BATCH, WARM_UP * BATCH
+    total, warm = EPOCHS * (EPOCH // BATCH) * BATCH, WARM_UP * BATCH
     data = CaptionsConfig(
         source="pairs.parquet", resolution=224, t=170_000, metadata="entries.json", vocabulary="xlm-v.json"
     )

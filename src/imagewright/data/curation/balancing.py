@@ -6,8 +6,8 @@ t          An entry of at most t captions is *tail* and always kept; one of more
 p          The share of all matches that are tail's. It is chosen in one language (there: t = 170,000 in English, which
            gives some 6 %), and every other one gets the t that gives the same p: the count at which the cumulative
            share of its sorted counts is nearest to p.
-A caption  of several of one picture is chosen first, evenly; then it is kept with 1 - prod(1 - P(e)) over its entries
-           e: one draw for each entry, and one success suffices. One without entries is never kept.
+A caption  of those of one picture that hold an entry is chosen first, evenly; then it is kept with 1 - prod(1 - P(e))
+           over its entries e: one draw for each entry, and one success suffices. One without entries is never kept.
 Source     facebookresearch/MetaCLIP, `metaclip/curation/curate.py` and `src/training/data_metaclip_v2.py`.
 Departs    Entries that no caption holds are left out of the cumulative shares (there they are in, and where p is small
            t becomes 0, by which nothing would be kept). The reference may be any language, and p be given itself.
@@ -30,6 +30,7 @@ Chances = npt.NDArray[np.float64]
 Rule = Literal["language", "global"]
 TAIL = 0.06
 """p, where nothing else is asked for: about that of English with t = 170,000."""
+REFERENCE = "en"
 
 
 def t_to_p(counts: Counts, t: float) -> float:
@@ -65,13 +66,13 @@ class Balance:
     """How a pool is balanced. Raises UserError for values outside their range, and for both t and tail.
 
     t: of the reference language; None = by `tail`, the share of its matches that shall be tail (None = 0.06).
-    reference: the language in which t or tail is meant. rule: every other language's t by the reference's share
-    (language), or the reference's t itself (global).
+    reference: the language in which t or tail is meant; where only one has matches, "en" stands for that. rule: every
+    other language's t by the reference's share (language), or the reference's t itself (global).
     """
 
     t: int | None = None
     tail: float | None = None
-    reference: str = "en"
+    reference: str = REFERENCE
     rule: Rule = "language"
 
     def __post_init__(self) -> None:
@@ -103,9 +104,11 @@ class Curation:
         there = {language: each for language, each in counts.items() if each.sum()}
         if not there:
             raise UserError("no caption holds any entry of its language's list, so nothing could be kept")
-        reference = next(iter(there)) if len(there) == 1 else how.reference
+        alone = len(there) == 1 and how.reference == REFERENCE
+        reference = next(iter(there)) if alone else how.reference
         if reference not in there:
-            raise UserError(f"reference is {reference!r}, a language without matches; there are {', '.join(there)}")
+            known = ", ".join(there) if any(there) else "labels, which are of no language"
+            raise UserError(f"reference is {reference!r}, a language without matches; there are {known}")
         t = how.t if how.t is not None else p_to_t(there[reference], TAIL if how.tail is None else how.tail)
         p = t_to_p(there[reference], t)
         # As published: given t, the others' are by the share that lies below it; a share that was asked for is itself.

@@ -17,7 +17,7 @@ import numpy as np
 
 from imagewright import limits
 from imagewright.data.caption_tables import read_captions, read_lists, write_tsv
-from imagewright.data.captions import Pairs, curated, keep_chances, one_each
+from imagewright.data.captions import Pairs, curated, drawn, keep_chances
 from imagewright.data.curation.balancing import Balance, Counts
 from imagewright.data.curation.labelled import LABELS, balanced
 from imagewright.data.curation.matching import Lists, Matcher
@@ -97,9 +97,7 @@ def _captions(table: Path, out: Path, how: Balance, entries: Path, seed: int, on
     aside = out.with_suffix(".parts")
     matched = _matched(pairs, lists, aside, on_progress)
     curation = curated(names, matched, lists, how)
-    rng = np.random.default_rng(seed)
-    rows = one_each(pairs.whole, rng.random(len(pairs)))
-    rows = rows[rng.random(len(pairs))[rows] < keep_chances(curation, names, matched)[rows]]
+    rows = drawn(pairs.whole, keep_chances(curation, names, matched), np.random.default_rng(seed))
     kept = [(pictures[order[i]], pairs.captions[i], pairs.languages[i]) for i in rows.tolist()]
     write_text(out, write_tsv(kept))
     shutil.rmtree(aside, ignore_errors=True)

@@ -6,8 +6,10 @@ Words      A caption is written between spaces, with spaces around , . ; : ? ! `
 Languages  A caption is matched within its own language's list alone. Languages are called as the lists are; a variant
            (zh_yue, de-AT) that has no list takes its language's, and one without any the list `other`, if there is one.
 Counts     An entry counts once for each caption, however often it stands there.
-Source     facebookresearch/MetaCLIP, `metaclip/curation/substr_matching.py`. Departs: kana are a script without spaces
-           (there not, so that a Japanese word of kana matches between spaces alone).
+Source     facebookresearch/MetaCLIP, `metaclip/curation/substr_matching.py`.
+Departs    Kana are a script without spaces (there not, so that a Japanese word of kana matches between spaces alone). A
+           variant that has a list is matched by that alone (there `align_lid_to_wiki.py` joins those of zh, zh_yue and
+           zh_classical into one, and takes languages that are not told apart together as `other`).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ Lists = Mapping[str, Sequence[str]]
 class Matcher:
     """Finds entries in captions; each language's automaton is built when it is first asked for.
 
-    Raises UserError without the package, and on an entry that is empty or stands twice in a list.
+    Raises UserError without the package, and on an entry that is empty, ends in spaces or stands twice in a list.
     """
 
     def __init__(self, lists: Lists) -> None:
@@ -39,8 +41,9 @@ class Matcher:
         except ImportError:
             raise UserError("matching captions needs a package: pip install 'imagewright[captions]'") from None
         for language, entries in lists.items():
-            if not all(entries) or len({*entries}) < len(entries):
-                raise UserError(f"the list of {language or 'no language'} has an entry twice, or an empty one")
+            if not all(each and each == each.strip() for each in entries) or len({*entries}) < len(entries):
+                named = language or "no language"
+                raise UserError(f"the list of {named} has an entry twice, or one that is empty or ends in spaces")
         self.lists = lists
         self._automaton = ahocorasick.Automaton
         self._built: dict[str, Any] = {}

@@ -4,20 +4,24 @@ Order      "0" .. "99"; what was given (WordNet's synsets, say, of a file: the p
            frequency, a tenth of all, at most 251,465; bigrams by pointwise mutual information, those above 30 bits, at
            most 100,646 and as many as 40 % of the language's unigrams; titles by views, 76 % of all, at most 61,235.
            An entry that is there already counts for none of these shares. Signs alone, and entries of over 256
-           characters, are left out.
+           characters, are left out. Words with a sign between them are no pair.
 PMI        log2(c(a b) N / (c(a) c(b))) with N the number of words, as NLTK has it. 30 bits are for texts of 10^9 words
            and more, the only ones that reach it: smaller collections give a limit of their own.
-Unspaced   Languages without spaces have their pairs joined without one. Words are `words.words_of`'s, where every
-           ideograph is one; the released program has a segmenter for each of these languages.
+Unspaced   Languages without spaces have their pairs joined without one.
 Source     facebookresearch/MetaCLIP, `metaclip/metadata/build_ngram.py` and `build_metadata.py`. Its program caps
            bigrams at 100,646 alone; its guide says 40 % of the unigrams too, and the guide is followed.
+Departs    Words are `words.words_of`'s, where every ideograph is one (there a segmenter for each language without
+           spaces), and signs of all scripts end them (there those of `SIGNS`). No pair goes from one caption to the
+           next (there on through a file). English is made as the others are (there the first MetaCLIP's list, which
+           here `given` may be).
 """
 
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from imagewright.checks import require_number
@@ -45,9 +49,9 @@ def build_metadata(
     words: Counter[str] = Counter()
     pairs: Counter[tuple[str, str]] = Counter()
     for text in texts:
-        said = list(words_of(text, lower=False))
-        words.update(said)
-        pairs.update(pairwise(said))
+        for said in _phrases(text):
+            words.update(said)
+            pairs.update(pairwise(said))
     entries: dict[str, None] = {str(n): None for n in range(100)}
     _add(entries, given, len(given))
     by_count = sorted(words, key=lambda word: (-words[word], word))
@@ -63,6 +67,12 @@ def build_metadata(
     return list(entries)
 
 
+def _phrases(text: str) -> Iterator[list[str]]:
+    """The words between two signs."""
+    cut = "".join("\0" if c in SIGNS or unicodedata.category(c)[0] == "P" else c for c in text)
+    return (list(words_of(each, lower=False)) for each in cut.split("\0"))
+
+
 def information(both: int, first: int, second: int, words: int) -> float:
     """Pointwise mutual information of a pair, in bits."""
     return math.log2(both * words) - math.log2(first * second)
@@ -75,6 +85,6 @@ def _add(entries: dict[str, None], candidates: Iterable[str], most: int) -> None
         if added >= most:
             return
         entry = each.strip()
-        if entry and len(entry) <= LONGEST and entry not in entries and not all(c in SIGNS for c in entry):
+        if entry and len(entry) <= LONGEST and entry not in entries and not all(c in SIGNS or c == "¿" for c in entry):
             entries[entry] = None
             added += 1
