@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import struct
 import wave
 import zipfile
 from dataclasses import replace
@@ -90,9 +92,16 @@ def test_a_zip_is_as_good_and_splits_are_folders(folder: Path, tmp_path: Path) -
     assert (test.words(()) == PAD).all()
 
 
+def header(rate: int) -> bytes:
+    """A wav file of one sample."""
+    told = struct.pack("<HHLLHH", 1, 1, rate, 0, 2, 16)
+    return b"RIFF&\0\0\0WAVEfmt \x10\0\0\0" + told + b"data\2\0\0\0ab"
+
+
 DAMAGE: dict[str, tuple[str, bytes | None, str]] = {
     "no wav": ("cats/one/sound.wav", b"RIFFxxxx", "sound.wav is no PCM wav file"),
     "empty wav": ("cats/one/sound.wav", b"", "sound.wav is no PCM wav file: it ends too soon"),
+    "fast wav": ("cats/one/sound.wav", header(2**31 - 1), "is no PCM wav file .* at most 768000 samples a second"),
     "no text": ("cats/one/captions.txt", b"\xff\xfe\x00", "captions.txt is no UTF-8 text"),
     "no picture": ("cats/one/002.png", b"\x89PNG\r\n\x1a\nxx", "002.png is no usable picture: "),
 }
@@ -124,11 +133,36 @@ def test_what_is_no_set_of_clips_is_told(folder: Path, tmp_path: Path) -> None:
     shutil.move(folder, tmp_path / "w" / "train")
     with pytest.raises(UserError, match="has no video in its split val"):
         opened(tmp_path / "w", split="val")
-    with pytest.raises(UserError, match="split is 'dev'; allowed"):
-        replace(CONFIG, split="dev")
+    for change, says in {
+        ("split", "dev"): "split is 'dev'; allowed",
+        ("fps", 1e-320): "fps is 1e-320; it must be a finite number from 0.001 to 1000",
+        ("sample_rate", 1 << 24): "sample_rate is 16777216; it must be a whole number from 1 to 768000",
+    }.items():
+        with pytest.raises(UserError, match=says):
+            replace(CONFIG, **dict([change]))  # type: ignore[arg-type]
+
+
+def test_videos_without_sounds_and_captions_are_told(folder: Path, tmp_path: Path) -> None:
+    shutil.move(folder / "dogs", tmp_path / "s" / "train" / "dogs")
+    with pytest.raises(UserError, match=r"has no sound\.wav and no captions\.txt beside any video"):
+        opened(tmp_path / "s", split="train")
+
+
+def test_a_picture_that_is_not_there_is_not_left_out(folder: Path) -> None:
+    (folder / "cats/one/002.png").unlink()
+    (folder / "cats/one/002.png").symlink_to(folder / "nowhere.png")
+    with pytest.raises(UserError, match=r"002\.png is no usable picture: a broken link"):
+        opened(folder)
+
+
+def test_names_that_are_no_text_and_captions_of_nothing(folder: Path) -> None:
+    (folder / "cats/one/captions.txt").write_text("0.3\t\n \n0.2\thello\n")
+    os.rename(folder / "dogs", os.fsencode(folder) + b"/d\xff")
+    clips = opened(folder)
+    assert clips.origin.texts() == ["hello"] and clips.spec.class_names == ("cats", r"d\xff")
 
 
 def test_the_published_run_is_shown_without_its_clips(capsys: pytest.CaptureFixture[str]) -> None:
     main(["train", "vatt-ma-howto100m", "--dry-run"])
     said = capsys.readouterr().out
-    assert "not there: clips howto100m" in said and "encoder: trained, 182.65 M parameters" in said
+    assert "not there: examples howto100m" in said and "encoder: trained, 182.65 M parameters" in said

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from imagewright.cli.dry_run import StandIns
 from imagewright.cli.main import main
+from imagewright.data.event_augment import normalised, without_hot_pixels
 from imagewright.data.events import EventPairs
 from imagewright.methods.event_classification import EventClassification
 from imagewright.methods.event_pretraining import (
@@ -29,6 +30,7 @@ from imagewright.methods.event_pretraining import (
 from imagewright.models.event_encoder import EventEncoder
 from imagewright.models.files import load_model
 from imagewright.networks import EventViT, EventViTConfig, WideResNet, WideResNetConfig
+from imagewright.networks.event_vit import patch_information
 from imagewright.noise import BatchNoise, StepNoise
 from imagewright.recipes import RECIPES
 from imagewright.recipes.event_pretraining import three_stages
@@ -164,6 +166,29 @@ def test_time_is_turned_in_half_of_the_streams_and_all_shifts_are_made() -> None
     assert 900 < counts[:, 1].sum() < 1100 and counts.sum() == 2000
     where = counts.sum((0, 1))
     assert (where[7:12, 3:8] > 40).all() and where[7:12, 3:8].sum() == 2000
+
+
+def test_frames_are_normalised_before_their_views_and_counts_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pre-training cuts both views out of one normalised frame; a classifier's counts are cut out, then the rest."""
+    shown: list[Tensor] = []
+    look = EventViT.look
+
+    def watched(network: EventViT, frames: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        shown.append(frames)
+        return look(network, frames, kept)
+
+    monkeypatch.setattr(EventViT, "look", watched)
+    views, noise = METHOD.views, BatchNoise(0, 0, range(4), 4)
+    stepped(METHOD, made(METHOD))
+    frames = normalised(views.counts(batch().events, 16, noise))
+    for found in shown:
+        wanted = views.view(frames, noise)
+        noise.uniform(patch_information(wanted, 8))
+        assert torch.equal(found, wanted)
+    tuning, noise = EventClassification(views=views, hot_pixels=True), BatchNoise(0, 0, range(4), 4)
+    stepped(tuning, tuning.parts(network=EventViT(TINY), spec=SPEC))
+    counts = views.view(views.counts(batch().events, 16, noise), noise)
+    assert len(shown) == 3 and torch.equal(shown[2], normalised(without_hot_pixels(counts)))
 
 
 def test_nothing_reaches_the_key_and_the_classifier_reaches_nothing() -> None:
@@ -312,7 +337,7 @@ def test_published_recipes() -> None:
     sources = StandIns()
     with torch.device("meta"):
         parts = assemble(run, sources=sources).parts
-    assert {"images N_Imagenet", "teacher clip:clip-vit-base-patch32"} == set(sources.missing)
+    assert {"examples N_Imagenet", "teacher clip:clip-vit-base-patch32"} == set(sources.missing)
     trained = sum(p.numel() for p in parts.roles["encoder"].module.parameters())
     assert trained == 60_397_440 - 196 * 384 + 4_210_688 + 131_072 + 770_536  # positions are no weights here
     training, o = run.training, run.training.optimizer

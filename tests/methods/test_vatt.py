@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from imagewright.cli.main import main
 from imagewright.data.clips import Clips
 from imagewright.data.standin_triplets import StandinTripletsConfig
-from imagewright.data.words import PAD
+from imagewright.data.words import PAD, Bytes
 from imagewright.methods.vatt import COLOURED, VATTTraining, coloured, kept, nce
+from imagewright.metrics.retrieval import measure_retrieval
 from imagewright.models.description import build, describe
 from imagewright.models.vatt import VATTEncoder
 from imagewright.networks.vatt import VATT, VATTConfig
@@ -212,6 +213,44 @@ def test_colours_change_in_four_of_five_clips() -> None:
     torch.testing.assert_close(grey, grey[:, :1].expand_as(grey))  # no hue, and none is made
 
 
+def test_colours_change_as_much_as_published() -> None:
+    flat, drawn = torch.zeros(500, 3, 1, 2, 2), StepNoise(0)
+    light = coloured(flat, drawn)
+    assert 0.95 * 64 / 255 < float(light.abs().max()) <= 64 / 255 + 1e-6
+    torch.testing.assert_close(light, light[:, :1, :, :1, :1].expand_as(light))
+    made = coloured(flat + torch.tensor([-0.1, 0.1]), drawn)
+    spread = (made[..., 1] - made[..., 0])[:, 0, 0, 0] / 0.2
+    assert 0.6 - 1e-3 < float(spread.min()) < 0.63 and 1.37 < float(spread.max()) < 1.4 + 1e-3
+    red = torch.tensor([0.2, 0.0, 0.0])
+    made = coloured(flat + red.view(3, 1, 1, 1), drawn)[:, :, 0, 0, 0]
+    tint, was = made - made.mean(1, keepdim=True), red - red.mean()
+    richer, turned = (
+        tint.norm(dim=1) / was.norm(),
+        torch.rad2deg(F.cosine_similarity(tint, was, dim=1).clamp(-1, 1).acos()),
+    )
+    assert 0.6 - 1e-3 < float(richer.min()) < 0.63 and 1.37 < float(richer.max()) < 1.4 + 1e-3
+    assert 69 < float(turned.max()) < 72.1  # a fifth of a turn
+
+
+def test_contrast_is_that_of_each_frame() -> None:
+    steps = torch.tensor([-0.3, 0.3]).view(1, 1, 2, 1, 1).expand(20, 1, 2, 2, 2)
+    changed = coloured(steps, StepNoise(0))
+    torch.testing.assert_close(changed[:, :, 1] - changed[:, :, 0], steps[:, :, 1] - steps[:, :, 0])
+
+
+@pytest.mark.parametrize("step", [2_500, 5_000, 252_500, 500_000])
+def test_the_published_rate(step: int) -> None:
+    run = RECIPES["vatt-mbs-howto100m"]()
+    training, method = run.training, run.method
+    assert isinstance(method, VATTTraining) and method.area == 0.08 and method.flip and method.colours
+    optimizer = training.optimizer
+    assert (optimizer.kind, optimizer.betas, optimizer.eps) == ("adam", (0.9, 0.999), 1e-7)
+    assert optimizer.clip_norm is None and optimizer.weight_decay == 0
+    half = 5e-5 * (1 + math.cos(math.pi * (step - 5_000) / 495_000)) / 2 + 5e-5
+    wanted = 1e-4 * step / 5_000 if step < 5_000 else half
+    assert optimizer.lr_at(2048 * step, training.total_images) == pytest.approx(wanted, rel=1e-9)
+
+
 def test_what_cannot_be_learnt_is_told(clips: Clips) -> None:
     with pytest.raises(UserError, match=r"nothing to compare it with; give training\.batch >= 2"):
         next(VATTTraining().step(parts(clips), clips[:1], BatchNoise(0, 0, range(1), 1), Clock(0, 0, 1)))
@@ -245,6 +284,13 @@ def test_a_picture_is_a_short_video(clips: Clips) -> None:
     large = pictures.repeat_interleave(2, 2).repeat_interleave(2, 3)
     video = model.network.video(large[:, :, None].expand(-1, -1, 4, -1, -1))
     torch.testing.assert_close(found.pooled, video[:, 0])
+
+
+def test_clips_are_searched_by_the_models_own_words(clips: Clips) -> None:
+    model, test = parts(clips).encoder, StandinTripletsConfig(split="test").open()
+    own = measure_retrieval(model, test, n=12)
+    other = measure_retrieval(model, replace(test, vocabulary=Bytes()), n=12, batch_size=5)
+    assert own == other and own.clips < 12  # some have no text
 
 
 def test_it_describes_itself_with_its_words(clips: Clips) -> None:

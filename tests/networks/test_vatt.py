@@ -126,6 +126,69 @@ def test_the_papers_counts_are_those_of_backbones_beside_a_fixed_table() -> None
         assert abs(COUNTS[name] - TABLE - 1e6 * millions) < 0.02e6 * millions
 
 
+# --- what is drawn --------------------------------------------------------------------------------------------
+
+
+def test_weights_are_drawn_as_in_the_released_code() -> None:
+    size = (64, 1, 2)
+    config = replace(OWN, words=500, word_width=48, video=size, audio=size, text=size)
+    torch.manual_seed(0)
+    net: Any = VATT(config)
+    layer, video, text = net.backbones["text"].layers[0], net.towers["video"], net.towers["text"]
+    bounds = {
+        "q, k, v": (layer.qkv.weight, (6 / (64 + 64)) ** 0.5),
+        "two dense layers": (layer.up.weight, (6 / (64 + 256)) ** 0.5),
+        "patches, a convolution of 2x2x2": (video.entry.weight, (6 / (2 * 8 + 64 * 8)) ** 0.5),
+        "words": (text.entry.weight, 0.05),
+        "distances": (net.backbones["text"].distances.weight, 0.05),
+        "before words' backbone": (text.before.weight, (6 / (48 + 64)) ** 0.5),
+        "bridge": (net.bridge.video1.weight, (6 / (6 + 6)) ** 0.5),
+        "places, cut at two deviations": (torch.cat([*video.places.tables]), 2 * 64**-0.5),
+        "for all, as wide as an uncut one": (torch.stack([video.whole, net.towers["audio"].whole]), 2 / 8 / 0.8796),
+    }
+    for name, (weight, bound) in bounds.items():
+        assert 0.85 * bound < float(weight.abs().max()) <= bound, name
+    assert float(video.places.tables[0].std() * 8) == pytest.approx(0.88, abs=0.1)
+    for name, weight in net.named_parameters():
+        if name.endswith("bias"):
+            assert not weight.any(), name
+        elif "norm" in name:
+            assert (weight == 1).all(), name
+
+
+def test_what_is_dropped_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def dropout(h: Tensor, p: float, training: bool) -> Tensor:
+        shapes.append(tuple(h.shape) if p == 0.1 and training else ())
+        return h
+
+    attend, weights = F.scaled_dot_product_attention, set()
+
+    def attended(*args: Any, dropout_p: float, **more: Any) -> Tensor:
+        weights.add(dropout_p)
+        return attend(*args, **more)
+
+    monkeypatch.setattr(vatt, "dropout", dropout)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attended)
+    net, (video, _, words) = VATT(replace(OWN, dropout=0.1)), shown()
+    layer = [(3, 9, 8), (3, 9, 32), (3, 9, 8)]
+    net.video(video)
+    assert shapes == [(3, 8, 8), *layer, *layer, (3, 9, 8)]  # places, not what stands for all; at the end all
+    shapes.clear()
+    net.text(words)
+    layer = [(3, 7, 8), (3, 7, 32), (3, 7, 8)]
+    assert shapes == [(3, 7, 8), *layer, *layer, (3, 7, 8)] and weights == {0.1}
+
+
+def test_a_tenth_of_each_batch_is_kept_for_evaluation() -> None:
+    net, pooled = filled(OWN).train(), [torch.randn(5, k) for k in (8, 12, 8)]
+    net.joined(*pooled)
+    seen = pooled[0] @ net.bridge.video0.weight.T
+    torch.testing.assert_close(net.bridge.norm0.running_mean, 0.1 * seen.mean(0))
+    torch.testing.assert_close(net.bridge.norm0.running_var, 0.9 + 0.1 * seen.var(0))
+
+
 # --- tokens ---------------------------------------------------------------------------------------------------
 
 

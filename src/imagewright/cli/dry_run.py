@@ -70,10 +70,6 @@ class StandIns(Sources):
 
     def images(self, data: Any, on_progress: Callable[[int, int], None] | None) -> Any:
         """The images, or an empty set like the one that the recipe names."""
-        absent: ImageSet | None = data.absent() if hasattr(data, "absent") else None
-        if absent is not None:
-            self.missing.append(f"images {data.source}")
-            return absent
         name = Path(data.source).name
         absent = data.absent() if hasattr(data, "absent") else None
         if absent is not None:

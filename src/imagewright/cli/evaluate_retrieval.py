@@ -31,7 +31,6 @@ def evaluate_retrieval(
     searched = config.of_split(split).open()
     others = None if split in ("train", "all") or not searched.spec.num_classes else config.of_split("train").open()
     model: Any = file.model
-    searched = replace(searched, vocabulary=model.words)
     total = sum(len(c) if n is None else min(n, len(c)) for c in (searched, others) if c is not None)
     done = 0
     with bar(f"retrieval by {target}", total) as advance_to:

@@ -7,7 +7,8 @@
 A video is cut into windows of `frames` at `fps`, one after the other; each is a clip, with the captions that lie
 nearest to its middle in time. Folders at the top that are called train, val or test are splits; otherwise a tenth of
 the videos is the test split, by a hash of their names.
-Departs  The released program (data/processing.py) begins a window anywhere, at random.
+Departs  The released program (data/processing.py) begins a window anywhere, at random. Where a clip has fewer captions
+         than are asked for, the first ones come again (there: empty ones).
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from imagewright.checks import require_positive, require_whole
+from imagewright.checks import require_number, require_whole
 from imagewright.data.annotations import SPLITS
-from imagewright.data.archive import Archive, open_archive
+from imagewright.data.archive import Archive, open_archive, readable_name
 from imagewright.data.clips import ClipSet, ClipShape, Read, Rows
 from imagewright.data.fitting import Fitting
 from imagewright.data.image_set import held_out
@@ -40,6 +41,8 @@ from imagewright.types import DataSpec, UserError
 SOUND, CAPTIONS = "sound.wav", "captions.txt"
 WORDS = 65_536 - 4
 """Most words of a vocabulary that is made of the captions, so that with its marks it has the published size."""
+RATES, SPEEDS = (1, 768_000), (1e-3, 1e3)
+"""Least and most samples a second of a sound, and pictures a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +71,14 @@ class ClipFolderConfig:
     """"bytes", or a tokenizer's file; None = the words of the captions, the most frequent ones."""
 
     def __post_init__(self) -> None:
-        for name in ("resolution", "frames", "samples", "captions", "sample_rate"):
+        for name in ("resolution", "frames", "samples", "captions"):
             require_whole(f"data.{name}", getattr(self, name), 1, 1 << 24)
+        require_whole("data.sample_rate", self.sample_rate, *RATES)
         require_whole("data.words", self.words, 2, 1 << 12)
         if self.channels not in (1, 3):
             raise UserError(f"data.channels is {self.channels!r}; it must be 1 or 3")
         for name in ("fps", "file_fps"):
-            require_positive(f"data.{name}", getattr(self, name))
+            require_number(f"data.{name}", getattr(self, name), *SPEEDS)
         if self.split not in ("train", "val", "test", "all"):
             raise UserError(f"data.split is {self.split!r}; allowed: train, val, test, all")
 
@@ -83,8 +87,11 @@ class ClipFolderConfig:
         return ClipShape(frames=self.frames, samples=self.samples, captions=self.captions, words=self.words)
 
     def open(self, on_progress: Callable[[int, int], None] | None = None) -> ClipSet:
-        """Raises UserError for a folder that is not there, too short videos, and damaged sounds or captions."""
+        """Raises UserError for a folder that is not there, too short videos, and damaged sounds or captions; and for
+        videos to learn from of which none has either."""
         clips = ClipFolder.opened(self, on_progress)
+        if self.split == "train" and not any(video.sounds or video.captions for video in clips.videos):
+            raise UserError(f"{self.source} has no {SOUND} and no {CAPTIONS} beside any video; nothing could be learnt")
         words = vocabulary(self.vocabulary) if self.vocabulary else WordList.of(clips.texts(), WORDS)
         return ClipSet(origin=clips, shape=self.shape, vocabulary=words)
 
@@ -136,6 +143,8 @@ class ClipFolder:
     def opened(cls, config: ClipFolderConfig, on_progress: Callable[[int, int], None] | None = None) -> ClipFolder:
         """Raises UserError as `ClipFolderConfig.open`."""
         archive = open_archive(Path(config.source))
+        for name, reason in archive.bad:  # left out, it would shift all pictures after it
+            raise UserError(f"{config.source}/{name} is no usable picture: {reason}")
         folders: dict[str, list[str]] = defaultdict(list)
         for name in archive.pictures:
             folders[name.rpartition("/")[0]].append(name)
@@ -225,20 +234,20 @@ def _span(config: ClipFolderConfig) -> int:
 
 
 def _is_of(name: str, split: str, splits: bool) -> bool:
-    own = SPLITS[name.split("/")[0].lower()] if splits else "test" if held_out(name) else "train"
+    own = SPLITS[name.split("/")[0].lower()] if splits else "test" if held_out(readable_name(name)) else "train"
     return split in ("all", own)
 
 
 def _class_of(name: str, splits: bool) -> str | None:
     parts = name.split("/")[1 if splits else 0 :]
-    return parts[0] if len(parts) > 1 else None
+    return readable_name(parts[0]) if len(parts) > 1 else None
 
 
 def _video(archive: Archive, name: str, pictures: tuple[str, ...], label: int, digest: Any) -> Video:
     """Raises UserError for a damaged sound, or captions that are no text."""
     sounds, texts = f"{name}/{SOUND}", f"{name}/{CAPTIONS}"
     captions: tuple[tuple[float, str], ...] = ()
-    digest.update("\n".join(pictures).encode())
+    digest.update("\n".join(map(readable_name, pictures)).encode())
     if sounds in archive.others:
         content = _read(archive, sounds)
         _opened(content, f"{archive.path}/{sounds}").close()
@@ -247,7 +256,8 @@ def _video(archive: Archive, name: str, pictures: tuple[str, ...], label: int, d
         content = _read(archive, texts)
         digest.update(content)
         try:
-            captions = tuple(_caption(line) for line in content.decode("utf-8-sig").splitlines() if line.strip())
+            told = map(_caption, content.decode("utf-8-sig").splitlines())
+            captions = tuple((moment, text) for moment, text in told if text)
         except UnicodeDecodeError as error:
             raise UserError(f"{archive.path}/{texts} is no UTF-8 text: {error.reason}") from None
     return Video(name, pictures, captions, sounds in archive.others, label)
@@ -273,8 +283,8 @@ def _opened(content: bytes, where: str) -> wave.Wave_read:
         file: wave.Wave_read = wave.open(io.BytesIO(content))  # noqa: SIM115, the caller closes it
     except (wave.Error, EOFError) as error:
         raise UserError(f"{where} is no PCM wav file: {str(error) or 'it ends too soon'}") from None
-    if file.getsampwidth() > 4 or not file.getframerate() or not file.getnchannels():
-        raise UserError(f"{where} is no PCM wav file of 8 to 32 bits")
+    if file.getsampwidth() > 4 or not RATES[0] <= file.getframerate() <= RATES[1]:
+        raise UserError(f"{where} is no PCM wav file of 8 to 32 bits and at most {RATES[1]} samples a second")
     return file
 
 

@@ -20,7 +20,8 @@ Departs    Where a batch is in micro-batches, negatives and norms are those of a
            own of either). Cut-outs are those of `vcmamba`, by default none (there, by default, a random square of a
            video whose sides are stretched a little). Saturation mixes with the channels' mean and hue is a turn about
            the grey axis (there both of HSV). A caption's last word is a mark of its end, and signs part words (there
-           is no mark, and signs are left out). No term of sound against captions (there of weight 0).
+           is no mark, and signs are left out). No term of sound against captions (there of weight 0). Adam's eps is
+           added to the corrected root (there, in Keras, to the root as it is). Fine-tuning is not made.
            `captions_used=1` is not the paper's: plain NCE against one caption drawn at random, for comparison.
 Checked    the released objective's numbers; closed forms; one caption is NCE; what is masked has no gradient; two
            processes learn what one does.

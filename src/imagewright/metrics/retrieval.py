@@ -1,9 +1,14 @@
-"""Finding videos by captions: how far up the right one stands among all (recall, median rank)."""
+"""Finding videos by captions: how far up the right one stands among all (recall, median rank).
+
+Departs  The released program (google-research, vatt/utils/eval) takes the mean of four windows of a video, at half as
+         many frames a second as in training; here every window is a clip of its own, as it was learnt. Ties count
+         against a caption (there by their order). Its probe is another: two linear layers, learnt by Adam.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,18 +74,19 @@ def measure_retrieval(
 ) -> Retrieval:
     """Of a `models.vatt.VATTEncoder`, which has not been taught to: zero-shot text-to-video retrieval, linear probes.
 
-    clips: those that are searched; those without text are left out. train: others, with classes, from which the
-    probes learn; None = there are none. n: clips of either at most, evenly chosen. Raises UserError where nothing has a
-    text.
+    clips: those that are searched, by the model's own words; those without text are left out. train: others, with
+    classes, from which the probes learn; None = there are none. n: clips of either at most, evenly chosen. Raises
+    UserError where nothing has a text.
     """
     model.eval().to(device)
+    clips = replace(clips, vocabulary=model.words)
     queries = [(row, text) for row in chosen(clips, n) if (text := clips.origin.query(int(row))) is not None]
     if len(queries) < 2:
         raise UserError(f"{clips.source} has {len(queries)} clips with text; retrieval needs 2 or more")
     rows = np.array([row for row, _ in queries])
     words = torch.cat([clips.caption(text) for _, text in queries])
-    coarse, asked, pooled = _embedded(model, clips, rows, words, batch_size, device, on_progress)
-    similarity = asked @ coarse.T
+    pooled = _pooled(model, clips, rows, batch_size, device, on_progress)
+    similarity = _compared(model, pooled, words, batch_size, device)
     places = ranks(similarity)
     labels = torch.from_numpy(clips.labels[rows])
     known = clips.spec.num_classes > 0
@@ -88,11 +94,11 @@ def measure_retrieval(
     probe = None
     if known and train is not None:
         others = chosen(train, n)
-        _, _, taught = _embedded(model, train, others, None, batch_size, device, on_progress)
+        taught = _pooled(model, train, others, batch_size, device, on_progress)
         probe = {
-            name: probe_accuracy(taught[name], train.labels[others], pooled[name], clips.labels[rows])
+            name: probe_accuracy(taught[name].numpy(), train.labels[others], pooled[name].numpy(), clips.labels[rows])
             for name in pooled
-        }  # fmt: skip
+        }
     return Retrieval(
         recall=recalls(places),
         median_rank=float(np.median(places.numpy())) + 1,
@@ -109,26 +115,32 @@ def chosen(clips: ClipSet, n: int | None) -> npt.NDArray[np.int64]:
     return np.arange(count) * len(clips) // max(count, 1)
 
 
-def _embedded(
+def _pooled(
     model: Any,
     clips: ClipSet,
     rows: npt.NDArray[np.int64],
-    words: Tensor | None,
     batch_size: int,
     device: torch.device | str,
     on_progress: Callable[[int], None],
-) -> tuple[Tensor, Tensor, dict[str, npt.NDArray[np.floating[Any]]]]:
-    """Unit vectors of videos and of captions, float32 on the CPU, and pooled vectors."""
-    coarse, text, pooled = [], [], {"video": [], "audio": []}  # type: ignore[var-annotated]
+) -> dict[str, Tensor]:
+    """What each backbone makes of clips, float32 on the CPU."""
+    made: list[dict[str, Tensor]] = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         batch: Clips = clips.at(part).map(lambda t: t.to(device))
-        asked = None if words is None else words[start : start + len(part)].to(device)
-        features = model.pooled(batch)
-        joint = model.joined(features, batch.captions[:, 0] if asked is None else asked)
-        coarse.append(joint.video_to_text.float().cpu())
-        text.append(joint.text.float().cpu())
-        for name, each in features.items():
-            pooled[name].append(each.float().cpu().numpy())
+        made.append({name: each.float().cpu() for name, each in model.pooled(batch).items()})
         on_progress(len(part))
-    return torch.cat(coarse), torch.cat(text), {name: np.concatenate(each) for name, each in pooled.items()}
+    return {name: torch.cat([each[name] for each in made]) for name in made[0]}
+
+
+def _compared(
+    model: Any, pooled: dict[str, Tensor], words: Tensor, batch_size: int, device: torch.device | str
+) -> Tensor:
+    """Similarity of captions, int64 [M, L], to the videos, float32 [M, M] on the CPU."""
+    coarse, asked = [], []
+    for start in range(0, len(words), batch_size):
+        part = slice(start, start + batch_size)
+        joint = model.joined({name: each[part].to(device) for name, each in pooled.items()}, words[part].to(device))
+        coarse.append(joint.video_to_text.float().cpu())
+        asked.append(joint.text.float().cpu())
+    return torch.cat(asked) @ torch.cat(coarse).T

@@ -16,7 +16,8 @@ Source     The released code: google-research/google-research, folder vatt (mode
            common/transformers.py, configs), which decides. The paper has batch norms after sound's and words' last
            layers, too, and the bias of attention in the first layer alone, where the code adds the first one's in all.
 Departs    The words' table is learnt from the start (there word2vec, and fixed). The variance that batch norms keep for
-           evaluation is divided by n - 1 (there n). Masking of tokens by a learnt vector (off there) is not made.
+           evaluation is divided by n - 1 (there n). Masking of tokens by a learnt vector (off there) is not made,
+           nor are joint heads, spectrograms, and other backbones of words (there by choice, not the published ones).
 Checked    Parameter counts by the code's formulas; numbers of the released code on the same weights; a still picture
            four times is one convolution; masked words and dropped tokens have no influence.
 """
