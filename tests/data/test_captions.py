@@ -276,6 +276,8 @@ def test_entries_are_made_by_a_command_and_wrong_uses_are_told(
         (["balance", "digits", "out.zip", "--entries", str(tmp_path / "made.json")], "no table of captions"),
         (["balance", str(table), "out.zip", "--entries", str(tmp_path / "made.json")], "has to end in .tsv"),
         (["balance", "digits", "out.zip", "--tail", "2"], "--tail"),
+        (["balance", "digits", "out.zip", "--rule", "global"], "--rule global has no effect"),
+        (["balance", "digits", "out.zip", "--reference", "de"], "there are labels, which are of no language"),
     ):
         with pytest.raises(SystemExit):
             main(["data", *words])

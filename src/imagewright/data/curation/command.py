@@ -69,6 +69,8 @@ def balance(
 
 def _labels(source: str, out: Path, how: Balance, seed: int, on_progress: Progress) -> Balanced:
     """Pictures of other splits than training's stay as they are."""
+    if how.rule != "language":
+        raise UserError(f"--rule {how.rule} has no effect on {source}: labels are of no language")
     images = open_images(source, split="all", on_progress=on_progress)
     told = np.array(["train"] * len(images) if images.splits is None else list(images.splits)) == "train"
     learnt = images.subset(np.flatnonzero(told))
