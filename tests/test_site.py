@@ -179,7 +179,7 @@ def test_what_a_page_types_is_known(page: str) -> None:
         assert any(name.startswith(family) for name in RECIPES), family
 
 
-@pytest.mark.parametrize("name", ["the_plane", "own_data", "distil_downloaded", "add_a_method"])
+@pytest.mark.parametrize("name", ["the_plane", "own_data", "distil_downloaded", "add_a_method", "latent_tradeoff"])
 def test_an_example_goes_the_whole_way(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

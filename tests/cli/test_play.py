@@ -84,13 +84,26 @@ def test_models_are_drawn_alike_and_their_calls_counted(player: Player, names: t
     assert player.classes() == tuple("0123456789")
 
 
-def test_guidance_is_taken_as_each_kind_takes_it(player: Player, names: tuple[str, str]) -> None:
+def test_guidance_is_taken_as_each_kind_takes_it(player: Player, names: tuple[str, str], tmp_path: Path) -> None:
     plain, guided = (player.draw(names[0], View(label=3, weight=weight)) for weight in (None, 2.0))
     assert (plain.nfe, guided.nfe) == (5, 10)
     assert player.draw(names[0], View(label=3, weight=2.0, high=0.01)).nfe < 10  # of few levels only
     for view in (View(weight=2.0), View(low=0.1), View(sampler="heun"), View(settings="nothing=1")):
         with pytest.raises(UserError):
             player.draw(names[1], view)
+    worse = network(0.1)
+    with torch.no_grad():
+        for p in worse.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    save_model(tmp_path / "worse", ModelFile(model=EDMPrecond(worse), spec=DIGITS))
+    led = Player(names, "cpu", guide=str(tmp_path / "worse"))
+    away = led.draw(names[0], View(label=3, weight=2.0))
+    assert away.nfe == 10 and not np.array_equal(away.images, guided.images)
+    np.testing.assert_array_equal(led.draw(names[0], View(label=3)).images, plain.images)
+    with pytest.raises(UserError, match=r"--guide .* has no effect: no model here is guided by another"):
+        Player(names[1:], "cpu", guide=names[0])
+    with pytest.raises(UserError, match="neither a folder"):
+        Player(names, "cpu", guide="nothing")
     with pytest.raises(UserError, match="label 10"):
         player.draw(names[1], View(label=10))
 

@@ -12,15 +12,8 @@ from PIL import Image
 
 from imagewright.cli.main import main
 from imagewright.data import Loader, open_images
-from imagewright.data.captions import (
-    CaptionsConfig,
-    one_each,
-    open_table,
-    read_captions,
-    read_lists,
-    read_prompts,
-    write_tsv,
-)
+from imagewright.data.caption_tables import read_captions, read_lists, read_prompts, write_tsv
+from imagewright.data.captions import CaptionsConfig, one_each, open_table
 from imagewright.data.curation.balancing import Balance
 from imagewright.data.curation.labelled import balanced
 from imagewright.data.standin_captions import SHARES, standin_captions
@@ -204,8 +197,11 @@ def test_damaged_lists_and_prompts_are_refused(tmp_path: Path) -> None:
         read_captions(tmp_path / "x.csv")
 
 
-@pytest.mark.parametrize("wrong", [{"balance": "some"}, {"t": 0}, {"balance": "none", "t": 5}, {"length": 1},
-                                   {"prompts": "x"}, {"source": "a.tsv", "pairs": 9}])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [{"balance": "some"}, {"t": 0}, {"balance": "none", "t": 5}, {"balance": "none", "reference": "de"},
+     {"length": 1}, {"prompts": "x"}, {"source": "a.tsv", "pairs": 9}, {"zipf": -1}],
+)  # fmt: skip
 def test_settings_out_of_range_or_without_effect_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError):
         CaptionsConfig(**wrong)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from imagewright.data import Loader, open_images
 from imagewright.data.event_augment import histogram, normalised
@@ -88,6 +89,7 @@ def test_noise_is_of_its_rate() -> None:
         ({"threshold": (LEAST / 2, 1)}, "numbers >= 0.05"),
         ({"frames": 2}, r"simulator\.frames is 2"),
         ({"floor": 0.0}, r"simulator\.floor is 0"),
+        ({"noise": 1e9}, r"simulator\.noise is 1e\+09; .* no more than 1000 events a pixel"),
     ],
 )
 def test_cameras_that_are_none(settings: dict[str, Any], says: str) -> None:
@@ -169,6 +171,7 @@ def test_files_of_both_kinds(tmp_path: Path) -> None:
         ("1 2 3\n", r"a\.txt is damaged: a line must be four numbers, x y t p \(1 2 3\)"),
         ("1 2 three 1\n", r"a\.txt is damaged: a line must be four numbers"),
         ("1 2 nan 1\n", "not finite"),
+        ("1 2 0 1\n1 2 1e300 1\n", r"not below 1e\+30"),
         ("1 2 3 5\n", "signs of events must be 1 and -1"),
         ("1 2 3 0\n1 2 3 -1\n", "signs of events must be"),
         ("640 2 3 1\n", r"to \(640, 2\); data\.sensor is 480 x 640"),
@@ -178,6 +181,16 @@ def test_damaged_texts_are_refused_in_a_sentence(content: str, says: str, tmp_pa
     (tmp_path / "a.txt").write_text(content)
     with pytest.raises(UserError, match=says):
         read_events(tmp_path / "a.txt", (480, 640), 224)
+
+
+def test_places_within_the_sensor_are_within_the_frame(tmp_path: Path) -> None:
+    """Also those that float32 rounds up to its border; and nothing at all is a recording, too."""
+    (tmp_path / "a.txt").write_text("\ufeff639.99999999 479.99999999 0 1\n", "utf-8")
+    found = read_events(tmp_path / "a.txt", (480, 640), 224)
+    assert found[0, :2].tolist() == [np.nextafter(np.float32(224), np.float32(0))] * 2
+    assert histogram(torch.from_numpy(found)[None], 224)[0, 0, 223, 223] == 1
+    (tmp_path / "a.txt").write_text("# nothing happened\n")
+    assert read_events(tmp_path / "a.txt", (480, 640), 224).shape == (0, 4)
 
 
 def test_damaged_arrays_are_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -225,6 +238,25 @@ def test_recordings_and_pictures_of_a_name_are_pairs(recorded: EventFiles, tmp_p
     (tmp_path / "pictures" / "train" / "n02" / "n02_1.png").unlink()
     with pytest.raises(UserError, match=r"n02_1\.npz has no picture n02/n02_1\.\* .* \(1 have none\)"):
         recorded.open()
+
+
+def test_two_files_of_a_name_are_refused(recorded: EventFiles, tmp_path: Path) -> None:
+    twin = tmp_path / "pictures" / "train" / "n01" / "n01_1.jpg"
+    save_image(twin.with_suffix(".png"), np.zeros((20, 30, 3), np.uint8))
+    twin.write_bytes(twin.with_suffix(".png").read_bytes())
+    with pytest.raises(UserError, match=r"has n01/n01_1\.jpg and n01/n01_1\.png; a pair has one file of each kind"):
+        recorded.open()
+    twin.unlink()
+    (tmp_path / "events" / "extracted_train" / "n02" / "n02_0.txt").write_text("1 2 3 1\n")
+    with pytest.raises(UserError, match=r"has n02/n02_0\.npz and n02/n02_0\.txt; a pair"):
+        recorded.open()
+
+
+def test_pictures_are_cut_and_reduced_as_the_teacher_is_shown_them(recorded: EventFiles, tmp_path: Path) -> None:
+    wide = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    save_image(tmp_path / "pictures" / "train" / "n01" / "n01_0.png", wide)
+    found = recorded.open().pictures.images(np.array([0]))[0]
+    np.testing.assert_array_equal(found, Image.fromarray(wide[:, 10:50]).resize((16, 16), Image.Resampling.BICUBIC))
 
 
 def test_folders_that_are_not_there(recorded: EventFiles, tmp_path: Path) -> None:

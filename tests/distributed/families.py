@@ -101,6 +101,9 @@ def experiments(folder: Path) -> Iterator[tuple[str, Experiment]]:
     clip = RECIPES["metaclip2-digits"]()
     small = {"width": 16, "depth": 1, "text_width": 12, "text_depth": 1, "text_heads": 2}
     yield "metaclip2", replace(clip, network=replace(clip.network, **small), data=replace(clip.data, pairs=100))
+    events = RECIPES["events-digits"]()
+    tiny = replace(events.network, width=16, depth=1, heads=2)
+    yield "events", replace(events, network=tiny, method=replace(events.method, hidden=16, out=8))
 
 
 def sized(experiment: Experiment) -> Experiment:
@@ -180,9 +183,9 @@ def main(folder: Path, names: list[str]) -> None:
     chosen = {n: sized(e) for n, e in experiments(folder) if n in names or not {*names} - {"both"}}
     if alone:  # before there is a group: some methods add up over all that there are
         for name, experiment in chosen.items():
-            # f-distill divides by a mean over the forward passes of all processes; VATT and Meta CLIP compare all
-            # that is in them: one process makes them in one.
-            micro = SIZES["batch" if name in ("f-distill", "vatt", "metaclip2") else "micro_batch"]
+            # f-distill divides by a mean over the forward passes of all processes; VATT, Meta CLIP and events compare
+            # all that is in them: one process makes them in one.
+            micro = SIZES["batch" if name in ("f-distill", "vatt", "metaclip2", "events") else "micro_batch"]
             run = replace(experiment, training=replace(experiment.training, micro_batch=micro))
             trainer(run, folder / name / "one", Processes()).train()
     with processes() as group:

@@ -22,13 +22,13 @@ NAMES = (
     "bits", "self-conditioned", "ict", "ecm", "vct", "multistep", "align", "ayf", "ctm", "uni", "dmd", "dmd2", "emd",
     "f-distill", "tsm", "smt", "smd", "dsno", "flow", "rfpp", "simple-reflow", "slimflow", "slimflow-distil",
     "caf-velocity", "caf", "caf-gan", "scd", "sct", "disco", "edm", "edm2", "cd", "ddo", "vq", "causal", "maskgit",
-    "md4", "genmd4", "routing", "wrn", "pd", "arpg", "vatt", "metaclip2",
+    "md4", "genmd4", "routing", "wrn", "pd", "arpg", "vatt", "metaclip2", "events",
 )  # fmt: skip
 MOVING = ("ctm", "caf-gan", "wrn")
 """Whose networks keep norms of batches, or spectral ones, from pass to pass, of which each process makes its own."""
 SMALL = ("multistep",)
 """Whose loss is a small difference of two networks' answers."""
-MAGNIFYING = ("vatt",)
+MAGNIFYING = ("vatt", "events")
 """Whose norms of a batch divide by the small deviation of vectors that begin nearly alike: the first step's loss is the
 same to the bit, and its gradient, of norm 232, to 1e-7; the next step's to 1e-7 and 1e-6."""
 UNDIVIDED = ("wrn",)

@@ -319,6 +319,9 @@ def test_adaptive_weight_is_the_ratio_of_gradients() -> None:
     assert float(adaptive_weight(loss, other, layer)) == pytest.approx(math.sqrt(2) / (0.02 * 5 + 1e-4), rel=1e-9)
     assert float(adaptive_weight(loss, 0 * other, layer)) == 1e4
     assert not adaptive_weight(loss, other, layer).requires_grad
+    layer.to_local = lambda: layer  # type: ignore[attr-defined]  # as FSDP's have
+    with pytest.raises(UserError, match=r"--training\.parallel is shard; .* give --training\.parallel replicate"):
+        adaptive_weight(loss, other, layer)
 
 
 def test_adaptive_weight_cancels_a_factor() -> None:

@@ -32,8 +32,12 @@ from imagewright.networks import EventViT, EventViTConfig, WideResNet, WideResNe
 from imagewright.noise import BatchNoise, StepNoise
 from imagewright.recipes import RECIPES
 from imagewright.recipes.event_pretraining import three_stages
+from imagewright.samplers import Heun
+from imagewright.training.config import OptimizerConfig, TrainingConfig
 from imagewright.training.experiment import Experiment, assemble, run_experiment
-from imagewright.types import Clock, Condition, DataSpec, Follow, Update, UserError
+from imagewright.training.learners import Learner
+from imagewright.training.snapshots import read_image, save_image
+from imagewright.types import Clock, Condition, DataSpec, Follow, Trained, Update, UserError
 
 SPEC = DataSpec(name="standin_events_digits", resolution=16, channels=2, num_classes=10)
 TINY = EventViTConfig(img_resolution=16, num_classes=10, patch=8, width=8, depth=1, heads=2, head_norm=True)
@@ -138,6 +142,30 @@ def stepped(method: Any, parts: Any, at: int = 0) -> tuple[list[Any], Update]:
     return events, update
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"reversal": 0.0}, {"shift": 0}, {"copies": (0, 0)}, {"area": 1.0}, {"mirror": False}, {"blur": 1.0},
+     {"colour": 0.5}],
+)  # fmt: skip
+def test_every_augmentation_is_made(changed: dict[str, Any]) -> None:
+    events = batch().events
+
+    def seen(views: EventViews) -> Tensor:
+        noise = BatchNoise(0, 0, range(4), 4)
+        return views.view(views.counts(events, 16, noise), noise)
+
+    assert not torch.equal(seen(METHOD.views), seen(replace(METHOD.views, **changed)))
+
+
+def test_time_is_turned_in_half_of_the_streams_and_all_shifts_are_made() -> None:
+    stream = torch.tensor([[5.0, 9.0, 0.0, 1.0]]).expand(2000, 1, 4)
+    alone = EventViews(shift=2, copies=(0, 0), area=1.0, mirror=False)
+    counts = alone.counts(stream, 16, BatchNoise(0, 0, range(2000), 2000))
+    assert 900 < counts[:, 1].sum() < 1100 and counts.sum() == 2000
+    where = counts.sum((0, 1))
+    assert (where[7:12, 3:8] > 40).all() and where[7:12, 3:8].sum() == 2000
+
+
 def test_nothing_reaches_the_key_and_the_classifier_reaches_nothing() -> None:
     parts = made(METHOD)
     events, update = stepped(METHOD, parts, at=4)
@@ -183,6 +211,23 @@ def test_a_probe_learns_by_its_head_alone_and_tuning_by_all() -> None:
     assert not torch.equal(stepped(replace(tuning, hot_pixels=True), parts)[1].loss, plain)
     rate, decays = parts.roles["encoder"].groups("network.patches.weight", torch.zeros(2, 2))
     assert rate == 0.25 and decays and stepped(tuning, parts)[1].loss.shape == (4,)
+
+
+def test_rates_and_decay_of_single_weights_reach_the_optimiser() -> None:
+    layer = nn.Linear(2, 2)
+    role = Trained(
+        module=layer, lr_scale=0.5, groups=lambda name, weight: (0.2 if name == "bias" else 1, weight.ndim > 1)
+    )
+    optimizer = OptimizerConfig(kind="adamw", lr=0.1, weight_decay=0.3)
+    learner = Learner(role, TrainingConfig(total_images=8, batch=1, optimizer=optimizer), torch.device("cpu"))
+    before = {n: p.detach().clone() for n, p in layer.named_parameters()}
+    learner.backward(layer(torch.ones(1, 2)).sum())
+    learner.gradient()
+    assert learner.step(1) == pytest.approx(0.05)
+    for name, rate, kept in (("weight", 0.05, 1 - 0.05 * 0.3), ("bias", 0.01, 1.0)):
+        torch.testing.assert_close(layer.get_parameter(name).detach(), before[name] * kept - rate)
+    assert set(learner.state()["optimizer"]) == {"weight", "bias"}
+    assert learner.state()["optimizer"]["weight"]["exp_avg"].shape == (2, 2)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -245,6 +290,23 @@ def test_a_probe_begins_with_the_encoders_weights(pretrained: Path, pictures: st
     assert moved == {"network.head.linear.weight", "network.head.linear.bias"}
 
 
+def test_a_generator_draws_frames_of_events(pictures: str, tmp_path: Path) -> None:
+    run = RECIPES["edm-events-digits"]()
+    each = {"log_images": 8, "snapshot_images": 8, "checkpoint_images": 8, "trackers": ()}
+    training = replace(run.training, total_images=8, batch=8, **each)
+    network = replace(run.network, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=())
+    data = replace(run.data, source=pictures, most=256)
+    small = replace(run, data=data, training=training, network=network, sampler=Heun(num_steps=1))
+    run_experiment(small, tmp_path / "run")
+    main(["sample", str(tmp_path / "run"), "--n", "2", "--out", str(tmp_path / "drawn"), "--device", "cpu"])
+    (first,) = tmp_path.glob("drawn/*00.png")
+    frame = read_image(first, (16, 16, 2))
+    again = tmp_path / "again.png"
+    save_image(again, frame)
+    assert frame.std() > 0
+    np.testing.assert_array_equal(read_image(again, (16, 16, 2)), frame)
+
+
 def test_published_recipes() -> None:
     run = RECIPES["events-s-nimagenet"]()
     sources = StandIns()
@@ -258,8 +320,35 @@ def test_published_recipes() -> None:
     assert (training.total_images, training.batch, o.weight_decay) == (300 * epoch, 1024, 0.03)
     assert o.lr_at(40 * epoch, training.total_images) == pytest.approx(6e-4)
     assert (run.method.group, run.method.masking, run.method.keep, run.data.most) == (64, "published", 0.5, 30_000)
-    tuning = RECIPES["events-b-nimagenet-tuning"]()
-    assert tuning.training.optimizer.lr == pytest.approx(8e-4) and tuning.network.drop_path == 0.1
+    assert (training.precision, o.betas, o.clip_norm) == ("fp16", (0.9, 0.999), None)
+    assert o.lr_at(170 * epoch, training.total_images) == pytest.approx(3e-4)  # half of the way down
+    views = run.method.views
+    assert (views.reversal, views.shift, views.copies, views.copies_least) == (0.5, 20, (100, 5000), 1000)
+    assert (views.area, views.mirror, views.blur, views.colour) == (0.45, True, 0, 0)
+    assert (run.method.form, run.method.picture_gradient, run.method.project) == ("code", False, True)
+    assert (run.method.event_temperature, run.method.image_temperature, run.method.momentum) == (0.2, 0.1, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("stage", "epochs", "warm_up", "batch", "decay", "area"),
+    [("probe", 20, 1, 1024, 0.0, 0.9), ("tuning", 100, 20, 2048, 0.3, 0.85)],
+)
+def test_published_evaluations(stage: str, epochs: int, warm_up: int, batch: int, decay: float, area: float) -> None:
+    run, epoch, tuned = RECIPES[f"events-b-nimagenet-{stage}"](), 1_281_167, stage == "tuning"
+    training, o = run.training, run.training.optimizer
+    assert (training.total_images, training.batch, o.weight_decay, o.clip_norm) == (epochs * epoch, batch, decay, 5)
+    assert o.lr_at(warm_up * epoch, training.total_images) == pytest.approx(8e-4)
+    assert o.lr_at(warm_up * epoch / 2, training.total_images) == pytest.approx(4e-4)
+    assert run.method == EventClassification(
+        probe=not tuned, views=EventViews(area=area), layer_decay=0.75 if tuned else 1.0
+    )
+    assert run.network == EventViTConfig(
+        img_resolution=224, width=768, depth=12, heads=12, drop_path=0.1 * tuned, learn_positions=tuned
+    )
+    assert run.method.parts(network=EventViT(TINY), spec=SPEC).roles["encoder"].ema == tuned
+
+
+def test_small_recipes_are_a_chain() -> None:
     chain = three_stages("events-digits")
     assert [s.work.start for s in chain.stages] == [None, "stage:pretraining", "stage:probe"]
 

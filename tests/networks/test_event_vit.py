@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,35 @@ def test_patches_that_are_left_out_change_nothing_and_their_order_does_not_count
     assert made.pooled.shape == (2, 16) and made.tokens.shape == (2, 4, 8) and made.grid == (2, 2)
     torch.testing.assert_close(made.pooled, every.flatten(1))
     assert (tokens - every).abs().max() > 1e-3
+
+
+def test_weights_begin_as_published() -> None:
+    """Xavier's bounds in the transformer; PyTorch's own, 1 / sqrt(inputs), in the heads and the patches' biases."""
+    torch.manual_seed(0)
+    network = EventViT(replace(TINY, width=128, heads=4, patch=8, depth=1))
+    encoder = EventEncoder(network, taught=64, hidden=128, out=32)
+    block = network.blocks[0]
+    for layer in (block.qkv, block.out, block.mlp[0], block.mlp[2]):
+        most = (6 / sum(layer.weight.shape)) ** 0.5
+        assert 0.98 * most < layer.weight.abs().max() <= most and not layer.bias.any()
+    patches, inputs = network.patches, 2 * 8 * 8
+    most = (6 / (inputs + 128)) ** 0.5
+    assert 0.98 * most < patches.weight.abs().max() <= most
+    assert 0.9 * inputs**-0.5 < patches.bias.abs().max() <= inputs**-0.5
+    assert network.tokens.std().item() == pytest.approx(0.02, rel=0.2)
+    for layer in (encoder.contrast.event[0], encoder.contrast.image_predictor[0], encoder.contrast.teacher):
+        most = layer.in_features**-0.5
+        assert 0.98 * most < layer.weight.abs().max() <= most and layer.bias is None
+
+
+def test_later_branches_are_dropped_more_often_for_whole_frames() -> None:
+    network = EventViT(replace(TINY, depth=3, drop_path=0.5))
+    assert [block.drop for block in network.blocks] == [0, 0.25, 0.5]
+    block, x = network.blocks[2].double(), torch.zeros(2000, 5, 8, dtype=torch.float64)
+    added = block._branch(x + 1)
+    dropped = (added == 0).all((1, 2))
+    assert torch.equal(added[~dropped], torch.full_like(added[~dropped], 2)) and 900 < dropped.sum() < 1100
+    assert torch.equal(block.eval()._branch(x + 1), x + 1)
 
 
 def test_information_is_what_is_in_a_patch() -> None:

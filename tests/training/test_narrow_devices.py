@@ -17,7 +17,7 @@ from imagewright import precision
 from imagewright.data import Loader
 from imagewright.metrics.features import digits_features
 from imagewright.models.tokens import check_device
-from imagewright.networks import SongUNetConfig
+from imagewright.networks import EventViTConfig, SongUNetConfig
 from imagewright.precision import tf32, wide, widest
 from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
@@ -36,6 +36,7 @@ FAMILIES = (
     "analog-bits-digits", "self-conditioned-digits",
     "guided-digits", "ecm-digits", "vct-digits", "multi-student-digits-small",
     "vcmamba-digits", "disco-digits", "kl-digits", "vatt-standin-digits", "metaclip2-digits",
+    "events-digits", "events-digits-tuning",
 )  # fmt: skip
 NETWORK = SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,),
                          num_blocks=1, attn_resolutions=(8,), dropout=0.0, label_dropout=0.1)  # fmt: skip
@@ -76,8 +77,10 @@ def tiny(name: str, teacher: Path) -> Experiment:
     if isinstance(run.network, SongUNetConfig):
         changes["network"] = NETWORK
     if run.start:
-        changes["start"] = str(teacher)
-    given = {role: str(teacher) for role in run.given if role in ("teacher", "warmup")}
+        changes["start"] = None if isinstance(run.network, EventViTConfig) else str(teacher)
+    given = {
+        role: str(teacher) for role, where in run.given.items() if role in ("teacher", "warmup") and where != "digits"
+    }
     return dataclasses.replace(run, **changes).giving(**given)
 
 

@@ -23,6 +23,7 @@ EPILOG = """examples:
 def play(
     models: Annotated[tuple[str, ...], tyro.conf.Positional],
     data: str | None = None,
+    guide: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8080,
     device: str = "auto",
@@ -36,6 +37,8 @@ def play(
     Args:
         models: run folders, model folders or shipped models.
         data: where nearest pictures are sought; default what each model was trained on.
+        guide: what guidance leads denoisers away from, as in `sample --guidance auto`: a run that is smaller or less
+            trained; default each model's own unlabelled answer.
         host: address to listen at; the default is reached from this machine alone.
         port: of the address.
         device: auto, cpu, cuda, mps.
@@ -48,7 +51,7 @@ def play(
     from imagewright.cli.play_page import serve
     from imagewright.cli.playing import Player
 
-    player = Player(models, device, data)
+    player = Player(models, device, data, guide)
     say(f"open http://{f'[{host}]' if ':' in host else host}:{port}/ in a browser; Ctrl-C ends it")
     serve(player, host, port)
 

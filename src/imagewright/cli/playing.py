@@ -131,19 +131,25 @@ class Near:
 class Player:
     """Models that draw in turn. One call at a time, from whatever thread, so that the seconds are a model's own.
 
-    data: training pictures; None = what each model's run says. Raises UserError where a model is not found, or twice.
+    data: training pictures; None = what each model's run says. guide: what denoisers are guided away from; None = their
+    own unlabelled answer. Raises UserError where a model is not found, or twice, or the guide fits none.
     """
 
-    def __init__(self, names: Sequence[str], device: str = "auto", data: str | None = None) -> None:
+    def __init__(
+        self, names: Sequence[str], device: str = "auto", data: str | None = None, guide: str | None = None
+    ) -> None:
         if len({*names}) < len(names):
             raise UserError("a model is named twice; each is drawn once")
         self.files: dict[str, ModelFile] = {name: find_model(name) for name in names}
-        self._device, self._data = device, data
+        self._device, self._data, self._guide = device, data, guide
+        if guide is not None and not any(_takes_guide(file) for file in self.files.values()):
+            raise UserError(f"--guide {guide} has no effect: no model here is guided by another")
         self._lock = threading.Lock()
         self._warm: set[str] = set()
         self._real: dict[str, ImageSet] = {}
         for name in names:
-            self._generator(name, View())  # what draws no pictures is told now
+            told = guide is not None and _takes_guide(self.files[name])
+            self._generator(name, View(weight=1.5 if told else None))  # what draws no pictures is told now
 
     def classes(self) -> tuple[str, ...]:
         """Names of the classes to choose from: those of the model that has most."""
@@ -235,7 +241,7 @@ class Player:
 
     def _generator(self, name: str, view: View) -> ImageGenerator:
         file, settings = self.files[name], tuple(view.settings.split())
-        changes, more = _guided(file, view)
+        changes, more = _guided(file, view, self._guide)
         return make_generator(file, view.sampler, view.steps, (*settings, *more), self._device, changes)
 
     def _labels(self, generator: ImageGenerator, view: View, n: int) -> list[int] | None:
@@ -249,7 +255,12 @@ def _names(spec: DataSpec) -> tuple[str, ...]:
     return spec.class_names or tuple(map(str, range(spec.num_classes)))
 
 
-def _guided(file: ModelFile, view: View) -> tuple[Changes, tuple[str, ...]]:
+def _takes_guide(file: ModelFile) -> bool:
+    """Whether a model is one that another guides."""
+    return kind_of(file.model) == "denoiser" and not takes_weight(file.model)
+
+
+def _guided(file: ModelFile, view: View, guide: str | None) -> tuple[Changes, tuple[str, ...]]:
     """The view's guidance as this kind of model takes it: changes, and settings of its sampler."""
     interval = None
     if view.low is not None or view.high is not None:
@@ -265,4 +276,6 @@ def _guided(file: ModelFile, view: View) -> tuple[Changes, tuple[str, ...]]:
         return Changes(weight=view.weight), ()
     if tokens:
         return Changes(), (f"guidance={view.weight:g}",)
+    if guide is not None and _takes_guide(file):
+        return Changes(guidance="auto", guide=guide, weight=view.weight, interval=interval), ()
     return Changes(guidance="cfg", weight=view.weight, interval=interval), ()

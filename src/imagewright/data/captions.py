@@ -15,13 +15,11 @@ Prompts    `prompts`, a JSON object {language: {"templates": ["a photo of a {}"]
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,20 +28,18 @@ from torch import Tensor
 
 from imagewright import limits
 from imagewright.checks import require_number, require_whole
+from imagewright.data.caption_tables import Prompt, Prompts, read_captions, read_lists, read_prompts
 from imagewright.data.curation.balancing import Balance, Chances, Curation, count
 from imagewright.data.curation.matching import Lists, Matcher
 from imagewright.data.fitting import Fit
 from imagewright.data.image_set import ImageSet
 from imagewright.data.opening import open_images
-from imagewright.data.parquet import read_columns
 from imagewright.data.pixels import from_uint8
 from imagewright.data.standin_captions import SOURCE, standin_captions
 from imagewright.data.words import Vocabulary, WordList, encoded, vocabulary
-from imagewright.files import read_bytes, read_json
 from imagewright.types import Chance, DataSpec, Example, UserError
 
 Rebalance = Literal["language", "global", "none"]
-COLUMNS = ("picture", "caption", "language")
 WORDS = 4000
 """Of a vocabulary that is made of the captions themselves."""
 
@@ -54,16 +50,6 @@ class Captioned(Example):
 
     images: Tensor
     tokens: Tensor
-
-
-class Prompt(TypedDict):
-    """What classes are called in a language: sentences with {} in them, and a name for each class."""
-
-    templates: list[str]
-    classes: list[str]
-
-
-Prompts = Mapping[str, Prompt]
 
 
 @dataclass(frozen=True)
@@ -191,6 +177,42 @@ def one_each(groups: npt.NDArray[np.int64], numbers: npt.NDArray[np.float64]) ->
     return order[first]
 
 
+def open_table(
+    table: Path,
+    pictures: str | None = None,
+    resolution: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[ImageSet, Pairs]:
+    """The pictures of a table, and its captions. Raises UserError for a damaged table, and pictures that are absent."""
+    names, captions, languages = read_captions(table)
+    fit: Fit | None = "crop" if resolution is not None else None
+    images = open_images(
+        pictures or table.parent, resolution=resolution, fit=fit, labels=False, split="all", on_progress=on_progress,
+        filter="bicubic" if fit else "lanczos",
+    )  # fmt: skip
+    places = {name: place for place, name in enumerate(images.names)}
+    absent = [name for name in names if name not in places]
+    if absent:
+        named = ", ".join(dict.fromkeys(absent[:5]))
+        raise UserError(f"{table} names {len(absent)} pictures that {images.source} does not hold: {named}")
+    picture = np.array([places[name] for name in names], np.int64)
+    order = np.argsort(picture, kind="stable")
+    picture = picture[order]
+    return images, Pairs(picture, [captions[i] for i in order], [languages[i] for i in order], picture)
+
+
+def of_languages(pairs: Pairs, languages: Sequence[str]) -> Pairs:
+    """The captions in some languages; () = all. Raises UserError for a language of none."""
+    if not languages:
+        return pairs
+    there = {*pairs.languages}
+    for each in languages:
+        if each not in there:
+            raise UserError(f"data.languages: no caption is in {each!r}; there are {', '.join(sorted(there))}")
+    rows = [i for i, each in enumerate(pairs.languages) if each in languages]
+    return pairs.at(np.array(rows, np.int64))
+
+
 @dataclass(frozen=True, kw_only=True)
 class CaptionsConfig:
     """Which captioned pictures to learn from, and how they are balanced."""
@@ -230,8 +252,10 @@ class CaptionsConfig:
     def __post_init__(self) -> None:
         if self.balance not in get_args(Rebalance):
             raise UserError(f"data.balance is {self.balance!r}; allowed: {', '.join(get_args(Rebalance))}")
-        if self.balance == "none" and (self.t is not None or self.tail is not None):
-            raise UserError("data.t and data.tail have no effect with data.balance none")
+        idle = [n for n, usual in (("t", None), ("tail", None), ("reference", "en"), ("metadata", None))
+                if getattr(self, n) != usual]  # fmt: skip
+        if self.balance == "none" and idle:
+            raise UserError(f"data.{idle[0]} has no effect with data.balance none")
         Balance(t=self.t, tail=self.tail)
         require_whole("data.length", self.length, 2, limits.CLASSES)
         require_whole("data.pairs", self.pairs, 1, 10**7)
@@ -281,7 +305,7 @@ class CaptionsConfig:
         return str(beside) if not Path(name).exists() and beside.exists() else name
 
     def how(self) -> Balance:
-        """How captions are balanced, where they are; English is the reference where no other one is left."""
+        """How captions are balanced, where they are."""
         rule = "global" if self.balance == "global" else "language"
         return Balance(t=self.t, tail=self.tail, reference=self.reference, rule=rule)  # type: ignore[arg-type]
 
@@ -325,109 +349,3 @@ class Unread:
 
     def describe(self) -> str:
         return "bytes"
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def open_table(
-    table: Path,
-    pictures: str | None = None,
-    resolution: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[ImageSet, Pairs]:
-    """The pictures of a table, and its captions. Raises UserError for a damaged table, and pictures that are absent."""
-    names, captions, languages = read_captions(table)
-    fit: Fit | None = "crop" if resolution is not None else None
-    images = open_images(
-        pictures or table.parent, resolution=resolution, fit=fit, labels=False, split="all", on_progress=on_progress,
-        filter="bicubic" if fit else "lanczos",
-    )  # fmt: skip
-    places = {name: place for place, name in enumerate(images.names)}
-    absent = [name for name in names if name not in places]
-    if absent:
-        named = ", ".join(dict.fromkeys(absent[:5]))
-        raise UserError(f"{table} names {len(absent)} pictures that {images.source} does not hold: {named}")
-    picture = np.array([places[name] for name in names], np.int64)
-    order = np.argsort(picture, kind="stable")
-    picture = picture[order]
-    return images, Pairs(picture, [captions[i] for i in order], [languages[i] for i in order], picture)
-
-
-def read_captions(table: Path) -> tuple[list[str], list[str], list[str]]:
-    """Pictures' names, captions and languages of a table's rows. Raises UserError for a damaged one, or other files."""
-    if table.suffix == ".parquet":
-        columns = read_columns(table, COLUMNS)
-    elif table.suffix == ".tsv":
-        columns = _read_tsv(table)
-    else:
-        raise UserError(f"{table} is no table of captions; they end in .tsv or .parquet")
-    for name, column in zip(COLUMNS, columns, strict=True):
-        faults = (i for i, each in enumerate(column) if not isinstance(each, str) or not (each or name == "language"))
-        bad = next(faults, None)
-        if bad is not None:
-            raise UserError(f"{table}: row {bad + 1} has no {name}")
-    if not columns[0]:
-        raise UserError(f"{table} holds no captions")
-    return columns[0], columns[1], columns[2]
-
-
-def _read_tsv(table: Path) -> list[list[str]]:
-    """Its columns, by the names in the first line."""
-    try:
-        text = read_bytes(table, limits.LOG).decode()
-    except UnicodeDecodeError:
-        raise UserError(f"{table} is no text in UTF-8") from None
-    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE))
-    head = rows[0] if rows else []
-    if any(head.count(name) != 1 for name in COLUMNS):
-        raise UserError(
-            f"{table} has columns {', '.join(head[:10]) or 'none'}; it needs {', '.join(COLUMNS)}, each once"
-        )
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(head):
-            raise UserError(f"{table}: line {number} has {len(row)} columns; its first line has {len(head)}")
-    return [[row[head.index(name)] for row in rows[1:]] for name in COLUMNS]
-
-
-def write_tsv(rows: Sequence[tuple[str, str, str]]) -> str:
-    """A table of captions; what would end a column or a line becomes a space."""
-    clean = [[each.translate({9: " ", 10: " ", 13: " "}) for each in row] for row in (COLUMNS, *rows)]
-    return "".join("\t".join(row) + "\n" for row in clean)
-
-
-def of_languages(pairs: Pairs, languages: Sequence[str]) -> Pairs:
-    """The captions in some languages; () = all. Raises UserError for a language of none."""
-    if not languages:
-        return pairs
-    there = {*pairs.languages}
-    for each in languages:
-        if each not in there:
-            raise UserError(f"data.languages: no caption is in {each!r}; there are {', '.join(sorted(there))}")
-    rows = [i for i, each in enumerate(pairs.languages) if each in languages]
-    return pairs.at(np.array(rows, np.int64))
-
-
-def read_lists(path: Path) -> Lists:
-    """Entries of each language. Raises UserError for a damaged file."""
-    found: dict[str, list[str]] = read_json(path, dict[str, list[str]], most=limits.LOG)
-    if not found:
-        raise UserError(f"{path} holds no list of entries")
-    return found
-
-
-def read_prompts(path: Path) -> Prompts:
-    """What classes are called in each language. Raises UserError for a damaged file."""
-    found: dict[str, Prompt] = read_json(path, dict[str, Prompt])
-    check_prompts(found, str(path))
-    return found
-
-
-def check_prompts(prompts: Prompts, where: str) -> None:
-    """Raise UserError for languages with other numbers of classes, and templates without a place for the name."""
-    sizes = {language: len(each["classes"]) for language, each in prompts.items()}
-    if len({*sizes.values()}) > 1 or 0 in sizes.values():
-        raise UserError(f"{where} has {sizes} classes; every language needs as many, and one at least")
-    for language, each in prompts.items():
-        if not each["templates"] or not all("{}" in template for template in each["templates"]):
-            raise UserError(f"{where}: every template of {language} needs {{}} where the class is named")

@@ -4,17 +4,20 @@ npz      `event_data` with fields x, y, t, p (N-ImageNet's), or arrays x_pos, y_
          microseconds.
 Text     .txt, .csv: a line for each event, x y t p, split by spaces or commas, times in seconds; lines that begin with
          # are not read.
-Signs    1 and -1, or 1 and 0, or true and false. Places are those of the sensor and are scaled to the frame, not
-         resampled.
+Signs    1 and -1, or 1 and 0; in npz also true and false. Places are those of the sensor and are scaled to the frame,
+         not resampled.
 Pairs    an events' file and a picture of the same path, without what comes after the last dot: `n01440764/n01440764_1`.
-         The picture's class is the pair's.
-Source   Yan98/Event-Camera-Data-Pre-training, data/imagenet_dataset.py.
+         The picture's class is the pair's. Pictures are cut to the square in their middle and reduced by the bicubic
+         filter.
+Source   Yan98/Event-Camera-Data-Pre-training, data/imagenet_dataset.py; extract_clip_feature.py for pictures.
+Departs  Events that are not in the order of their times are sorted. Pictures are cut, then reduced (there the other way
+         round).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,6 +37,8 @@ from imagewright.files import read_bytes
 from imagewright.types import DataSpec, UserError
 
 MICRO = 1e-6
+BOUND = 1e30
+"""Above numbers of an event, which are kept as float32."""
 NAMES = ("x_pos", "y_pos", "timestamp", "polarity")
 KINDS = (".npz", ".txt", ".csv")
 FOLDERS = {
@@ -49,8 +54,8 @@ def read_events(path: Path, sensor: tuple[int, int], side: int) -> Events:
     sensor: height and width. Raises UserError naming the file where it is damaged, or holds what is no event.
     """
     table = _from_npz(path) if path.suffix == ".npz" else _from_text(path)
-    if not np.isfinite(table).all():
-        raise UserError(f"{path} is damaged: it holds numbers that are not finite")
+    if not (np.abs(table) < BOUND).all():
+        raise UserError(f"{path} is damaged: it holds numbers that are not finite, or not below {BOUND:g}")
     height, width = sensor
     x, y, p = table[:, 0], table[:, 1], table[:, 3]
     if len(table) and (x.min() < 0 or y.min() < 0 or x.max() >= width or y.max() >= height):
@@ -65,6 +70,7 @@ def read_events(path: Path, sensor: tuple[int, int], side: int) -> Events:
     table[:, 3] = np.where(table[:, 3] > 0, 1, -1)
     table[:, 0] *= side / width
     table[:, 1] *= side / height
+    table[:, :2] = np.minimum(table[:, :2], np.nextafter(np.float32(side), np.float32(0)))  # float32 may round up to it
     return table.astype(np.float32)
 
 
@@ -89,7 +95,7 @@ def _from_npz(path: Path) -> npt.NDArray[np.float64]:
 
 
 def _from_text(path: Path) -> npt.NDArray[np.float64]:
-    lines = read_bytes(path, limits.PICTURE_BYTES).decode("utf-8", "replace").replace(",", " ").splitlines()
+    lines = read_bytes(path, limits.PICTURE_BYTES).decode("utf-8-sig", "replace").replace(",", " ").splitlines()
     rows = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     bad = next((i for i, row in enumerate(rows) if len(row) != 4), None)
     try:
@@ -172,23 +178,24 @@ class EventFiles:
     def open(self, on_progress: Callable[[int, int], None] | None = None) -> Any:
         """The pairs. Raises UserError where there are none, or an events' file has no picture."""
         root = _of_split(Path(self.source), self.split)
-        files = {_key(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.suffix in KINDS}
+        files = [path for path in sorted(root.rglob("*")) if path.suffix in KINDS]
         if not files:
             raise UserError(f"{root} holds no events' files ({', '.join(KINDS)})")
         pictures = open_images(
             str(_of_split(Path(self.pictures), self.split)),
             resolution=self.picture_resolution,
             fit="crop",
+            filter="bicubic",
             labels=self.labels,
             on_progress=on_progress,
         )
-        places = {_key(PurePosixPath(name)): i for i, name in enumerate(pictures.names)}
-        lonely = [key for key in files if key not in places]
+        wanted = _places([path.relative_to(root).as_posix() for path in files], str(root))
+        places = _places(pictures.names, pictures.source)
+        lonely = [key for key in wanted if key not in places]
         if lonely:
-            raise UserError(
-                f"{files[lonely[0]]} has no picture {lonely[0]}.* in {pictures.source} ({len(lonely)} have none)"
-            )
-        return self._paired(pictures.subset([places[key] for key in files]), tuple(files.values()))
+            first = files[wanted[lonely[0]]]
+            raise UserError(f"{first} has no picture {lonely[0]}.* in {pictures.source} ({len(lonely)} have none)")
+        return self._paired(pictures.subset([places[key] for key in wanted]), tuple(files))
 
     def _paired(self, pictures: ImageSet, files: tuple[Path, ...]) -> Any:
         found = EventSet(
@@ -215,8 +222,15 @@ def _of_split(root: Path, split: str) -> Path:
     return root
 
 
-def _key(path: PurePosixPath | Path) -> str:
-    return str(PurePosixPath(path.as_posix()).with_suffix(""))
+def _places(names: Sequence[str], source: str) -> dict[str, int]:
+    """Where each file is, by its name without what comes after the last dot. Raises UserError where two have one."""
+    places: dict[str, int] = {}
+    for i, name in enumerate(names):
+        key = str(PurePosixPath(name).with_suffix(""))
+        if key in places:
+            raise UserError(f"{source} has {names[places[key]]} and {name}; a pair has one file of each kind")
+        places[key] = i
+    return places
 
 
 def _sizes(files: Iterable[Path]) -> str:

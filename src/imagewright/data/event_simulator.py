@@ -29,6 +29,8 @@ LEAST = 0.05
 """Threshold below which no pixel's falls, however wide they are spread."""
 SLACK = 1e-9
 """Share of a threshold that rounding may lack."""
+MOST_NOISE = 1000
+"""Events of a pixel that nothing caused, on average."""
 AT_ONCE = 1 << 16
 """Pixels of pictures that are simulated side by side."""
 
@@ -57,6 +59,11 @@ class Simulator:
             require_positive(f"simulator.{name}", getattr(self, name))
         for name in ("spread", "noise"):
             require_non_negative(f"simulator.{name}", getattr(self, name))
+        if self.noise * self.seconds > MOST_NOISE:
+            raise UserError(
+                f"simulator.noise is {self.noise:g}; in simulator.seconds, {self.seconds:g}, it must be no more than "
+                f"{MOST_NOISE} events a pixel"
+            )
         for name, low in (("stroke", 0.0), ("threshold", LEAST)):
             pair = getattr(self, name)
             if len(pair) != 2 or not low <= pair[0] <= pair[1] <= 1e4:

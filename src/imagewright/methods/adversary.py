@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imagewright.types import UserError
+
 SCALE = 2.0**12
 """Of losses whose gradients are compared: in half precision those of a mean over pixels would vanish."""
 
@@ -24,7 +26,13 @@ def adaptive_weight(loss: Tensor, other: Tensor, layer: nn.Parameter, *, most: f
     """|grad loss| / (|grad other| + 1e-4) at a layer's weight, at most `most`; a number, without gradient.
 
     loss, other: [N]; the gradients are those of their means. Esser et al. 2021 (VQGAN, arXiv 2012.09841), eq. 7.
+    Raises UserError where the layer is part of a block that processes share, as no process has it whole.
     """
+    if hasattr(layer, "to_local"):  # of FSDP
+        raise UserError(
+            "--training.parallel is shard; this method compares gradients at a layer of a block, which no process has "
+            "whole; give --training.parallel replicate"
+        )
     first, second = (
         torch.autograd.grad(SCALE * each.mean(), layer, retain_graph=True)[0].norm() / SCALE for each in (loss, other)
     )

@@ -11,7 +11,9 @@ Optimiser  the run's, published: AdamW. Probe: 2e-4 for 256 frames, batch 1024, 
 Source     Yan98/Event-Camera-Data-Pre-training (trainer/ft_trainer.py, utils/lr_decay.py, config/ours), which decides.
 Departs    RandAugment of frames as 8-bit pictures is not made. A probe's head begins as that of the run that it starts
            from, where that has one (there anew). The average is moved once a step (there once for each of its
-           backward passes).
+           backward passes). A run is judged on frames of 256 levels, of the middle of a longer recording (there of a
+           random part), whose hot pixels are not cut (there they are, where they are in training). The paper's settings
+           for N-Cars, N-Caltech101 and CIFAR-10-DVS, and its decoders for flow and segmentation, are not made.
 Checked    rates and decay of all weights of the released program; what learns and what does not; resume bit for bit.
 """
 

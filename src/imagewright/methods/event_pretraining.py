@@ -20,9 +20,11 @@ Source     Yan98/Event-Camera-Data-Pre-training (model/hub_model.py, trainer/pr_
            had): `picture_gradient` gives it. Its KL has one towards both of its sides.
 Departs    Keys are those of a micro-batch of all processes, norms and KL likewise; `group` compares the structure of so
            many pairs among themselves, as the released program does of a GPU's 64, whose sums of Sinkhorn's columns it
-           adds up over GPUs. Features of pictures are computed in every step, there once. The paper's form is averaged
-           over the batch. Starting from MoCo v3's weights is not made (`--start` takes a run of this method). How
-           blurring and recolouring are drawn is ours; both are off, as in the released program.
+           adds up over GPUs. Features of pictures are computed in every step, there once. Losses are float32, there
+           their products are as short as the run's precision. Patches without events come last in random order (there
+           as they are sorted). The paper's form is averaged over the batch. Starting from MoCo v3's weights is not
+           made (`--start` takes a run of this method). How blurring and recolouring are drawn is ours; both are off,
+           as in the released program.
 Checked    losses, Sinkhorn, an answer and one update of the released program on the same weights; zeta's identities;
            inclusion of patches against enumeration; no gradient where there shall be none; resume bit for bit.
 """

@@ -16,8 +16,11 @@ Optimiser  the run's, published: Adam, eps 1e-7, no decay; 1e-4 to 5e-5 by half 
 Source     The released code: google-research/google-research, folder vatt (utils/train/objectives.py and schedules.py,
            configs, data/processing.py), which decides; its defaults are those here.
 Departs    Where a batch is in micro-batches, negatives and norms are those of a micro-batch, in all processes. Losses
-           are scaled by all / valid of the whole (there of each replica). Cut-outs are those of `vcmamba`, by default
-           none (there, by default, a random square of a video whose shorter side is random).
+           are scaled by all / valid of the whole, and all processes drop the same tokens (there each replica has its
+           own of either). Cut-outs are those of `vcmamba`, by default none (there, by default, a random square of a
+           video whose sides are stretched a little). Saturation mixes with the channels' mean and hue is a turn about
+           the grey axis (there both of HSV). A caption's last word is a mark of its end, and signs part words (there
+           is no mark, and signs are left out). No term of sound against captions (there of weight 0).
            `captions_used=1` is not the paper's: plain NCE against one caption drawn at random, for comparison.
 Checked    the released objective's numbers; closed forms; one caption is NCE; what is masked has no gradient; two
            processes learn what one does.
@@ -202,9 +205,10 @@ def coloured(video: Tensor, noise: StepNoise) -> Tensor:
     like = video[:, :1, :1, :1, :1]
     chosen, light, contrast, saturation, hue = (noise.uniform(like) for _ in range(5))
     changed = video + 2 * BRIGHTNESS * (2 * light - 1)
-    changed = _stretched(changed, changed.mean((2, 3, 4), keepdim=True), 1 + CONTRAST * (2 * contrast - 1))
     if video.shape[1] == 3:
         changed = _stretched(changed, changed.mean(1, keepdim=True), 1 + CONTRAST * (2 * saturation - 1))
+    changed = _stretched(changed, changed.mean((3, 4), keepdim=True), 1 + CONTRAST * (2 * contrast - 1))
+    if video.shape[1] == 3:
         changed = _turned(changed, 2 * torch.pi * HUE * (2 * hue - 1))
     return torch.where(chosen < COLOURED, changed.clamp(-1, 1), video)
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from imagewright.models.shared_norm import SharedBatchNorm
 from imagewright.models.view import seen
 from imagewright.networks.event_vit import EventViT
-from imagewright.networks.shared_norm import SharedBatchNorm
 from imagewright.precision import uncast
 from imagewright.types import Encoding, ModelKind, UserError, View
 

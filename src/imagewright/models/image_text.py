@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imagewright.data.captions import Prompts, check_prompts
+from imagewright.data.caption_tables import Prompts, check_prompts
 from imagewright.data.words import encoded, vocabulary
 from imagewright.models.view import seen
 from imagewright.networks import CLIP

@@ -6,10 +6,11 @@ Input    patches of `patch` x `patch` pixels, each a token: a convolution; plus 
 Blocks   x + attention(norm x), then x + MLP(norm x), LayerNorm (1e-6), biases everywhere, GELU; whole branches are
          dropped, the more the later (`drop_path`, of the last block). A last norm.
 Answer   both class tokens side by side; the patches' tokens; a linear layer's logits where there are classes.
-Weights  Xavier's uniform with biases of zero, patches' too; class tokens normal of deviation 0.02; the head is
-         PyTorch's own before pre-training, normal (0.01) and zeros in a probe.
+Weights  Xavier's uniform with biases of zero, only the patches' biases are PyTorch's own; class tokens normal of
+         deviation 0.02; the head is PyTorch's own before pre-training, normal (0.01) and zeros in a probe.
 Source   Yang et al. 2023, released code: Yan98/Event-Camera-Data-Pre-training (model/ours_model), which decides.
-Departs  In fine-tuning positions are what `learn_positions` says; the released network always learns them there.
+Departs  In fine-tuning positions are what `learn_positions` says; the released network always learns them there. The
+         paper's other network, ResNet-50, is not made (the released program has none either).
 Checked  parameter counts; an answer of the released network on the same weights.
 """
 

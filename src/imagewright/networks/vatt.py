@@ -5,8 +5,8 @@ Tokens     video: patches of 4 frames and 16x16 pixels; sound: pieces of 128 sam
 Places     video: three tables (frames, rows, columns), added; sound: one. Normalised, then added, then dropout. Words
            with a backbone of their own have none: attention has a bias, learnt for 32 distances.
 Layers     h + f(LN h), f attention, then h + f(LN h), f two layers with GELU between; a norm at the end. Of words with
-           a backbone of their own as T5's: no biases, root mean squares in place of layer norms, and scores that are
-           not divided by the root of the heads' width.
+           a backbone of their own as T5's: dense layers without biases, scores that are not divided by the root of the
+           heads' width, and root mean squares in place of layer norms, but for that before the two dense layers.
 Shared     one backbone for all; of each signal are its tokens, a dense layer with GELU before, places (words have a
            table, too) and the vector for all, and a dense layer with GELU after.
 Joined     video against sound: dense, batch norm, ReLU, dense, batch norm; sound: dense. Video against words is made of
@@ -135,13 +135,13 @@ class Joint(NamedTuple):
 
 
 class Layer(Block):
-    """h + attention(norm h), then h + MLP(norm h). like_t5: no biases, RMS norms, scores as they are."""
+    """h + attention(norm h), then h + MLP(norm h). like_t5: dense without biases, the first norm RMS, scores as is."""
 
     def __init__(self, width: int, heads: int, dropped: float, *, like_t5: bool) -> None:
         super().__init__()
         self.heads, self.dropped, self.scale = heads, dropped, 1.0 if like_t5 else None
-        norm, dense = partial(nn.RMSNorm if like_t5 else nn.LayerNorm, eps=EPS), partial(nn.Linear, bias=not like_t5)
-        self.norm0, self.norm1 = norm(width), norm(width)
+        dense = partial(nn.Linear, bias=not like_t5)
+        self.norm0, self.norm1 = (nn.RMSNorm if like_t5 else nn.LayerNorm)(width, eps=EPS), nn.LayerNorm(width, eps=EPS)
         self.qkv, self.out = dense(width, 3 * width), dense(width, width)
         self.up, self.down = dense(width, EXPANSION * width), dense(EXPANSION * width, width)
         _glorot(self.qkv, parts=3)

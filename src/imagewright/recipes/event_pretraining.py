@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from imagewright.data.event_files import EventFiles
+from imagewright.data.event_simulator import Simulator
 from imagewright.data.events import StandinEvents
 from imagewright.methods.event_classification import EventClassification
 from imagewright.methods.event_pretraining import EventPretraining, EventViews
@@ -27,14 +28,16 @@ IMAGENET = 1_281_167
 EPOCHS, WARM_UP, BATCH = 300, 40, 1024
 GPU = 64
 """Pairs of a GPU in the released recipes: those whose structure is compared."""
-SMALL = EventViews(shift=2, copies=(10, 200), copies_least=100)
+SMALL = EventViews(shift=1, copies=(10, 50), copies_least=100, area=0.9)
 """For frames of 16 or 32 pixels."""
+CAMERA = Simulator(stroke=(0.5, 1.0))
+"""Whose movements leave an 8x8 digit legible."""
 
 
 def digits() -> Experiment:
-    """Handwritten digits that move, frames of 16x16: four minutes on a CPU thread."""
+    """Handwritten digits that move, frames of 16x16: a minute on a CPU thread."""
     return Experiment(
-        data=StandinEvents(source="digits", scale=2, most=1024),
+        data=StandinEvents(source="digits", scale=2, most=1024, simulator=CAMERA),
         method=EventPretraining(views=replace(SMALL, mirror=False), hidden=256, out=64),
         network=EventViTConfig(img_resolution=16, patch=4, width=64, depth=4, heads=4, head_norm=True),
         given={"teacher": "digits"},
@@ -113,7 +116,7 @@ def imagenet_tuning(size: str) -> Experiment:
 def edm_events() -> Experiment:
     """Frames of events of moving digits, drawn by EDM: pictures of two channels."""
     run = edm_digits()
-    return replace(run, data=StandinEvents(source="digits", scale=2, frames=True))
+    return replace(run, data=StandinEvents(source="digits", scale=2, frames=True, simulator=CAMERA))
 
 
 def _published(

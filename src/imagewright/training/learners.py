@@ -160,8 +160,7 @@ class Learner:
 
 
 def summed(loss: Tensor) -> Tensor:
-    """The sum of an update's loss, []: in 32 bits at least, of which halves have too few for a batch (or too short a
-    range)."""
+    """The sum of an update's loss, [], in 32 bits at least: halves have too few for a batch, and too short a range."""
     return loss.to(torch.promote_types(loss.dtype, torch.float32)).sum()
 
 

@@ -81,6 +81,8 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Images:
         pixels = decode(read_bytes(path, limits.PICTURE_BYTES))
     except BadPicture as finding:
         raise UserError(f"{path}: {finding}") from None
+    if shape[2:] == (2,) and pixels.shape[2] == 3:
+        pixels = 255 - pixels[..., [2, 0]]  # `coloured` undone
     if pixels.shape != shape:
         raise UserError(f"{path} is {pixels.shape}, not {shape}; choose another --out, or move it away")
     return pixels

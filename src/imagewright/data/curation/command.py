@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from imagewright import limits
-from imagewright.data.captions import Pairs, curated, keep_chances, one_each, read_captions, read_lists, write_tsv
+from imagewright.data.caption_tables import read_captions, read_lists, write_tsv
+from imagewright.data.captions import Pairs, curated, keep_chances, one_each
 from imagewright.data.curation.balancing import Balance, Counts
 from imagewright.data.curation.labelled import LABELS, balanced
 from imagewright.data.curation.matching import Lists, Matcher
