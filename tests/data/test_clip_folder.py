@@ -131,4 +131,4 @@ def test_what_is_no_set_of_clips_is_told(folder: Path, tmp_path: Path) -> None:
 def test_the_published_run_is_shown_without_its_clips(capsys: pytest.CaptureFixture[str]) -> None:
     main(["train", "vatt-ma-howto100m", "--dry-run"])
     said = capsys.readouterr().out
-    assert "not there: clips howto100m" in said and "encoder: trained, 182.65 M parameters" in said
+    assert "not there: images howto100m" in said and "encoder: trained, 182.65 M parameters" in said
