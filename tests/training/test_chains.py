@@ -50,10 +50,12 @@ def drawn(experiment: Experiment) -> bool:
 
 UNSHRINKABLE = "disco-imagenet64"
 """Latents are told behind attention, which ADM's networks of less than 64 channels have not."""
+ABSENT = "nimagenet"
+"""Examples that are no pictures, of which nothing small stands in for the files."""
 CHAINED = [
     name
     for name, recipe in RECIPES.items()
-    if named_by(recipe()) and not drawn(recipe()) and not name.startswith(UNSHRINKABLE)
+    if named_by(recipe()) and not drawn(recipe()) and not name.startswith(UNSHRINKABLE) and ABSENT not in name
 ]
 
 
@@ -101,7 +103,7 @@ def shrunk(name: str) -> Experiment:
 
 def trainer(experiment: Experiment, folder: Path) -> tuple[Trainer, DataSpec]:
     assembled = assemble(experiment, sources=Small())
-    loader = Loader(assembled.images, 2, 0, experiment.data.xflip)
+    loader = Loader(assembled.images, 2, 0, getattr(experiment.data, "xflip", False))
     return Trainer(experiment.method, assembled.parts, loader, experiment.training, folder), assembled.images.spec
 
 
@@ -120,7 +122,7 @@ def make(name: str) -> None:
 
 def steps(run: Trainer, experiment: Experiment) -> None:
     """Two, unless the method learns from pairs, which nobody has made here."""
-    if experiment.data.couplings is None:
+    if getattr(experiment.data, "couplings", None) is None:
         for _ in range(2):
             run.train_step()
 

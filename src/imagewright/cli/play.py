@@ -47,11 +47,11 @@ def play(
         raise UserError("imagewright play needs at least one model; a shipped one is emoji64-32")
     if importlib.util.find_spec("nicegui") is None:
         raise UserError("a page to play with is served with an extra: pip install 'imagewright[ui]'")
-    _require_free(host, port)
     from imagewright.cli.play_page import serve
     from imagewright.cli.playing import Player
 
     player = Player(models, device, data, guide)
+    _require_free(host, port)
     say(f"open http://{f'[{host}]' if ':' in host else host}:{port}/ in a browser; Ctrl-C ends it")
     serve(player, host, port)
 
