@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -75,7 +76,10 @@ def processes() -> Iterator[Processes]:
     with told_as_lost():
         if restarted():
             # Two that are started anew at once may each wait for the other's call; whoever gives up is started again.
-            dist.init_process_group(backends, timeout=MEETING)
+            from torch.distributed.rendezvous import rendezvous
+
+            store, rank, world = next(rendezvous("env://", timeout=MEETING))
+            dist.init_process_group(backends, timeout=MEETING, store=_empty(store), rank=rank, world_size=world)
             dist.distributed_c10d._set_pg_timeout(dist.distributed_c10d.default_pg_timeout)
         else:
             dist.init_process_group(backends)
@@ -87,7 +91,24 @@ def processes() -> Iterator[Processes]:
 
 def restarted() -> bool:
     """Whether torchrun has started these processes anew, after one of them was lost (`--max-restarts`)."""
-    return _whole("TORCHELASTIC_RESTART_COUNT", 0, 0, 1 << 20) > 0
+    return _starts() > 0
+
+
+def _starts() -> int:
+    """How often torchrun has started these processes anew."""
+    return _whole("TORCHELASTIC_RESTART_COUNT", 0, 0, 1 << 20)
+
+
+def _empty(store: Any) -> Any:
+    """A part of torchrun's store in which nobody has written: on one machine it keeps what processes before left there.
+
+    Who reads the addresses of those calls processes that are gone. Machines may count their starts differently, so that
+    several of them have the whole store, as torch does.
+    """
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    alone = _whole("LOCAL_WORLD_SIZE", 0, 0, 1 << 20) == _world_size()
+    return PrefixStore(f"start {_starts()}", store) if alone else store
 
 
 def _world_size() -> int:
