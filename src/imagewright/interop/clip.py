@@ -21,12 +21,13 @@ from imagewright import limits
 from imagewright.data.words import END, located
 from imagewright.files import read_bytes, read_json
 from imagewright.interop.fitting import Source, StateDict, fitted, require_known, tensor_of
+from imagewright.metrics.vision_transformers import STATISTICS
 from imagewright.models.image_text import ImageText, listed
 from imagewright.networks.clip import CLIP, CLIPConfig
 from imagewright.shapes import brief
 from imagewright.types import UserError
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MEAN, STD = STATISTICS["clip"]
 """Of OpenAI's CLIP."""
 TRANSFORMERS = "metaclip_2"
 """The model_type of a config.json."""

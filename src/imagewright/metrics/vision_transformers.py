@@ -23,7 +23,7 @@ from imagewright.metrics.features import EncoderFeatures, file_sha256
 from imagewright.models.view import seen
 from imagewright.types import Encoding, ModelKind, UserError, View
 
-_STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
@@ -130,7 +130,7 @@ def _layers(folder: Path) -> Any:
 
 
 def _view(folder: Path, family: str) -> View:
-    mean, std = _STATISTICS[family]
+    mean, std = STATISTICS[family]
     path = folder / "preprocessor_config.json"
     side: Any = _SIDE
     if path.is_file():

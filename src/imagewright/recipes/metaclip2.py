@@ -48,22 +48,26 @@ def emoji64_32() -> Experiment:
     )
 
 
+def _optimizer(lr: float, ramp: float, cooldown: float) -> OptimizerConfig:
+    """As published, but for the rate and its lengths."""
+    return OptimizerConfig(
+        kind="adamw",
+        lr=lr,
+        betas=(0.9, 0.95),
+        eps=1e-6,
+        weight_decay=0.1,
+        decay_vectors=False,
+        lr_ramp_images=ramp,
+        lr_cooldown_images=cooldown,
+        lr_cooldown_shape="cosine",
+    )
+
+
 def worldwide(size: str) -> Experiment:
     """As published, at 224 pixels, from a table of captions and the tokenizer of XLM-V."""
     total, warm = EPOCHS * (EPOCH // BATCH) * BATCH, WARM_UP * BATCH
     data = CaptionsConfig(
         source="pairs.parquet", resolution=224, t=170_000, metadata="entries.json", vocabulary="xlm-v.json"
-    )
-    optimizer = OptimizerConfig(
-        kind="adamw",
-        lr=4e-4,
-        betas=(0.9, 0.95),
-        eps=1e-6,
-        weight_decay=0.1,
-        decay_vectors=False,
-        lr_ramp_images=warm,
-        lr_cooldown_images=total - warm,
-        lr_cooldown_shape="cosine",
     )
     return Experiment(
         data=data,
@@ -72,7 +76,7 @@ def worldwide(size: str) -> Experiment:
         training=TrainingConfig(
             total_images=total,
             batch=BATCH,
-            optimizer=optimizer,
+            optimizer=_optimizer(4e-4, warm, total - warm),
             precision="bf16",
             recompute=True,
             log_images=100 * BATCH,
@@ -88,17 +92,7 @@ def _small(total: int, each: int) -> TrainingConfig:
     return TrainingConfig(
         total_images=total,
         batch=128,
-        optimizer=OptimizerConfig(
-            kind="adamw",
-            lr=1e-3,
-            betas=(0.9, 0.95),
-            eps=1e-6,
-            weight_decay=0.1,
-            decay_vectors=False,
-            lr_ramp_images=0.05,
-            lr_cooldown_images=0.95,
-            lr_cooldown_shape="cosine",
-        ),
+        optimizer=_optimizer(1e-3, 0.05, 0.95),
         log_images=2_560,
         snapshot_images=each,
         checkpoint_images=each,
