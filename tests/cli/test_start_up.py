@@ -11,7 +11,7 @@ from imagewright.cli import known
 from imagewright.errors import UserError
 
 ASK = """
-import resource, sys
+import sys
 import imagewright
 from imagewright.cli.main import main
 for words in {words!r}:
@@ -20,21 +20,22 @@ for words in {words!r}:
     except SystemExit as ended:
         assert ended.code == 2
 large = sorted({{"torch", "numpy", "scipy", "PIL", "tyro", "matplotlib", "sklearn"}} & {{*sys.modules}})
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(large, used.ru_utime + used.ru_stime, file=sys.stderr)
+print(large, len(sys.modules), file=sys.stderr)
 """
+MOST = 250
+"""Modules that may be there: 176 now, thousands with torch."""
 WORDS = [["--help"], ["smaple"], ["sample", "--nn", "3"], ["train", "edm-digits", "--training.btach=3"]]
 
 
 def test_help_and_mistakes_need_no_torch() -> None:
-    """In one process, under 0.4 s of CPU; measured 0.1 (it was 2.4 for the help alone)."""
+    """In one process; measured 0.1 s of CPU (it was 2.4 for the help alone), whose cause is what is imported."""
     done = subprocess.run([sys.executable, "-c", ASK.format(words=WORDS)], capture_output=True, text=True, check=True)
     assert "imagewright COMMAND --help" in done.stdout
     told = done.stderr.splitlines()
     assert "did you mean 'sample'?" in told[0] and "did you mean --n?" in told[1]
     assert "did you mean --training.batch?" in told[2]
-    large, seconds = told[3].rsplit(" ", 1)
-    assert large == "[]" and float(seconds) < 0.4
+    large, modules = told[3].rsplit(" ", 1)
+    assert large == "[]" and int(modules) < MOST
 
 
 @pytest.mark.parametrize(
