@@ -194,9 +194,7 @@ def main(folder: Path, names: list[str]) -> None:
             ways: tuple[Parallel, ...] = ("replicate", "shard")
             if "both" not in names and name != "edm":
                 ways = ways[number % 2 :][:1]
-            began = time.perf_counter()
             found[name] = measure(name, experiment, folder / name, group, ways)
-            found[name]["seconds"] = round(time.perf_counter() - began, 2)
             if group.is_first:
                 (folder / "found.json").write_text(json.dumps(found))
                 print(name, found[name], flush=True)
