@@ -167,6 +167,16 @@ class Examples(Protocol):
         ...
 
 
+@runtime_checkable
+class Offering(Protocol):
+    """A data set that has more for methods than its batches."""
+
+    @property
+    def offers(self) -> Mapping[str, Any]:
+        """What its methods may ask for by name, beside the specification."""
+        ...
+
+
 Chance = Callable[[], npt.NDArray[np.float64]]
 
 ModelKind = Literal["denoiser", "latent_denoiser", "flow_map", "token_model", "codec", "autoencoder", "encoder"]

@@ -15,10 +15,11 @@ from imagewright.cli.composing import experiment_of
 from imagewright.cli.dry_run import StandIns
 from imagewright.cli.main import main
 from imagewright.data import ImageSet, write_edm_zip
+from imagewright.data.config import DataConfig
 from imagewright.models.files import load_model
 from imagewright.recipes.composed import LEAST_IMAGES, auto, distill, lasting
 from imagewright.training.distributed import Processes
-from imagewright.training.experiment import DataConfig, assemble
+from imagewright.training.experiment import assemble
 from imagewright.training.pace import Opened
 from imagewright.types import DataSpec, kind_of
 

@@ -15,6 +15,7 @@ from PIL import Image
 from imagewright.cli.edit_latents import places
 from imagewright.cli.main import main
 from imagewright.data import open_images
+from imagewright.data.config import DataConfig
 from imagewright.data.couplings import Couplings
 from imagewright.methods.edm import EDM
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
@@ -24,7 +25,7 @@ from imagewright.models.latents import LatentSpace
 from imagewright.networks import KLAutoencoder, KLAutoencoderConfig, SongUNetConfig
 from imagewright.recipes import RECIPES
 from imagewright.samplers import Heun, MultistepConsistency
-from imagewright.training.experiment import DataConfig, Experiment, run_experiment
+from imagewright.training.experiment import Experiment, run_experiment
 
 DIGITS = open_images("digits").spec
 

@@ -14,10 +14,10 @@ from imagewright.cli.main import main
 from imagewright.data import Loader, open_images
 from imagewright.data.caption_tables import read_captions, read_lists, read_prompts, write_tsv
 from imagewright.data.captions import CaptionsConfig, one_each, open_table
+from imagewright.data.config import DataConfig
 from imagewright.data.curation.balancing import Balance
 from imagewright.data.curation.labelled import balanced
 from imagewright.data.standin_captions import SHARES, standin_captions
-from imagewright.training.experiment import DataConfig
 from imagewright.types import UserError
 
 pytest.importorskip("ahocorasick")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from imagewright.data import ImageSet
+from imagewright.data.config import DataConfig
 from imagewright.data.partition import clustered, consecutive, numbered, of_classes, spelled
-from imagewright.training.experiment import DataConfig
 from imagewright.types import UserError
 
 NAMES = ("cat", "cow", "dog", "eel", "fox")

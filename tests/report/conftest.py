@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.edm import EDM
 from imagewright.networks import SongUNetConfig
 from imagewright.samplers import Heun
 from imagewright.training.config import TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment, run_experiment
+from imagewright.training.experiment import Experiment, run_experiment
 
 
 def _report(images: int, fd: float) -> dict[str, object]:

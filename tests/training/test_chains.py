@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from imagewright.cli.dry_run import KNOWN_SETS
 from imagewright.data import ImageSet, Loader
+from imagewright.data.config import DataConfig
 from imagewright.data.couplings import Couplings
 from imagewright.models.files import ModelFile, save_model
 from imagewright.pretrained import shipped
 from imagewright.recipes import RECIPES
-from imagewright.training.experiment import DataConfig, Experiment, assemble
+from imagewright.training.experiment import Experiment, assemble
 from imagewright.training.given import Sources, requests
 from imagewright.training.trainer import Trainer
 from imagewright.types import DataSpec

@@ -14,6 +14,7 @@ import torch
 
 from imagewright.cli.main import main
 from imagewright.data import Loader, from_uint8, open_images, to_uint8
+from imagewright.data.config import DataConfig
 from imagewright.data.latents import LatentSheet
 from imagewright.data.shards import shard_path
 from imagewright.methods.continuous_consistency import ContinuousConsistencyDistillation
@@ -31,7 +32,7 @@ from imagewright.pretrained import find_model
 from imagewright.recipes import RECIPES
 from imagewright.samplers import Heun, MultistepConsistency, Straight
 from imagewright.samplers.generator import generator_from
-from imagewright.training.experiment import DataConfig, Experiment, assemble, run_experiment
+from imagewright.training.experiment import Experiment, assemble, run_experiment
 from imagewright.training.latents import STREAMS, open_latents
 from imagewright.training.trainer import Trainer
 from imagewright.types import DataSpec, UserError

@@ -1,6 +1,5 @@
 """Post-hoc averages against averages that were really kept, and stored weights combined."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from imagewright.cli.main import main
+from imagewright.data.config import DataConfig
+from imagewright.data.source import DataSource
 from imagewright.methods.edm import EDM, denoising_loss
 from imagewright.models.files import ModelFile
 from imagewright.models.preconditioning import EDMPrecond
@@ -25,7 +27,7 @@ from imagewright.paths.noise_levels import LogNormal
 from imagewright.recipes import RECIPES
 from imagewright.samplers import Heun
 from imagewright.training.chain import Chain, Stage
-from imagewright.training.experiment import DataConfig, Experiment, assemble, run_experiment
+from imagewright.training.experiment import Experiment, assemble, run_experiment
 from imagewright.training.given import Sources
 from imagewright.training.record import experiment_from_json, read_record, to_json
 from imagewright.types import (
@@ -209,7 +211,7 @@ class Pictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PicturesConfig:
+class PicturesConfig(DataSource):
     """Where the captions come from."""
 
     source: str = "made-up"

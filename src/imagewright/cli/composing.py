@@ -11,11 +11,12 @@ import tyro
 
 from imagewright.checks import require_positive
 from imagewright.cli.console import bar, duration, say
+from imagewright.data.config import DataConfig
 from imagewright.pretrained import find_model, folder_of
 from imagewright.recipes import RECIPES
 from imagewright.recipes.composed import HOURS, USUAL_HOURS, auto, distill, lasting
 from imagewright.training.distributed import Processes, pick_device
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 from imagewright.training.pace import images_per_second
 from imagewright.training.record import EMBEDDED, experiment_from_json, located, read_record
 from imagewright.types import UserError, kind_of

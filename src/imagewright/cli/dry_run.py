@@ -71,7 +71,7 @@ class StandIns(Sources):
     def images(self, data: Any, on_progress: Callable[[int, int], None] | None) -> Any:
         """The images, or an empty set like the one that the recipe names."""
         name = Path(data.source).name
-        absent = data.absent() if hasattr(data, "absent") else None
+        absent = data.absent()
         if absent is not None:
             self.missing.append(f"examples {data.source}")
             return absent

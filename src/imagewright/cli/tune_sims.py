@@ -18,6 +18,7 @@ from imagewright.cli.scoring import extractor_for, real_images, training_data
 from imagewright.cli.train import find_experiment
 from imagewright.cli.tune_common import Scoring, Told, require_denoiser
 from imagewright.data import open_images
+from imagewright.data.config import DataConfig
 from imagewright.data.edm_zip import write_edm_zip
 from imagewright.files import replacing
 from imagewright.guidance import sims as guided_away
@@ -27,7 +28,7 @@ from imagewright.pretrained import find_model, folder_of
 from imagewright.samplers.generator import ImageGenerator, sampler_from_json
 from imagewright.training.config import EmaConfig
 from imagewright.training.distributed import pick_device
-from imagewright.training.experiment import DataConfig, Experiment, run_experiment
+from imagewright.training.experiment import Experiment, run_experiment
 from imagewright.tuning.sims import Recipe, best_setting, self_consuming
 from imagewright.types import UserError
 

@@ -36,6 +36,7 @@ from imagewright.data.fitting import Fit
 from imagewright.data.image_set import ImageSet
 from imagewright.data.opening import open_images
 from imagewright.data.pixels import from_uint8
+from imagewright.data.source import DataSource
 from imagewright.data.standin_captions import SOURCE, standin_captions
 from imagewright.data.words import Vocabulary, WordList, encoded, vocabulary
 from imagewright.types import Chance, DataSpec, Example, UserError
@@ -221,7 +222,7 @@ def of_languages(pairs: Pairs, languages: Sequence[str]) -> Pairs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionsConfig:
+class CaptionsConfig(DataSource):
     """Which captioned pictures to learn from, and how they are balanced."""
 
     source: str = SOURCE

@@ -35,6 +35,7 @@ from imagewright.data.fitting import Fitting
 from imagewright.data.image_set import held_out
 from imagewright.data.pixels import BadPicture, with_channels
 from imagewright.data.reading import decoded, mapped
+from imagewright.data.source import DataSource
 from imagewright.data.words import WordList, vocabulary
 from imagewright.types import DataSpec, UserError
 
@@ -46,7 +47,7 @@ RATES, SPEEDS = (1, 768_000), (1e-3, 1e3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipFolderConfig:
+class ClipFolderConfig(DataSource):
     """Clips of the videos in a folder."""
 
     source: str

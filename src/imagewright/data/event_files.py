@@ -33,6 +33,7 @@ from imagewright.data.events import EventSet, Rows, framed
 from imagewright.data.image_set import ImageSet
 from imagewright.data.opening import open_images
 from imagewright.data.pixels import Pixels
+from imagewright.data.source import DataSource
 from imagewright.files import read_bytes
 from imagewright.types import DataSpec, UserError
 
@@ -119,7 +120,7 @@ class Recorded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EventFiles:
+class EventFiles(DataSource):
     """Recorded events and the pictures that were in front of the camera."""
 
     source: str

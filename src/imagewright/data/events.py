@@ -24,6 +24,7 @@ from imagewright.data.event_simulator import Events, Simulator
 from imagewright.data.image_set import ImageSet, Labels
 from imagewright.data.opening import open_images
 from imagewright.data.pixels import Pixels, from_uint8
+from imagewright.data.source import DataSource
 from imagewright.types import UNCONDITIONAL, Chance, Condition, DataSpec, Example, UserError
 
 Rows = npt.NDArray[np.int64]
@@ -160,7 +161,7 @@ class Simulated:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StandinEvents:
+class StandinEvents(DataSource):
     """Events that a picture of a set makes when a window moves over it, paired with the still picture."""
 
     source: str

@@ -26,6 +26,7 @@ from imagewright.checks import require_whole
 from imagewright.data.clips import ClipSet, ClipShape, Read, Rows
 from imagewright.data.image_set import ImageSet
 from imagewright.data.opening import open_images
+from imagewright.data.source import DataSource
 from imagewright.data.words import WordList, words_of
 from imagewright.types import DataSpec, UserError
 
@@ -52,7 +53,7 @@ SPLITS = {"train": 0, "val": 1, "test": 2, "all": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
-class StandinTripletsConfig:
+class StandinTripletsConfig(DataSource):
     """Clips made of the pictures of a set."""
 
     source: str = "digits"

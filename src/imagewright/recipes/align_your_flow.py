@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.align_your_flow import AlignYourFlow, RelativisticFinish
 from imagewright.methods.time_alignment import TimeAlignment
 from imagewright.recipes.consistency import cd_digits, cd_emoji64_32
@@ -21,7 +22,7 @@ from imagewright.recipes.continuous_consistency import cifar10_training, imagene
 from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Heun, Jumps
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 STOPS = Jumps(num_steps=4)
 WARMUP_STEPS, STEPS, FINISH_STEPS = 10_000, 50_000, 3_000

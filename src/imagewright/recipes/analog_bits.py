@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.analog_bits import AnalogBitsTraining
 from imagewright.networks import BitUNetConfig
 from imagewright.recipes import edm
@@ -22,7 +23,7 @@ from imagewright.recipes.edm import FROM_DATA
 from imagewright.recipes.published import halflife_images
 from imagewright.samplers import BitDiffusion
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 
 def digits() -> Experiment:

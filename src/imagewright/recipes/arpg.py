@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.arpg import RandomOrders
 from imagewright.networks import ARPGConfig
 from imagewright.recipes import autoregressive, maskgit
 from imagewright.samplers import RandomizedParallel
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 TOKENS: dict[str, Any] = {"values": 2, "length": 1}
 """Placeholders: a run takes these from its data and its tokenizer."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.autoregressive import Autoregressive
 from imagewright.networks import TokenTransformerConfig
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 FROM_DATA = {"values": 256, "length": 64}
 """Placeholders: a run takes these from its codec."""

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.classification import Classification
 from imagewright.networks.wide_resnet import WideResNetConfig
 from imagewright.training.config import OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 IMAGENET = 1_281_167
 """Training images."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from imagewright.data.augment import Augment
+from imagewright.data.config import DataConfig
 from imagewright.methods.consistency import ConsistencyDistillation
 from imagewright.methods.distances import Distance
 from imagewright.methods.dmd2 import DMD2
@@ -19,7 +20,7 @@ from imagewright.networks import SongUNetConfig
 from imagewright.recipes.published import eps_of_mean
 from imagewright.samplers import Heun, MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 from imagewright.types import DataSpec
 
 FEW = 50_000

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.consistency import ConsistencyDistillation, ConsistencyTraining
 from imagewright.methods.consistency_limits import ContinuousTimeDistillation, ContinuousTimeTraining
 from imagewright.methods.distances import Distance
@@ -19,7 +20,7 @@ from imagewright.recipes import edm
 from imagewright.recipes.published import eps_of_mean, halflife_images
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 EPS_OF_PULL = 2 * eps_of_mean(3 * 32 * 32)
 """Under stop-gradient in continuous time the official loss is a sum, half of ours times the numbers of an image."""

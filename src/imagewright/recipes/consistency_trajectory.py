@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.consistency_trajectory import Adversarial, ConsistencyTrajectory
 from imagewright.methods.distances import Distance
 from imagewright.metrics.perceptual import lpips_installed
@@ -23,7 +24,7 @@ from imagewright.recipes.consistency import cd_digits, cd_emoji64_32
 from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Jumps
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 from imagewright.training.given import named
 
 DISCRIMINATOR_LR = 2e-3

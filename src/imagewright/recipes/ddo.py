@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.ddo import DDO
 from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Heun, Raster
 from imagewright.training.chain import OF_STAGE, Chain, Stage
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 from imagewright.training.self_play import DrawNegatives, KeepBest
 
 

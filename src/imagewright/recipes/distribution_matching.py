@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.distribution_matching import KarrasLevels
 from imagewright.methods.dmd import DMD
 from imagewright.methods.dmd2 import DMD2
@@ -20,7 +21,7 @@ from imagewright.methods.f_distill import FDistill
 from imagewright.recipes.published import halflife_images
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 from imagewright.training.given import named
 
 NO_GAN = DMD2(generator_gan=0.0, fake_gan=0.0)

@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from imagewright.data.augment import Augment
+from imagewright.data.config import DataConfig
 from imagewright.methods.edm import EDM
 from imagewright.networks import DhariwalUNetConfig, EDM2UNetConfig, SongUNetConfig
 from imagewright.paths.noise_levels import LogNormal
 from imagewright.recipes.published import eps_of_mean
 from imagewright.samplers import Heun
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 FROM_DATA: dict[str, Any] = {"img_resolution": 64, "in_channels": 3, "out_channels": 3}
 """Sizes that `training.experiment.assemble` replaces by those of the data set."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.em_distillation import EMDistillation
 from imagewright.recipes.distribution_matching import dmd2_digits, dmd2_emoji64_32
 from imagewright.recipes.published import eps_of_mean, halflife_images
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 BETAS = (0.0, 0.99)
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.guided_distillation import GuidedDistillation, guided_sampler
 from imagewright.recipes import edm
 from imagewright.recipes.consistency import cd_digits, cd_emoji64_32
 from imagewright.recipes.published import halflife_images
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 
 def guided_digits() -> Experiment:

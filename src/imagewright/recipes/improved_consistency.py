@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
 from imagewright.recipes.consistency import ct_cifar10, ct_imagenet64
 from imagewright.recipes.edm import digits as edm_digits
 from imagewright.recipes.published import halflife_images
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 
 def digits() -> Experiment:

@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.va_vae import VAVAE
 from imagewright.networks import KLAutoencoderConfig
 from imagewright.training.chain import OF_STAGE, Chain, Stage
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 IMAGES: dict[str, Any] = {"img_resolution": 16, "in_channels": 3}
 """Placeholders: a run takes these from its data."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.flow_matching import FlowMatching
 from imagewright.networks import DiTConfig
 from imagewright.paths.noise_levels import LogitNormal
@@ -17,7 +18,7 @@ from imagewright.recipes import edm
 from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Straight
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 METHOD = FlowMatching(times=LogitNormal(), direction=1.0, time_scale=1.0)
 PUBLISHED_STEPS = Straight(num_steps=249, order=1, shift=0.3)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.autoregressive import Autoregressive
 from imagewright.methods.axial_transformer import AxialLikelihood
 from imagewright.methods.perceiver_ar import PerceiverLikelihood
@@ -26,7 +27,7 @@ from imagewright.networks.config import NetworkConfig
 from imagewright.recipes import autoregressive
 from imagewright.recipes.published import halflife_images
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 TOKENS: dict[str, Any] = {**autoregressive.FROM_DATA}
 DIGITS: dict[str, Any] = {**TOKENS, "width": 64, "depth": 4, "heads": 4, "dropout": 0.1}

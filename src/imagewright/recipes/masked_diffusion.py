@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.genmd4 import GenMD4
 from imagewright.methods.md4 import MD4
 from imagewright.networks import PixelUNetConfig, TokenTransformerConfig
 from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Ancestral
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 IMAGES: dict[str, Any] = {"img_resolution": 32, "in_channels": 3}
 TOKENS: dict[str, Any] = {"values": 2, "length": 1}

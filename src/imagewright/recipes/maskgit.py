@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.maskgit import MaskGIT
 from imagewright.methods.vq_tokenizer import VQTokenizerTraining
 from imagewright.networks import TokenTransformerConfig, VQAutoencoderConfig
 from imagewright.recipes.published import halflife_images
 from imagewright.samplers import MaskedDecoding
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 IMAGES: dict[str, Any] = {"img_resolution": 16, "in_channels": 3}
 TOKENS: dict[str, Any] = {"values": 2, "length": 1}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.multistep_consistency import MultistepConsistencyDistillation, MultistepConsistencyTraining
 from imagewright.models.segments import segment_stops
 from imagewright.recipes.consistency import cd_digits, cd_emoji64_32
@@ -14,7 +15,7 @@ from imagewright.recipes.edm import imagenet64 as edm_imagenet64
 from imagewright.recipes.published import halflife_images
 from imagewright.samplers import Jumps
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 
 def mcd_digits() -> Experiment:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from imagewright.data.augment import Augment
+from imagewright.data.config import DataConfig
 from imagewright.methods.uni_instruct import NAMED
 from imagewright.recipes.published import eps_of_mean
 from imagewright.samplers import MultistepConsistency
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 BETAS = (0.0, 0.999)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from imagewright.data.config import DataConfig
 from imagewright.methods.vcmamba import VCMambaTraining
 from imagewright.networks.vcmamba import SIZES, VCMambaConfig
 from imagewright.recipes.classification import IMAGENET, IMAGENET_MEAN
 from imagewright.recipes.published import halflife_images
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
-from imagewright.training.experiment import DataConfig, Experiment
+from imagewright.training.experiment import Experiment
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
 EPOCHS, WARM_UP = 300, 5

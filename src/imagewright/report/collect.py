@@ -17,6 +17,7 @@ from torch import Tensor
 
 from imagewright import limits
 from imagewright.data import ImageSet, open_images, to_uint8
+from imagewright.data.config import DataConfig
 from imagewright.data.pixels import BadPicture, decode
 from imagewright.files import read_bytes
 from imagewright.metrics import FeatureExtractor, nearest
@@ -27,7 +28,6 @@ from imagewright.models.kinds import KINDS
 from imagewright.pretrained import load
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.distributed import pick_device
-from imagewright.training.experiment import DataConfig
 from imagewright.training.log import read_log
 from imagewright.training.record import experiment_from_json, get_field, read_record
 from imagewright.types import DataSpec, UserError, kind_of

@@ -22,12 +22,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from imagewright.checks import require_positive, require_whole
-from imagewright.data import ImageSet, Loader, open_images
+from imagewright.data import ImageSet, Loader
 from imagewright.data.couplings import Couplings, Mixture
-from imagewright.data.curation.balancing import Balance
-from imagewright.data.curation.labelled import BalancedSet, balanced
-from imagewright.data.partition import of_classes
+from imagewright.data.curation.labelled import BalancedSet
+from imagewright.data.source import DataSource
 from imagewright.files import try_output, write_json
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.kinds import KINDS, words
@@ -66,71 +64,8 @@ from imagewright.training.record import (
 from imagewright.training.snapshots import save_grid, snapshot_path
 from imagewright.training.starting import start_from
 from imagewright.training.trainer import Progress, Trainer
-from imagewright.types import DataSpec, Examples, Parts, UserError, kind_of
+from imagewright.types import DataSpec, Examples, Offering, Parts, UserError, kind_of
 from imagewright.version import __version__
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images to learn from."""
-
-    source: str
-    """"digits", "emoji64", or the path of an EDM-format zip or image folder."""
-    resolution: int | None = None
-    """Reduce to this size by box filter; None = the set's own size."""
-    split: str = "train"
-    xflip: bool = False
-    """Mirror images at random (without telling the network)."""
-    labels: bool = True
-    """Train class-conditionally where the set has classes."""
-    classes: tuple[str, ...] = ()
-    """Learn from pictures of these classes alone, by number, range of numbers ("0-249") or name; () = all. The model is
-    told classes by the numbers that they have in the whole set. Pairs (`couplings`) stay those of all classes."""
-    skip_bad: bool = False
-    """Leave out unusable files instead of refusing the set."""
-    workers: int = 0
-    """Processes that decode pictures of a set too large to stay decoded in memory; 0 = threads of this one."""
-    couplings: str | tuple[str, ...] | None = None
-    """Folder of pairs of noise and image that `imagewright couple` has written, for methods that learn from them; or
-    several, of which every batch has its share."""
-    latents: str | None = None
-    """Folder of the images' latents, where the run has an autoencoder: they are written where they are not there yet;
-    None = kept between commands where the package keeps such things, which wants room: 16 KB an image of 256 x 256."""
-    latent_std: float = 0.5
-    """Deviation to which each channel of an autoencoder's latents is brought; the deviation that a method expects of
-    its data (EDM's 0.5)."""
-    balance: float | None = None
-    """Show pictures of common classes less often, anew in each pass (docs/captions.md): the share of pictures that are
-    of classes which are always shown; 0.06 as published for captions; none = all pictures in every pass."""
-    coupling_weights: tuple[float, ...] = ()
-    """Shares of several folders of pairs, one for each, in any unit; () = by their numbers of pairs."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.couplings, tuple):
-            alone = self.couplings[0] if len(self.couplings) == 1 else self.couplings or None
-            object.__setattr__(self, "couplings", alone)
-        if self.coupling_weights and not isinstance(self.couplings, tuple):
-            raise UserError("data.coupling_weights has no effect without several folders in data.couplings")
-        if self.classes and not self.labels:
-            raise UserError("data.classes chooses among labels; it goes with data.labels")
-        if self.balance is not None and not self.labels:
-            raise UserError("data.balance counts labels; it goes with data.labels")
-        Balance(tail=self.balance)
-        require_positive("data.latent_std", self.latent_std)
-        require_whole("data.workers", self.workers, 0, 1024)
-
-    def open(self, on_progress: Callable[[int, int], None] | None = None) -> ImageSet:
-        """Open and check the images."""
-        images = open_images(
-            self.source,
-            resolution=self.resolution,
-            split=self.split,  # type: ignore[arg-type]  # checked by open_images
-            labels=self.labels,
-            skip_bad=self.skip_bad,
-            on_progress=on_progress,
-        )
-        images = of_classes(images, self.classes)
-        return images if self.balance is None else balanced(images, Balance(tail=self.balance))[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +73,7 @@ class Experiment:
     """One run. The fields typed Any hold dataclasses: a method, a network's configuration, a sampler."""
 
     data: Any
-    """Where the examples come from: a dataclass with `open(on_progress)`, which gives a data set (`types.Examples`)."""
+    """Where the examples come from: a kind of `data.source.DataSource`."""
     method: Any
     """What is trained and how: a dataclass of `imagewright.methods`."""
     network: Any = None
@@ -158,9 +93,10 @@ class Experiment:
     training: TrainingConfig
 
     def __post_init__(self) -> None:
-        for name, members in (("data", ("open",)), ("method", ("parts", "step", "product"))):
-            if not all(hasattr(getattr(self, name), member) for member in members):
-                raise UserError(f"{name} is {type(getattr(self, name)).__name__}, which is no {name} to train")
+        if not isinstance(self.data, DataSource):
+            raise UserError(f"data is {type(self.data).__name__}, which is no data to train")
+        if not all(hasattr(self.method, member) for member in ("parts", "step", "product")):
+            raise UserError(f"method is {type(self.method).__name__}, which is no method to train")
         if self.sampler is not None and not hasattr(self.sampler, "model_kind"):
             raise UserError(f"sampler is {type(self.sampler).__name__}, which is none")
         object.__setattr__(self, "given", named(**self.given))
@@ -207,8 +143,9 @@ def assemble(
     spec, method = dataclasses.replace(images.spec, empty_classes=images.empty_classes), experiment.method
     check_examples(method, images)
     wanted = inspect.signature(method.parts).parameters
-    given = {"spec": spec, **getattr(images, "offers", {}), **gather(method, experiment.given, spec, sources)}
-    pairs = getattr(experiment.data, "couplings", None)
+    offers = images.offers if isinstance(images, Offering) else {}
+    given = {"spec": spec, **offers, **gather(method, experiment.given, spec, sources)}
+    pairs = experiment.data.couplings
     if "couplings" in wanted:
         given["couplings"] = pairs is not None
     elif pairs is not None:
@@ -229,8 +166,7 @@ def assemble(
         start_from(experiment.start, sources.given("start", experiment.start).model, parts, experiment.method.product)
     store = None
     if pairs is not None:
-        weights = getattr(experiment.data, "coupling_weights", ())
-        store = pairs_of(pairs, weights, spec, experiment.given.get("teacher"), sources)
+        store = pairs_of(pairs, experiment.data.coupling_weights, spec, experiment.given.get("teacher"), sources)
     inputs: Inputs = {"data": _identity(images), **sources.inputs}
     of_latents = None if sources.space is None else pictures.spec
     return Assembled(images, parts, store, inputs, config, sources.space, of_latents)
@@ -239,7 +175,7 @@ def assemble(
 def _in_latents(experiment: Experiment, images: Any, sources: Sources, on_progress: Any) -> Any:
     """The images, or the latents of them where the run is given an autoencoder. Raises UserError for one of others."""
     name, data = experiment.given.get(SPACE.name), experiment.data
-    folder, scale = getattr(data, "latents", None), getattr(data, "latent_std", 0.5)
+    folder, scale = data.latents, data.latent_std
     if not isinstance(name, str) or SPACE.name in requests(experiment.method):
         for field_name, idle in (("latents", folder is None), ("latent_std", scale == 0.5)):
             if not idle:
@@ -256,8 +192,7 @@ def _in_latents(experiment: Experiment, images: Any, sources: Sources, on_progre
         raise UserError(f"autoencoder {name} takes images of resolution and channels {theirs}; the data have {ours}")
     if file.space is not None and scale not in (0.5, file.space.scale):
         raise UserError(f"data.latent_std is {scale:g}; the latents of {name} are brought to {file.space.scale:g}")
-    xflip = bool(getattr(data, "xflip", False))
-    return sources.latents(images, file.space is None, mirrored=xflip, folder=folder, on_progress=on_progress)
+    return sources.latents(images, file.space is None, mirrored=data.xflip, folder=folder, on_progress=on_progress)
 
 
 def _check_in_latents(method: Any, parts: Parts) -> None:
@@ -368,9 +303,9 @@ def _run(
         assembled.images,
         experiment.training.batch,
         experiment.training.seed,
-        getattr(experiment.data, "xflip", False),
+        experiment.data.xflip,
         assembled.couplings,
-        getattr(experiment.data, "workers", 0),
+        experiment.data.workers,
     )
     log = Log(folder if processes.is_first else None, experiment.training.trackers)
 
@@ -440,9 +375,6 @@ def export(
         save_model(folder, ModelFile(model=model, spec=spec, origin=origin))
         if picture and kind != "encoder":
             save_reconstructions(snapshot, model, images, device)
-        return
-    if kind_of(model) == "encoder":
-        save_model(folder, ModelFile(model=model, spec=spec, origin=origin))
         return
     generator = ImageGenerator(model, spec, experiment.sampler, device, space=space)
     way = sampler_to_json(generator.sampler)

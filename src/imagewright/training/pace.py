@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from imagewright.data import ImageSet, Loader
+from imagewright.data.config import DataConfig
 from imagewright.precision import tf32
 from imagewright.training.distributed import Processes
-from imagewright.training.experiment import DataConfig, Experiment, assemble
+from imagewright.training.experiment import Experiment, assemble
 from imagewright.training.given import Sources
 from imagewright.training.trainer import Trainer
 

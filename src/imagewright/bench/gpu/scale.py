@@ -11,12 +11,13 @@ import numpy as np
 from torch import nn
 
 from imagewright.data import ImageSet
+from imagewright.data.config import DataConfig
 from imagewright.data.couplings import Couplings
 from imagewright.methods.consistency_trajectory import ConsistencyTrajectory
 from imagewright.models.files import ModelFile
 from imagewright.networks import DhariwalUNetConfig, PixelUNetConfig, SongUNetConfig
 from imagewright.recipes import RECIPES
-from imagewright.training.experiment import DataConfig, Experiment, assemble
+from imagewright.training.experiment import Experiment, assemble
 from imagewright.training.given import Sources
 from imagewright.types import DataSpec
 
