@@ -11,6 +11,7 @@ import torch
 
 from imagewright.bench import decoding, growth
 from imagewright.bench.growth import _operations, makers
+from imagewright.cli import bench_decoding
 from imagewright.cli.main import main
 
 
@@ -51,3 +52,13 @@ def test_what_does_not_fit_is_named(refused: Callable[..., str]) -> None:
     assert "--tokens is 256; it must be two powers of 4" in refused("bench", "decoding", "--tokens", 256)
     assert "--tokens is 256 1000; it must" in refused("bench", "decoding", "--tokens", 256, 1000)
     assert "--width is 6; it must be a multiple of 4" in refused("bench", "decoding", "--width", 6)
+
+
+def test_either_part_is_measured_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench_decoding, "measure_growth", lambda *args: [])
+    monkeypatch.setattr(bench_decoding, "measure_decoders", lambda *args, **more: [])
+    held = {"growth": {"results", "exponents"}, "ways": {"decoders"}, None: {"results", "exponents", "decoders"}}
+    for only, keys in held.items():
+        told = [] if only is None else ["--only", only]
+        main(["bench", "decoding", "--tokens", "16", "64", "--out", str(tmp_path / "g"), *told])
+        assert json.loads((tmp_path / "g").read_text()).keys() & {"results", "exponents", "decoders"} == keys

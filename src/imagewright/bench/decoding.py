@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -114,7 +114,9 @@ class Decoder:
         return asdict(self)
 
 
-def measure_decoders(device: torch.device, tokens: int, rounds: int = 3) -> list[Decoder]:
+def measure_decoders(
+    device: torch.device, tokens: int, rounds: int = 3, on_start: Callable[[str], None] = lambda what: None
+) -> list[Decoder]:
     """Every way to draw, by models of about the same size, of a square number of tokens; medians of some rounds."""
     side = math.isqrt(tokens)
     samplers: dict[str, Sampler] = {
@@ -129,6 +131,7 @@ def measure_decoders(device: torch.device, tokens: int, rounds: int = 3) -> list
     }
     found = []
     for name, sampler in samplers.items():
+        on_start(f"{name}, {tokens} tokens")
         generator = _generator(side, sampler, device)
         memory = peak_bytes(lambda g=generator: g.generate(1), device)  # type: ignore[misc]
         one, many = (

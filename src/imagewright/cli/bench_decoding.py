@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from imagewright.bench.decoding import MANY, measure_decoders
-from imagewright.bench.growth import exponents, measure_growth
+from imagewright.bench.decoding import MANY, Decoder, measure_decoders
+from imagewright.bench.growth import Growth, exponents, measure_growth
 from imagewright.cli.console import OUT, say, table
 from imagewright.files import write_json
 from imagewright.training.distributed import pick_device
 from imagewright.types import UserError
 from imagewright.version import versions
 
+Part = Literal["growth", "ways"]
+
 
 def decoding(
-    tokens: tuple[int, ...] = (256, 1024), width: int = 64, device: str = "auto", out: Path | None = None
+    tokens: tuple[int, ...] = (256, 1024),
+    width: int = 64,
+    only: Part | None = None,
+    device: str = "auto",
+    out: Path | None = None,
 ) -> None:
     """What a training step and a drawn image cost, by dense attention and by four papers' that see less; and what an
     image costs of causal models, MaskGIT, MD4 and ARPG, all of four blocks of 128.
@@ -22,6 +30,7 @@ def decoding(
     Args:
         tokens: of an image, two powers of 4 or more.
         width: of the networks whose growth is measured.
+        only: growth (of the five attentions) or ways (to draw); without, both.
         device: auto, cpu, cuda, mps.
         out: also write the figures as JSON.
     """
@@ -29,8 +38,33 @@ def decoding(
         raise UserError(f"--tokens is {' '.join(map(str, tokens))}; it must be two powers of 4 from 16 on, or more")
     if width < 4 or width % 4:
         raise UserError(f"--width is {width}; it must be a multiple of 4")
-    target = pick_device(device)
-    found = measure_growth(target, sorted(tokens), width, lambda what: say(f"measuring {what}"))
+    target, counts = pick_device(device), sorted(tokens)
+    command = f"imagewright bench decoding --tokens {' '.join(map(str, tokens))} --width {width} --device {device}"
+    record: dict[str, Any] = {
+        "format": "imagewright-growth/1",
+        "command": command + ("" if only is None else f" --only {only}"),
+        "device": str(target),
+        "versions": versions(),
+    }
+    if only != "ways":
+        found = measure_growth(target, counts, width, _say)
+        fitted = exponents(found)
+        _show_growth(found, fitted)
+        record |= {"results": [each.as_dict() for each in found], "exponents": fitted}
+    if only != "growth":
+        ways = [each for count in counts for each in measure_decoders(target, count, on_start=_say)]
+        _show_ways(ways)
+        record["decoders"] = [each.as_dict() for each in ways]
+    if out is not None:
+        write_json(out, record)
+        say(f"written to {out}")
+
+
+def _say(what: str) -> None:
+    say(f"measuring {what}")
+
+
+def _show_growth(found: Sequence[Growth], fitted: dict[str, dict[str, float]]) -> None:
     rows = table("network", "tokens", "GFLOP", "MiB kept", "step (s)", "drawn (s)", "without cache", "ratio")
     for each in found:
         rows.add_row(
@@ -39,26 +73,14 @@ def decoding(
         )  # fmt: skip
     OUT.print(rows)
     powers = table("grows as n to the", "operations", "kept", "step", "drawn", "without cache")
-    fitted = exponents(found)
     for name, costs in fitted.items():
         powers.add_row(name, *(f"{value:.2f}" for value in costs.values()))
     OUT.print(powers)
-    decoders = [each for count in sorted(tokens) for each in measure_decoders(target, count)]
+
+
+def _show_ways(ways: Sequence[Decoder]) -> None:
     drawing = table("drawing", "tokens", "passes", "seconds", f"each of {MANY}", "MiB")
-    for way in decoders:
+    for way in ways:
         times = (f"{way.seconds:.3g}", f"{way.together:.3g}")
         drawing.add_row(way.name, str(way.tokens), str(way.passes), *times, f"{way.memory / 2**20:.3g}")
     OUT.print(drawing)
-    if out is not None:
-        record = {
-            "format": "imagewright-growth/1",
-            "command": f"imagewright bench decoding --tokens {' '.join(map(str, tokens))} --width {width} "
-            f"--device {device}",
-            "device": str(target),
-            "versions": versions(),
-            "results": [each.as_dict() for each in found],
-            "exponents": fitted,
-            "decoders": [each.as_dict() for each in decoders],
-        }
-        write_json(out, record)
-        say(f"written to {out}")
