@@ -179,6 +179,13 @@ def test_the_pickle_check_can_fail(source: str) -> None:
     assert unsafe(ast.parse(source))
 
 
+def test_networks_drop_by_the_images_own_noise() -> None:
+    """`noise.dropout`: what torch's modules let through depends on the batch. (Of attention's weights its kernel does.)"""
+    for path in FILES:
+        names = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
+        assert not names & {"Dropout", "Dropout2d", "AlphaDropout", "dropout2d"}, path
+
+
 def test_no_test_measures_time() -> None:
     """A machine that is busy with something else would decide it. Speed is a ratio that `imagewright bench` reports."""
     clocks = {"perf_counter", "perf_counter_ns", "process_time", "process_time_ns", "timeit"}

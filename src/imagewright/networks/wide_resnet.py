@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.networks.config import Network, NetworkConfig, require
+from imagewright.noise import dropout
 from imagewright.types import Encoding
 
 
@@ -83,13 +84,13 @@ class _Block(nn.Module):
         self.before = nn.Identity() if first else nn.Sequential(nn.BatchNorm2d(inner), nn.ReLU())
         self.one = _conv(inner, outer, stride, bias=False)
         self.norm = nn.BatchNorm2d(outer)
-        self.drop = nn.Dropout(drop)
+        self.drop = drop
         self.two = _conv(outer, outer, bias=True)
         self.skip = _conv(inner, outer, stride, kernel=1, bias=False) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         inner = torch.relu(self.norm(self.one(self.before(x))))
-        out: Tensor = self.two(self.drop(inner)) + self.skip(x)
+        out: Tensor = self.two(dropout(inner, self.drop, self.training)) + self.skip(x)
         return out
 
 
