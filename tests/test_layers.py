@@ -180,7 +180,7 @@ def test_the_pickle_check_can_fail(source: str) -> None:
 
 
 def test_networks_drop_by_the_images_own_noise() -> None:
-    """By `noise.dropout`: what torch's modules let through depends on the batch. (Its kernels of attention do so still.)"""
+    """By `noise.dropout`: what torch's modules let through depends on the batch. (Its kernels of attention do so.)"""
     for path in FILES:
         names = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
         assert not names & {"Dropout", "Dropout2d", "AlphaDropout", "dropout2d"}, path
