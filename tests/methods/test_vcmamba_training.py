@@ -184,3 +184,11 @@ def test_what_is_refused() -> None:
         STILL.parts(network=network(), spec=SPEC, teacher=teacher(7))
     with pytest.raises(UserError, match=r"method\.area is 0"):
         VCMambaTraining(area=0.0)
+
+
+def test_a_teacher_of_grey_pictures_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    save_model(tmp_path, ModelFile(model=teacher(9), spec=replace(SPEC, num_classes=9)))
+    run = RECIPES["vcmamba-digits"]().giving(teacher=str(tmp_path))
+    run = replace(run, network=TINY, data=replace(run.data, source="emoji64", resolution=8))
+    with pytest.raises(UserError, match=r"sees images of 1 channel\(s\); the data have 3"):
+        assemble(run)

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -33,7 +33,18 @@ from imagewright.models.tokens import PixelCodec
 from imagewright.networks.quantized import is_quantized
 from imagewright.pretrained import find_model
 from imagewright.training.latents import open_latents
-from imagewright.types import Autoencoder, Batch, Codec, DataSpec, Example, Examples, ModelKind, UserError, kind_of
+from imagewright.types import (
+    Autoencoder,
+    Batch,
+    Codec,
+    DataSpec,
+    Encoder,
+    Example,
+    Examples,
+    ModelKind,
+    UserError,
+    kind_of,
+)
 
 Given = Mapping[str, str | tuple[str, ...]]
 """Where a run's inputs lie, by the names under which the method asks for them."""
@@ -266,6 +277,8 @@ def _one(request: Request, role: str, name: str, spec: DataSpec, sources: Source
         what = "resolution, channels and classes" if len(ours) == 3 else "resolution and channels"
         does = "takes" if KINDS[kind].answers else "makes"
         raise UserError(f"{request.name} {name} {does} images of {what} {theirs}; the data have {ours}")
+    if kind == "encoder" and spec.channels not in (1, seen := cast(Encoder, file.model).view.channels):
+        raise UserError(f"{request.name} {name} sees images of {seen} channel(s); the data have {spec.channels}")
     # Students begin as copies of their teachers, which their methods freeze; what only answers is frozen here.
     return file.model.eval().requires_grad_(False) if KINDS[kind].answers else file.model
 
