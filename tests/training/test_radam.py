@@ -42,3 +42,12 @@ def test_a_flag_stops_it() -> None:
         before = weight.clone()
         optimizer.step()
         assert torch.equal(before, weight) == (step >= 6)
+
+
+def test_a_group_without_gradients_holds_up_none() -> None:
+    weight, idle = torch.ones(3), torch.ones(2)
+    optimizer = FusedRAdam([{"params": [idle]}, {"params": [weight]}], lr=0.1, foreach=True)
+    for _ in range(8):
+        weight.grad = torch.ones(3)
+        optimizer.step()
+    assert optimizer.minds and torch.equal(idle, torch.ones(2)) and not torch.equal(weight, torch.ones(3))

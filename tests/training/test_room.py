@@ -45,6 +45,7 @@ from imagewright.types import (
     Trained,
     Update,
     UserError,
+    View,
     kind_of,
 )
 
@@ -150,7 +151,7 @@ class Judged(EDM):
 
 def test_features_may_be_an_encoder_that_lies_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Mean(nn.Module):
-        kind = "encoder"
+        kind, view = "encoder", View(side=8, channels=1)
 
         def __init__(self) -> None:
             super().__init__()

@@ -26,7 +26,7 @@ class FusedRAdam(torch.optim.RAdam):
     @property
     def minds(self) -> bool:
         """Whether the next step minds the flag."""
-        return all(self._rectified(group) is not None for group in self.param_groups)
+        return all(self._rectified(group) is not None for group in self._groups())
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -34,7 +34,7 @@ class FusedRAdam(torch.optim.RAdam):
         if closure is not None or not self.minds:
             super().step(closure)
             return
-        for group in self.param_groups:
+        for group in self._groups():
             rates = self._rectified(group)
             assert rates is not None
             rect, unbiased, count = rates
@@ -61,6 +61,10 @@ class FusedRAdam(torch.optim.RAdam):
             )
             for state in states:
                 state["step"].fill_(count)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Those of which anything has a gradient."""
+        return [g for g in self.param_groups if any(p.grad is not None for p in g["params"])]
 
     def _rectified(self, group: dict[str, Any]) -> tuple[float, float, float] | None:
         """Of the next step: what its rate is multiplied by, sqrt(1 - beta2^t), and t; None where it needs torch's own.
