@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
+import shlex
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +19,14 @@ from imagewright.bench.claims import KEYS
 from imagewright.bench.claims.ledger import read_records
 from imagewright.bench.claims.origin import equal_codes
 from imagewright.bench.claims.verdict import LEAST_SEEDS
-from imagewright.cli.main import main
+from imagewright.cli import known
+from imagewright.cli.composing import COMPOSED
+from imagewright.cli.main import COMMANDS, main
+from imagewright.errors import UserError
 from imagewright.files import read_json
 from imagewright.metrics.frechet import frechet_distance
 from imagewright.metrics.statistics import Moments
+from imagewright.recipes import RECIPES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -95,3 +104,38 @@ def test_the_ledger_is_that_of_the_records() -> None:
         assert record["command"] in page, key
         assert all(entry["code"] in equal_codes(record) for entry in record["seeds"].values()), key
         assert len(record["seeds"]) >= LEAST_SEEDS, key
+
+
+def shown_commands() -> Iterator[tuple[str, list[str]]]:
+    """Each command of the pages, once, with where it stands; what has "..." in it is no whole one."""
+    pages = [
+        DOCS.parent / "README.md",
+        *DOCS.glob("*.md"),
+        *(DOCS / "data").glob("*.md"),
+        *(DOCS / "models").glob("*.md"),
+    ]
+    seen = set()
+    for page in pages:
+        text = page.read_text().replace("\\\n", " ")
+        found = re.findall(r"^ {4,}(imagewright .*)$", text, re.MULTILINE) + re.findall(r"`(imagewright [^`]+)`", text)
+        for one in (part.split(" #")[0].strip() for line in found for part in line.split("&&")):
+            if one not in seen and "..." not in one:
+                seen.add(one)
+                yield f"{page.name}: {one}", shlex.split(one)[1:]
+
+
+def test_the_pages_commands_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "json", SimpleNamespace(loads=cache(json.loads)))  # one table for all
+    shown = list(shown_commands())
+    assert len(shown) > 250
+    recipes = [*RECIPES, *COMPOSED, "RECIPE"]
+    for where, words in shown:
+        if not words or words[0].startswith("-"):
+            continue
+        assert words[0] in COMMANDS, where
+        try:
+            known.require_known(words)
+        except UserError as error:
+            pytest.fail(f"{where}: {error}")
+        if words[0] == "train" and words[1:] and not words[1].startswith("-") and not words[1].endswith(".py"):
+            assert any(name == words[1] or name.startswith(f"{words[1]}-") for name in recipes), where
