@@ -45,6 +45,7 @@ def test_it_tells_what_will_be_built_and_how_long_it_takes(capsys: pytest.Captur
     assert "schedule: 1,500 images, rate 0.001; of them, in images:" in told
     assert "  lr_ramp: 50 (3.3% of the run)" in told
     assert "  lr_cooldown: 600 (40.0% of the run)" in told
+    assert re.search(r"  snapshot: [\d,]+ \(longer than the run\)", told)
     assert "time: at least " in told and " on cpu (" in told
 
 

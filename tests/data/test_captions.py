@@ -161,6 +161,22 @@ def test_a_table_names_pictures_of_its_folder(table: Path) -> None:
         config.held_out()
 
 
+def test_what_a_table_does_not_name_decides_nothing(table: Path) -> None:
+    (table.parent / "half.png").write_bytes((table.parent / "a.png").read_bytes()[:-30])
+    (table.parent / "tall.png").write_bytes((table.parent / "a.png").read_bytes())
+    images, pairs = open_table(table, None, 4)
+    assert {images.names[i] for i in pairs.picture} == {"a.png", "b.png"}
+    table.write_text(table.read_text() + "half.png\tred\ten\n")
+    with pytest.raises(UserError, match=r"names 1 unusable pictures: half\.png: "):
+        open_table(table, None, 4)
+    for name in ("a", "b", "half"):
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(table.parent / f"{name}.png")
+    assert len(open_table(table)[0]) == 3  # tall.png is no square, and is not asked
+    table.write_text(table.read_text() + "tall.png\tred\ten\n")
+    with pytest.raises(UserError, match=r"names 1 unusable pictures: tall\.png: is 10x8"):
+        open_table(table)
+
+
 def test_parquet_tables_are_read_alike(table: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

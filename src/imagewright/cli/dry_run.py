@@ -190,8 +190,12 @@ def dry_run(experiment: Experiment, stages: Mapping[str, Any] | None = None) -> 
     total = experiment.training.total_images
     say(f"schedule: {total:,} images, rate {experiment.training.optimizer.lr:g}; of them, in images:")
     for name, images in phases(experiment).items():
-        say(f"  {name.rpartition('.')[2].removesuffix('_images')}: {images:,.0f} ({images / total:.1%} of the run)")
+        say(f"  {name.rpartition('.')[2].removesuffix('_images')}: {images:,.0f} ({_share(images, total)})")
     say(_time(assembled.parts, experiment, spec))
+
+
+def _share(images: float, total: int) -> str:
+    return f"{images / total:.1%} of the run" if images <= total else "longer than the run"
 
 
 def _beside(product: nn.Module, models: Mapping[str, nn.Module], spec: DataSpec) -> Iterator[str]:

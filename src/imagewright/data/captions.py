@@ -191,14 +191,24 @@ def open_table(
     resolution: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ImageSet, Pairs]:
-    """The pictures of a table, and its captions. Raises UserError for a damaged table, and pictures that are absent."""
+    """The pictures of a table, and its captions.
+
+    Other pictures may lie beside them, usable or not. Raises UserError for a damaged table, and for pictures of it that
+    are absent or not usable.
+    """
     names, captions, languages = read_captions(table)
     fit: Fit | None = "crop" if resolution is not None else None
     images = open_images(
         pictures or table.parent, resolution=resolution, fit=fit, labels=False, split="all", on_progress=on_progress,
-        filter="bicubic" if fit else "lanczos",
+        filter="bicubic" if fit else "lanczos", skip_bad=True,
     )  # fmt: skip
     places = {name: place for place, name in enumerate(images.names)}
+    bad = dict(images.skipped)
+    if unusable := [f"{name}: {bad[name]}" for name in dict.fromkeys(names) if name in bad]:
+        raise UserError(
+            f"{table} names {len(unusable)} unusable pictures: {'; '.join(unusable[:5])}; a size is that of most "
+            f"pictures of {images.source}, or --data.resolution"
+        )
     absent = [name for name in names if name not in places]
     if absent:
         named = ", ".join(dict.fromkeys(absent[:5]))
