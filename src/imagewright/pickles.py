@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from imagewright import limits
-from imagewright.errors import an
 from imagewright.shapes import brief
-from imagewright.types import UserError
+from imagewright.types import UserError, an
 
 STORAGES = {
     "torch DoubleStorage": torch.float64,

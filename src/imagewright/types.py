@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from imagewright.errors import UserError as UserError
+from imagewright.errors import an as an
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import tyro
 from imagewright.checks import require_positive
 from imagewright.cli.console import bar, duration, say
 from imagewright.data.config import DataConfig
-from imagewright.errors import an
 from imagewright.models.kinds import words
 from imagewright.pretrained import find_model, folder_of
 from imagewright.recipes import RECIPES
@@ -21,7 +20,7 @@ from imagewright.training.distributed import Processes, pick_device
 from imagewright.training.experiment import Experiment
 from imagewright.training.pace import images_per_second
 from imagewright.training.record import EMBEDDED, experiment_from_json, located, read_record
-from imagewright.types import UserError, kind_of
+from imagewright.types import UserError, an, kind_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.files import ModelFile
 from imagewright.models.kinds import KINDS, words
 from imagewright.noise import ImageNoise
 from imagewright.samplers import MaskedDecoding, RandomizedParallel, Raster
 from imagewright.samplers.generator import sampler_from_json
 from imagewright.samplers.token_editing import TokenEditing
-from imagewright.types import Condition, UserError, kind_of
+from imagewright.types import Condition, UserError, an, kind_of
 
 TASKS = ("inpaint", "outpaint")
 """What a token model can do; a flow map can do all tasks."""

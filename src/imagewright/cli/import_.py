@@ -11,14 +11,13 @@ import tyro
 
 from imagewright.cli.command import run
 from imagewright.cli.console import say
-from imagewright.errors import an
 from imagewright.files import read_json
 from imagewright.interop.reading import read_official
 from imagewright.metrics.torch_file import read_state_dict
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.latents import LatentSpace
 from imagewright.pretrained import find_model
-from imagewright.types import DataSpec, UserError, kind_of
+from imagewright.types import DataSpec, UserError, an, kind_of
 
 EPILOG = """examples:
   imagewright import edm-cifar10-32x32-cond-vp.pkl --out models/edm-cifar10

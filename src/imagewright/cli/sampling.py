@@ -12,7 +12,6 @@ from typing import Any, Literal, NotRequired, TypedDict
 from torch import nn
 
 from imagewright.checks import require_whole
-from imagewright.errors import an
 from imagewright.files import read_json
 from imagewright.guidance import (
     Guided,
@@ -38,7 +37,7 @@ from imagewright.samplers.generator import (
 )
 from imagewright.shapes import misfit
 from imagewright.training.distributed import pick_device
-from imagewright.types import Sampler, UserError, kind_of
+from imagewright.types import Sampler, UserError, an, kind_of
 
 
 def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings: tuple[str, ...]) -> Sampler | None:

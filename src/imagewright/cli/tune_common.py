@@ -13,7 +13,6 @@ from torch import nn
 from imagewright.cli.console import OUT, say, table
 from imagewright.cli.sampling import TUNED, Changes
 from imagewright.cli.scoring import extractor_for, real_images, training_data
-from imagewright.errors import an
 from imagewright.files import write_json
 from imagewright.metrics import embed
 from imagewright.metrics.draws import frechet_of_model
@@ -26,7 +25,7 @@ from imagewright.pretrained import find_model, folder_of
 from imagewright.samplers.generator import ImageGenerator
 from imagewright.training.checkpoint import require_fit
 from imagewright.training.distributed import pick_device
-from imagewright.types import Sampler, UserError, kind_of
+from imagewright.types import Sampler, UserError, an, kind_of
 from imagewright.version import versions
 
 

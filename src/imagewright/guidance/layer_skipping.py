@@ -20,11 +20,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.preconditioning import Preconditioned
 from imagewright.networks.block import UNetBlock
 from imagewright.networks.unet import UNet
-from imagewright.types import UNCONDITIONAL, Condition, UserError
+from imagewright.types import UNCONDITIONAL, Condition, UserError, an
 
 
 @dataclass(frozen=True)

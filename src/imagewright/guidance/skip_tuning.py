@@ -22,10 +22,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.preconditioning import Preconditioned
 from imagewright.networks.unet import UNet
-from imagewright.types import UNCONDITIONAL, Condition, UserError
+from imagewright.types import UNCONDITIONAL, Condition, UserError, an
 
 
 @dataclass(frozen=True, kw_only=True)

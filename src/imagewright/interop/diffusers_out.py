@@ -14,13 +14,12 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.files import replacing, write_text
 from imagewright.interop.diffusers_in import PREDICTIONS, SCHEDULES, WEIGHTS, sources
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.models.timesteps import TimestepPrecond
 from imagewright.networks import ADMUNet, ADMUNetConfig
-from imagewright.types import UserError
+from imagewright.types import UserError, an
 
 VERSION = "0.32.0"
 """Of diffusers whose layout is written."""

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.description import unbuilt
 from imagewright.networks.config import did_you_mean
 from imagewright.shapes import brief
-from imagewright.types import UserError
+from imagewright.types import UserError, an
 
 StateDict = Mapping[str, Tensor | np.ndarray[Any, Any]]
 

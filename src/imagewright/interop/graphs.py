@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.files import replacing
 from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.preconditioning import Preconditioned
@@ -24,7 +23,7 @@ from imagewright.models.segments import MultistepConsistencyModel
 from imagewright.models.self_conditioned import is_self_conditioned
 from imagewright.models.start_map import StartMap
 from imagewright.models.trajectory import TrajectoryModel
-from imagewright.types import UNCONDITIONAL, Condition, DataSpec, UserError
+from imagewright.types import UNCONDITIONAL, Condition, DataSpec, UserError, an
 
 TOLERANCE = 1e-4
 """How far the answers of an ONNX file may lie from the model's."""

@@ -40,7 +40,6 @@ import torch
 from torch import Tensor
 
 from imagewright.checks import require_positive
-from imagewright.errors import an
 from imagewright.guidance import Unlabelled, guided_by, knows_no_label
 from imagewright.methods.adversary import HasLastLayer, adaptive_weight, gradient_penalty, relativistic
 from imagewright.methods.pairs import column, finite_tangent, shortened
@@ -63,6 +62,7 @@ from imagewright.types import (
     Trained,
     Update,
     UserError,
+    an,
 )
 
 Objective = Literal["eulerian", "lagrangian"]

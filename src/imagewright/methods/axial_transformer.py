@@ -21,13 +21,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from imagewright.errors import an
 from imagewright.methods.autoregressive import numbers
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.tokens import negative_log
 from imagewright.networks import AxialTransformer
 from imagewright.noise import StepNoise
-from imagewright.types import Batch, Clock, Codec, DataSpec, Event, Parts, Trained, Update, UserError
+from imagewright.types import Batch, Clock, Codec, DataSpec, Event, Parts, Trained, Update, UserError, an
 
 
 @dataclass(frozen=True, kw_only=True)

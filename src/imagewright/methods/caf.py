@@ -40,7 +40,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imagewright.checks import require_whole
-from imagewright.errors import an
 from imagewright.methods.adversary import adaptive_weight
 from imagewright.methods.consistency_trajectory import Adversarial, discriminator_part
 from imagewright.methods.distances import Distance, Features
@@ -63,6 +62,7 @@ from imagewright.types import (
     Trained,
     Update,
     UserError,
+    an,
 )
 
 Regression = Literal["huber", "squared"]

@@ -51,7 +51,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imagewright.checks import require_non_negative, require_positive
-from imagewright.errors import an
 from imagewright.methods.adversary import HasLastLayer, adaptive_weight
 from imagewright.methods.diff_augment import DiffAugment
 from imagewright.methods.distances import Distance, Features
@@ -78,6 +77,7 @@ from imagewright.types import (
     Trained,
     Update,
     UserError,
+    an,
 )
 
 SHARED = 0xC7

@@ -36,7 +36,6 @@ from torch.nn import functional as F
 
 from imagewright.checks import require_positive
 from imagewright.data.negatives import Negatives
-from imagewright.errors import an
 from imagewright.methods.edm import loss_weight
 from imagewright.methods.pairs import column
 from imagewright.methods.uni_instruct import in_mode
@@ -56,6 +55,7 @@ from imagewright.types import (
     Trained,
     Update,
     UserError,
+    an,
     kind_of,
 )
 

@@ -36,7 +36,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
-from imagewright.errors import an
 from imagewright.methods.autoregressive import numbers
 from imagewright.methods.edm import EDM
 from imagewright.methods.maskgit import hide_labels
@@ -44,7 +43,7 @@ from imagewright.models.discrete_latents import LatentDenoiser, gumbel
 from imagewright.models.tokens import negative_log
 from imagewright.networks.latent_encoder import LatentEncoder, LatentEncoderConfig
 from imagewright.noise import StepNoise
-from imagewright.types import Batch, Clock, DataSpec, Denoiser, Event, Noise, Parts, Trained, Update, UserError
+from imagewright.types import Batch, Clock, DataSpec, Denoiser, Event, Noise, Parts, Trained, Update, UserError, an
 
 
 @dataclass(frozen=True, kw_only=True)

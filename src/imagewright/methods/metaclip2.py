@@ -37,7 +37,6 @@ from torch.nn import functional as F
 
 from imagewright.checks import require_number
 from imagewright.data.captions import Captioned, Texts
-from imagewright.errors import an
 from imagewright.gathering import gathered, own
 from imagewright.methods.vcmamba import CUT_ASPECT, cut_out
 from imagewright.models.image_text import ImageText, listed
@@ -45,7 +44,7 @@ from imagewright.models.view import seen
 from imagewright.networks import CLIP
 from imagewright.noise import StepNoise
 from imagewright.precision import uncast
-from imagewright.types import Clock, Event, Parts, Resize, Trained, Update, UserError
+from imagewright.types import Clock, Event, Parts, Resize, Trained, Update, UserError, an
 
 MOST = math.log(100)
 """Of the scale's logarithm."""

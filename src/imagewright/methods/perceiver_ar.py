@@ -22,13 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.checks import require_non_negative
-from imagewright.errors import an
 from imagewright.methods.autoregressive import numbers
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.tokens import negative_log
 from imagewright.networks import PerceiverAR
 from imagewright.noise import StepNoise
-from imagewright.types import Batch, Clock, Codec, DataSpec, Event, Parts, Trained, Update, UserError
+from imagewright.types import Batch, Clock, Codec, DataSpec, Event, Parts, Trained, Update, UserError, an
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.consistency import edm_teacher
 from imagewright.models.preconditioning import EDMPrecond, student_network
 from imagewright.noise import StepNoise
@@ -37,6 +36,7 @@ from imagewright.types import (
     Trained,
     Update,
     UserError,
+    an,
 )
 
 

@@ -35,13 +35,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imagewright.checks import require_number, require_positive, require_whole
-from imagewright.errors import an
 from imagewright.methods.classification import shifted
 from imagewright.models.classifier import Classifier
 from imagewright.models.view import seen
 from imagewright.networks.vcmamba import VCMamba
 from imagewright.noise import StepNoise
-from imagewright.types import Batch, Clock, DataSpec, Encoder, Event, Frozen, Parts, Trained, Update, UserError
+from imagewright.types import Batch, Clock, DataSpec, Encoder, Event, Frozen, Parts, Trained, Update, UserError, an
 
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), 0.3
 """Of a rectangle: shares of the picture; the least ratio of its sides, whose inverse is the largest."""

@@ -29,7 +29,6 @@ from typing import Any, ClassVar, get_args
 from torch import Tensor, nn
 
 from imagewright.checks import require_non_negative
-from imagewright.errors import an
 from imagewright.methods.distances import Distance, Features
 from imagewright.methods.easy_consistency import EasyConsistencyTuning
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
@@ -38,7 +37,7 @@ from imagewright.methods.pairs import column, consistency_parts, match
 from imagewright.models.coupled import CoupledConsistencyModel, Kernel
 from imagewright.networks import UNet
 from imagewright.noise import StepNoise
-from imagewright.types import Batch, Clock, Coupling, DataSpec, Event, Parts, UserError
+from imagewright.types import Batch, Clock, Coupling, DataSpec, Event, Parts, UserError, an
 
 Base = ImprovedConsistencyTraining | EasyConsistencyTuning
 ICT = ImprovedConsistencyTraining(distance=Distance(kind="pseudo_huber_each"))

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.data import ImageSet, from_uint8
-from imagewright.errors import an
 from imagewright.precision import tf32
-from imagewright.types import UserError
+from imagewright.types import UserError, an
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,14 +28,13 @@ import torch
 from torch import Tensor
 
 from imagewright.data import ImageSet, from_uint8
-from imagewright.errors import an
 from imagewright.metrics.likelihood import bits_per_dim, dequantised, log_likelihood
 from imagewright.models.discrete_latents import LatentDenoiser, told_latents
 from imagewright.models.kinds import KINDS
 from imagewright.models.self_conditioned import is_self_conditioned
 from imagewright.noise import ImageNoise
 from imagewright.precision import tf32
-from imagewright.types import Condition, DataSpec, Denoiser, LikelihoodModel, UserError, kind_of
+from imagewright.types import Condition, DataSpec, Denoiser, LikelihoodModel, UserError, an, kind_of
 from imagewright.version import versions
 
 BitsKind = Literal["exact", "bound", "probability flow"]

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from imagewright import limits
 from imagewright.arrays import read_head, read_tensors
-from imagewright.errors import an
 from imagewright.files import open_regular, parse_json
 from imagewright.models.classifier import Classifier
 from imagewright.models.description import unbuilt
@@ -29,7 +28,7 @@ from imagewright.models.files import load_model
 from imagewright.networks import ConvClassifier, ConvClassifierConfig
 from imagewright.precision import tf32
 from imagewright.shapes import Within, misfit
-from imagewright.types import Encoding, UserError, View, kind_of
+from imagewright.types import Encoding, UserError, View, an, kind_of
 
 Images = npt.NDArray[np.uint8]
 FORMAT = "imagewright/features/1"

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
-from imagewright.errors import an
 from imagewright.models.flow import SIGMA_MAX, SIGMA_MIN, Flow, checked_times
 from imagewright.models.preconditioning import Describable, Preconditioned, Scalings
 from imagewright.networks import UNet
 from imagewright.paths.gaussian import per_image
-from imagewright.types import UNCONDITIONAL, Condition, ModelKind, UserError
+from imagewright.types import UNCONDITIONAL, Condition, ModelKind, UserError, an
 
 
 def check_alpha(name: str, alpha: float) -> float:

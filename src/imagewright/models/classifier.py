@@ -7,11 +7,10 @@ from typing import Any, ClassVar, get_args
 
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.view import seen
 from imagewright.networks import ConvClassifier, VCMamba, WideResNet
 from imagewright.precision import uncast
-from imagewright.types import Encoding, ModelKind, Resize, UserError, View
+from imagewright.types import Encoding, ModelKind, Resize, UserError, View, an
 
 Sees = ConvClassifier | VCMamba | WideResNet
 """Networks that make an `Encoding` of pictures."""

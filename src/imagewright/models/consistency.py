@@ -14,12 +14,11 @@ from typing import Self
 
 from torch import Tensor
 
-from imagewright.errors import an
 from imagewright.models.flow import EDMFlow
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned, Scalings, student_network
 from imagewright.models.recast import knows_every_level, recast
 from imagewright.models.start_map import StartMap
-from imagewright.types import UserError, kind_of
+from imagewright.types import UserError, an, kind_of
 
 
 class ConsistencyModel(StartMap):

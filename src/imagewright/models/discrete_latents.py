@@ -16,14 +16,13 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.preconditioning import Describable, EDMPrecond, NoiseLabel
 from imagewright.models.recast import Ask
 from imagewright.networks import UNet
 from imagewright.networks.latent_encoder import LatentEncoder
 from imagewright.networks.latent_layers import LatentLayers
-from imagewright.types import Condition, Noise, UserError
+from imagewright.types import Condition, Noise, UserError, an
 
 
 class LatentDenoiser(EDMPrecond):

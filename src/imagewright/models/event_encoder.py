@@ -12,12 +12,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.shared_norm import SharedBatchNorm
 from imagewright.models.view import seen
 from imagewright.networks.event_vit import EventViT
 from imagewright.precision import uncast
-from imagewright.types import Encoding, ModelKind, UserError, View
+from imagewright.types import Encoding, ModelKind, UserError, View, an
 
 
 class EventEncoder(nn.Module):

@@ -20,14 +20,13 @@ from torch import Tensor, nn
 
 from imagewright import limits
 from imagewright.arrays import Head, Stored, read_head, read_tensors
-from imagewright.errors import an
 from imagewright.files import of_format, parse_json, read_formatted, replacing
 from imagewright.models.description import blueprint, build, describe
 from imagewright.models.latents import InLatents, LatentSpace
 from imagewright.models.routed import RoutedMap
 from imagewright.networks.quantized import count_parameters
 from imagewright.shapes import Within
-from imagewright.types import DataSpec, ModelKind, UserError, kind_of
+from imagewright.types import DataSpec, ModelKind, UserError, an, kind_of
 
 FORMAT = "imagewright-model/1"
 CONVENTIONS = {

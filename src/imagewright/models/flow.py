@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
-from imagewright.errors import an
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.preconditioning import (
     EDMPrecond,
@@ -38,7 +37,7 @@ from imagewright.models.preconditioning import (
 )
 from imagewright.paths.conversions import velocity_of
 from imagewright.paths.gaussian import Linear
-from imagewright.types import UNCONDITIONAL, Condition, UserError
+from imagewright.types import UNCONDITIONAL, Condition, UserError, an
 
 MARGIN = 1e-5
 """How near to both ends of the path a flow is trained and asked."""

@@ -11,12 +11,11 @@ from torch.nn import functional as F
 
 from imagewright.data.caption_tables import Prompts, check_prompts
 from imagewright.data.words import encoded, vocabulary
-from imagewright.errors import an
 from imagewright.models.view import seen
 from imagewright.networks import CLIP
 from imagewright.precision import uncast
 from imagewright.shapes import misfit
-from imagewright.types import Encoding, ModelKind, Resize, UserError, View
+from imagewright.types import Encoding, ModelKind, Resize, UserError, View, an
 
 
 class ImageText(nn.Module):

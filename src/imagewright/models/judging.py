@@ -14,12 +14,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned
 from imagewright.models.recast import Ask, Recast
 from imagewright.networks import UNet
 from imagewright.networks.bottleneck_head import BottleneckHead, HasBottleneck
-from imagewright.types import UNCONDITIONAL, Condition, UserError
+from imagewright.types import UNCONDITIONAL, Condition, UserError, an
 
 
 class JudgingDenoiser(EDMPrecond):

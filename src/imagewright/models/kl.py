@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.networks.kl_autoencoder import KLAutoencoder
-from imagewright.types import ModelKind, Noise, UserError
+from imagewright.types import ModelKind, Noise, UserError, an
 
 
 class GaussianAutoencoder(nn.Module):

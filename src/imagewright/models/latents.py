@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
-from imagewright.errors import an
 from imagewright.models.preconditioning import Describable
-from imagewright.types import DataSpec, ModelKind, Noise, UserError, kind_of
+from imagewright.types import DataSpec, ModelKind, Noise, UserError, an, kind_of
 
 
 class LatentSpace(nn.Module):

@@ -12,11 +12,10 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.preconditioning import EDMPrecond, NoiseLabel, student_network
 from imagewright.networks import UNet
 from imagewright.networks.temporal import TimeLayers
-from imagewright.types import UNCONDITIONAL, Condition, UserError
+from imagewright.types import UNCONDITIONAL, Condition, UserError, an
 
 TOLERANCE = 1e-3
 """Of a noise level, relative, when it is looked up among those that the model knows."""

@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
-from imagewright.errors import an
-from imagewright.types import UNCONDITIONAL, Condition, UserError
+from imagewright.types import UNCONDITIONAL, Condition, UserError, an
 
 NoiseLabel = Literal["log", "angle", "time"]
 

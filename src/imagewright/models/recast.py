@@ -16,11 +16,10 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned, edm_row
 from imagewright.models.weighted import told_weight
 from imagewright.precision import wide
-from imagewright.types import UNCONDITIONAL, Condition, UserError
+from imagewright.types import UNCONDITIONAL, Condition, UserError, an
 
 Ask = Callable[[Tensor, Tensor, Condition], Tensor]
 

@@ -14,9 +14,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.start_map import StartMap
-from imagewright.types import UNCONDITIONAL, Condition, UserError
+from imagewright.types import UNCONDITIONAL, Condition, UserError, an
 
 NOBODY = -1
 """In the table: no student knows the class."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imagewright.errors import an
 from imagewright.models.preconditioning import EDMPrecond
-from imagewright.types import UNCONDITIONAL, Condition
+from imagewright.types import UNCONDITIONAL, Condition, an
 
 
 class StartMap(EDMPrecond):

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imagewright.errors import an
 from imagewright.models.preconditioning import Describable
-from imagewright.types import UNCONDITIONAL, Codec, Condition, ModelKind, UserError, kind_of
+from imagewright.types import UNCONDITIONAL, Codec, Condition, ModelKind, UserError, an, kind_of
 
 
 class PixelCodec(nn.Module):

@@ -13,9 +13,8 @@ from typing import Protocol, Self, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.preconditioning import EDMPrecond, student_network
-from imagewright.types import UNCONDITIONAL, Condition, UserError
+from imagewright.types import UNCONDITIONAL, Condition, UserError, an
 
 
 @runtime_checkable

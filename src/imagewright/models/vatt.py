@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from imagewright.data.clips import Clips
 from imagewright.data.words import encoded, vocabulary
-from imagewright.errors import an
 from imagewright.files import parse_json
 from imagewright.models.view import seen
 from imagewright.networks.vatt import VATT, Joint
 from imagewright.precision import uncast
-from imagewright.types import Encoding, ModelKind, UserError, View
+from imagewright.types import Encoding, ModelKind, UserError, View, an
 
 
 class VATTEncoder(nn.Module):

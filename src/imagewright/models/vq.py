@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.tokens import check_tokens
 from imagewright.networks.vq import Quantised, VQAutoencoder
-from imagewright.types import ModelKind, UserError
+from imagewright.types import ModelKind, UserError, an
 
 
 class VQTokenizer(nn.Module):

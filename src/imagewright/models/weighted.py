@@ -16,9 +16,8 @@ from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.models.preconditioning import EDMPrecond, NoiseLabel, student_network
-from imagewright.types import Condition, UserError
+from imagewright.types import Condition, UserError, an
 
 T = TypeVar("T", bound=nn.Module)
 

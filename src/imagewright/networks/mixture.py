@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
 from imagewright.networks.layers import FourierEmbedding, PositionalEmbedding, linear
 from imagewright.networks.song_unet import INIT, SongUNet, SongUNetConfig
-from imagewright.types import Condition, UserError
+from imagewright.types import Condition, UserError, an
 
 
 @runtime_checkable

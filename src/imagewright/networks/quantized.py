@@ -21,9 +21,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.networks.config import Network, NetworkConfig, require
-from imagewright.types import UserError
+from imagewright.types import UserError, an
 
 Layer = nn.Conv2d | nn.Linear
 """What is quantized."""

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from imagewright.checks import require_whole, whole_numbers
 from imagewright.data import to_uint8
 from imagewright.data.pixels import uint8_later
-from imagewright.errors import an
 from imagewright.guidance import evaluations
 from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import ModelFile
@@ -33,7 +32,7 @@ from imagewright.samplers import SAMPLERS
 from imagewright.samplers.latents_first import STREAM, latents_first
 from imagewright.samplers.replay import Replays
 from imagewright.shapes import misfit
-from imagewright.types import UNCONDITIONAL, Condition, DataSpec, ModelKind, OnStep, Sampler, UserError, kind_of
+from imagewright.types import UNCONDITIONAL, Condition, DataSpec, ModelKind, OnStep, Sampler, UserError, an, kind_of
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -26,13 +26,12 @@ import torch
 from torch import Tensor
 
 from imagewright.checks import require_non_negative
-from imagewright.errors import an
 from imagewright.models.tokens import check_tokens, negative_log
 from imagewright.paths.mask_ratios import check_ratio, mask_ratio
 from imagewright.samplers.categorical import draw
 from imagewright.samplers.filling import Filling
 from imagewright.samplers.grid import check_steps
-from imagewright.types import UNCONDITIONAL, Condition, Noise, OnStep, TokenModel, UserError
+from imagewright.types import UNCONDITIONAL, Condition, Noise, OnStep, TokenModel, UserError, an
 
 Choice = Literal["confidence", "random"]
 

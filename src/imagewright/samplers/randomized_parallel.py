@@ -31,13 +31,12 @@ import torch
 from torch import Tensor
 
 from imagewright.checks import require_non_negative, require_whole
-from imagewright.errors import an
 from imagewright.models.tokens import check_tokens
 from imagewright.samplers.categorical import draw
 from imagewright.samplers.filling import Filling
 from imagewright.samplers.grid import check_steps
 from imagewright.samplers.masked_decoding import check_guidance
-from imagewright.types import UNCONDITIONAL, Condition, Noise, OnStep, TokenModel, UserError
+from imagewright.types import UNCONDITIONAL, Condition, Noise, OnStep, TokenModel, UserError, an
 
 RATIOS: Mapping[str, Callable[[int, int], float]] = {
     "arccos": lambda step, steps: math.acos(step / steps) / (math.pi / 2),

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from imagewright.checks import require_non_negative
-from imagewright.errors import an
 from imagewright.samplers.categorical import draw
 from imagewright.samplers.filling import Filling
-from imagewright.types import UNCONDITIONAL, Condition, Noise, OnStep, TokenModel, UserError
+from imagewright.types import UNCONDITIONAL, Condition, Noise, OnStep, TokenModel, UserError, an
 
 MOST_LOOKS = 64
 """`on_step` is called after this many places at most, evenly spread."""

@@ -26,7 +26,6 @@ from imagewright.data import ImageSet, Loader
 from imagewright.data.couplings import Couplings, Mixture
 from imagewright.data.curation.labelled import BalancedSet
 from imagewright.data.source import DataSource
-from imagewright.errors import an
 from imagewright.files import try_output, write_json
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.kinds import KINDS, words
@@ -66,7 +65,7 @@ from imagewright.training.record import (
 from imagewright.training.snapshots import save_grid, snapshot_path
 from imagewright.training.starting import start_from
 from imagewright.training.trainer import Progress, Trainer
-from imagewright.types import DataSpec, Examples, Offering, Parts, UserError, kind_of
+from imagewright.types import DataSpec, Examples, Offering, Parts, UserError, an, kind_of
 from imagewright.version import __version__
 
 

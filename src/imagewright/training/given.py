@@ -23,7 +23,6 @@ import torch
 from torch import nn
 
 from imagewright.data.couplings import Couplings
-from imagewright.errors import an
 from imagewright.methods.distances import Features
 from imagewright.metrics.perceptual import CHOICES, perceptual_network
 from imagewright.models.discrete_latents import LatentDenoiser
@@ -44,6 +43,7 @@ from imagewright.types import (
     Examples,
     ModelKind,
     UserError,
+    an,
     kind_of,
 )
 

@@ -25,14 +25,13 @@ from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
-from imagewright.errors import an
 from imagewright.files import read_formatted
 from imagewright.metrics.perceptual import CHOICES
 from imagewright.metrics.vision_transformers import FAMILIES
 from imagewright.pretrained import CHAIN, shipped
 from imagewright.shapes import brief, misfit
 from imagewright.training.checkpoint import checkpoints, run_of
-from imagewright.types import UserError
+from imagewright.types import UserError, an
 from imagewright.version import versions
 
 FORMAT = "imagewright-experiment/1"

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from imagewright.errors import an
 from imagewright.models.files import ModelFile, has_model, save_model
 from imagewright.models.routed import NOBODY, RoutedMap
 from imagewright.models.start_map import StartMap
 from imagewright.pretrained import find_model
 from imagewright.training.chain import placed_name
-from imagewright.types import UserError
+from imagewright.types import UserError, an
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,11 +35,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagewright.errors import an
 from imagewright.networks.config import Network
 from imagewright.networks.quantized import Quantized, Quantizing, layers_of, networks_of, simulate, store
 from imagewright.noise import StepNoise
-from imagewright.types import Encoding, UserError
+from imagewright.types import Encoding, UserError, an
 
 Call = tuple[Any, ...]
 """The arguments of one call of a network: tensors of a row for each image, dataclasses of such, others."""

@@ -26,10 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagewright.checks import require_number, require_whole
-from imagewright.errors import an
 from imagewright.noise import StepNoise
 from imagewright.tuning.quantization import batch_norms, batches
-from imagewright.types import UserError
+from imagewright.types import UserError, an
 
 
 @dataclass(frozen=True, kw_only=True)
