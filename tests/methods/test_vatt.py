@@ -346,7 +346,12 @@ def test_a_run_is_measured_without_a_flag(run: Path, capsys: pytest.CaptureFixtu
     main(["evaluate", str(run), "--n", "30", "--device", "cpu"])
     assert len(json.loads((run / "metrics.json").read_text())["retrievals"]) == 2
     capsys.readouterr()
-    for words, fault in (["--n", "1"], "--n is 1; retrieval needs 2"), (["--metrics", "fd"], "--metrics has no effect"):
+    many = ["--n", "9999"], "--n is 9999; there are "
+    for words, fault in (
+        many,
+        (["--n", "1"], "--n is 1; retrieval needs 2"),
+        (["--metrics", "fd"], "--metrics has no effect"),
+    ):
         with pytest.raises(SystemExit):
             main(["evaluate", str(run), *words, "--device", "cpu"])
         assert fault in capsys.readouterr().err

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagewright.files import write_json
+from imagewright.files import try_output, write_json
 from imagewright.locks import changing
 from imagewright.metrics.records import FORMAT, read_scores
 from imagewright.types import UserError
@@ -32,13 +32,7 @@ def keep(new: Mapping[str, Sequence[Entry]], path: Path) -> None:
     Raises UserError where the file is no metrics.json.
     """
     with changing(path):
-        found: Mapping[str, Any] = {"format": FORMAT}
-        if path.exists():
-            try:
-                found = read_scores(path)
-            except UserError as error:
-                raise UserError(f"{error}; choose another --out") from None
-        record: dict[str, Any] = {"reports": [], **found}
+        record: dict[str, Any] = {"reports": [], **_found(path)}
         for kind, entries in new.items():
             merged = list(record.get(kind, []))
             for entry in entries:
@@ -47,6 +41,21 @@ def keep(new: Mapping[str, Sequence[Entry]], path: Path) -> None:
                 merged.append(_joined(same[-1], entry) if same and kind == "reports" else entry)
             record[kind] = sorted(merged, key=lambda e: e.get("nfe", 0))
         write_json(path, record)
+
+
+def require_keepable(path: Path) -> None:
+    """Raise UserError where entries cannot be put into a file, before the work that makes them."""
+    try_output(path)
+    _found(path)
+
+
+def _found(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {"format": FORMAT}
+    try:
+        return read_scores(path)
+    except UserError as error:
+        raise UserError(f"{error}; choose another --out") from None
 
 
 def _joined(old: Entry, new: Entry) -> Entry:

@@ -1,4 +1,4 @@
-"""What a metrics.json holds: scores, likelihoods, accuracies, reconstructions, retrievals, with what each depends on."""
+"""What a metrics.json holds: scores, likelihoods, accuracies, reconstructions, retrievals, and what they depend on."""
 
 from __future__ import annotations
 
