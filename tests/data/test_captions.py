@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +129,11 @@ def test_labelled_pictures_are_balanced_by_their_classes() -> None:
     shown = np.mean([np.bincount(images.labels[found.passing(np.random.default_rng(s))]) for s in range(100)], axis=0)
     np.testing.assert_allclose(shown, np.minimum(counts, 60), atol=3.5)
     assert curation.thresholds == {"": 60} and found.fingerprint != images.fingerprint
-    part = found.subset(np.arange(10))
-    assert part.keep.tolist() == found.keep[:10].tolist()
+    part = found.subset(np.array([900, 3]))
+    assert part.keep.tolist() == found.keep[[900, 3]].tolist() and part.keep[0] != part.keep[1]
+    assert replace(found, keep=found.keep / 2).fingerprint != found.fingerprint
+    unnamed, _ = balanced(replace(images, labels=np.where(images.labels == 2, -1, images.labels)), Balance(t=60))
+    assert not unnamed.keep[images.labels == 2].any(), "pictures without a class are never shown"
     assert DataConfig(source="digits", balance=0.2).open().keep.max() == 1
     with pytest.raises(UserError, match="no classes to balance"):
         balanced(open_images("digits", labels=False), Balance())
@@ -245,7 +249,7 @@ def test_captions_are_balanced_by_a_command_that_goes_on(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imagewright.data.curation.command.PIECE", 3)
-    rows = [(f"{i}.png", "red" if i % 10 else "blue", "en") for i in range(200)] + [("x.png", "green", "en")]
+    rows = [(f"{i}.png", "red" if i % 10 else "blue", "en") for i in range(198)] + [("x.png", "green", "en")]
     table.write_text(write_tsv(rows))
     out, entries = tmp_path / "out.tsv", str(tmp_path / "entries.json")
 
@@ -256,7 +260,7 @@ def test_captions_are_balanced_by_a_command_that_goes_on(
         patched.setattr("imagewright.data.curation.command.curated", stopped)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             main(["data", "balance", str(table), str(out), "--entries", entries, "--t", "20"])
-    assert not out.exists() and len(list((tmp_path / "out.parts").iterdir())) == 67
+    assert not out.exists() and len(list((tmp_path / "out.parts").iterdir())) == 67, "the last of one caption"
     with monkeypatch.context() as patched:
         patched.setattr("imagewright.data.captions.Pairs.match", stopped)
         main(["data", "balance", str(table), str(out), "--entries", entries, "--t", "20"])
@@ -265,8 +269,23 @@ def test_captions_are_balanced_by_a_command_that_goes_on(
     assert kept.count("blue") == 20 and 8 < kept.count("red") < 36 and "green" not in kept
     assert "1 captions hold no entry" in said and not (tmp_path / "out.parts").exists()
     record = json.loads((tmp_path / "out.tsv.json").read_text())
-    assert record["thresholds"] == {"en": 20} and record["counts"]["en"]["before"] == [180, 20]
-    assert record["names"]["en"] == ["red", "blue"]
+    assert record["thresholds"] == {"en": 20} and record["counts"]["en"]["before"] == [178, 20]
+    assert record["names"]["en"] == ["red", "blue"] and (record["pictures"], record["kept"]) == (199, len(kept))
+
+
+def test_a_tables_rows_may_stand_in_any_order(table: Path, tmp_path: Path) -> None:
+    """Every row that is kept is one of the table's, at most one of a picture; both entries of a caption count."""
+    rows = [(f"{i % 5}.png", f"red blue {i}" if i % 2 else f"红 {i}", "en" if i % 2 else "zh") for i in range(30)]
+    table.write_text(write_tsv(rows))
+    out = tmp_path / "out.tsv"
+    main(["data", "balance", str(table), str(out), "--entries", str(tmp_path / "entries.json"), "--t", "99"])
+    kept = list(zip(*read_captions(out), strict=True))
+    assert {*kept} <= {*rows} and sorted(name for name, *_ in kept) == [f"{i}.png" for i in range(5)]
+    english = sum(language == "en" for *_, language in kept)
+    after = {
+        name: each["after"] for name, each in json.loads((tmp_path / "out.tsv.json").read_text())["counts"].items()
+    }
+    assert 0 < english < 5 and after == {"en": [english, english], "zh": [5 - english]}
 
 
 def test_labels_are_balanced_by_a_command(tmp_path: Path) -> None:
@@ -284,9 +303,12 @@ def test_labels_are_balanced_by_a_command(tmp_path: Path) -> None:
 def test_entries_are_made_by_a_command_and_wrong_uses_are_told(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["data", "entries", str(table), str(tmp_path / "made.json"), "--unigrams", "1"])
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps({"zh": ["狗"]}))
+    main(["data", "entries", str(table), str(tmp_path / "made.json"), "--unigrams", "1", "--given", str(given)])
     made = read_lists(tmp_path / "made.json")
     assert "red" in made["en"] and "红" in made["zh"] and "0" in made["zh"]
+    assert "红" not in made["en"] and made["zh"][100] == "狗" and "狗" not in made["en"]
     for words, said in (
         (["balance", str(table), "out.tsv"], "give them with --entries"),
         (["balance", "digits", "out.zip", "--entries", str(tmp_path / "made.json")], "no table of captions"),

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from imagewright.data.curation import metadata
 from imagewright.data.curation.balancing import Balance, Curation, chances, count, keeping, p_to_t, t_to_p
 from imagewright.data.curation.metadata import build_metadata, information
 from imagewright.types import UserError
@@ -24,6 +25,7 @@ def test_a_threshold_and_its_share_by_hand() -> None:
     assert p_to_t(COUNTS, 0.04) == 2
     assert p_to_t(COUNTS, 0.0699) == 2 and p_to_t(COUNTS, 0.0701) == 6, "0.07 is as near to 0.04 as to 0.10"
     assert p_to_t(COUNTS, 1.0) == 80
+    assert p_to_t(np.array([1, 1, 2, 4]), 0.375) == 1, "as near to 1/4 as to 1/2, exactly: the smaller"
 
 
 def test_entries_that_nothing_holds_change_no_threshold() -> None:
@@ -66,6 +68,9 @@ def test_every_language_has_its_own_threshold_or_all_have_one() -> None:
     assert own.tail == 0.04 and own.thresholds == {"en": 6, "ja": 1}
     assert Curation.of(counts, Balance(t=6, rule="global")).thresholds == {"en": 6, "ja": 6}
     assert Curation.of(counts, Balance(tail=0.04)).thresholds == {"en": 2, "ja": 1}
+    asked = Curation.of({"en": COUNTS, "de": np.array([0, 4, 6, 90])}, Balance(tail=0.1))
+    assert asked.thresholds == {"en": 6, "de": 6}, "by the share that was asked for, not by the 0.04 that 6 leaves"
+    assert asked.tail == 0.04 and asked.as_dict()["entries"] == {"en": 6, "de": 3}
     assert own.keep("ja", [5]) == pytest.approx(1 / 40)
     np.testing.assert_allclose(own.expected("en", [[5], [5, 0], [4]]), [1, 0, 0, 0, 0.6, 6 / 80 + 1])
     with pytest.raises(UserError, match=r"reference is 'en', a language without matches; there are de, ja"):
@@ -102,6 +107,12 @@ def test_entries_are_whole_words_but_for_scripts_without_spaces() -> None:
     assert matcher.match("これはねこです", "ja") == [0], "kana are written without spaces, too"
     assert matcher.match("猫", "en") == [] and matcher.match("dog", "zh") == [], "in its own language alone"
     assert matcher.match("猫 cat", "zh_yue") == [0, 1] and matcher.list_of("zh-Hant") == "zh"
+    assert Matcher({"zh": ["猫"], "zh_yue": ["猫"]}).list_of("zh-yue") == "zh_yue", "a variant's own list comes first"
+    assert matcher.match("`cat`", "en") == [0] and matcher.match("(cat)", "en") == [], "some signs part words"
+    assert matcher.match("cat\xa0", "en") == [0], "captions are stripped of all kinds of spaces"
+    sided = Matcher({"zh": ["T恤", "恤T", "c#"]})
+    assert sided.match("穿 T恤衫", "zh") == [0] and sided.match("白T恤衫", "zh") == [], "each side by its own character"
+    assert sided.match("白恤T 衫", "zh") == [1] and sided.match("a c#b", "zh") == [2], "no space after a sign"
     rare = Matcher({"zh": ["\U0002cea1", "\U0002ebe0"]})
     assert rare.match("一\U0002cea1一\U0002ebe0一", "zh") == [0, 1], "ideographs to the end of extension F"
     assert matcher.match("a kat", "sv") == [0], "and languages without a list have one together"
@@ -131,6 +142,19 @@ def test_a_list_is_made_of_numbers_words_pairs_and_titles() -> None:
     assert bits["red dog"] == pytest.approx(math.log2(11 * 2 / 4)) and min(bits.values()) > 1
     assert pairs == ["a cat", "a cow", "dog runs"], "three of eight words' two fifths, by information"
     assert made[-2:] == ["New York", "Oslo"] and len(words) == 8
+
+
+def test_of_titles_three_quarters_are_added_and_the_longest_entry_has_256_characters() -> None:
+    made = build_metadata([], "en", given=["x" * 256, "y" * 257], titles={name: k for k, name in enumerate("abcd")})
+    assert made[100:] == ["x" * 256, "d", "c", "b"]
+
+
+def test_information_is_of_all_words_and_has_to_be_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """log2 6 bits of b c: six words, three different ones. A pair of just the limit is none."""
+    assert build_metadata(["a a a a b c"], "en", least_pmi=2.5, unigrams=0.0)[100:] == ["b c"]
+    for bits, kept in ((30.0, []), (30.5, ["dog runs"])):
+        monkeypatch.setattr(metadata, "information", lambda *_, found=bits: found)
+        assert build_metadata(["red dog runs"], "en", unigrams=0.0)[100:] == kept
 
 
 def test_words_with_a_sign_between_them_are_no_pair() -> None:

@@ -51,3 +51,26 @@ def test_a_group_without_gradients_holds_up_none() -> None:
         weight.grad = torch.ones(3)
         optimizer.step()
     assert optimizer.minds and torch.equal(idle, torch.ones(2)) and not torch.equal(weight, torch.ones(3))
+
+
+def later(grouped: bool) -> list[list[torch.Tensor]]:
+    """Three weights after 14 steps, of which the second has no gradient in the first four and the third never one."""
+    runs = []
+    for kind in (torch.optim.RAdam, FusedRAdam):
+        weights = [torch.ones(3) for _ in range(3)]
+        first, late, idle = weights
+        groups = [{"params": [first, idle], "lr": 0.1}, {"params": [late], "lr": 0.02}]
+        optimizer = kind(groups if grouped else weights, lr=0.1, foreach=True)
+        for step in range(14):
+            torch.manual_seed(step)
+            first.grad, late.grad = torch.randn(3), torch.randn(3) if step >= 4 else None
+            optimizer.step()
+        runs.append(weights)
+    return runs
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_weights_that_begin_later_are_stepped_as_torch_s(grouped: bool) -> None:
+    """In a group of their own, with its rate, and beside others."""
+    for a, b in zip(*later(grouped), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-8)
