@@ -81,6 +81,8 @@ def test_later_branches_are_dropped_more_often_for_whole_frames() -> None:
     dropped = (added == 0).all((1, 2))
     assert torch.equal(added[~dropped], torch.full_like(added[~dropped], 2)) and 900 < dropped.sum() < 1100
     assert torch.equal(block.eval()._branch(x + 1), x + 1)
+    changed = (block.train()(x + torch.arange(8.0)) != x + torch.arange(8.0)).any(2).any(1)
+    assert 400 < (~changed).sum() < 600  # a quarter: neither branch
 
 
 def test_information_is_what_is_in_a_patch() -> None:
@@ -122,13 +124,15 @@ def test_patches_without_information_come_last_and_in_random_order(way: str, dty
     assert {0, 3} == set(order[:, :2].flatten().tolist())
     third = torch.bincount(order[:, 2], minlength=5)
     assert (third[[1, 2, 4]] > 500).all()
+    beside = torch.cat([given, given * 1e30])  # a row counts for itself
+    assert torch.equal(drawn(beside, 5, torch.cat([uniform(2000).to(dtype)] * 2), way)[:2000], order)
     empty = drawn(torch.zeros(2000, 5, dtype=dtype), 2, uniform(2000).to(dtype), way)
     assert (torch.bincount(empty.flatten(), minlength=5) > 600).all()
 
 
 def test_how_many_are_kept() -> None:
     assert [kept_count(196, s) for s in (0.5, 0.25, 0.3, 1.0, 0.001)] == [98, 49, 58, 196, 1]
-    assert kept_count(10, 0.7) == 7 and kept_count(10, 0.1) == 1
+    assert kept_count(100, 0.29) == 29 and kept_count(10, 0.1) == 1
 
 
 @pytest.mark.parametrize(

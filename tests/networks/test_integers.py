@@ -28,7 +28,7 @@ class Layers(Network):
         torch.manual_seed(0)
         self.wide, self.strided = nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(6, 9, 3, stride=2, padding=1, bias=False)
         self.grouped, self.point = nn.Conv2d(6, 6, 5, padding=2, groups=6), nn.Conv2d(6, 4, 1)
-        self.line = nn.Linear(6, 7)
+        self.line, self.same = nn.Linear(6, 7), nn.Conv2d(6, 2, 3, padding="same")
 
     def forward(self, x: Tensor, label: Tensor) -> dict[str, Tensor]:
         convolved = {name: layer(x) for name, layer in layers_of(self) if name != "line"}
@@ -87,11 +87,29 @@ def test_images_of_one_noise_level_share_their_range(monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
         assert torch.equal(found, wanted) != used
     torch.testing.assert_close(whole.line(x[:2, :, 0, 0]), plain.line(x[:2, :, 0, 0]))  # rows that are no images
+    for network in (plain, whole):  # asked with other weights than its own
+        network.wide.levels.index = torch.zeros(3, dtype=torch.int64)
+    told = [each.wide._conv_forward(x, 2 * each.wide.weight, each.wide.bias) for each in (whole, plain)]
+    assert torch.equal(*told)
 
 
 @here
-def test_a_range_without_zero_stays_with_floats() -> None:
-    network = stored(4, low=1.0)
+def test_inputs_of_64_bits_and_buckets_without_a_range_stay_with_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integers, "LEAST", 0)
+    network, x = stored(4).double(), inputs().double()
+    wanted = network(x, torch.zeros(3))
+    with_integers(network)
+    assert all(torch.equal(found, wanted[name]) for name, found in network(x, torch.zeros(3)).items())
+    partly = stored(4, buckets=2)
+    partly.wide.high[1] = partly.wide.low[1]
+    with_integers(partly)
+    assert partly.wide.prepared is None and partly.point.prepared is not None
+
+
+@here
+@pytest.mark.parametrize(("low", "high"), [(1.0, 3.0), (-3.0, -1.0)])
+def test_a_range_without_zero_stays_with_floats(low: float, high: float) -> None:
+    network = stored(4, low=low, high=high)
     with pytest.raises(UserError, match="none of its layers has a range of inputs"):
         with_integers(network)
 

@@ -19,6 +19,7 @@ from imagewright.networks.quantized import (
     grid,
     is_quantized,
     layers_of,
+    networks_of,
     of_channels,
     packed,
     rounded,
@@ -68,6 +69,14 @@ def test_outside_of_its_range_it_clips_and_has_no_gradient() -> None:
     torch.testing.assert_close(answer[[0, 2]], torch.tensor([-1.0, 1.0]), rtol=0, atol=2 / 255)
     (gradient,) = torch.autograd.grad(answer.sum(), x)
     assert gradient.tolist() == [0.0, 1.0, 0.0]
+    x = torch.tensor([-0.9, -0.8, 1.7, 1.8], requires_grad=True)  # the grid is -0.867 .. 1.733, the range is not
+    (gradient,) = torch.autograd.grad(rounded(x, torch.tensor(-0.7), torch.tensor(1.9), 2).sum(), x)
+    assert gradient.tolist() == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_halves_are_rounded_before_the_offset_is_taken_off() -> None:
+    """To even numbers of steps: 2.5 is 2, the code 2 + 1."""
+    assert encoded(torch.tensor([2.5, 3.5]), torch.tensor(1.0), torch.tensor(-1.0), 4).tolist() == [3, 5]
 
 
 def test_each_output_channel_has_a_grid_of_its_own() -> None:
@@ -91,6 +100,7 @@ def test_codes_are_packed_into_as_few_bytes_as_hold_them(bits: int) -> None:
     data = packed(codes, bits)
     assert data.dtype == torch.uint8 and len(data) == -(-35 * width(bits) // 8)
     assert torch.equal(unpacked(data, bits, codes.shape).long(), codes)
+    assert width(bits) == {2: 2, 3: 4, 4: 4}.get(bits, 8)
 
 
 def test_sixteen_bits_answer_as_floats_do() -> None:
@@ -132,6 +142,12 @@ def test_each_image_has_the_range_of_its_own_noise_level() -> None:
         layer.high.copy_(torch.tensor([1.0, 8.0]))
     x, label = torch.randn(2, 1, 8, 8), torch.tensor([-1.0, 1.0])
     together = network(x, label, cond())
+    layer = next(iter(layers_of(network)))[1]
+    assert [float(end) for end in layer.range_of(torch.zeros(6, 3))] == [-8, 8], "rows that are no images: the hull"
+    for ask in (network.embed, lambda *given: network(x, *given)):  # as a whole, and by its parts
+        layer.levels.index = None
+        ask(torch.tensor([0.0, 0.1]), cond())
+        assert layer.levels.index.tolist() == [0, 1], "an edge is of the lower bucket"
     apart = torch.cat([network(x[k : k + 1], label[k : k + 1], cond()) for k in range(2)])
     torch.testing.assert_close(together, apart)
     for _, layer in layers_of(network):
@@ -141,8 +157,21 @@ def test_each_image_has_the_range_of_its_own_noise_level() -> None:
 
 
 def cond() -> Condition:
-
     return Condition()
+
+
+def test_layers_without_a_range_take_their_inputs_as_they_are() -> None:
+    networks = small_unet(), small_unet()
+    for network, told in zip(networks, (Quantized(bits=8, activation_bits=8), Quantized(bits=8)), strict=True):
+        simulate(network, told)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(*(network(x, torch.zeros(2), cond()) for network in networks))
+
+
+def test_a_network_within_another_is_part_of_it() -> None:
+    outer = small_unet()
+    outer.inner = small_unet()
+    assert networks_of(nn.ModuleList([outer])) == [outer]
 
 
 def test_weights_take_the_straight_through_gradient() -> None:

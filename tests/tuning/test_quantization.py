@@ -141,6 +141,40 @@ def test_paired_layers_have_the_float_ones_moments(classifier: Classifier) -> No
     torch.testing.assert_close(quantized(*call), answer)
 
 
+def test_a_channels_gain_is_two_at_most_and_its_bias_gives_the_mean_back() -> None:
+    torch.manual_seed(0)
+    plain, x = nn.Sequential(nn.Conv2d(2, 4, 1)).double().requires_grad_(False), drawn(16, 2, 4, 4)
+    factor = torch.tensor([1 / 8, 8, 1 / 1.5, 1], dtype=torch.float64)
+    other = copy.deepcopy(plain)
+    other[0].weight.mul_(factor.view(-1, 1, 1, 1))
+    other[0].bias.copy_(drawn(4))
+    q.pair_layers(other, plain, (x,))  # type: ignore[arg-type]
+    gained = factor * torch.tensor([2, 0.5, 1.5, 1], dtype=torch.float64)
+    torch.testing.assert_close(other[0].weight, plain[0].weight * gained.view(-1, 1, 1, 1))
+    torch.testing.assert_close(other(x).mean((0, 2, 3)), plain(x).mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("norms", ["paired", "reestimate", "layers"])
+def test_some_calls_clip_and_train_and_others_mend(
+    classifier: Classifier, norms: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Tensor] = {}
+    for name, at in (("measure_ranges", 1), ("pair_norms", 2), ("reestimate", 1), ("pair_layers", 2), ("distil", 2)):
+        monkeypatch.setattr(q, name, lambda *a, name=name, at=at, **_: told.update({name: a[at][0]}))
+    network: Any = copy.deepcopy(classifier.network)
+    clip, mend = ((drawn(k, 1, 8, 8), torch.arange(k) % 3.0, Condition()) for k in (6, 600))
+    if norms == "layers":
+        sizes = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "model_channels": 8, "channel_mult": (1,)}
+        network = SongUNet(SongUNetConfig(**sizes, num_blocks=1))  # type: ignore[arg-type]
+    config = q.Quantization(buckets=2, norms="paired" if norms == "layers" else norms, updates=1)  # type: ignore[arg-type]
+    q.quantize(network, [clip], config, norms=[mend], loss=q.answer_loss)
+    mends = {"paired": "pair_norms", "reestimate": "reestimate", "layers": "pair_layers"}[norms]
+    assert told.keys() == {"measure_ranges", mends, "distil"}
+    assert len(told["measure_ranges"]) == len(told["distil"]) == 6 and network.edges.tolist() == [1.5]
+    wanted = mend[0][torch.arange(256) * 600 // 256] if norms == "layers" else mend[0]
+    torch.testing.assert_close(told[mends], wanted)
+
+
 def test_norms_fold_into_the_layers_before_them(classifier: Classifier) -> None:
     model, call = changed(classifier, bits=4)
     q.pair_norms(model.network, classifier.network, call)
@@ -183,6 +217,37 @@ def test_pictures_match_statistics_and_respond(classifier: Classifier) -> None:
     assert torch.equal(again.pictures, matched.pictures)
 
 
+def test_responding_pictures_by_hand(classifier: Classifier) -> None:
+    """Two batches of two pictures, three steps of Adam whose rate falls by half a cosine."""
+    model, config = copy.deepcopy(classifier), s.Synthesis(iterations=3, batch=2, weight=2.0)
+    head: Any = model.network.head
+    head.bias.copy_(torch.tensor([0.3, -0.4, 0.5]))
+    matched = s.Made(drawn(3, 1, 8, 8).clamp(-1, 1), torch.zeros(3, dtype=torch.int64), 0.0)
+    found = s.responding_pictures(model, matched, 4, config, StepNoise(0))
+    start, labels = s._start(model, 4, StepNoise(0))
+    aims = head.weight.norm(dim=1) * model(matched.pictures).pooled.norm(dim=1).max() + head.bias
+    norms, faults, wanted = q.batch_norms(model), [], []
+    handles = [n.register_forward_pre_hook(lambda m, a: faults.append(s.mismatch(m, a[0]))) for n in norms]
+    for rows in (slice(0, 2), slice(2, 4)):
+        x = start[rows].clamp(-1, 1).requires_grad_()
+        optimizer = torch.optim.Adam([x])
+        for k in range(3):
+            optimizer.param_groups[0]["lr"] = 0.1 * (1, 0.75, 0.25)[k]
+            faults.clear()
+            said = model(x).logits[torch.arange(2), labels[rows]]
+            x.grad = None
+            (2 * sum(faults) / len(norms) + (aims[labels[rows]] - said).clamp_min(0).mean()).backward()
+            optimizer.step()
+            x.data.clamp_(-1, 1)
+        wanted.append(x.detach())
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(found.pictures, torch.cat(wanted))
+    assert len({*labels.tolist()}) > 1 and torch.equal(found.labels, labels)
+    assert found.aim == pytest.approx(float(aims[labels].mean()))
+    assert found.response == pytest.approx(float(model(found.pictures).logits[torch.arange(4), labels].mean()))
+
+
 def test_mismatch_is_nought_for_the_stored_statistics() -> None:
     norm, x = nn.BatchNorm2d(3).double(), drawn(4, 3, 5, 5)
     norm.running_mean.copy_(x.mean((0, 2, 3)))
@@ -193,6 +258,8 @@ def test_mismatch_is_nought_for_the_stored_statistics() -> None:
     assert float(s.mismatch(norm, x + 2 * deviation)) == pytest.approx(4)
     centre = norm.running_mean[:, None, None]
     assert float(s.mismatch(norm, centre + 3 * (x - centre))) == pytest.approx(4)
+    plain, unit = nn.BatchNorm2d(1, eps=3.0).double(), torch.tensor([1.0, 3.0]).double().view(2, 1, 1, 1)
+    assert float(s.mismatch(plain, unit)) == pytest.approx(1)  # 2^2 / (1 + 3), of variance 1
 
 
 def test_fine_tuning_nears_the_float_network(classifier: Classifier) -> None:
@@ -242,6 +309,8 @@ def test_each_bucket_has_the_range_of_its_own_images() -> None:
     for k, (low, high) in enumerate(told.values()):
         assert (float(layer.low[k]), float(layer.high[k])) == pytest.approx((low, high), rel=1e-5)
     assert len({float(h) for h in layer.high}) == 3
+    bare = [name for name, each in layers_of(network) if not (each.high > each.low).any()]
+    assert bare == [next(name for name, each in layers_of(network) if isinstance(each, nn.Conv2d))]  # not the label's
     layer.low, layer.high = torch.tensor([torch.inf, -1.0, -2.0]), torch.tensor([-torch.inf, 3.0, 2.0])
     q._settle(layer)  # a bucket that saw nothing
     assert layer.low.tolist() == [-2, -1, -2] and layer.high.tolist() == [3, 3, 2]
