@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from functools import lru_cache
+import re
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -52,15 +53,21 @@ def unit_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-@lru_cache
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree(path)))
+
+
+@cache
 def imported(path: Path) -> set[str]:
     """Units that a file imports, at its head or inside functions."""
     names: set[str] = set()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -182,14 +189,13 @@ def test_the_pickle_check_can_fail(source: str) -> None:
 def test_networks_drop_by_the_images_own_noise() -> None:
     """By `noise.dropout`: what torch's modules let through depends on the batch. (Its kernels of attention do so.)"""
     for path in FILES:
-        names = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
-        assert not names & {"Dropout", "Dropout2d", "AlphaDropout", "dropout2d"}, path
+        assert not re.search(r"nn\.(Alpha)?Dropout|functional\.dropout|F\.dropout", path.read_text(encoding="utf-8")), (
+            path
+        )
 
 
 def test_no_test_measures_time() -> None:
     """A machine that is busy with something else would decide it. Speed is a ratio that `imagewright bench` reports."""
-    clocks = {"perf_counter", "perf_counter_ns", "process_time", "process_time_ns", "timeit"}
     for path in sorted(Path(__file__).parent.rglob("*.py")):
-        words = {n.attr if isinstance(n, ast.Attribute) else n.id for n in ast.walk(tree(path))
-                 if isinstance(n, ast.Attribute | ast.Name)}  # fmt: skip
-        assert not words & clocks, path
+        words = re.findall(r"perf_counter|process_time|timeit", path.read_text(encoding="utf-8"))
+        assert not words or path == Path(__file__), path
