@@ -99,3 +99,9 @@ def test_growth_measures_what_it_says(tmp_path: Path) -> None:
     rows = [{"size": n, "seconds": 3.0 * n**2, "megabytes": 7.0} for n in (1, 2, 4)]
     assert growth.exponent(rows, "seconds") == pytest.approx(2)
     assert growth.exponent(rows, "megabytes") == pytest.approx(0)
+
+
+@pytest.mark.parametrize("data", ["digits", "emoji64-16", "emoji64-32"])
+def test_every_row_of_pixel_likelihoods_is_a_recipe(data: str) -> None:
+    example = loaded("pixel_likelihoods")
+    assert {example.options(row, data, 64, 4).split()[0] for row in example.SMALL} <= RECIPES.keys()

@@ -12,6 +12,11 @@ class UserError(ValueError):
     """
 
 
+def an(noun: str) -> str:
+    """As it stands in a sentence: "a denoiser", "an encoder"; a leading U is read as in "U-Net"."""
+    return f"{'an' if noun[:1] in tuple('AEIOaeio') else 'a'} {noun}"
+
+
 ENDINGS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from imagewright import limits
+from imagewright.errors import an
 from imagewright.shapes import brief
 from imagewright.types import UserError
 
@@ -170,7 +171,7 @@ def expect(value: Any, kind: type, operation: str) -> Any:
 
 def describe(value: Any) -> str:
     """A value in a sentence."""
-    return brief(value.name.replace(" ", "."))[1:-1] if isinstance(value, Global) else f"a {type(value).__name__}"
+    return brief(value.name.replace(" ", "."))[1:-1] if isinstance(value, Global) else an(type(value).__name__)
 
 
 def word(key: Any) -> str:

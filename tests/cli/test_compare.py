@@ -51,7 +51,7 @@ def test_what_was_measured_otherwise_is_refused(
     (tmp_path / "metrics.json").write_text(json.dumps(record))
     told = refused("compare", runs[0], tmp_path / "metrics.json")
     assert "do not compare: feature extractor" in told and "number of images 24 against 50" in told
-    assert "holds no scores at 7 calls" in refused("compare", *runs, "--nfe", 7)
+    assert "holds no scores of images at 7 calls" in refused("compare", *runs, "--nfe", 7)
 
 
 def test_scores_of_other_weights_are_not_shown_beside_newer_ones(

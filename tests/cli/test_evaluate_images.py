@@ -93,6 +93,29 @@ def test_grey_pictures_of_three_channels_are_grey(tmp_path: Path, refused: Calla
     assert "takes images of 1 channel(s), got 3" in said
 
 
+@pytest.mark.parametrize("content", [None, "{", '{"format": 3}'])
+def test_a_file_that_cannot_take_scores_is_told_before_the_work(
+    content: str | None, drawn: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagewright.cli.evaluate.evaluate", lambda *args, **kwargs: pytest.fail("it has begun"))
+    out = tmp_path / "scores.json"
+    out.mkdir() if content is None else out.write_text(content)
+    for target in (drawn, "emoji64-32"):
+        said = refused("evaluate", target, "--data", "emoji64", "--n", 2, "--metrics", "fd", "--out", out)
+        assert str(out) in said and "choose another --out" in said
+
+
+def test_a_run_without_a_model_is_no_set_of_images(drawn: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """Killed before its first snapshot; or a folder of runs, in which pictures lie."""
+    (tmp_path / "experiment.json").write_text("{}")
+    (tmp_path / "x.png").write_bytes((drawn / "000000.png").read_bytes())
+    for words in (("evaluate", tmp_path, "--data", "digits"), ("sample", tmp_path), ("distill", tmp_path)):
+        said = refused(*words)
+        assert f"is a run that has made no model yet; go on with: imagewright train --resume {tmp_path}" in said
+    (tmp_path / "experiment.json").unlink()
+    assert "is no model; say with --data with which real images its pictures" in refused("evaluate", tmp_path)
+
+
 def test_scores_say_of_which_weights_they_are(tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
     words = ["evaluate", "emoji64-32", "--n", "4", "--steps", "1", "--metrics", "fd", "--no-yardsticks"]

@@ -122,6 +122,6 @@ def test_mistakes_are_told_in_a_sentence(home: Path, tmp_path: Path, refused: Ca
         ([causal, "--metrics", "bpd", "--guidance", "cfg", "--weight", "2"], "guidance needs denoisers"),
     ):
         assert told in refused("evaluate", *args)
-    assert "sampler 'raster' has no setting 'num_steps'" in refused("sample", causal, "--steps", "3")
+    assert "sampler 'raster' takes no --steps; its settings are --set" in refused("sample", causal, "--steps", "3")
     assert "Heun draws from a denoiser" in refused("sample", causal, "--sampler", "heun")
     assert "Raster draws from a token model" in refused("sample", denoiser, "--sampler", "raster")

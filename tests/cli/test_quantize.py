@@ -16,10 +16,20 @@ from imagewright.files import read_json
 from imagewright.models.classifier import Classifier
 from imagewright.models.consistency import ConsistencyModel
 from imagewright.models.files import ModelFile, load_model, save_model
+from imagewright.models.image_text import ImageText
 from imagewright.models.masked import MaskedTokenModel
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.models.tokens import PixelCodec
-from imagewright.networks import ConvClassifier, ConvClassifierConfig, SongUNet, SongUNetConfig, WideResNet, integers
+from imagewright.networks import (
+    CLIP,
+    CLIPConfig,
+    ConvClassifier,
+    ConvClassifierConfig,
+    SongUNet,
+    SongUNetConfig,
+    WideResNet,
+    integers,
+)
 from imagewright.networks.quantized import is_quantized
 from imagewright.networks.token_transformer import TokenTransformer, TokenTransformerConfig
 from imagewright.networks.wide_resnet import WideResNetConfig
@@ -28,6 +38,8 @@ from imagewright.tuning.synthesis import Synthesis
 from imagewright.types import DataSpec
 
 SPEC = DataSpec(name="digits", resolution=8, channels=1, num_classes=10)
+CLIP_SIZES = {"img_resolution": 8, "in_channels": 1, "patch": 4, "width": 8, "depth": 1, "head_width": 8, "embed": 8}
+CLIP_SIZES |= {"vocabulary": 8, "length": 4, "text_width": 8, "text_depth": 1, "text_heads": 1}
 SMALL = ["--images", 8, "--seed", 3, "--device", "cpu"]
 
 
@@ -54,6 +66,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "wide": Classifier(WideResNet(WideResNetConfig(**digits, blocks=1, widen=1))),  # type: ignore[arg-type]
         "plain": Classifier(ConvClassifier(ConvClassifierConfig(**digits, widths=(8, 8)))),  # type: ignore[arg-type]
         "codec": PixelCodec(8, 1, 2),
+        "texts": ImageText(CLIP(CLIPConfig(**CLIP_SIZES))),
     }
     for name, model in made.items():
         save_model(folder / name, ModelFile(model=model, spec=SPEC))
@@ -124,10 +137,11 @@ def test_encoders_are_calibrated_without_data_and_evaluated(
         (["denoiser", "--ranges", "matched"], "--ranges is matched; of a model of kind denoiser it is own or noise"),
         (["denoiser", "--norms", "reestimate"], "a SongUNet has no batch norm to re-estimate"),
         (["denoiser", "--bits", 9], "--bits is 9; it must be a whole number from 2 to 8"),
-        (["denoiser", "--activations", 1], "activation_bits is 1; it must be 0, or 2 to 8"),
+        (["denoiser", "--activations", 1], "--activations is 1; it must be 0, or 2 to 8"),
         (["denoiser", "--activations", 0, "--buckets", 2], "--buckets has no effect with --activations 0"),
         (["denoiser", "--activations", 0, "--norms", "none", "--ranges", "own"], "--ranges own has no effect where"),
         (["denoiser", "--rate", 0.1], "--rate has no effect without --updates"),
+        (["texts"], "texts is an ImageText, of pictures and texts; quantize classifiers"),
         (["tokens", "--ranges", "noise"], "a network of tokens is shown no noise; give --ranges own"),
     ],
 )

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from imagewright.cli import known
-from imagewright.errors import UserError
+from imagewright.errors import UserError, an
 
 ASK = """
 import sys
@@ -57,3 +57,20 @@ def test_the_nearest_option_is_named() -> None:
         known.require_known(["tune", "lcsc", "run", "--untill", "3"])
     with pytest.raises(UserError, match="`imagewright sample --help` lists them"):
         known.require_known(["sample", "--zzzzzzzz"])
+    with pytest.raises(UserError, match="`imagewright train wrn-digits` has no option --autoencoder; `imagewright tr"):
+        known.require_known(["train", "wrn-digits", "--autoencoder", "runs/kl-digits"])
+
+
+@pytest.mark.parametrize(
+    ("noun", "told"),
+    [("encoder", "an encoder"), ("flow map", "a flow map"), ("ImageText", "an ImageText"), ("UNet", "a UNet")],
+)
+def test_articles(noun: str, told: str) -> None:
+    assert an(noun) == told
+
+
+def test_a_folder_after_resume_is_where_no_recipe_is() -> None:
+    with pytest.raises(UserError, match="a run goes on with `imagewright train --resume runs/x`, or with its recipe"):
+        known.require_known(["train", "edm-digits", "--resume", "runs/x"])
+    known.require_known(["train", "--resume", "runs/x", "--training.batch", "4"])
+    known.require_known(["train", "edm-digits", "--resume", "--out", "runs/x"])

@@ -165,7 +165,7 @@ def test_what_has_no_equal_is_refused(tmp_path):
     song = SongUNet(
         SongUNetConfig(img_resolution=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,))
     )
-    with pytest.raises(UserError, match="no equal of a EDMPrecond around a SongUNet"):
+    with pytest.raises(UserError, match="no equal of an EDMPrecond around a SongUNet"):
         write_diffusers(tmp_path / "x", EDMPrecond(song))
     _, path = folder(tmp_path, DDPM, DDPMScheduler())
     model = read_official(path).model

@@ -26,6 +26,7 @@ from imagewright.models.preconditioning import EDMPrecond, VPPrecond
 from imagewright.models.timesteps import TimestepPrecond
 from imagewright.models.trajectory import TrajectoryModel
 from imagewright.networks import EDM2UNet
+from imagewright.pretrained import _FOLDER as SHIPPED
 from imagewright.types import Condition, UserError
 
 HERE = Path(__file__).parent
@@ -247,8 +248,14 @@ def test_bad_files_are_refused_in_a_sentence(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="no kind of official weights has tensors like 'a'"):
         read_official(tmp_path / "a.pt")
+    (tmp_path / "a.txt").write_text("")
     with pytest.raises(UserError, match=r"a\.txt is not read: read are \.pkl"):
         read_official(tmp_path / "a.txt")
+    with pytest.raises(UserError, match="gone does not exist"):
+        read_official(tmp_path / "gone")
+    for way in (SHIPPED / "emoji64-32", SHIPPED / "emoji64-32" / "model.safetensors"):
+        with pytest.raises(UserError, match="is a model of imagewright's own"):
+            read_official(way)
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=r"--key .* has no effect"):
         read_official(tmp_path / "a.safetensors", key="ema")

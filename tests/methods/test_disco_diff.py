@@ -311,7 +311,7 @@ def test_the_prior_s_loss_is_that_of_drawn_latents(model: LatentDenoiser) -> Non
 
 
 def test_what_is_no_stage_1_is_refused() -> None:
-    with pytest.raises(UserError, match=r"a EDMPrecond; a prior is of a model with discrete latents"):
+    with pytest.raises(UserError, match=r"an EDMPrecond; a prior is of a model with discrete latents"):
         LatentPrior().parts(network=table(), teacher=EDMPrecond(NETWORKS[0]), spec=SPEC)
     with pytest.raises(UserError, match=r"knows 4 tokens of 6 values; the codec has 4 of 5"):
         LatentPrior().parts(network=table(values=6), teacher=fresh(), spec=SPEC)

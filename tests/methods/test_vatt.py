@@ -342,7 +342,8 @@ def test_a_run_goes_on_with_the_same_bits(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_is_measured_without_a_flag(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["evaluate", str(run), "--n", "40", "--device", "cpu"])
+    for _ in range(2):  # the same twice is one
+        main(["evaluate", str(run), "--n", "40", "--device", "cpu"])
     assert "captions that look for their video among" in capsys.readouterr().out
     (entry,) = json.loads((run / "metrics.json").read_text())["retrievals"]
     report = entry["report"]
@@ -351,7 +352,15 @@ def test_a_run_is_measured_without_a_flag(run: Path, capsys: pytest.CaptureFixtu
     assert {*report["probe"]} == {"video", "audio"} and {*report["by_class"]} == {"p1", "p10"}
     model: Any = find_model(str(run)).model
     assert model.of_texts(["a one again"]).shape == (1, 8) and PAD == 1
-    for words, fault in (["--n", "1"], "--n is 1; retrieval needs 2"), (["--metrics", "fd"], "--metrics has no effect"):
+    main(["evaluate", str(run), "--n", "30", "--device", "cpu"])
+    assert len(json.loads((run / "metrics.json").read_text())["retrievals"]) == 2
+    capsys.readouterr()
+    many = ["--n", "9999"], "--n is 9999; there are "
+    for words, fault in (
+        many,
+        (["--n", "1"], "--n is 1; retrieval needs 2"),
+        (["--metrics", "fd"], "--metrics has no effect"),
+    ):
         with pytest.raises(SystemExit):
             main(["evaluate", str(run), *words, "--device", "cpu"])
         assert fault in capsys.readouterr().err

@@ -203,7 +203,7 @@ def test_accuracy_is_the_share_of_images_of_the_class_that_was_asked_for() -> No
     with pytest.raises(UserError, match="accuracy needs images of classes that were asked for"):
         evaluate(images.images(), images, digits_features(), metrics=["accuracy"])
     with pytest.raises(UserError, match="accuracy needs the 10 classes, and emoji names 9"):
-        evaluate(images.images(), images, emoji_features(), metrics=["accuracy"], labels=asked)
+        evaluate(None, images, emoji_features(), metrics=["accuracy"], labels=asked)  # before anything is drawn
     with pytest.raises(UserError, match="there are 3 labels for"):
         evaluate(images.images(), images, digits_features(), metrics=["accuracy"], labels=asked[:3])
 

@@ -144,11 +144,13 @@ def test_one_of_several_dictionaries(tmp_path: Path, legacy: bool) -> None:
         found = read_state_dict(path, key)
         assert found.keys() == weights.keys() and torch.equal(found["a"], weights["a"])
     for wrong, complaint in (
-        (None, "it holds several dictionaries; name one with --key: ema, state"),
-        ("state", "name one with --key: net"),
+        (None, "it holds several dictionaries; name one with --part: ema, state"),
+        ("state", "name one with --part: net"),
         ("emma", "it has no 'emma'; there are step, ema, state, optimizer"),
         ("step", "is no dictionary of tensors"),
         ("ema.a", "is no dictionary of tensors"),
     ):
         with pytest.raises(UserError, match=complaint):
-            read_state_dict(path, wrong)
+            read_state_dict(path, wrong, option="--part")
+    with pytest.raises(UserError, match="it holds several dictionaries, not tensors alone: ema, state"):
+        read_state_dict(path)

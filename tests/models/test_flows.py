@@ -191,7 +191,7 @@ def test_a_flow_answers_in_its_input_s_floats() -> None:
 
 
 def test_what_has_no_exact_flow_is_refused() -> None:
-    with pytest.raises(UserError, match="the teacher is a iDDPMPrecond, which has no exact flow at every time"):
+    with pytest.raises(UserError, match="the teacher is an iDDPMPrecond, which has no exact flow at every time"):
         flow_of(iDDPMPrecond(network(), M=10))
     with pytest.raises(UserError, match="a flow needs 0 < sigma_min < sigma_max < inf"):
         VPFlow(network(), sigma_min=0.0)

@@ -130,6 +130,16 @@ def test_a_shorter_run_keeps_its_recipes_shape() -> None:
     assert shortened(recipe, longer) == (longer, [])
 
 
+@pytest.mark.parametrize("total", [8, 999, 1001, 1003])
+def test_rounding_makes_no_run_too_short(total: int) -> None:
+    recipe = RECIPES["metaclip2-digits"]()  # whose ramp and cool-down fill it, in shares
+    counted = replace(recipe, training=recipe.training.in_images())
+    for run in (recipe, counted):
+        short, _ = shortened(run, replace(run, training=replace(run.training, total_images=total)))
+        rate = short.training.in_images().optimizer
+        assert rate.lr_ramp_images + rate.lr_cooldown_images <= total + 1
+
+
 def test_what_a_method_counts_in_images_shrinks_too() -> None:
     recipe = RECIPES["uni-rkl-digits"]()
     recipe = replace(recipe, method=replace(recipe.method, fake_only_images=1_000, gan_weight=0.01))

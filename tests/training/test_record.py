@@ -172,6 +172,9 @@ def test_what_a_resumed_run_may_change(tmp_path: Path) -> None:
     changed = replace(tiny("digits", 16), training=replace(tiny("digits", 16).training, **free))
     run_experiment(changed, tmp_path / "run", resume=True)
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 3
+    run_experiment(changed, tmp_path / "run", resume=True)  # at its end: nothing is left to do
+    with pytest.raises(UserError, match=r"has seen 16 images already; training\.total_images is 12, which takes none"):
+        run_experiment(tiny("digits", 12), tmp_path / "run", resume=True)
     for settings in ({"batch": 8}, {"seed": 3}):
         other = replace(changed, training=replace(changed.training, **settings))
         with pytest.raises(UserError, match=f"holds a run with another training.{next(iter(settings))};"):

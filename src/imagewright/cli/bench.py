@@ -100,10 +100,22 @@ def speed(rounds: int = 9, device: str = "auto", only: tuple[str, ...] = (), out
         if name not in MEASURES:
             raise UserError(f"--only is {name!r}; allowed: {', '.join(MEASURES)}")
     target = pick_device(device)
-    results: Sequence[Ratio] = ()
-    for measure in (MEASURES[name] for name in only or MEASURES if only or name != "integers" or target.type == "cpu"):
-        found = measure(target, rounds)
-        results = (*results, found) if isinstance(found, Ratio) else (*results, *found)
+    names = only or tuple(name for name in MEASURES if name != "integers" or target.type == "cpu")
+    command = f"imagewright bench speed --rounds {rounds} --device {device}{' --only ' if only else ''}{' '.join(only)}"
+    record = {"format": "imagewright-speed/1", "command": command, "device": str(target), "versions": versions()}
+    results: list[Ratio] = []
+    for number, name in enumerate(names, 1):
+        say(f"measuring {name} ({number} of {len(names)})")
+        found = MEASURES[name](target, rounds)
+        results += [found] if isinstance(found, Ratio) else found
+        if out is not None:  # after each: an interruption loses one
+            write_json(out, {**record, "measured": names[:number], "results": [r.as_dict() for r in results]})
+    _show_ratios(results)
+    if out is not None:
+        say(f"written to {out}")
+
+
+def _show_ratios(results: Sequence[Ratio]) -> None:
     rows = table("what", "ours (images/s)", "against", "its images/s", "ratio", "range")
     for r in results:
         rows.add_row(
@@ -118,17 +130,6 @@ def speed(rounds: int = 9, device: str = "auto", only: tuple[str, ...] = (), out
     for r in results:
         if r.details:
             say(f"{r.what}: " + ", ".join(f"{name} {value:.4g}" for name, value in r.details.items()))
-    if out is not None:
-        record = {
-            "format": "imagewright-speed/1",
-            "command": f"imagewright bench speed --rounds {rounds} --device {device}"
-            + (f" --only {' '.join(only)}" if only else ""),
-            "device": str(target),
-            "versions": versions(),
-            "results": [r.as_dict() for r in results],
-        }
-        write_json(out, record)
-        say(f"written to {out}")
 
 
 def claims(

@@ -88,7 +88,9 @@ def _group(path: Path, nfe: int | None) -> Group:
     kept = [e for e in kept if nfe is None or e["nfe"] == nfe]
     if not kept:
         at = "" if nfe is None else f" at {nfe} calls"
-        raise UserError(f"{file} holds no scores{at}; measure them with: imagewright evaluate {path}")
+        raise UserError(
+            f"{file} holds no scores of images{at}; models that draw have them: imagewright evaluate {path}"
+        )
     last = kept[-1]
     alike = [e for e in kept if _way(e) == _way(last) and not mismatches(e["report"], last["report"])]
     scores: dict[str, list[float]] = {}

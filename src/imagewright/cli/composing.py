@@ -12,6 +12,8 @@ import tyro
 from imagewright.checks import require_positive
 from imagewright.cli.console import bar, duration, say
 from imagewright.data.config import DataConfig
+from imagewright.errors import an
+from imagewright.models.kinds import words
 from imagewright.pretrained import find_model, folder_of
 from imagewright.recipes import RECIPES
 from imagewright.recipes.composed import HOURS, USUAL_HOURS, auto, distill, lasting
@@ -93,7 +95,7 @@ def compose_distill(args: Sequence[str], parse: Parse, group: Processes) -> Run:
         raise UserError("distill needs a teacher: imagewright distill RUN")
     file = find_model(teacher)
     if kind_of(file.model) != "denoiser":
-        raise UserError(f"{teacher} is a {kind_of(file.model).replace('_', ' ')}; what is distilled is a denoiser")
+        raise UserError(f"{teacher} is {an(words(kind_of(file.model)))}; what is distilled is a denoiser")
     run = _teachers_run(teacher, file.spec.name, file.spec.resolution)
     if by not in ("consistency", "dmd2"):
         raise UserError(f"--by is {by!r}; allowed: consistency, dmd2")

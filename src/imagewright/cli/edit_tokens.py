@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.files import ModelFile
 from imagewright.models.kinds import KINDS, words
 from imagewright.noise import ImageNoise
@@ -29,8 +30,8 @@ def check_model(name: str, model: nn.Module, task: str, given: dict[str, Any]) -
         raise UserError(f"{name} draws nothing; it {KINDS[kind].what}; {made}")
     if kind in ("denoiser", "latent_denoiser"):
         raise UserError(
-            f"{name} is a {words(kind)}; editing needs a flow map that jumps to the clean image, such as a consistency "
-            "model (imagewright train cd-digits --teacher RUN), or a token model"
+            f"{name} is {an(words(kind))}; editing needs a flow map that jumps to the clean image, such as a "
+            "consistency model (imagewright train cd-digits --teacher RUN), or a token model"
         )
     if kind != "token_model":
         return

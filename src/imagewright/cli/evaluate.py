@@ -21,10 +21,9 @@ from imagewright.cli.evaluate_bits import evaluate_bits, show_bits
 from imagewright.cli.evaluate_reconstruction import evaluate_reconstruction, show_reconstruction
 from imagewright.cli.evaluate_retrieval import evaluate_retrieval, show_retrieval
 from imagewright.cli.sampling import Changes, make_generator
-from imagewright.cli.score_file import keep
+from imagewright.cli.score_file import keep, require_keepable
 from imagewright.cli.scoring import extractor_for, real_images, reference_images
 from imagewright.data import ImageSet, open_images
-from imagewright.files import try_output
 from imagewright.metrics.bits import BitsSettings
 from imagewright.metrics.draws import ClassLaw, class_shares, draw_for_score, labels_for_score
 from imagewright.metrics.evaluate import METRICS, OPTIONAL, Report, evaluate, feasible
@@ -32,7 +31,7 @@ from imagewright.metrics.features import FeatureExtractor, in_batches
 from imagewright.metrics.reference import Reference, embed
 from imagewright.models.files import ModelFile, has_model
 from imagewright.models.vatt import VATTEncoder
-from imagewright.pretrained import CHAIN, find_model, folder_of, shipped
+from imagewright.pretrained import CHAIN, RUN, find_model, folder_of, shipped
 from imagewright.samplers.generator import sampler_to_json
 from imagewright.training.distributed import Processes, pick_device, processes
 from imagewright.training.together import SharedGenerator
@@ -150,7 +149,7 @@ def _evaluate_command(
         raise UserError("give --seed or --seeds, and each of these once")
     is_chain = (Path(target) / CHAIN).exists()
     target = str(folder_of(target)) if is_chain else target
-    is_model = is_chain or target in shipped() or has_model(Path(target))
+    is_model = is_chain or target in shipped() or has_model(Path(target)) or (Path(target) / RUN).exists()
     if "bpd" not in metrics and likelihood != BitsSettings():
         raise UserError("--passes, --ode-steps and --probes go with --metrics bpd")
     if not is_model:
@@ -167,13 +166,15 @@ def _evaluate_command(
         _refuse_unused(f"{target}, which is a set of images", **drawing, sampler=sampler, steps=steps, set=set)
         if not group.is_first:
             return
+        if out is not None:
+            require_keepable(out)
         extractor = None if data is None else extractor_for(data, inception, pick_device(device), features)
         _evaluate_images(target, data, split or "all", n, metrics, extractor, yardsticks, out, batch_size)
         return
     file = find_model(target)
     path = out or (Path(target) / "metrics.json" if Path(target).is_dir() else None)
-    if path is not None and path != out:
-        try_output(path)
+    if path is not None:
+        require_keepable(path)
     if kind_of(file.model) == "encoder":
         unused: dict[str, Any] = {
             "metrics": metrics != METRICS,
@@ -307,7 +308,7 @@ def _evaluate_images(
     if not Path(target).exists():
         raise UserError(f"{target} is neither a model ({', '.join(shipped())}, or a run folder) nor a set of images")
     if data is None or extractor is None:
-        raise UserError(f"{target} is a set of images; say with --data which real images to compare it with")
+        raise UserError(f"{target} is no model; say with --data with which real images its pictures are compared")
     images = open_images(target, split="all", labels=False)
     if n is not None:
         if n > len(images):

@@ -30,6 +30,8 @@ def evaluate_retrieval(
         config = replace(config, source=data)
     searched = config.of_split(split).open()
     others = None if split in ("train", "all") or not searched.spec.num_classes else config.of_split("train").open()
+    if n is not None and n > len(searched):
+        raise UserError(f"--n is {n}; there are {len(searched)} clips in split {split}")
     model: Any = file.model
     total = sum(len(c) if n is None else min(n, len(c)) for c in (searched, others) if c is not None)
     done = 0

@@ -11,6 +11,7 @@ import tyro
 
 from imagewright.cli.command import run
 from imagewright.cli.console import say
+from imagewright.errors import an
 from imagewright.files import read_json
 from imagewright.interop.reading import read_official
 from imagewright.metrics.torch_file import read_state_dict
@@ -82,7 +83,7 @@ def _latents_of(name: str, stats: Path | None, spec: DataSpec) -> tuple[DataSpec
     """What a model of latents (spec) makes when they are decoded, and the space. Raises UserError for another model."""
     file = find_model(name)
     if file.space is None and kind_of(file.model) != "autoencoder":
-        raise UserError(f"--autoencoder {name} is a {type(file.model).__name__}, which has no latents")
+        raise UserError(f"--autoencoder {name} is {an(type(file.model).__name__)}, which has no latents")
     if (file.space is None) != (stats is not None):
         why = "needs --latent-stats" if stats is None else "knows its statistics; --latent-stats has no effect"
         raise UserError(f"--autoencoder {name} {why}")

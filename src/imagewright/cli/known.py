@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from imagewright.errors import UserError
@@ -18,6 +19,8 @@ TABLE = Path(__file__).parent / "options.json"
 
 def require_known(args: Sequence[str]) -> None:
     """Raise UserError where a word begins like an option and is none of its command's."""
+    if args[0] == "train" and args[1:2] != ["--resume"]:
+        _require_no_folder_after_resume(args)
     written = [word.split("=")[0].replace("_", "-") for word in args if word.startswith("--") and word != "--"]
     if not written or "--help" in written:
         return
@@ -25,8 +28,19 @@ def require_known(args: Sequence[str]) -> None:
     for option in written if known else ():
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"`imagewright {args[0]} --help` lists them"
-            raise UserError(f"`imagewright {args[0]}` has no option {option}; {hint}")
+            command = " ".join(args[:2] if args[0] == "train" else args[:1])  # every recipe has its own
+            hint = f"did you mean {near[0]}?" if near else f"`imagewright {command} --help` lists them"
+            raise UserError(f"`imagewright {command}` has no option {option}; {hint}")
+
+
+def _require_no_folder_after_resume(args: Sequence[str]) -> None:
+    """Raise UserError for `train RECIPE --resume RUN`: after a recipe the run is that of --out."""
+    for word, after in pairwise(args):
+        if word == "--resume" and not after.startswith("-"):
+            raise UserError(
+                f"--resume {after} after {args[1]}: a run goes on with `imagewright train --resume {after}`, or with "
+                f"its recipe by `--resume --out {after}`"
+            )
 
 
 def _options(args: Sequence[str]) -> frozenset[str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 from torch import nn
 
 from imagewright.checks import require_whole
+from imagewright.errors import an
 from imagewright.files import read_json
 from imagewright.guidance import (
     Guided,
@@ -59,6 +60,8 @@ def make_sampler(file: ModelFile, name: str | None, steps: int | None, settings:
         near = difflib.get_close_matches(chosen, [*SAMPLERS, *PRESETS], n=1)
         raise UserError(f"there is no sampler {chosen!r}; {_hint(near, [*SAMPLERS, *PRESETS])}")
     known = {f.name for f in fields(SAMPLERS[chosen])}
+    if steps is not None and "num_steps" not in known:
+        raise UserError(f"sampler {chosen!r} takes no --steps; its settings are --set {', '.join(sorted(known))}")
     given = [*settings, *([f"num_steps={steps}"] if steps is not None else [])]
     for setting in given:
         key, equals, text = setting.partition("=")
@@ -194,7 +197,7 @@ def _denoiser(model: nn.Module) -> Any:
     kind = kind_of(model)
     if kind != "denoiser":
         own = "; masked decoding has its own, --set guidance=2" if kind == "token_model" else ""
-        raise UserError(f"guidance needs denoisers; a {type(model).__name__} is a {kind.replace('_', ' ')}{own}")
+        raise UserError(f"guidance needs denoisers; {an(type(model).__name__)} is {an(kind.replace('_', ' '))}{own}")
     return model
 
 

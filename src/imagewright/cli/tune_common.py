@@ -13,6 +13,7 @@ from torch import nn
 from imagewright.cli.console import OUT, say, table
 from imagewright.cli.sampling import TUNED, Changes
 from imagewright.cli.scoring import extractor_for, real_images, training_data
+from imagewright.errors import an
 from imagewright.files import write_json
 from imagewright.metrics import embed
 from imagewright.metrics.draws import frechet_of_model
@@ -88,7 +89,7 @@ def require_denoiser(name: str, model: nn.Module, *, of_a_flow: bool = False) ->
     """Raise UserError unless a model is a denoiser of images; of_a_flow: whose answer depends on the point alone."""
     kind = kind_of(model)
     if kind != "denoiser":
-        raise UserError(f"{name} is a {words(kind)}; what is tuned here is a denoiser of images, such as edm-digits")
+        raise UserError(f"{name} is {an(words(kind))}; what is tuned here is a denoiser of images, such as edm-digits")
     if of_a_flow and is_self_conditioned(model):
         raise UserError(
             f"{name} is self-conditioned: what it says depends on what it said before, so there is no flow to follow"

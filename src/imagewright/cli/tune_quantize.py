@@ -13,6 +13,7 @@ from imagewright.cli.console import OUT, bar, say, table
 from imagewright.cli.sampling import make_generator
 from imagewright.cli.tune_common import fresh
 from imagewright.models.files import ModelFile, save_model
+from imagewright.models.image_text import ImageText
 from imagewright.models.kinds import KINDS, words
 from imagewright.networks.quantized import count_parameters
 from imagewright.noise import StepNoise
@@ -110,10 +111,16 @@ def _settings(
         raise UserError("--buckets has no effect with --activations 0, which leaves inputs without ranges")
     if ranges is not None and not activations and norms == "none" and not updates:
         raise UserError(f"--ranges {ranges} has no effect where weights alone are rounded (--activations 0, no norms)")
+    if isinstance(file.model, ImageText):
+        raise UserError(f"{model} is an ImageText, of pictures and texts; quantize classifiers and generators")
+    if activations == 1:
+        raise UserError("--activations is 1; it must be 0, or 2 to 8")
     if rate is not None and not updates:
         raise UserError("--rate has no effect without --updates")
     given = {name: value for name, value in (("buckets", buckets), ("rate", rate)) if value is not None}
-    return q.Quantization(bits=bits, activation_bits=activations, norms=norms, updates=updates, seed=seed, **given)  # type: ignore[arg-type]
+    told = q.Quantization(bits=bits, activation_bits=activations, norms=norms, updates=updates, seed=seed, **given)  # type: ignore[arg-type]
+    q.require_quantizable(file.model, told)
+    return told
 
 
 def _encoder(file: ModelFile, told: q.Quantization, ranges: Ranges, count: int) -> dict[str, Any]:

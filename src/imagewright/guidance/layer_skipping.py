@@ -20,6 +20,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.preconditioning import Preconditioned
 from imagewright.networks.block import UNetBlock
 from imagewright.networks.unet import UNet
@@ -86,7 +87,7 @@ class LayerSkipped(nn.Module):
         super().__init__()
         if not (isinstance(denoiser, Preconditioned) and isinstance(denoiser.network, UNet)):
             raise UserError(
-                f"layer skipping needs a denoiser made of a U-Net; this model is a {type(denoiser).__name__}"
+                f"layer skipping needs a denoiser made of a U-Net; this model is {an(type(denoiser).__name__)}"
             )
         if not skips or not all(0 < level < math.inf for level in skips):
             raise UserError(f"skips has the noise levels {list(skips)}; there must be one or more, positive and finite")

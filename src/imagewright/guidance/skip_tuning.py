@@ -22,6 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.preconditioning import Preconditioned
 from imagewright.networks.unet import UNet
 from imagewright.types import UNCONDITIONAL, Condition, UserError
@@ -79,7 +80,9 @@ class SkipTuned(nn.Module):
     def __init__(self, denoiser: nn.Module, scale: SkipScale) -> None:
         super().__init__()
         if not (isinstance(denoiser, Preconditioned) and isinstance(denoiser.network, UNet)):
-            raise UserError(f"skip scaling needs a denoiser made of a U-Net; this model is a {type(denoiser).__name__}")
+            raise UserError(
+                f"skip scaling needs a denoiser made of a U-Net; this model is {an(type(denoiser).__name__)}"
+            )
         self.denoiser, self.scale = denoiser, scale
         self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
         scale.factors(torch.ones(1), self.skips)

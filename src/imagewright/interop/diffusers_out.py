@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.files import replacing, write_text
 from imagewright.interop.diffusers_in import PREDICTIONS, SCHEDULES, WEIGHTS, sources
 from imagewright.models.consistency import ConsistencyModel
@@ -29,9 +30,9 @@ def write_diffusers(folder: Path, model: nn.Module) -> None:
     """Write model_index.json, unet/ and scheduler/. Raises UserError where diffusers has no equal of the model."""
     network = getattr(model, "network", None)
     if not isinstance(network, ADMUNet) or type(model) not in (TimestepPrecond, ConsistencyModel):
-        inside = "" if network is None else f" around a {type(network).__name__}"
+        inside = "" if network is None else f" around {an(type(network).__name__)}"
         raise UserError(
-            f"diffusers has no equal of a {type(model).__name__}{inside}; it has of TimestepPrecond and "
+            f"diffusers has no equal of {an(type(model).__name__)}{inside}; it has of TimestepPrecond and "
             "ConsistencyModel around an ADMUNet"
         )
     pipeline, scheduler = _scheduler(model)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.description import unbuilt
 from imagewright.networks.config import did_you_mean
 from imagewright.shapes import brief
@@ -92,7 +93,9 @@ def tensor_of(key: str, value: Tensor | np.ndarray[Any, Any]) -> Tensor:
         return torch.tensor(value, dtype=torch.float32)
     if isinstance(value, Tensor):
         return value.detach().to("cpu", torch.float32)
-    raise UserError(f"the state dict's {key!r} is a {type(value).__name__}; it must be a tensor or an array of numbers")
+    raise UserError(
+        f"the state dict's {key!r} is {an(type(value).__name__)}; it must be a tensor or an array of numbers"
+    )
 
 
 def look_up(table: Mapping[str, T], config: Mapping[str, Any], argument: str, default: str) -> T:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.files import replacing
 from imagewright.models.discrete_latents import LatentDenoiser
 from imagewright.models.preconditioning import Preconditioned
@@ -69,7 +70,7 @@ def _graph(model: nn.Module, spec: DataSpec) -> tuple[nn.Module, dict[str, Tenso
         wrapped = _Denoiser(model)
     else:
         raise UserError(
-            f"a {type(model).__name__} is no denoiser and no one-step generator; it has no graph of one call"
+            f"{an(type(model).__name__)} is no denoiser and no one-step generator; it has no graph of one call"
         )
     shape = (2, spec.channels, spec.resolution, spec.resolution)
     generator = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from imagewright.arrays import read_tensors
+from imagewright.arrays import read_head, read_tensors
 from imagewright.interop import clip
 from imagewright.interop.diffusers_in import is_diffusers, read_diffusers
 from imagewright.interop.official import from_official
@@ -48,6 +48,7 @@ def read_official(
     Raises UserError naming the file for what is missing, damaged, unknown, or not read.
     """
     given, kind = dict(config or {}), kind and kind.replace("_", "-")
+    _require_foreign(path)
     if path.is_dir() and is_diffusers(path) and not clip.is_folder(path):
         if kind not in (None, "diffusers") or key is not None or given:
             raise UserError(
@@ -69,6 +70,15 @@ def read_official(
         told = PUBLISHED.get(path.stem, CTM if kind == "ctm" else {}) or inferred(kind, state)
     model = from_official(state, kind, {**told, **given})
     return Imported(model, _spec(model, name or path.stem), kind)
+
+
+def _require_foreign(path: Path) -> None:
+    """Raise UserError where there is nothing, or a model of ours."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    weights = path if path.suffix == ".safetensors" else path / "model.safetensors"
+    if weights.is_file() and "imagewright" in read_head(weights).texts:
+        raise UserError(f"{path} is a model of imagewright's own; its folder is taken as it is")
 
 
 def _pickled(path: Path, kind: str | None, key: str | None) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
@@ -96,7 +106,7 @@ def _state(path: Path, key: str | None) -> dict[str, Tensor]:
         if not chosen:
             raise UserError(f"{path} has no weights under {prefix!r}; --key names others, such as model")
         return chosen
-    return read_state_dict(path, key, Vocabulary if key is None else LightningWords)
+    return read_state_dict(path, key, Vocabulary if key is None else LightningWords, option="--key")
 
 
 def _generator_of(folder: Path) -> Path:

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from imagewright.checks import require_positive
+from imagewright.errors import an
 from imagewright.guidance import Unlabelled, guided_by, knows_no_label
 from imagewright.methods.adversary import HasLastLayer, adaptive_weight, gradient_penalty, relativistic
 from imagewright.methods.pairs import column, finite_tangent, shortened
@@ -143,7 +144,9 @@ class AlignYourFlow:
         more: dict[str, Trained | Frozen] = {} if guide is None else {"weak": Frozen(module=guide)}
         if self.adversarial is not None:
             if not isinstance(student.network, HasLastLayer):
-                raise UserError(f"the teacher's network is a {type(student.network).__name__}, which has no last_layer")
+                raise UserError(
+                    f"the teacher's network is {an(type(student.network).__name__)}, which has no last_layer"
+                )
             a = self.adversarial
             judge = BlurDiscriminator(spec.resolution, spec.channels, a.width, "image")
             more["discriminator"] = Trained(module=judge, ema=False, lr_scale=a.lr_scale, betas=a.betas)

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from imagewright.errors import an
 from imagewright.methods.autoregressive import numbers
 from imagewright.methods.maskgit import hide_labels
 from imagewright.models.random_order import RandomOrderModel, random_order
@@ -51,7 +52,7 @@ class RandomOrders:
     def parts(self, *, network: nn.Module, codec: Codec, spec: DataSpec) -> Parts:
         """network: an `ARPG`. codec: a `types.Codec`, kept as it is. Raises UserError for another network."""
         if not isinstance(network, ARPG):
-            raise UserError(f"network is a {type(network).__name__}; this method trains an ARPG")
+            raise UserError(f"network is {an(type(network).__name__)}; this method trains an ARPG")
         hidden = self.label_dropout if spec.num_classes else 0.0  # without classes there is nothing to guide by
         return Parts(model=Trained(module=RandomOrderModel(network, codec, hidden)))
 

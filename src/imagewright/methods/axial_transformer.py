@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from imagewright.errors import an
 from imagewright.methods.autoregressive import numbers
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.tokens import negative_log
@@ -38,7 +39,7 @@ class AxialLikelihood:
     def parts(self, *, network: nn.Module, codec: Codec, spec: DataSpec) -> Parts:
         """network: an `AxialTransformer`. codec: a `types.Codec`, kept as it is. Raises UserError for another."""
         if not isinstance(network, AxialTransformer):
-            raise UserError(f"network is a {type(network).__name__}; this method trains an AxialTransformer")
+            raise UserError(f"network is {an(type(network).__name__)}; this method trains an AxialTransformer")
         return Parts(model=Trained(module=CausalTokenModel(network, codec)))
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:

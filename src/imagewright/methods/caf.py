@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imagewright.checks import require_whole
+from imagewright.errors import an
 from imagewright.methods.adversary import adaptive_weight
 from imagewright.methods.consistency_trajectory import Adversarial, discriminator_part
 from imagewright.methods.distances import Distance, Features
@@ -176,7 +177,7 @@ class ConstantAcceleration(_Regressed):
         check_coupling(Stored(), couplings)
         if not isinstance(velocity, InitialVelocity):
             raise UserError(
-                f"velocity is a {type(velocity).__name__}; this method takes what InitialVelocityLearning has made "
+                f"velocity is {an(type(velocity).__name__)}; this method takes what InitialVelocityLearning has made "
                 "(recipes caf-...-velocity)"
             )
         roles: dict[str, Any] = {"flow": Trained(module=AccelerationFlow.after(velocity, network))}

@@ -51,6 +51,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imagewright.checks import require_non_negative, require_positive
+from imagewright.errors import an
 from imagewright.methods.adversary import HasLastLayer, adaptive_weight
 from imagewright.methods.diff_augment import DiffAugment
 from imagewright.methods.distances import Distance, Features
@@ -182,7 +183,7 @@ class ConsistencyTrajectory:
         known = edm_teacher(teacher)
         student = TrajectoryModel.from_denoiser(known, self.dropout)
         if not isinstance(student.network, HasLastLayer):
-            raise UserError(f"the teacher's network is a {type(student.network).__name__}, which has no last_layer")
+            raise UserError(f"the teacher's network is {an(type(student.network).__name__)}, which has no last_layer")
         more: dict[str, Trained | Frozen] = {"teacher": Frozen(module=known)}
         if self.distance.kind == "perceptual":
             if not isinstance(features, nn.Module):

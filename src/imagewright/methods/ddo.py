@@ -36,6 +36,7 @@ from torch.nn import functional as F
 
 from imagewright.checks import require_positive
 from imagewright.data.negatives import Negatives
+from imagewright.errors import an
 from imagewright.methods.edm import loss_weight
 from imagewright.methods.pairs import column
 from imagewright.methods.uni_instruct import in_mode
@@ -88,7 +89,7 @@ class DDO:
         if kind_of(reference) == "token_model":
             if getattr(reference, "likelihood", None) != "exact":
                 raise UserError(
-                    f"the reference is a {type(reference).__name__}, whose likelihood is not exact; "
+                    f"the reference is {an(type(reference).__name__)}, whose likelihood is not exact; "
                     "a causal token model's is"
                 )
             what, shape = "tokens", (known.codec.length,)

@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
+from imagewright.errors import an
 from imagewright.methods.autoregressive import numbers
 from imagewright.methods.edm import EDM
 from imagewright.methods.maskgit import hide_labels
@@ -151,7 +152,7 @@ class LatentPrior:
         Raises UserError for another teacher, and for a network that does not fit.
         """
         if not isinstance(teacher, LatentDenoiser):
-            raise UserError(f"the teacher is a {type(teacher).__name__}; a prior is of a model with discrete latents")
+            raise UserError(f"the teacher is {an(type(teacher).__name__)}; a prior is of a model with discrete latents")
         model = copy.deepcopy(teacher).requires_grad_(False)
         model.prior = network.requires_grad_(True)
         model.token_model()

@@ -37,6 +37,7 @@ from torch.nn import functional as F
 
 from imagewright.checks import require_number
 from imagewright.data.captions import Captioned, Texts
+from imagewright.errors import an
 from imagewright.gathering import gathered, own
 from imagewright.methods.vcmamba import CUT_ASPECT, cut_out
 from imagewright.models.image_text import ImageText, listed
@@ -75,7 +76,7 @@ class MetaCLIP2:
     def parts(self, *, network: nn.Module, texts: Texts) -> Parts:
         """network: a `CLIP`. Raises UserError for another."""
         if not isinstance(network, CLIP):
-            raise UserError(f"this method trains a CLIP, not a {type(network).__name__}")
+            raise UserError(f"this method trains a CLIP, not {an(type(network).__name__)}")
         model = ImageText(network, texts.vocabulary.describe(), listed(texts.prompts), self.mean, self.std, self.resize)
         return Parts(clip=Trained(module=model, ema=False))
 

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from imagewright.checks import require_non_negative
+from imagewright.errors import an
 from imagewright.methods.autoregressive import numbers
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.tokens import negative_log
@@ -48,7 +49,7 @@ class RoutingLikelihood:
     def parts(self, *, network: nn.Module, codec: Codec, spec: DataSpec) -> Parts:
         """network: a `RoutingTransformer`. codec: a `types.Codec`, kept as it is. Raises UserError for another."""
         if not isinstance(network, RoutingTransformer):
-            raise UserError(f"network is a {type(network).__name__}; this method trains a RoutingTransformer")
+            raise UserError(f"network is {an(type(network).__name__)}; this method trains a RoutingTransformer")
         return Parts(model=Trained(module=CausalTokenModel(network, codec)))
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.consistency import edm_teacher
 from imagewright.models.preconditioning import EDMPrecond, student_network
 from imagewright.noise import StepNoise
@@ -62,7 +63,7 @@ class TimeAlignment:
         if known.noise_label == "time":
             raise UserError("the teacher is told the straight path's time already; there is nothing to align")
         if not isinstance(known.network, Embeds):
-            raise UserError(f"the teacher's network is a {type(known.network).__name__}, which has no time_layers()")
+            raise UserError(f"the teacher's network is {an(type(known.network).__name__)}, which has no time_layers()")
         return Parts(denoiser=Trained(module=aligned(known)), teacher=Frozen(module=known))
 
     def step(self, parts: Any, batch: Batch, noise: StepNoise, clock: Clock) -> Iterator[Event]:

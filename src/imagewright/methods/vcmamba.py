@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imagewright.checks import require_number, require_positive, require_whole
+from imagewright.errors import an
 from imagewright.methods.classification import shifted
 from imagewright.models.classifier import Classifier
 from imagewright.models.view import seen
@@ -89,7 +90,7 @@ class VCMambaTraining:
         if spec.num_classes < 2:
             raise UserError(f"{spec.name} has {spec.num_classes} classes; a classifier needs at least 2")
         if not isinstance(network, VCMamba):
-            raise UserError(f"this method trains a VCMamba, not a {type(network).__name__}")
+            raise UserError(f"this method trains a VCMamba, not {an(type(network).__name__)}")
         student = Trained(module=Classifier(network, self.mean, self.std))
         if teacher is None:
             return Parts(classifier=student)

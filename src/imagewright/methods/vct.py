@@ -29,6 +29,7 @@ from typing import Any, ClassVar, get_args
 from torch import Tensor, nn
 
 from imagewright.checks import require_non_negative
+from imagewright.errors import an
 from imagewright.methods.distances import Distance, Features
 from imagewright.methods.easy_consistency import EasyConsistencyTuning
 from imagewright.methods.improved_consistency import ImprovedConsistencyTraining
@@ -63,7 +64,7 @@ class Learnt:
     def encoder(self, network: nn.Module) -> nn.Module:
         """An untrained encoder for a student with that network. Raises UserError for one that is none of the U-Nets."""
         if not isinstance(network, UNet):
-            raise UserError(f"the network is a {type(network).__name__}; an encoder of noise is made of a U-Net")
+            raise UserError(f"the network is {an(type(network).__name__)}; an encoder of noise is made of a U-Net")
         config = replace(
             network.config, model_channels=self.channels, num_blocks=self.blocks,
             out_channels=2 * network.config.out_channels, augment_dim=0,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.data import ImageSet, from_uint8
+from imagewright.errors import an
 from imagewright.precision import tf32
 from imagewright.types import UserError
 
@@ -56,13 +57,15 @@ def measure_accuracy(
             rows = np.arange(start, min(start + batch_size, len(images)))
             logits = encoder.encode(from_uint8(images.images(rows), device)).logits
             if logits is None:
-                raise UserError(f"a {type(model).__name__} names no classes; there is no accuracy to measure")
+                raise UserError(f"{an(type(model).__name__)} names no classes; there is no accuracy to measure")
+            if images.spec.num_classes != logits.shape[1]:
+                raise UserError(
+                    f"{images.source} has {images.spec.num_classes} classes; the classifier knows {logits.shape[1]}"
+                )
             found.append(logits.cpu())
             on_progress(int(rows[-1]) + 1)
     answers = torch.cat(found)
     classes = answers.shape[1]
-    if images.spec.num_classes != classes:
-        raise UserError(f"{images.source} has {images.spec.num_classes} classes; the classifier knows {classes}")
     top1 = float((answers.argmax(1) == labels).double().mean())
     five = (answers.topk(5).indices == labels[:, None]).any(1).double().mean() if classes > 5 else None
     return Accuracy(

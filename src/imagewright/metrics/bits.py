@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from imagewright.data import ImageSet, from_uint8
+from imagewright.errors import an
 from imagewright.metrics.likelihood import bits_per_dim, dequantised, log_likelihood
 from imagewright.models.discrete_latents import LatentDenoiser, told_latents
 from imagewright.models.kinds import KINDS
@@ -176,12 +177,12 @@ def scorer(model: Any) -> Scorer:
     """How a model's likelihood is computed. Raises UserError, in one sentence, for one that has none."""
     name, kind = type(model).__name__, kind_of(model)
     if KINDS[kind].answers:
-        raise UserError(f"a {name} {KINDS[kind].what}; it gives images no probability")
+        raise UserError(f"{an(name)} {KINDS[kind].what}; it gives images no probability")
     if kind == "token_model":
         # Not by isinstance: from Python 3.12 on that does not see what a module holds as a submodule, such as a codec.
         if not hasattr(model, "nll"):
             raise UserError(
-                f"a {name} has no likelihood: it was trained to fill in tokens, not to bound the probability of all"
+                f"{an(name)} has no likelihood: it was trained to fill in tokens, not to bound the probability of all"
             )
         if not model.codec.lossless:
             raise UserError(
@@ -191,7 +192,7 @@ def scorer(model: Any) -> Scorer:
         return Scorer(model.likelihood, model)
     if kind == "latent_denoiser":
         raise UserError(
-            f"a {name} has no likelihood of images: it denoises {model.space} as real numbers, whose density is not "
+            f"{an(name)} has no likelihood of images: it denoises {model.space} as real numbers, whose density is not "
             "the probability of what they are rounded to; measure distances of its samples"
         )
     if is_self_conditioned(model):
@@ -203,7 +204,8 @@ def scorer(model: Any) -> Scorer:
         contained = getattr(model, "denoiser", None)
         if contained is None:
             raise UserError(
-                f"a {name} jumps along the flow and contains no denoiser, so it has no likelihood; measure its teacher"
+                f"{an(name)} jumps along the flow and contains no denoiser, so it has no likelihood; measure its "
+                "teacher"
             )
         model = contained()
     return Scorer("probability flow", model, ", dequantised uniformly over their bins")

@@ -116,14 +116,13 @@ def evaluate(
         reference = embed(reference, extractor)
     if isinstance(reference, Reference) and reference.extractor_sha256 != extractor.sha256:
         raise UserError("the reference was embedded with another feature extractor than the one given")
+    wanted, without_classes = _known(wanted, labels, reference, extractor)
     seen = _look(images, reference, extractor, wanted, on_progress)
+    if "accuracy" in wanted and labels is not None and len(labels) != seen.count:
+        raise UserError(f"there are {len(labels)} labels for {seen.count} images")
     total = len(reference) if isinstance(reference, Reference) else reference.count or 2
-    wanted, left_out = feasible(wanted, seen.count, total)
-    if "is" in wanted and not extractor.num_classes:
-        wanted = tuple(metric for metric in wanted if metric != "is")
-        left_out = (*left_out, f"is needs classes, and {extractor.name} has none")
-    if "accuracy" in wanted and (fault := _no_accuracy(labels, seen.count, reference, extractor)):
-        wanted, left_out = tuple(metric for metric in wanted if metric != "accuracy"), (*left_out, fault)
+    wanted, too_few = feasible(wanted, seen.count, total)
+    left_out = (*too_few, *without_classes)
     if not wanted:
         raise UserError("; ".join(left_out))
     scores, settings = _scores(seen, reference, extractor, wanted)
@@ -251,14 +250,30 @@ def _scores(
     return scores, settings
 
 
+def _known(
+    wanted: tuple[str, ...],
+    labels: npt.NDArray[np.int64] | None,
+    reference: Reference | Moments,
+    extractor: FeatureExtractor,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The metrics whose classes the extractor knows, and why not the others. Raises UserError where none is left."""
+    faults = {
+        "is": "" if extractor.num_classes else f"is needs classes, and {extractor.name} has none",
+        "accuracy": _no_accuracy(labels, reference, extractor) if "accuracy" in wanted else "",
+    }
+    possible = tuple(metric for metric in wanted if not faults.get(metric))
+    why = tuple(faults[metric] for metric in wanted if metric not in possible)
+    if not possible:
+        raise UserError("; ".join(why))
+    return possible, why
+
+
 def _no_accuracy(
-    labels: npt.NDArray[np.int64] | None, count: int, reference: Reference | Moments, extractor: FeatureExtractor
+    labels: npt.NDArray[np.int64] | None, reference: Reference | Moments, extractor: FeatureExtractor
 ) -> str:
     """Why there is no share of images of the class that was asked for; nothing where there is."""
     if labels is None:
         return "accuracy needs images of classes that were asked for"
-    if len(labels) != count:
-        raise UserError(f"there are {len(labels)} labels for {count} images")
     known = _class_probabilities(np.zeros((1, extractor.num_classes), np.float32), extractor).shape[1]
     counts = (reference.moments if isinstance(reference, Reference) else reference).class_counts
     wanted = int(labels.max()) + 1 if counts is None else len(counts)

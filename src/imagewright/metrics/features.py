@@ -21,6 +21,7 @@ from torch import Tensor
 
 from imagewright import limits
 from imagewright.arrays import read_head, read_tensors
+from imagewright.errors import an
 from imagewright.files import open_regular, parse_json
 from imagewright.models.classifier import Classifier
 from imagewright.models.description import unbuilt
@@ -182,7 +183,7 @@ def model_features(folder: Path, *, device: torch.device | str = "cpu") -> Encod
     file = load_model(folder)
     kind = kind_of(file.model)
     if kind != "encoder":
-        raise UserError(f"features {folder} is a {kind.replace('_', ' ')}, which turns no images into features")
+        raise UserError(f"features {folder} is {an(kind.replace('_', ' '))}, which turns no images into features")
     return EncoderFeatures(file.model, name=folder.resolve().name, sha256=str(file.weights_sha256), device=device)
 
 

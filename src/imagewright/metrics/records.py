@@ -1,4 +1,4 @@
-"""What a metrics.json holds: scores, likelihoods, accuracies and reconstructions, each with what it depends on."""
+"""What a metrics.json holds: scores, likelihoods, accuracies, reconstructions, retrievals, and what they depend on."""
 
 from __future__ import annotations
 
@@ -96,6 +96,22 @@ class ReconstructionRecord(TypedDict):
     weights_sha256: NotRequired[str | None]
 
 
+class _Retrieval(TypedDict):
+    recall: dict[str, float]
+    median_rank: float
+    clips: Annotated[int, Within(0)]
+    split: str
+    reference: str
+
+
+class RetrievalRecord(TypedDict):
+    """One measurement of an encoder of videos and words; its report is a `metrics.retrieval.Retrieval` as JSON."""
+
+    report: _Retrieval
+    target: NotRequired[str]
+    weights_sha256: NotRequired[str | None]
+
+
 class Scores(TypedDict):
     """The whole file."""
 
@@ -104,6 +120,7 @@ class Scores(TypedDict):
     likelihoods: NotRequired[list[LikelihoodRecord]]
     accuracies: NotRequired[list[AccuracyRecord]]
     reconstructions: NotRequired[list[ReconstructionRecord]]
+    retrievals: NotRequired[list[RetrievalRecord]]
 
 
 def read_scores(path: Path) -> Scores:

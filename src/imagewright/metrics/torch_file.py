@@ -26,20 +26,23 @@ from imagewright.pickles import (
 )
 
 
-def read_state_dict(path: Path, key: str | None = None, words: type[Vocabulary] = Vocabulary) -> dict[str, Tensor]:
+def read_state_dict(
+    path: Path, key: str | None = None, words: type[Vocabulary] = Vocabulary, *, option: str = ""
+) -> dict[str, Tensor]:
     """The tensors of a `torch.save`d state dict, by name, on the CPU.
 
     key: where it lies in a file of several, such as "ema", or "state.ema" for a dictionary in another.
     words: what the pickle may ask for; by default OrderedDict, the plain storages and the tensor rebuild functions.
+    option: of the command, with which a user says the key; "" = there is none.
     Raises UserError naming the file when it is missing, damaged, no flat dictionary of tensors, or asks for more.
     """
     with open_regular(path) as file, refusing(path, "torch.save file"):
-        state = _read(file, key, words())
+        state = _read(file, key, words(), option)
     require_finite(path, state)
     return state
 
 
-def _read(file: BinaryIO, key: str | None, words: Vocabulary) -> dict[str, Tensor]:
+def _read(file: BinaryIO, key: str | None, words: Vocabulary, option: str) -> dict[str, Tensor]:
     size = file.seek(0, 2)
     file.seek(0)
     state, read = open_zip(file, words) if zipfile.is_zipfile(file) else open_legacy(file, words)
@@ -51,7 +54,8 @@ def _read(file: BinaryIO, key: str | None, words: Vocabulary) -> dict[str, Tenso
         raise Refused(f"its content is no dictionary of tensors but {describe(state)}")
     nested = [name for name, value in state.items() if isinstance(value, dict) and value]
     if nested:
-        raise Refused(f"it holds several dictionaries; name one with --key: {', '.join(map(word, nested[:10]))}")
+        there, way = ", ".join(map(word, nested[:10])), f"; name one with {option}" if option else ", not tensors alone"
+        raise Refused(f"it holds several dictionaries{way}: {there}")
     return tensors_of(state, read, size)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
+from imagewright.errors import an
 from imagewright.models.flow import SIGMA_MAX, SIGMA_MIN, Flow, checked_times
 from imagewright.models.preconditioning import Describable, Preconditioned, Scalings
 from imagewright.networks import UNet
@@ -123,7 +124,7 @@ class AccelerationFlow(nn.Module):
         Raises UserError for what is no U-Net of the library.
         """
         if not isinstance(network, UNet):
-            raise UserError(f"the network is a {type(network).__name__}, whose number of channels cannot be doubled")
+            raise UserError(f"the network is {an(type(network).__name__)}, whose number of channels cannot be doubled")
         config = replace(network.config, in_channels=2 * network.config.out_channels)
         return cls(copy.deepcopy(velocity), type(network)(config))
 

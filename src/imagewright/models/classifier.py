@@ -7,6 +7,7 @@ from typing import Any, ClassVar, get_args
 
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.view import seen
 from imagewright.networks import ConvClassifier, VCMamba, WideResNet
 from imagewright.precision import uncast
@@ -31,7 +32,7 @@ class Classifier(nn.Module):
         super().__init__()
         if not isinstance(network, Sees):
             known = " or ".join(sorted(k.__name__ for k in get_args(Sees)))
-            raise UserError(f"a classifier needs a {known} as its network, not a {type(network).__name__}")
+            raise UserError(f"a classifier needs a {known} as its network, not {an(type(network).__name__)}")
         channels = network.config.in_channels
         for name, values, low in (("mean", mean, 0.0), ("std", std, 1e-3)):
             if len(values) not in (1, channels) or not all(low <= v <= 1 for v in values):

@@ -14,6 +14,7 @@ from typing import Self
 
 from torch import Tensor
 
+from imagewright.errors import an
 from imagewright.models.flow import EDMFlow
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned, Scalings, student_network
 from imagewright.models.recast import knows_every_level, recast
@@ -65,7 +66,7 @@ def edm_teacher(teacher: object) -> EDMPrecond:
     # A consistency model has EDM's wrapper too, but its answer is no posterior mean.
     if not isinstance(teacher, Preconditioned) or kind_of(teacher) != "denoiser" or not knows_every_level(teacher):
         raise UserError(
-            f"the teacher is a {type(teacher).__name__}; distillation needs a denoiser that knows every noise level"
+            f"the teacher is {an(type(teacher).__name__)}; distillation needs a denoiser that knows every noise level"
         )
     if not isinstance(teacher, EDMPrecond):
         return recast(teacher)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.causal import CausalTokenModel
 from imagewright.models.preconditioning import Describable, EDMPrecond, NoiseLabel
 from imagewright.models.recast import Ask
@@ -53,9 +54,9 @@ class LatentDenoiser(EDMPrecond):
     ) -> None:
         super().__init__(network, sigma_min, sigma_max, sigma_data, noise_label)
         if not isinstance(network, UNet):
-            raise UserError(f"the network is a {type(network).__name__}; latents are told to U-Nets alone")
+            raise UserError(f"the network is {an(type(network).__name__)}; latents are told to U-Nets alone")
         if not isinstance(encoder, LatentEncoder):
-            raise UserError(f"the encoder is a {type(encoder).__name__}; it must be a LatentEncoder")
+            raise UserError(f"the encoder is {an(type(encoder).__name__)}; it must be a LatentEncoder")
         self.groups, self.width, self.depth, self.heads = groups, width, depth, heads
         length, values = encoder.config.length, encoder.config.values
         self.encoder = encoder

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.shared_norm import SharedBatchNorm
 from imagewright.models.view import seen
 from imagewright.networks.event_vit import EventViT
@@ -33,7 +34,7 @@ class EventEncoder(nn.Module):
     def __init__(self, network: nn.Module, taught: int = 0, hidden: int = 4096, out: int = 256) -> None:
         super().__init__()
         if not isinstance(network, EventViT):
-            raise UserError(f"an encoder of events needs an EventViT as its network, not a {type(network).__name__}")
+            raise UserError(f"an encoder of events needs an EventViT as its network, not {an(type(network).__name__)}")
         for name, value, least in (("taught", taught, 0), ("hidden", hidden, 1), ("out", out, 1)):
             if not isinstance(value, int) or value < least:
                 raise UserError(f"{name} is {value!r}; it must be a whole number >= {least}")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from imagewright import limits
 from imagewright.arrays import Head, Stored, read_head, read_tensors
+from imagewright.errors import an
 from imagewright.files import of_format, parse_json, read_formatted, replacing
 from imagewright.models.description import blueprint, build, describe
 from imagewright.models.latents import InLatents, LatentSpace
@@ -221,7 +222,7 @@ def _misfit(planned: nn.Module, head: Head) -> str | None:
 def _unlike(model: nn.Module, kind: str, spec: DataSpec) -> str | None:
     """What the header says of a model that the model is not."""
     if kind_of(model) != kind:
-        return f"kind is {kind!r}; the model is a {kind_of(model)}"
+        return f"kind is {kind!r}; the model is {an(kind_of(model))}"
     if isinstance(model, InLatents):
         inner = _unlike(model.space.autoencoder, "autoencoder", spec)
         return inner or _unlike(model.model, kind, model.space.spec(spec))

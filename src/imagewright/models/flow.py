@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
+from imagewright.errors import an
 from imagewright.models.edm2 import EDM2Precond
 from imagewright.models.preconditioning import (
     EDMPrecond,
@@ -155,7 +156,7 @@ def flow_of(denoiser: object, dropout: float = 0.0) -> Preconditioned:
     if kind is None or not isinstance(denoiser, Preconditioned):
         names = ", ".join(sorted(kind.__name__ for kind in FLOWS))
         raise UserError(
-            f"the teacher is a {type(denoiser).__name__}, which has no exact flow at every time; a flow starts from "
+            f"the teacher is {an(type(denoiser).__name__)}, which has no exact flow at every time; a flow starts from "
             f"another, or from one of {names}"
         )
     own = {name: getattr(denoiser, name) for name in kind.settings if name not in ("sigma_min", "sigma_max")}

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from imagewright.data.caption_tables import Prompts, check_prompts
 from imagewright.data.words import encoded, vocabulary
+from imagewright.errors import an
 from imagewright.models.view import seen
 from imagewright.networks import CLIP
 from imagewright.precision import uncast
@@ -39,7 +40,7 @@ class ImageText(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(network, CLIP):
-            raise UserError(f"an encoder of pictures and texts needs a CLIP, not a {type(network).__name__}")
+            raise UserError(f"an encoder of pictures and texts needs a CLIP, not {an(type(network).__name__)}")
         config = network.config
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, config.in_channels) or not all(0 < v <= 1 for v in values):

@@ -14,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned
 from imagewright.models.recast import Ask, Recast
 from imagewright.networks import UNet
@@ -114,4 +115,4 @@ def _last_of_each_side(hidden: Tensor, skips: list[Tensor]) -> list[Tensor]:
 def check_bottleneck(network: object) -> None:
     """Raise UserError for a teacher's network that has no bottleneck."""
     if not isinstance(network, HasBottleneck):
-        raise UserError(f"the teacher's network is a {type(network).__name__}, which has no bottleneck to judge by")
+        raise UserError(f"the teacher's network is {an(type(network).__name__)}, which has no bottleneck to judge by")

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.networks.kl_autoencoder import KLAutoencoder
 from imagewright.types import ModelKind, Noise, UserError
 
@@ -25,7 +26,7 @@ class GaussianAutoencoder(nn.Module):
     def __init__(self, network: nn.Module, aligned: int = 0) -> None:
         super().__init__()
         if not isinstance(network, KLAutoencoder):
-            raise UserError(f"this autoencoder needs a KLAutoencoder as its network, not a {type(network).__name__}")
+            raise UserError(f"this autoencoder needs a KLAutoencoder as its network, not {an(type(network).__name__)}")
         if not isinstance(aligned, int) or aligned < 0:
             raise UserError(f"aligned is {aligned!r}; it must be a number of channels, or 0")
         self.network, self.aligned = network, aligned

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
+from imagewright.errors import an
 from imagewright.models.preconditioning import Describable
 from imagewright.types import DataSpec, ModelKind, Noise, UserError, kind_of
 
@@ -30,7 +31,7 @@ class LatentSpace(nn.Module):
     def __init__(self, autoencoder: nn.Module, scale: float = 0.5) -> None:
         super().__init__()
         if kind_of(autoencoder) != "autoencoder":
-            raise UserError(f"a latent space needs an autoencoder, not a {type(autoencoder).__name__}")
+            raise UserError(f"a latent space needs an autoencoder, not {an(type(autoencoder).__name__)}")
         require_positive("scale", scale)
         self.autoencoder, self.scale = autoencoder, float(scale)
         self.shape: tuple[int, int, int] = cast(Any, autoencoder).latent
@@ -95,7 +96,7 @@ class InLatents(nn.Module):
     def __init__(self, model: nn.Module, space: nn.Module) -> None:
         super().__init__()
         if not isinstance(space, LatentSpace):
-            raise UserError(f"a model in latents needs a LatentSpace, not a {type(space).__name__}")
+            raise UserError(f"a model in latents needs a LatentSpace, not {an(type(space).__name__)}")
         config = getattr(getattr(model, "network", None), "config", None)
         theirs = getattr(config, "in_channels", space.shape[0]), getattr(config, "img_resolution", space.shape[1])
         if theirs != space.shape[:2]:

@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.preconditioning import EDMPrecond, NoiseLabel, student_network
 from imagewright.networks import UNet
 from imagewright.networks.temporal import TimeLayers
@@ -46,7 +47,7 @@ class TrajectoryOperator(EDMPrecond):
         if not isinstance(modes, int) or modes < 0:
             raise UserError(f"modes is {modes!r}; it must be a whole number of at least 0")
         if not isinstance(network, UNet):
-            raise UserError(f"the network is a {type(network).__name__}; layers over time go into U-Nets alone")
+            raise UserError(f"the network is {an(type(network).__name__)}; layers over time go into U-Nets alone")
         self.mixing = TimeLayers(network, modes)
 
     @property

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewright.checks import require_positive
+from imagewright.errors import an
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
 NoiseLabel = Literal["log", "angle", "time"]
@@ -270,7 +271,7 @@ def student_network(teacher: Preconditioned, dropout: float = 0.0) -> nn.Module:
         student = network.with_settings(dropout=dropout, label_dropout=0.0)
     elif dropout:
         raise UserError(
-            f"method.dropout is {dropout}; the teacher's network, a {type(network).__name__}, has no dropout to set"
+            f"method.dropout is {dropout}; the teacher's network, {an(type(network).__name__)}, has no dropout to set"
         )
     return student.requires_grad_(True)
 

@@ -16,6 +16,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.preconditioning import EDMPrecond, Preconditioned, edm_row
 from imagewright.models.weighted import told_weight
 from imagewright.precision import wide
@@ -30,7 +31,7 @@ class Recast(nn.Module):
     def __init__(self, source: Preconditioned, sigma_data: float = 0.5) -> None:
         super().__init__()
         if not knows_every_level(source):
-            raise UserError(f"source is a {type(source).__name__}, which knows a table of noise levels alone")
+            raise UserError(f"source is {an(type(source).__name__)}, which knows a table of noise levels alone")
         self.source, self.sigma_data = source, float(sigma_data)
 
     @property

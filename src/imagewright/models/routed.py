@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.start_map import StartMap
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
@@ -35,7 +36,7 @@ class RoutedMap(nn.Module):
         super().__init__()
         for student in students:
             if not isinstance(student, StartMap):
-                raise UserError(f"a student is a {type(student).__name__}, which is no one-step generator")
+                raise UserError(f"a student is {an(type(student).__name__)}, which is no one-step generator")
         levels = {(s.sigma_min, s.sigma_max) for s in students if isinstance(s, StartMap)}
         if len(levels) != 1:
             raise UserError(f"students have noise levels {sorted(levels)}; there must be some, and of equal levels")
@@ -86,7 +87,7 @@ class RoutedMap(nn.Module):
         """As `types.FlowMap`; raises ValueError for a sigma_to other than 0 (on the CPU: no device is waited for)."""
         to = torch.as_tensor(sigma_to)
         if to.device.type == "cpu" and torch.any(to != 0):
-            raise ValueError(f"a {type(self).__name__} only goes to sigma_to = 0")
+            raise ValueError(f"{an(type(self).__name__)} only goes to sigma_to = 0")
         return self.start(x, sigma, cond)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from imagewright.errors import an
 from imagewright.models.preconditioning import EDMPrecond
 from imagewright.types import UNCONDITIONAL, Condition
 
@@ -29,5 +30,5 @@ class StartMap(EDMPrecond):
         """As `types.FlowMap`; raises ValueError for a sigma_to other than 0 (on the CPU: no device is waited for)."""
         to = torch.as_tensor(sigma_to)
         if to.device.type == "cpu" and torch.any(to != 0):
-            raise ValueError(f"a {type(self).__name__} only goes to sigma_to = 0")
+            raise ValueError(f"{an(type(self).__name__)} only goes to sigma_to = 0")
         return self.start(x, sigma, cond)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imagewright.errors import an
 from imagewright.models.preconditioning import Describable
 from imagewright.types import UNCONDITIONAL, Codec, Condition, ModelKind, UserError, kind_of
 
@@ -104,7 +105,7 @@ class TokenNetworkModel(nn.Module):
 def check_device(model: object, device: torch.device | str) -> None:
     """Raise UserError for a token model on a device without 64-bit floats, in which its probabilities are summed."""
     if kind_of(model) == "token_model" and torch.device(device).type == "mps":
-        raise UserError(f"a {type(model).__name__} needs 64-bit floats, which mps does not have; use --device cpu")
+        raise UserError(f"{an(type(model).__name__)} needs 64-bit floats, which mps does not have; use --device cpu")
 
 
 def check_tokens(tokens: Tensor, codec: Codec, *, unknown: bool = False, expansion: int = 1) -> None:

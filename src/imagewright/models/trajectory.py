@@ -13,6 +13,7 @@ from typing import Protocol, Self, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.preconditioning import EDMPrecond, student_network
 from imagewright.types import UNCONDITIONAL, Condition, UserError
 
@@ -70,7 +71,7 @@ def told_destination(denoiser: EDMPrecond, dropout: float = 0.0) -> nn.Module:
     """A student's network that is told where to go. Raises UserError when the denoiser's cannot be."""
     if not isinstance(denoiser.network, Teachable):
         raise UserError(
-            f"the denoiser's network is a {type(denoiser.network).__name__}, which cannot be told where to go; "
+            f"the denoiser's network is {an(type(denoiser.network).__name__)}, which cannot be told where to go; "
             "it needs a method told_destination()"
         )
     return cast(Teachable, student_network(denoiser, dropout)).told_destination()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from imagewright.data.clips import Clips
 from imagewright.data.words import encoded, vocabulary
+from imagewright.errors import an
 from imagewright.files import parse_json
 from imagewright.models.view import seen
 from imagewright.networks.vatt import VATT, Joint
@@ -31,7 +32,7 @@ class VATTEncoder(nn.Module):
     def __init__(self, network: nn.Module, words: str) -> None:
         super().__init__()
         if not isinstance(network, VATT):
-            raise UserError(f"this model needs a VATT as its network, not a {type(network).__name__}")
+            raise UserError(f"this model needs a VATT as its network, not {an(type(network).__name__)}")
         self.network, self.words = network, vocabulary(parse_json(words, "the vocabulary"))
         if self.words.values != network.config.words:
             raise UserError(f"the network has {network.config.words} words, and its vocabulary {self.words.values}")

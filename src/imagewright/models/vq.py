@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.tokens import check_tokens
 from imagewright.networks.vq import Quantised, VQAutoencoder
 from imagewright.types import ModelKind, UserError
@@ -25,7 +26,7 @@ class VQTokenizer(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         if not isinstance(network, VQAutoencoder):
-            raise UserError(f"a VQ tokenizer needs a VQAutoencoder as its network, not a {type(network).__name__}")
+            raise UserError(f"a VQ tokenizer needs a VQAutoencoder as its network, not {an(type(network).__name__)}")
         self.network = network
         self.values, self.length = network.config.codebook_size, network.config.side**2
 

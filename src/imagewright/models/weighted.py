@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.models.preconditioning import EDMPrecond, NoiseLabel, student_network
 from imagewright.types import Condition, UserError
 
@@ -33,7 +34,7 @@ def told_weight(network: nn.Module) -> nn.Module:
     """A copy that is told the strength, and does not mind it yet. Raises UserError for a network that cannot be."""
     if not isinstance(network, WeightTeachable):
         raise UserError(
-            f"the teacher's network is a {type(network).__name__}, which cannot be told the strength of guidance; "
+            f"the teacher's network is {an(type(network).__name__)}, which cannot be told the strength of guidance; "
             "it needs a method told_weight()"
         )
     return network.told_weight()
@@ -128,7 +129,9 @@ def at_weight(model: T, weight: float) -> T:
     Raises UserError for a strength outside of its training, and for a model that is told none.
     """
     if not isinstance(model, Weighted):
-        raise UserError(f"this model, a {type(model).__name__}, is told no strength of guidance; weight has no effect")
+        raise UserError(
+            f"this model, {an(type(model).__name__)}, is told no strength of guidance; weight has no effect"
+        )
     changed: Any = copy.copy(model)
     changed.weight = model.checked_weight(weight)
     return cast(T, changed)

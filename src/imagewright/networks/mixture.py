@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.networks.dhariwal_unet import DhariwalUNet, DhariwalUNetConfig
 from imagewright.networks.layers import FourierEmbedding, PositionalEmbedding, linear
 from imagewright.networks.song_unet import INIT, SongUNet, SongUNetConfig
@@ -76,7 +77,7 @@ def told_share(network: nn.Module) -> nn.Module:
         told = MixtureDhariwalUNet(network.config)
     else:
         raise UserError(
-            f"the network is a {type(network).__name__}, which cannot be told a share of real images; "
+            f"the network is {an(type(network).__name__)}, which cannot be told a share of real images; "
             "SongUNet and DhariwalUNet can"
         )
     return told.to(cast(Tensor, next(network.parameters())))

@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.networks.config import Network, NetworkConfig, require
 from imagewright.types import UserError
 
@@ -264,7 +265,7 @@ def simulate(network: Network, told: Quantized) -> None:
         raise UserError("the model is quantized; quantize the one that it was made of")
     levels, layers = Levels(), [layer for _, layer in layers_of(network)]
     if not layers:
-        raise UserError(f"a {type(network).__name__} has no convolution or linear layer of torch's to quantize")
+        raise UserError(f"{an(type(network).__name__)} has no convolution or linear layer of torch's to quantize")
     network.quantized = told
     for layer in layers:
         _equip(layer, told, levels)

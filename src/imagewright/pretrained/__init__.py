@@ -14,6 +14,8 @@ from imagewright.samplers.generator import ImageGenerator, generator_from
 from imagewright.types import Sampler, UserError
 
 _FOLDER = Path(__file__).parent
+RUN = "experiment.json"
+"""The file that makes a folder a run, whether or not it has made a model yet."""
 CHAIN = "chain.json"
 """The file that makes a folder one of several runs, each in a folder of its own: `1-teacher`, `2-student`."""
 
@@ -30,6 +32,8 @@ def find_model(name: str | Path) -> ModelFile:
     if str(name) in shipped():
         return load_model(_FOLDER / str(name))
     folder = folder_of(name)
+    if not has_model(folder) and (Path(name) / RUN).exists():
+        raise UserError(f"{name} is a run that has made no model yet; go on with: imagewright train --resume {name}")
     if not has_model(folder):
         there = ", ".join(shipped()) or "none"
         raise UserError(f"{name} is neither a folder with a model.safetensors nor a shipped model ({there})")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from imagewright.checks import require_whole, whole_numbers
 from imagewright.data import to_uint8
 from imagewright.data.pixels import uint8_later
+from imagewright.errors import an
 from imagewright.guidance import evaluations
 from imagewright.models.discrete_latents import told_latents
 from imagewright.models.files import ModelFile
@@ -55,7 +56,7 @@ def usual_sampler(model: object) -> Sampler:
     """The sampler, with its usual settings, for a model saved without one. UserError for what draws nothing."""
     kind = kind_of(model)
     if kind not in USUAL:
-        raise UserError(f"a {type(model).__name__} draws no images; it {KINDS[kind].what}")
+        raise UserError(f"{an(type(model).__name__)} draws no images; it {KINDS[kind].what}")
     sampler: Sampler = SAMPLERS[getattr(model, "usual_sampler", USUAL[kind])]()
     return sampler
 
@@ -92,7 +93,7 @@ class ImageGenerator:
         if self.sampler.model_kind != drawn_as:
             raise UserError(
                 f"sampler {type(self.sampler).__name__} draws from a {self.sampler.model_kind.replace('_', ' ')}; "
-                f"this model is a {kind.replace('_', ' ')}"
+                f"this model is {an(kind.replace('_', ' '))}"
             )
         check_device(model, device)
         self.device = torch.device(device)

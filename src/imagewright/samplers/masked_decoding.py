@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from imagewright.checks import require_non_negative
+from imagewright.errors import an
 from imagewright.models.tokens import check_tokens, negative_log
 from imagewright.paths.mask_ratios import check_ratio, mask_ratio
 from imagewright.samplers.categorical import draw
@@ -132,7 +133,8 @@ class MaskedDecoding(Filling):
     def _check(self, model: TokenModel, tokens: Tensor, start: int) -> None:
         if model.order != "masked":
             raise UserError(
-                f"sampler MaskedDecoding fills in tokens in any order; a {type(model).__name__} knows only those before"
+                f"sampler MaskedDecoding fills in tokens in any order; {an(type(model).__name__)} knows only those "
+                "before"
             )
         check_guidance(model, self.guidance)
         if not 0 <= start < self.num_steps:

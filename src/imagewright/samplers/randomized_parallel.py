@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from imagewright.checks import require_non_negative, require_whole
+from imagewright.errors import an
 from imagewright.models.tokens import check_tokens
 from imagewright.samplers.categorical import draw
 from imagewright.samplers.filling import Filling
@@ -146,7 +147,7 @@ class RandomizedParallel(Filling):
     def _check(self, model: TokenModel) -> None:
         if not hasattr(model, "ask"):
             raise UserError(
-                f"sampler RandomizedParallel draws from a model of random orders (ARPG); a {type(model).__name__} is "
+                f"sampler RandomizedParallel draws from a model of random orders (ARPG); {an(type(model).__name__)} is "
                 "none"
             )
         check_guidance(model, self.guidance)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from imagewright.checks import require_non_negative
+from imagewright.errors import an
 from imagewright.samplers.categorical import draw
 from imagewright.samplers.filling import Filling
 from imagewright.types import UNCONDITIONAL, Condition, Noise, OnStep, TokenModel, UserError
@@ -85,9 +86,9 @@ class Raster(Filling):
     def _check(self, model: TokenModel) -> None:
         name = type(model).__name__
         if model.order != "causal":
-            raise UserError(f"sampler Raster draws from causal models; a {name} answers from tokens in any order")
+            raise UserError(f"sampler Raster draws from causal models; {an(name)} answers from tokens in any order")
         if self.cache and not getattr(model, "cached", hasattr(model, "step")):
-            raise UserError(f"a {name} has no cache; draw without it, --set cache=false")
+            raise UserError(f"{an(name)} has no cache; draw without it, --set cache=false")
 
 
 def _looks(length: int) -> set[int]:

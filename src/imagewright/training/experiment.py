@@ -26,6 +26,7 @@ from imagewright.data import ImageSet, Loader
 from imagewright.data.couplings import Couplings, Mixture
 from imagewright.data.curation.labelled import BalancedSet
 from imagewright.data.source import DataSource
+from imagewright.errors import an
 from imagewright.files import try_output, write_json
 from imagewright.models.files import ModelFile, save_model
 from imagewright.models.kinds import KINDS, words
@@ -34,6 +35,7 @@ from imagewright.models.tokens import check_device
 from imagewright.networks import NETWORKS
 from imagewright.noise import derive_seed
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
+from imagewright.training.checkpoint import checkpoints
 from imagewright.training.config import TrainingConfig, in_images
 from imagewright.training.distributed import Processes
 from imagewright.training.given import (
@@ -200,7 +202,8 @@ def _check_in_latents(method: Any, parts: Parts) -> None:
     kind = kind_of(parts.roles[method.product].module)
     if kind not in ("denoiser", "flow_map"):
         raise UserError(
-            f"method {type(method).__name__} makes a {words(kind)}, which sees images; autoencoder has no effect on it"
+            f"method {type(method).__name__} makes {an(words(kind))}, which sees images; autoencoder has no effect on "
+            "it"
         )
     if getattr(method, "augment_dim", 0):
         raise UserError("method.augment changes pictures, and this run is on latents; leave one of the two out")
@@ -279,6 +282,17 @@ def run_experiment(
         return _run(experiment, folder, device, resume, command, processes, on_progress, on_open)
 
 
+def _require_ahead(folder: Path, training: TrainingConfig) -> None:
+    """Raise UserError where a run that goes on is past its end, and not by the rest of a batch."""
+    there = checkpoints(folder / "checkpoints")
+    seen = int(there[-1].stem.removeprefix("state-")) if there else 0
+    if seen - training.batch >= training.total_images:
+        raise UserError(
+            f"{folder} has seen {seen:,} images already; training.total_images is {training.total_images:,}, which "
+            "takes none of them back"
+        )
+
+
 def _run(
     experiment: Experiment,
     folder: Path,
@@ -291,6 +305,7 @@ def _run(
 ) -> Path:
     experiment = located(experiment, folder).in_images()
     before, begun = claim(folder, experiment, resume), begun_as(folder)
+    _require_ahead(folder, experiment.training)
     processes.wait()  # or a slow process would find the record of this very run in the folder
     assembled = assemble(experiment, on_open, sources=Sources(device))
     check_inputs(folder, before, assembled.inputs, experiment)

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from imagewright.data.couplings import Couplings
+from imagewright.errors import an
 from imagewright.methods.distances import Features
 from imagewright.metrics.perceptual import CHOICES, perceptual_network
 from imagewright.models.discrete_latents import LatentDenoiser
@@ -172,7 +173,7 @@ class Sources:
         kind = kind_of(file.model)
         if file.space is None and kind != "autoencoder":
             what = KINDS[kind].what
-            raise UserError(f"autoencoder {name} is a {words(kind)}, which {what}; train one with: {_TRAIN_ONE}")
+            raise UserError(f"autoencoder {name} is {an(words(kind))}, which {what}; train one with: {_TRAIN_ONE}")
         self.space = LatentSpace(file.model, scale) if file.space is None else file.space
         self._note(SPACE.name, file.model if file.space is None else file.space)
         return file
@@ -253,9 +254,9 @@ def _found(request: Request, where: Any, spec: DataSpec, sources: Sources, metho
     if where is None and request.optional:
         return _LEFT_OUT
     if where is None:
-        what = f"learns from a{'n' if request.name[0] in 'aeiou' else ''}" if request.kinds else "needs"
+        what = f"learns from {an(request.name)}" if request.kinds else f"needs {request.name}"
         place = "RUN" if request.kinds else "PATH"
-        raise UserError(f"this method {what} {request.name}; give one with --{request.name} {place}")
+        raise UserError(f"this method {what}; give one with --{request.name} {place}")
     if not isinstance(where, str):
         raise UserError(f"{request.name} is {', '.join(where)}; this method takes one")
     return _one(request, request.name, where, spec, sources)
@@ -267,10 +268,10 @@ def _one(request: Request, role: str, name: str, spec: DataSpec, sources: Source
     file = sources.given(role, name)
     kind = kind_of(file.model)
     if kind not in request.kinds:
-        wanted = " or a ".join(words(k) for k in request.kinds)
+        wanted = " or ".join(an(words(k)) for k in request.kinds)
         hint = "; train one with `imagewright train vq-digits` or the like" if "codec" in request.kinds else ""
         raise UserError(
-            f"{request.name} {name} is a {words(kind)}, which {KINDS[kind].what}; this method takes a {wanted}{hint}"
+            f"{request.name} {name} is {an(words(kind))}, which {KINDS[kind].what}; this method takes {wanted}{hint}"
         )
     ours, theirs = KINDS[kind].agreement(spec), KINDS[kind].agreement(file.seen)
     if ours != theirs:

@@ -25,6 +25,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
+from imagewright.errors import an
 from imagewright.files import read_formatted
 from imagewright.metrics.perceptual import CHOICES
 from imagewright.metrics.vision_transformers import FAMILIES
@@ -245,7 +246,7 @@ def classes() -> Mapping[str, type]:
                 if not isinstance(member, type) or member.__module__ != module.__name__ or name.startswith("_"):
                     continue
                 if dataclasses.is_dataclass(member):
-                    assert name not in found, f"{member.__module__} and {found[name].__module__} both have a {name}"
+                    assert name not in found, f"{member.__module__} and {found[name].__module__} both have {an(name)}"
                     found[name] = cast(type, member)
     return found
 

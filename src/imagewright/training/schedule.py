@@ -62,7 +62,7 @@ def phases(run: Experiment) -> dict[str, float]:
 def rate_fault(training: TrainingConfig) -> str | None:
     """A sentence where the learning rate never reaches its height: ramp and cool-down exceed the run."""
     rate = training.in_images().optimizer
-    if rate.lr_ramp_images + rate.lr_cooldown_images <= training.total_images:
+    if rate.lr_ramp_images + rate.lr_cooldown_images <= training.total_images + 1:  # each was rounded
         return None
     return (
         f"training.total_images is {training.total_images}; the rate's ramp ({rate.lr_ramp_images} images) and "

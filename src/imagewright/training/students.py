@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from imagewright.errors import an
 from imagewright.models.files import ModelFile, has_model, save_model
 from imagewright.models.routed import NOBODY, RoutedMap
 from imagewright.models.start_map import StartMap
@@ -58,7 +59,7 @@ def joined(names: Sequence[str]) -> ModelFile:
 def _check(name: str, file: ModelFile, other: str, first: ModelFile) -> None:
     """Raise UserError where a student is none, or goes with another one not."""
     if not isinstance(file.model, StartMap):
-        raise UserError(f"{name} is a {type(file.model).__name__}, which is no one-step generator")
+        raise UserError(f"{name} is {an(type(file.model).__name__)}, which is no one-step generator")
     if not file.spec.num_classes:
         raise UserError(f"{name} has no classes, by which students are told apart")
     ours, theirs = ((*s.shape, s.num_classes) for s in (file.spec, first.spec))

@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imagewright.errors import an
 from imagewright.networks.config import Network
 from imagewright.networks.quantized import Quantized, Quantizing, layers_of, networks_of, simulate, store
 from imagewright.noise import StepNoise
@@ -71,7 +72,7 @@ def recorded(model: nn.Module, act: Callable[[], object]) -> list[tuple[Network,
         _call([network.register_forward_pre_hook(note) for network in calls], act)
     asked = [(network, those) for network, those in calls.items() if those]
     if not asked:
-        raise UserError(f"no network of a {type(model).__name__} is ever asked as a whole; it cannot be quantized")
+        raise UserError(f"no network of {an(type(model).__name__)} is ever asked as a whole; it cannot be quantized")
     return asked
 
 
@@ -354,6 +355,19 @@ class Quantization:
             raise UserError(f"norms is {self.norms!r}; allowed: {', '.join(get_args(Norms))}")
 
 
+def require_quantizable(model: nn.Module, config: Quantization) -> None:
+    """Raise UserError for a model that `quantize` would refuse, before the calls that it learns from are made."""
+    for network in networks_of(model):
+        _require_fit(network, config)
+
+
+def _require_fit(network: Network, config: Quantization) -> None:
+    if network.quantized is not None:
+        raise UserError("the model is quantized; quantize the one that it was made of")
+    if config.norms == "reestimate" and not batch_norms(network):
+        raise UserError(f"{an(type(network).__name__)} has no batch norm to re-estimate; give --norms paired, or none")
+
+
 def quantize(
     network: Network, ranges: Sequence[Call], config: Quantization, *, norms: Sequence[Call] | None = None, loss: Loss
 ) -> None:
@@ -361,11 +375,10 @@ def quantize(
 
     Raises UserError for a network that is quantized or cannot be, and for norms that it has not.
     """
+    _require_fit(network, config)
     original, clipping = copy.deepcopy(network), joined(ranges)
     mending = clipping if norms is None else joined(norms)
     has_norms = bool(batch_norms(network))
-    if config.norms == "reestimate" and not has_norms:
-        raise UserError(f"a {type(network).__name__} has no batch norm to re-estimate; give --norms paired, or none")
     edges = edges_of(clipping, config.buckets) if config.activation_bits and config.buckets > 1 else None
     buckets = 1 if edges is None else len(edges) + 1
     simulate(network, Quantized(bits=config.bits, activation_bits=config.activation_bits, buckets=buckets))

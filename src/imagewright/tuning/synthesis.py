@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagewright.checks import require_number, require_whole
+from imagewright.errors import an
 from imagewright.noise import StepNoise
 from imagewright.tuning.quantization import batch_norms, batches
 from imagewright.types import UserError
@@ -96,7 +97,7 @@ def head_bounds(encoder: Any, pictures: Tensor) -> Tensor:
     """The greatest logit of each class that features as large as these pictures' could have, [classes]."""
     head = getattr(encoder.network, "head", None)
     if not isinstance(head, nn.Linear):
-        raise UserError(f"a {type(encoder.network).__name__} has no linear head; give --ranges matched")
+        raise UserError(f"{an(type(encoder.network).__name__)} has no linear head; give --ranges matched")
     most = encoder(pictures).pooled.norm(dim=1).amax()
     bias = 0.0 if head.bias is None else head.bias
     bounds: Tensor = head.weight.norm(dim=1) * most + bias
@@ -114,7 +115,7 @@ def _start(encoder: Any, count: int, noise: StepNoise) -> tuple[Tensor, Tensor]:
 def _classes(encoder: Any, pictures: Tensor) -> int:
     logits = encoder(pictures).logits
     if logits is None:
-        raise UserError(f"a {type(encoder).__name__} names no classes; pictures cannot be made of it")
+        raise UserError(f"{an(type(encoder).__name__)} names no classes; pictures cannot be made of it")
     return int(logits.shape[1])
 
 
@@ -124,7 +125,7 @@ def _optimised(
     """Pictures after so many steps, batch by batch; the rate falls by half a cosine."""
     norms = batch_norms(encoder)
     if not norms:
-        raise UserError(f"a {type(encoder.network).__name__} has no batch norm whose statistics pictures could have")
+        raise UserError(f"{an(type(encoder.network).__name__)} has no batch norm whose statistics pictures could have")
     done = [_batch(encoder, norms, start, rows, config, more) for rows in batches(len(start), config.batch)]
     return torch.cat(done)
 
