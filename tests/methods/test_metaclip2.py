@@ -73,6 +73,12 @@ def test_shares_of_a_batch_are_the_whole_batch() -> None:
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-14, atol=0)
 
 
+def test_a_picture_is_right_where_its_own_caption_is_its_nearest() -> None:
+    """Not where it is the nearest picture of its caption, which here are the others."""
+    pictures, texts = (torch.tensor(x) for x in ([[0.8, 0.6], [0.6, 0.8]], [[0.6, 0.8], [0.0, 1.0]]))
+    assert contrast(pictures, texts, pictures, texts, torch.tensor(1.0), slice(0, 2))["accuracy"].tolist() == [1, 0]
+
+
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
@@ -98,8 +104,21 @@ def test_initial_numbers_are_the_published_ones() -> None:
         assert float(layer.weight.detach().std()) == pytest.approx(std, rel=0.05)
     assert block.qkv.weight.abs().max().item() <= (6 / 256) ** 0.5
     assert network.tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    few = {"places": 1 / 8, "project": 1 / 8, "first": 1 / 8, "text_project": 1 / 8, "text_places": 0.01}
+    for name, std in few.items():  # of some hundred numbers each, of 64 the class token
+        near = 0.5 if name == "first" else 0.25
+        assert network.get_parameter(name).detach().std().item() == pytest.approx(std, rel=near), name
     assert network.log_scale.exp().item() == pytest.approx(1 / 0.07)
     assert not block.qkv.bias.any() and not text.out.bias.any() and block.up.bias.any()
+
+
+def test_tokens_of_a_picture_are_its_patches() -> None:
+    """Of blocks that add nothing: what goes in, without the class token."""
+    network, x = CLIP(TINY).requires_grad_(False), torch.randn(2, 1, 8, 8)
+    for layer in (network.blocks[0].out, network.blocks[0].down):
+        layer.weight.zero_(), layer.bias.zero_()
+    patches = network.before(network.patches(x).flatten(2).mT + network.places[1:])
+    torch.testing.assert_close(network.image(x).tokens, patches)
 
 
 @pytest.mark.parametrize(
@@ -126,14 +145,18 @@ def test_a_step_keeps_the_scale_within_its_range() -> None:
 
 
 def test_a_step_compares_directions() -> None:
-    """Embeddings are of unit length, and cosines times the scale."""
+    """Embeddings are of unit length, and cosines times the scale; all of it learns, what is gathered and the scale."""
     made = assemble(tiny())
     model = made.parts.clip
     x, tokens = torch.rand(4, 1, 8, 8) * 2 - 1, torch.tensor([[k, k + 1, 2] for k in range(5, 9)])
     [update] = tiny().method.step(made.parts, Captioned(x, tokens), StepNoise(0), Clock(0, 0, 8))
     a, b = (F.normalize(each, dim=1) for each in (model.network.image(x).pooled, model.network.text(tokens)))
-    wanted = contrast(a, b, a, b, torch.tensor(1 / 0.07), slice(0, 4))["loss"]
+    wanted = contrast(a, b, a, b, model.network.log_scale.exp(), slice(0, 4))["loss"]
     torch.testing.assert_close(update.loss, wanted, rtol=1e-4, atol=1e-5)
+    learn = [model.network.log_scale, model.network.project, model.network.text_project]
+    found, told = (torch.autograd.grad(loss.sum(), learn) for loss in (update.loss, wanted))
+    torch.testing.assert_close(found, told, rtol=1e-3, atol=1e-5)
+    assert all(slope.abs().max() > 1e-3 for slope in told)
 
 
 def test_of_each_picture_so_much_is_cut_out(monkeypatch: pytest.MonkeyPatch) -> None:

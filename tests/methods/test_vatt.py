@@ -181,7 +181,7 @@ def test_tokens_that_are_kept() -> None:
     other = kept(9, 0.5, BatchNoise(0, 0, range(3, 6), 6))
     assert other is not None and torch.equal(chosen, other)  # the same in every micro-batch and process
     assert not torch.equal(chosen, kept(9, 0.5, noise(1)))  # type: ignore[arg-type]
-    assert len(kept(3, 0.1, noise())) == 1  # type: ignore[arg-type]
+    assert len(kept(3, 0.1, noise())) == 1 and len(kept(7, 0.5, noise())) == 3  # type: ignore[arg-type]
 
 
 def test_half_of_the_tokens_are_seen_in_training(clips: Clips) -> None:
@@ -201,6 +201,15 @@ def test_what_is_done_to_clips_is_done_to_all_frames(clips: Clips) -> None:
     torch.testing.assert_close(seen, seen[:, :, :1].expand_as(seen))
     loud = VATTTraining(audio_noise=0.1)._listened(clips.audio, noise())
     assert 0.08 < float((loud - clips.audio).std() / clips.audio.abs().max()) < 0.12
+    quiet = VATTTraining(audio_noise=0.1)._listened(clips.audio / 1000, noise())
+    torch.testing.assert_close(1000 * quiet, loud)  # in units of the loudest moment
+
+
+def test_half_of_the_clips_are_mirrored() -> None:
+    video = torch.rand(400, 1, 2, 2, 3)
+    seen = VATTTraining(flip=True)._seen(video, StepNoise(0))
+    mirrored = (seen == video.flip(-1)).flatten(1).all(1)
+    assert 160 < mirrored.sum() < 240 and torch.equal(seen[~mirrored], video[~mirrored])
 
 
 def test_colours_change_in_four_of_five_clips() -> None:

@@ -86,6 +86,19 @@ def test_mixed_pictures_have_mixed_aims() -> None:
     assert mixed(x, 0.0, 0.0, half)[1] == 1.0
 
 
+def test_a_rectangle_that_is_whole_has_the_drawn_share() -> None:
+    """Uniform with a parameter of 1, here of rectangles that no side cuts."""
+    x, whole = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 64, 64), 0
+    for step in range(60):
+        noise = BatchNoise(0, step, range(2), 2)
+        share = float(noise.common(torch.empty(4))[1])
+        taken = mixed(x, 0.0, 1.0, BatchNoise(0, step, range(2), 2))[0][0, 0] == 1
+        if not (taken[[0, -1]].any() or taken[:, [0, -1]].any()):
+            whole += 1
+            assert 1 - taken.double().mean() == pytest.approx(share, abs=0.05)
+    assert whole > 5
+
+
 def test_a_mixed_step_asks_for_both_classes() -> None:
     images, label = torch.rand(4, 1, 8, 8) * 2 - 1, torch.tensor([3, 0, 5, 9])
     method = replace(STILL, mixup=1.0, distillation=0.0, smoothing=0.0)
@@ -131,6 +144,10 @@ def test_rectangles_are_erased_and_parts_enlarged() -> None:
     ratio = (rows.sum(1) / columns.sum(1))[rows.any(1)]
     assert ratio.max() > 2 and ratio.min() < 0.5
     noise = erased(x, 1.0, BatchNoise(0, 0, range(256), 256))
+    gone = (noise != 7).all(1)
+    assert 0.3 < gone.double().mean((1, 2)).max() < 0.36, "a third of the picture at most, but for rounding"
+    ends = [gone[:, 0], gone[:, -1], gone[:, :, 0], gone[:, :, -1]]
+    assert all(0.1 < end.any(1).double().mean() < 0.3 for end in ends), "up to each side"
     noise = noise[noise != 7]
     assert abs(noise.mean()) < 0.05 and noise.std() == pytest.approx(1, abs=0.05)
     ramp = torch.arange(16.0).expand(64, 1, 16, 16)
@@ -140,6 +157,12 @@ def test_rectangles_are_erased_and_parts_enlarged() -> None:
     upright = cut_out(ramp.mT, 0.25, BatchNoise(0, 0, range(64), 64))  # the same parts
     aspect = slope / ((upright[:, 0, 12, 8] - upright[:, 0, 4, 8]) / 8)
     assert 0.74 < aspect.min() < 0.85 and 1.15 < aspect.max() < 1.34
+    for seen, size in ((cut, slope), (upright, slope / aspect)):  # from all places, and nothing from beyond a side
+        centre = (seen[:, 0, 7, 7] + seen[:, 0, 8, 8]) / 2 - 7.5
+        assert (centre.abs() <= 8 * (1 - size) + 1e-3).all() and centre.min() < -1 and centre.max() > 1
+    still = StepNoise(0, 0)
+    torch.testing.assert_close(cut_out(x, 0.25, BatchNoise(0, 0, range(256), 256)), x)
+    torch.testing.assert_close(cut_out(ramp, 1.0, still, 1.0), ramp)
     assert torch.equal(smoothed(torch.tensor([1]), 4, 0.2), torch.tensor([[0.05, 0.85, 0.05, 0.05]]))
 
 

@@ -37,6 +37,8 @@ def update(method: FlowMatching, flow: VelocityFlow, clock: Clock = CLOCK, n: in
 def test_at_the_start_the_loss_is_the_mean_square_and_one() -> None:
     event, plain = update(METHOD, fresh()), update(replace(METHOD, direction=0.0), fresh())
     torch.testing.assert_close(event.loss, plain.loss + 1, rtol=1e-12, atol=0)
+    quarter = update(replace(METHOD, direction=0.25), fresh()).loss
+    torch.testing.assert_close(quarter, plain.loss + 0.25, rtol=1e-12, atol=0)
     images, z = (StepNoise(k).normal(torch.empty(8, 3, 4, 4, dtype=torch.float64)) for k in (7, 1))
     torch.testing.assert_close(plain.loss, (z - images).square().flatten(1).mean(1), rtol=1e-12, atol=0)
 

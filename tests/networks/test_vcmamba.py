@@ -170,6 +170,8 @@ def test_only_four_scans_carry_news_upwards(scans: int, heard: bool) -> None:
 def test_steps_begin_as_in_mamba_or_as_released() -> None:
     bias = F.softplus(GridScan(64, official_compat=False, scans=4).steps.bias.detach())
     assert 0.001 <= bias.min() < 0.01 and 0.03 < bias.max() <= 0.1001
+    part = GridScan(64, official_compat=False, scans=4)  # whose steps are told by 4 numbers
+    assert 0.48 < part.steps.weight.abs().max() <= 0.5 and (part.skip == 1).all()
     assert not GridScan(8, official_compat=True, scans=4).steps.bias.any()
 
 
@@ -234,6 +236,10 @@ def test_both_heads_answer_in_training_and_their_mean_after() -> None:
     assert after.taught is None
     torch.testing.assert_close(after.logits, (network.head(after.pooled) + network.taught(after.pooled)) / 2)
     assert network(torch.randn(1, 1, 12, 12)).grid == (6, 6)  # another size: the map of positions is enlarged
+    wanted = F.interpolate(network.place, size=(6, 6), mode="bicubic", align_corners=False)
+    assert torch.equal(network._placed(torch.zeros(1, 6, 6, 6)), wanted)
+    odd = VCMamba(VCMambaConfig(**{**TINY.to_json(), "img_resolution": 9})).eval()
+    assert odd.place.shape[2:] == odd(torch.randn(1, 1, 9, 9)).grid == (5, 5)
 
 
 def test_branches_are_dropped_for_whole_images_the_later_the_more() -> None:
@@ -246,6 +252,10 @@ def test_branches_are_dropped_for_whole_images_the_later_the_more() -> None:
     with BatchNoise(0, 0, range(64), 64).for_networks(0):
         changed = (block(x) - x).abs().amax((1, 2, 3))
     assert 4 <= (changed == 0).sum() <= 30  # a quarter: neither branch
+    plain = ConvBlock(4, drop=0.5).train()
+    with BatchNoise(0, 0, range(64), 64).for_networks(0):
+        changed = (plain(x) != x).flatten(1).any(1)
+    assert 20 <= changed.sum() <= 44
 
 
 def test_bad_settings_are_refused() -> None:
