@@ -6,7 +6,7 @@ Words      A caption is written between spaces, with spaces around , . ; : ? ! `
 Languages  A caption is matched within its own language's list alone. Languages are called as the lists are; a variant
            (zh_yue, de-AT) that has no list takes its language's, and one without any the list `other`, if there is one.
 Counts     An entry counts once for each caption, however often it stands there.
-Source     facebookresearch/MetaCLIP, `metaclip/curation/substr_matching.py`.
+Source     facebookresearch/MetaCLIP, `metaclip/curation/substr_matching.py`; that captions are stripped, its callers'.
 Departs    Kana are a script without spaces (there not, so that a Japanese word of kana matches between spaces alone). A
            variant that has a list is matched by that alone (there `align_lid_to_wiki.py` joins those of zh, zh_yue and
            zh_classical into one, and takes languages that are not told apart together as `other`).
