@@ -55,7 +55,7 @@ def options(row: str, data: str, images: int, batch: int) -> str:
         recipe = f"{row}-digits --data.source emoji64 --data.resolution {side}" if row in MASKED else f"{row}-{data}"
         network = f"{SMALL[row]} --network.dropout 0"
     return (
-        f"{recipe} {network} --training.total-images {images} --training.batch {batch} "
+        f"{recipe} {network} --training.total-images {images} --training.batch {batch} --training.micro-batch none "
         f"--training.optimizer.lr-ramp-images {images // 20} --training.optimizer.lr-cooldown-images {images // 2} "
         f"--training.ema.halflife-images {images // 12} --training.log-images {images // 20} "
         f"--training.snapshot-images {images} --training.checkpoint-images {images // 4}"
