@@ -185,7 +185,7 @@ def test_the_command_exports_each_format_once(tmp_path, capsys):
     capsys.readouterr()
     for words, sentence in (
         (("--out", tmp_path / "copy"), "already holds a model"),
-        (("--out", tmp_path / "x", "--format", "diffusers"), "diffusers has no equal of a EDMPrecond"),
+        (("--out", tmp_path / "x", "--format", "diffusers"), "diffusers has no equal of an EDMPrecond"),
         (("--out", tmp_path / "x", "--format", "diffusers", "--half"), "--half stores a model folder"),
     ):
         with pytest.raises(SystemExit):

@@ -274,7 +274,7 @@ def test_times_lie_on_their_intervals() -> None:
             lambda: ConstantAcceleration(image=None).parts(
                 network=Official(1.0), velocity=InitialVelocity(unet()), spec=SPEC
             ),
-            "the network is a Official, whose number of channels cannot be doubled",
+            "the network is an Official, whose number of channels cannot be doubled",
         ),
     ],
 )

@@ -238,7 +238,7 @@ def test_student_and_target_start_as_copies_of_the_teacher() -> None:
         (lambda: ConsistencyTraining(sigma_data=math.nan), "method.sigma_data is nan"),
         (
             lambda: ConsistencyDistillation().parts(teacher=Around(), spec=SPEC),
-            "is a Around; distillation needs a denoiser that knows every noise level",
+            "is an Around; distillation needs a denoiser that knows every noise level",
         ),
         (
             lambda: ConsistencyDistillation().parts(teacher=ConsistencyModel(Scaled()), spec=SPEC),  # type: ignore[arg-type]

@@ -345,7 +345,7 @@ Distillation, Training = MultistepConsistencyDistillation, MultistepConsistencyT
         ),
         (lambda: Training(sigma_data=0.0), "method.sigma_data is 0.0; it must be positive and finite"),
         (lambda: Training(sigma_min=0.0), "method.sigma_min is 0.0"),
-        (lambda: Distillation().parts(teacher=Around(), spec=SPEC), "is a Around; distillation needs a denoiser that"),
+        (lambda: Distillation().parts(teacher=Around(), spec=SPEC), "is an Around; distillation needs a denoiser that"),
         (
             lambda: Distillation().parts(teacher=ConsistencyModel(Scaled()), spec=SPEC),  # type: ignore[arg-type]
             "the teacher is a ConsistencyModel",
