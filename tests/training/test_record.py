@@ -122,7 +122,9 @@ def test_moved_images_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "elsewhere/set").rename(tmp_path / "other")  # the images alone, as the user says
     run_experiment(tiny(tmp_path / "other", 20), tmp_path / "elsewhere/run", resume=True)
     (tmp_path / "other").rename(tmp_path / "elsewhere/set")  # and back where they once were
-    run_experiment(tiny("gone", 24), tmp_path / "elsewhere/run", resume=True)
+    run_experiment(tiny(tmp_path / "other", 24), tmp_path / "elsewhere/run", resume=True)
+    with pytest.raises(UserError, match="gone does not exist"):  # what the run never had
+        run_experiment(tiny("gone", 24), tmp_path / "elsewhere/run", resume=True)
     (tmp_path / "elsewhere/set").rename(tmp_path / "other")
     run_experiment(tiny(tmp_path / "other", 28), tmp_path / "elsewhere/run", resume=True)
     record = json.loads((tmp_path / "elsewhere/run/experiment.json").read_text())

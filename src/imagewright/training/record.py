@@ -253,8 +253,8 @@ def classes() -> Mapping[str, type]:
 def located(experiment: Any, folder: Path) -> Any:
     """The experiment with absolute paths of what it is given, wherever that is found.
 
-    A path that is not there is looked for where the run in `folder`, if any, had it: at every place where it lay, and
-    at the same way from the run's folder. What is nowhere stays as it is written.
+    A path that is not there is looked for where the run in `folder`, if any, had it under that name: at every place
+    where it lay, and at the same way from the run's folder. What is nowhere stays as it is written.
     """
     record: Mapping[str, Any] = read_record(folder) if (folder / "experiment.json").exists() else {}
     for name, field in places(experiment).items():
@@ -263,8 +263,10 @@ def located(experiment: Any, folder: Path) -> Any:
             continue
         known = record.get("inputs", {}).get(name, {})
         family, written = _apart(value)
-        candidates = [Path(written), *(Path(str(place)) for place in known.get("places", ()))]
-        candidates += [folder / str(known["where"])] if known.get("where") else []
+        before = [Path(str(place)) for place in known.get("places", ())]
+        before += [folder / str(known["where"])] if known.get("where") else []
+        known_as = {path.name for path in before}  # another name is another thing, whatever the run had
+        candidates = [Path(written), *(before if Path(written).name in known_as else ())]
         there = [path for path in candidates if path.exists()]
         if there:
             experiment = set_field(experiment, field, family + os.path.abspath(there[0]))
