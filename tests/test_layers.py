@@ -14,7 +14,7 @@ import imagewright
 
 ROOT = Path(imagewright.__file__).parent
 LAYERS = (
-    ("errors",),
+    ("errors", "leaving"),
     ("types", "version"),
     (
         "limits",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+from imagewright.leaving import run_and_leave
 
 
 def main() -> None:
@@ -12,7 +15,10 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("imagewright: interrupted\n")
         raise SystemExit(130) from None
-    run()
+    if os.environ.get("WORLD_SIZE", "").strip() in ("", "1"):
+        run()
+    else:
+        run_and_leave(run)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import test_resume_of_methods as resumes
 
 from imagewright.cli.main import main as imagewright
 from imagewright.data import Loader
+from imagewright.leaving import run_and_leave
 from imagewright.networks import EDM2UNetConfig, VQAutoencoderConfig, WideResNetConfig
 from imagewright.recipes import RECIPES
 from imagewright.training import parallel
@@ -215,9 +216,13 @@ def go_on(folder: Path, begun: Path) -> None:
         found.train()
 
 
-if __name__ == "__main__":
+def run() -> None:
     torch.set_num_threads(1)
     if sys.argv[2:3] == ["go-on"]:
         go_on(Path(sys.argv[1]), Path(sys.argv[3]))
     else:
         main(Path(sys.argv[1]), sys.argv[2:])
+
+
+if __name__ == "__main__":
+    run_and_leave(run)

@@ -19,13 +19,12 @@ SIZES = (
 )  # fmt: skip
 
 
-def two_processes(*args: str, restarts: int = 0) -> str:
-    """`torchrun --nproc-per-node 2 -m imagewright ...`, on a free port. Returns what was complained of."""
+def two_processes(*args: str, restarts: int = 0) -> None:
+    """`torchrun --nproc-per-node 2 -m imagewright ...`, on a free port."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     launcher += ["--max-restarts", str(restarts)]
     done = subprocess.run([*launcher, "-m", "imagewright", *args], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    return done.stderr
 
 
 def log_of(run: Path) -> list[dict[str, float]]:
@@ -81,6 +80,7 @@ step = Trainer._step
 
 def dying(self, updates):
     if self.step_index == 4 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        open(__file__ + ".died", "x").close()
         os.kill(os.getpid(), signal.SIGKILL)  # between backward and the optimiser
     return step(self, updates)
 
@@ -94,8 +94,8 @@ def test_a_process_that_is_killed_in_mid_step_costs_no_bit(tiny_recipe: Path, ho
     recipe = tmp_path / "tiny.py"
     recipe.write_text(tiny_recipe.read_text() + DYING)
     # One start would do; gloo's processes at times do not find each other on a busy machine, which costs another.
-    told = two_processes("train", str(recipe), "--out", str(home / "elastic"), *SIZES, restarts=3)
-    assert "Signal 9 (SIGKILL)" in told or "exitcode: -9" in told
+    two_processes("train", str(recipe), "--out", str(home / "elastic"), *SIZES, restarts=3)
+    assert (tmp_path / "tiny.py.died").exists()  # torchrun may name the other, which ends for having lost this one
     assert [line["images"] for line in log_of(home / "elastic")] == [16, 32, 48, 64, 80, 96]
     mine, theirs = (load_file(home / run / "model.safetensors") for run in ("elastic", "two"))
     assert all(torch.equal(mine[name], value) for name, value in theirs.items()) and mine.keys() == theirs.keys()

@@ -67,7 +67,10 @@ MEETING = timedelta(seconds=45)
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """The processes that torchrun started (WORLD_SIZE in the environment), or just this one."""
+    """The processes that torchrun started (WORLD_SIZE in the environment), or just this one.
+
+    A program of your own that calls this ends best by `leaving.run_and_leave`.
+    """
     if _world_size() == 1:
         yield Processes()
         return

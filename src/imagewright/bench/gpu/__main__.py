@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from imagewright.bench.gpu.command import parsed, run
+from imagewright.leaving import run_and_leave
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -21,4 +22,4 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_leave(lambda: sys.exit(main()))  # a group of processes has been met in part e
