@@ -351,6 +351,11 @@ def test_a_source_without_pictures(tmp_path, files):
         open_images(zipped(tmp_path, files))
 
 
+def test_the_grids_of_a_run_are_no_set(tmp_path):
+    with pytest.raises(UserError, match="is a run's folder and no set of pictures"):
+        open_images(folder(tmp_path, {"experiment.json": b"{}", "samples/000000000064.png": picture()}))
+
+
 def test_sources_that_are_none(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         open_images(tmp_path / "absent.zip")

@@ -35,6 +35,8 @@ KEEP_DECODED = limits.KEPT
 
 Progress = Callable[[int, int], None]
 _NAMED = 10
+_RUN = "experiment.json"
+"""What `training` writes beside the grids of a run."""
 
 
 def open_images(
@@ -97,6 +99,8 @@ def open_images(
         return _choose(kept, split)
     found = open_tar(place, labels=labels) or open_parquet(path, labels=labels)
     archive, known = (open_archive(path), None) if found is None else found
+    if found is None and (path / _RUN).is_file():
+        raise UserError(f"{path} is a run's folder and no set of pictures; those that it drew are grids in its samples")
     if not archive.pictures and not archive.bad:
         raise UserError(f"{path} holds no pictures (png, jpeg, webp, gif, bmp, tiff, ppm)")
     known = known or annotate(archive, labels=labels)
