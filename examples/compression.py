@@ -25,6 +25,7 @@ from imagewright.metrics.accuracy import measure_accuracy
 from imagewright.metrics.draws import frechet_of_model
 from imagewright.metrics.features import digits_features, emoji_features
 from imagewright.models.files import ModelFile, load_model, save_model
+from imagewright.precision import Drawn
 from imagewright.pretrained import find_model
 from imagewright.samplers import Heun
 from imagewright.samplers.generator import ImageGenerator
@@ -33,12 +34,18 @@ STEPS, COUNT, SEED = 6, 128, 1
 PATHS = f"--steps {STEPS} --images 8"
 GENERATOR = {
     "W16": "",
+    "W8A8": f"--bits 8 {PATHS}",
+    "W8A8 by int8": f"--bits 8 {PATHS}",
     "W4A8": f"--bits 4 {PATHS}",
+    "W4A8 by int8": f"--bits 4 {PATHS}",
     "W4A8, not mended": f"--bits 4 --norms none {PATHS}",
     "W4A8, ranges of noise": f"--bits 4 --ranges noise {PATHS}",
     "W2A8": f"--bits 2 {PATHS}",
 }
-"""Rows by name, and what `tune quantize` is told; seed 0 calibrates, SEED is scored."""
+"""Rows by name, and what `tune quantize` is told; seed 0 calibrates, SEED is scored.
+
+"by int8": drawn by products of whole numbers (`networks.integers`), else by unpacked weights.
+"""
 ENCODER = {
     "W16": "",
     "W8A8": "--bits 8",
@@ -71,12 +78,11 @@ def megabytes(model: Path | str) -> float:
     return (folder / "model.safetensors").stat().st_size / 1e6
 
 
-def distance(model: Path | str, extractor: Any, real: Any) -> float:
+def distance(model: Path | str, precision: Drawn, extractor: Any, real: Any) -> float:
     """Frechet distance to the training pictures."""
     file = find_model(model)
-    return frechet_of_model(
-        ImageGenerator(file.model, file.spec, Heun(num_steps=STEPS)), COUNT, extractor, real, seed=SEED
-    )
+    generator = ImageGenerator(file.model, file.spec, Heun(num_steps=STEPS), precision=precision)
+    return frechet_of_model(generator, COUNT, extractor, real, seed=SEED)
 
 
 def measure(path: Path, only: str | None) -> dict[str, Any]:
@@ -96,7 +102,8 @@ def measure(path: Path, only: str | None) -> dict[str, Any]:
         for k, (name, told) in enumerate(GENERATOR.items()):
             if name not in rows and only in (None, name):
                 model = made("emoji64-32", told, Path(aside) / f"generator{k}")
-                rows[name] = {"MB": megabytes(model), "fd_emoji": distance(model, extractor, real)}
+                precision: Drawn = "int8" if name.endswith("int8") else "fp32"
+                rows[name] = {"MB": megabytes(model), "fd_emoji": distance(model, precision, extractor, real)}
                 write_json(path, record)
     return record
 
@@ -105,6 +112,8 @@ def _places(rows: dict[str, Any], key: str, factor: float) -> dict[tuple[float, 
     """Which rows lie at a point of the figure."""
     places: dict[tuple[float, float], list[str]] = {}
     for name, row in rows.items():
+        if name.endswith("int8"):  # the same file
+            continue
         places.setdefault((round(row["MB"], 3), round(factor * row[key], 2)), []).append(name)
     return places
 

@@ -146,12 +146,15 @@ class Simulated:
     simulator: Simulator
     seed: int
     scale: int
+    ground: int = 0
     kept: dict[int, Events] = field(default_factory=dict)
     size: int = 0
 
     def __call__(self, rows: Rows, pictures: Pixels) -> list[Events]:
         missing = [place for place, row in enumerate(rows.tolist()) if row not in self.kept]
-        made = self.simulator(pictures[missing], [int(rows[i]) for i in missing], self.seed, self.scale)
+        around = (self.ground, self.ground)
+        grounded = np.pad(pictures[missing], ((0, 0), around, around, (0, 0)))
+        made = self.simulator(grounded, [int(rows[i]) for i in missing], self.seed, self.scale)
         fresh = dict(zip((int(rows[i]) for i in missing), made, strict=True))
         for row, events in fresh.items():
             if self.size + events.nbytes <= limits.KEPT:
@@ -170,6 +173,8 @@ class StandinEvents(DataSource):
     """Of the pictures, reduced by box filter; None = the set's own."""
     scale: int = 1
     """Pixels of an event's frame for each of the picture's, along a side: 1, 2, 4 or 8."""
+    ground: int = 0
+    """Black pixels around the picture, on each side, so that what moves stays within the frame."""
     split: str = "train"
     labels: bool = True
     """Whether examples have the pictures' classes."""
@@ -185,6 +190,7 @@ class StandinEvents(DataSource):
 
     def __post_init__(self) -> None:
         require_whole("data.most", self.most, 1, 1 << 22)
+        require_whole("data.ground", self.ground, 0, 256)
         require_whole("data.seed", self.seed, 0)
         require_whole("data.workers", self.workers, 0, 1024)
         if self.scale not in get_args(SCALES):
@@ -197,10 +203,12 @@ class StandinEvents(DataSource):
             self.source, resolution=self.resolution, split=split, labels=self.labels, on_progress=on_progress
         )
         made = {"scale": self.scale, "seed": self.seed, "most": self.most, **asdict(self.simulator)}
+        made |= {"ground": self.ground} if self.ground else {}
+        side = (pictures.spec.resolution + 2 * self.ground) * self.scale
         found = EventSet(
-            spec=framed(pictures.spec, pictures.spec.resolution * self.scale, "standin_events"),
+            spec=framed(pictures.spec, side, "standin_events"),
             pictures=pictures,
-            recordings=Simulated(self.simulator, self.seed, self.scale),
+            recordings=Simulated(self.simulator, self.seed, self.scale, self.ground),
             source=f"standin_events of {pictures.source}",
             identity=json.dumps(made, sort_keys=True),
             most=self.most,

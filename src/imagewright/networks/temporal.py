@@ -5,15 +5,17 @@ Source   Zheng et al. 2023 (DSNO, arXiv 2211.13449), section 3; the program devz
          decoder and the first of the middle, not behind those that resample. K is rFFT over T, the lowest modes alone,
          each times a complex matrix of channels, inverse rFFT; in 32 bits whatever the network runs in.
 Rows     The T times of an image are neighbouring rows of the batch, so that the network need not know of them.
-Departs  The transforms are real sums over T, which is small, and the matrices real products: the same numbers without
-         complex ones. With fewer times than the modes need, those that exist are taken (one at T = 1), where the
-         program fails. Imaginary parts of the mean (and, at T even, of the fastest mode) are without effect, as there.
+Departs  The transforms are real sums over T, which is small, and a complex product is three real ones (Gauss's): the
+         same numbers without complex ones. With fewer times than the modes need, those that exist are taken (one at
+         T = 1), where the program fails. Imaginary parts of the mean (and, at T even, of the fastest mode) are without
+         effect, as there.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -42,33 +44,53 @@ class TimeMixing(nn.Module):
                 mixed = spectral(rows, weight, -1).reshape(-1, h, w, c).permute(0, 3, 1, 2)
             else:
                 mixed = spectral(wide.reshape(-1, times, c, h * w), weight, -2).reshape(-1, c, h, w)
-            return wide + leaky_relu(mixed)
+            return wide + leaky_relu(mixed, inplace=True)
 
 
 def spectral(x: Tensor, weight: Tensor, axis: int = -1) -> Tensor:
     """K x over the second axis: x real, [N, T, P, C] (axis -1) or [N, T, C, P] (axis -2); weight [C, C, modes, 2]."""
-
-    def mapped(features: Tensor, matrix: Tensor) -> Tensor:
-        return features @ matrix if axis == -1 else matrix.mT @ features
-
     n, times, *each = x.shape
-    flat = x.reshape(n, times, -1)
-    angles = torch.arange(times, device="cpu", dtype=torch.float64) * (2 * math.pi / times)
-    total = torch.zeros((), dtype=x.dtype, device=x.device)
+    there, back = _waves(times, weight.shape[2])
+    matrices = []
     for k in range(min(weight.shape[2], times // 2 + 1)):
         real, imaginary = weight[:, :, k].unbind(-1)
-        if k == 0 or 2 * k == times:  # modes that are real
-            basis = (k * angles).cos()[None].to(x)
-            turned = mapped((basis @ flat).reshape(n, 1, *each), real)
-            total = total + (basis.T / times) @ turned.reshape(n, 1, -1)
+        matrices += [real] if _is_real(k, times) else [real, imaginary - real, real + imaginary]
+    spectrum = (x.new_tensor(there) @ x.reshape(n, times, -1)).reshape(n, len(there), *each)
+    mapped = _mapped(spectrum, torch.stack(matrices), axis)
+    return (x.new_tensor(back) @ mapped.reshape(n, len(there), -1)).reshape(x.shape)
+
+
+def _mapped(features: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """Row m of the second axis times matrix m: [N, M, P, C] or [N, M, C, P]; matrix [M, C, C]."""
+    channels, places = features.shape[axis], features.shape[-3 - axis]
+    if places < channels:  # else the gradient of the matrices would be made for each image before it is summed
+        return torch.einsum("nmpc,mcd->nmpd" if axis == -1 else "nmcp,mcd->nmdp", features, matrix)
+    return features @ matrix if axis == -1 else matrix.mT @ features
+
+
+def _is_real(mode: int, times: int) -> bool:
+    return mode == 0 or 2 * mode == times
+
+
+@cache
+def _waves(times: int, modes: int) -> tuple[list[list[float]], list[list[float]]]:
+    """Matrices [M, T] to the spectrum and [T, M] back, with what a complex product in three real ones needs.
+
+    (a + ib)(R + iI) = (m1 - m3) + i (m1 + m2) of m1 = (a + b) R, m2 = a (I - R), m3 = b (R + I) (Gauss): a complex
+    mode has three rows, a real one one.
+    """
+    there, back = [], []
+    for k in range(min(modes, times // 2 + 1)):
+        a = [math.cos(2 * math.pi * k * t / times) for t in range(times)]
+        b = [-math.sin(2 * math.pi * k * t / times) for t in range(times)]
+        if _is_real(k, times):
+            there.append(a)
+            back.append([each / times for each in a])
             continue
-        basis = torch.stack([(k * angles).cos(), -(k * angles).sin()]).to(x)
-        # (a + ib)(R + iI): a and b times R and I side by side, then summed crosswise.
-        both = mapped((basis @ flat).reshape(n, 2, *each), torch.cat([real, imaginary], 1))
-        (ar, ai), (br, bi) = (part.chunk(2, axis) for part in both.unbind(1))
-        turned = torch.stack([ar - bi, ai + br], 1)
-        total = total + (basis.T * (2 / times)) @ turned.reshape(n, 2, -1)
-    return total.reshape(x.shape)
+        both = [x + y for x, y in zip(a, b, strict=True)]
+        there += [both, a, b]
+        back += [[2 * each / times for each in row] for row in (both, b, [-each for each in a])]
+    return there, [list(row) for row in zip(*back, strict=True)]
 
 
 class TimeLayers(nn.ModuleDict):
