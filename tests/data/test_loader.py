@@ -31,7 +31,7 @@ def drawn(loader: Loader, position: int, size: int) -> tuple[list[int], list[boo
     return np.where(flipped, row[:, -1], row[:, 0]).tolist(), flipped.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 9),
     position=st.integers(0, 50),
