@@ -402,7 +402,7 @@ def test_a_shard_is_written_while_the_next_is_drawn(
 
     def waits(folder: Path, manifest: Any, index: int, **pairs: Any) -> None:
         if index < 6:  # the last has no next
-            assert drawn[index + 1].wait(60), "the next shard is not drawn before this one is written"
+            assert drawn[index + 1].wait(600), "the next shard is not drawn before this one is written"
         held.append(lock_path(folder, index).exists())
         write(folder, manifest, index, **pairs)
 
