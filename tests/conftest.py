@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,28 @@ experiment = dataclasses.replace(
                                  checkpoint_images=32),
 )
 """
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collectstart() -> None:
+    """What a module of tests draws as it is read is the same whichever modules are read before."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test draws its random numbers from one state, whichever tests its worker has run before."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
+    """What several tests share is the same whichever asks for it first, and changes nothing for the one that does."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -87,9 +90,20 @@ def test_a_short_soak_loses_nothing_and_keeps_memory_flat(tmp_path: Path, monkey
     monkeypatch.setattr("imagewright.data.opening.KEEP_DECODED", 0)
     soak = loaded("soak")
     monkeypatch.setattr(soak, "FAULTS", {0: "full"})  # pytest's folders are closed to nobody
-    memory, ends, same = soak.soak(tmp_path, 16, 0.3)
+
+    class Dying(soak.Means):  # type: ignore[misc, name-defined]
+        """Killed once, in the run that is cut: by a step and not by the clock."""
+
+        def step(self, parts: Any, batch: Any, noise: Any, clock: Any) -> Iterator[Any]:
+            if clock.step == 7 and (tmp_path / "cut").exists() and not (tmp_path / "killed").exists():
+                (tmp_path / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield from super().step(parts, batch, noise, clock)
+
+    monkeypatch.setattr(soak, "Means", Dying)
+    memory, ends, same = soak.soak(tmp_path, 16, 600)
     assert same and len(memory) == 16 and max(memory[-4:]) - max(memory[:8]) < 8
-    assert ends["done"] == ends["full: 2"] == 1
+    assert ends == {"full: 2": 1, "killed: -9": 1, "done": 1}
 
 
 def test_growth_measures_what_it_says(tmp_path: Path) -> None:

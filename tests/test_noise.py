@@ -1,12 +1,14 @@
 """Randomness that is handed in: what a draw depends on, and that it has the distribution it claims."""
 
 import math
+import os
+import signal
 
 import pytest
 import torch
 
 from imagewright.networks import EDM2UNet, EDM2UNetConfig
-from imagewright.noise import BatchNoise, ImageNoise, StepNoise, derive_seed, dropout, kept
+from imagewright.noise import MANY, BatchNoise, ImageNoise, StepNoise, derive_seed, dropout, kept
 
 LIKE = torch.empty(6, 3, 5)
 DRAWS = pytest.mark.parametrize("draw", ["normal", "uniform"])
@@ -54,6 +56,19 @@ def test_every_dtype_sees_the_same_numbers(dtype):
 def test_as_many_rows_as_images():
     with pytest.raises(ValueError, match="noise for 2 images asked to fill 3"):
         ImageNoise(0, [0, 1]).normal(torch.empty(3, 4))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_process_draws_with_threads_of_its_own(monkeypatch):
+    """Its parent's are not there, and it would wait for them."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    like = torch.empty(4, MANY // 4)
+    whole = ImageNoise(4, range(4)).normal(like).numpy().tobytes()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(300)
+        os._exit(ImageNoise(4, range(4)).normal(like).numpy().tobytes() != whole)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # --- distributions --------------------------------------------------------------------------------------------

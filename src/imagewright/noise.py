@@ -49,6 +49,9 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has none of its parent's threads
+
+
 class ImageNoise:
     """A generator per image. Numbers are drawn in float32 on the CPU, so every device and dtype sees the same ones.
 

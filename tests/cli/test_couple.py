@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,22 @@ make = couple.Drawing.__call__
 couple.Drawing.__call__ = lambda *args: (time.sleep(0.15), make(*args))[1]
 couple.main(sys.argv[1:])
 """
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from imagewright.cli import couple
+make, out = couple.Drawing.__call__, Path(sys.argv[1])
+
+
+def dying(*args):
+    if len([*out.glob("shard-*")]) >= 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make(*args)
+
+
+couple.Drawing.__call__ = dying
+couple.main(sys.argv[2:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +77,9 @@ def whole(teacher: Path) -> Path:
     return folder
 
 
-def slow(teacher: Path, out: Path) -> subprocess.Popen[bytes]:
+def started(program: str, *words: object) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", SLOW, str(teacher), "--out", str(out), *WAY.split()]
+    command = [sys.executable, "-c", program, *map(str, words), *WAY.split()]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -87,13 +102,7 @@ def test_pairs_are_what_the_sampler_draws(teacher: Path, whole: Path) -> None:
 
 def test_a_killed_writer_loses_and_doubles_nothing(teacher: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    process = slow(teacher, out)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob("shard-*"))) < 2:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert started(DYING, out, teacher, "--out", out).wait() == -signal.SIGKILL
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("shard-*")}
     assert 2 <= len(before) < 7
     (out / ".shard-000006.safetensors.abcdefgh.partial").write_bytes(b"half")
@@ -106,9 +115,9 @@ def test_two_processes_share_the_work(
     teacher: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "shared"
-    other = slow(teacher, out)
+    other = started(SLOW, teacher, "--out", out)
     main(["couple", str(teacher), "--out", str(out), *WAY.split()])
-    assert other.wait(timeout=120) == 0
+    assert other.wait(timeout=600) == 0
     assert contents(out) == contents(whole)
 
 
@@ -393,7 +402,7 @@ def test_a_shard_is_written_while_the_next_is_drawn(
 
     def waits(folder: Path, manifest: Any, index: int, **pairs: Any) -> None:
         if index < 6:  # the last has no next
-            assert drawn[index + 1].wait(60), "the next shard is not drawn before this one is written"
+            assert drawn[index + 1].wait(600), "the next shard is not drawn before this one is written"
         held.append(lock_path(folder, index).exists())
         write(folder, manifest, index, **pairs)
 

@@ -35,6 +35,8 @@ from imagewright.types import DataSpec, UserError
 
 DIGITS = DataSpec(name="digits", resolution=8, channels=1, num_classes=10, class_names=tuple("0123456789"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE = 300
+"""Seconds for anything that a busy machine does in one."""
 
 
 def network(dropout: float = 0) -> SongUNet:
@@ -200,9 +202,12 @@ class Browser:
         self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         told = next(line for line in self.process.stderr if "DevTools listening" in line)
-        with urllib.request.urlopen(f"http://{told.split('/')[2]}/json") as answer:
-            page = next(tab for tab in json.load(answer) if tab["type"] == "page")
-        self.context = connect(page["webSocketDebuggerUrl"], max_size=None)
+        pages: list[dict[str, str]] = []
+        while not pages:  # it listens before it has one
+            with urllib.request.urlopen(f"http://{told.split('/')[2]}/json") as answer:
+                pages = [tab for tab in json.load(answer) if tab["type"] == "page"]
+        patient = {"open_timeout": None, "ping_interval": None, "close_timeout": PATIENCE}
+        self.context = connect(pages[0]["webSocketDebuggerUrl"], max_size=None, **patient)
         self.socket, self.sent, self.heard = self.context.__enter__(), 0, list[dict[str, Any]]()
         for domain in ("Network", "Log", "Page", "Runtime"):
             self.call(f"{domain}.enable")
@@ -211,7 +216,7 @@ class Browser:
         self.sent += 1
         self.socket.send(json.dumps({"id": self.sent, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self.socket.recv(timeout=60))
+            message = json.loads(self.socket.recv(timeout=PATIENCE))
             if message.get("id") == self.sent:
                 assert "error" not in message, message
                 return dict(message["result"])
@@ -222,7 +227,7 @@ class Browser:
 
     def wait(self, expression: str) -> Any:
         """Its value, once there is one."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE
         while not (found := self.value(expression)):
             assert time.monotonic() < until, (expression, self.value("document.body.innerText"))
             time.sleep(0.1)
@@ -248,23 +253,29 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 def address(names: tuple[str, str]) -> Iterator[str]:
     if importlib.util.find_spec("nicegui") is None:
         pytest.skip("the extra ui is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    held = socket.socket()  # bound, and listening to nobody: no other program is given the port, and the server may
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port = held.getsockname()[1]
     words = (sys.executable, "-m", "imagewright", "play", *names, "--port", str(port), "--device", "cpu")
     environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}  # by which NiceGUI tests itself
     server = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    url, until = f"http://127.0.0.1:{port}/", time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(url).close()
-            break
-        except urllib.error.URLError:
-            assert server.poll() is None and time.monotonic() < until, server.communicate()
-            time.sleep(0.1)
-    yield url
-    server.send_signal(signal.SIGINT)
-    said, complained = server.communicate(timeout=30)
+    url, until = f"http://127.0.0.1:{port}/", time.monotonic() + PATIENCE
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(url).close()
+                break
+            except urllib.error.URLError:
+                assert server.poll() is None, server.communicate()
+                assert time.monotonic() < until
+                time.sleep(0.1)
+        yield url
+        server.send_signal(signal.SIGINT)
+        said, complained = server.communicate(timeout=PATIENCE)
+    finally:
+        server.kill()
+        held.close()
     assert url in said and "Traceback" not in complained, complained
     assert server.returncode == 130
 
@@ -287,10 +298,11 @@ def test_the_page_draws_compares_and_looks_closer(address: str, browser: Browser
         )
     browser.wait("document.querySelectorAll('section .shots img').length == 5")
     assert "nearest of 1,629 training pictures" in browser.value("document.querySelector('section').innerText")
-    assert browser.value("document.querySelector('section .strip img').naturalWidth") > 64
+    browser.wait("document.querySelector('section .strip img').naturalWidth > 64")
 
     browser.value("document.querySelectorAll('.model:last-child .shots button')[1].click()")
     browser.wait("document.querySelectorAll('.net button').length == 64")
+    browser.wait("[...document.images].every(i => i.complete) && document.fonts.status == 'loaded'")  # nothing moves
     browser.value("document.querySelector('.net').scrollIntoView({block: 'center'})")
     x, y, side = browser.value("(b => [b.x, b.y, b.width])(document.querySelector('.net').getBoundingClientRect())")
     for kind, column in (("mousePressed", 0), ("mouseMoved", 1), ("mouseMoved", 2), ("mouseReleased", 2)):
@@ -312,7 +324,7 @@ def test_the_page_draws_compares_and_looks_closer(address: str, browser: Browser
 
     browser.wait("document.body.classList.contains('body--dark')")
     browser.wait("getComputedStyle(document.body).backgroundColor == 'rgb(18, 18, 18)'")
-    assert browser.value("getComputedStyle(document.querySelector('figcaption')).color") == "rgb(255, 255, 255)"
+    browser.wait("getComputedStyle(document.querySelector('figcaption')).color == 'rgb(255, 255, 255)'")
 
     asked = [m["params"]["request"]["url"] for m in browser.heard if m["method"] == "Network.requestWillBeSent"]
     assert asked and all(url.startswith((address, "data:", "blob:")) for url in asked)

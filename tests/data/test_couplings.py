@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,16 +199,19 @@ def test_stores_that_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_of_two_claims_at_once_the_larger_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = shards.write_json
+    write, writing, written = shards.write_json, threading.Event(), threading.Event()
 
     def slow(path: Path, value: Any) -> None:
-        time.sleep(0.3 if value["n"] == 10 else 0)
+        if value["n"] == 10:
+            writing.set()
+            written.wait(0.3)  # the larger would be by then, if it did not wait for this one
         write(path, value)
+        written.set()
 
     monkeypatch.setattr(shards, "write_json", slow)
     fewer = threading.Thread(target=claim_folder, args=(tmp_path, MANIFEST))
     fewer.start()
-    time.sleep(0.1)  # it has found no manifest, and is about to write one
+    assert writing.wait(300)  # it has found no manifest, and is about to write one
     claim_folder(tmp_path, replace(MANIFEST, n=30))
     fewer.join()
     assert read_manifest(tmp_path).n == 30
@@ -227,15 +229,14 @@ def test_a_lock_that_was_waited_for_is_held(tmp_path: Path) -> None:
     def wait() -> None:
         with alone(path, wait=True):
             inside.set()
-            leave.wait(5)
+            leave.wait()
 
-    waiter = threading.Thread(target=wait)
+    waiter = threading.Thread(target=wait, daemon=True)  # which a failure here leaves waiting
     with alone(path) as lock:
         assert lock == "held"
         waiter.start()
-        time.sleep(0.2)
-        assert not inside.is_set()
-    assert inside.wait(5)  # the first holder has removed its file on leaving
+        assert not inside.wait(0.2)
+    assert inside.wait(300)  # the first holder has removed its file on leaving
     with alone(path) as lock:
         assert lock == "busy"
     leave.set()

@@ -384,7 +384,7 @@ def test_a_picture_that_vanishes_after_opening_is_a_user_error(tmp_path, monkeyp
         images.images([1])
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(at=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), cut=st.booleans())
 def test_a_damaged_zip_is_refused_or_read_right(tmp_path, at, flip, cut):
     labels = labels_json([[n, i] for i, n in enumerate(GOOD)])

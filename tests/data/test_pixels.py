@@ -142,7 +142,7 @@ def test_no_flipped_byte_of_a_png_passes_unnoticed():
         np.testing.assert_array_equal(out, RGB)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     content=st.one_of(
         st.binary(max_size=200),

@@ -15,10 +15,10 @@ from imagewright.leaving import run_and_leave
 
 def run() -> None:
     torch.set_num_threads(1)
-    for words in json.loads(Path(sys.argv[1]).read_text()):
+    commands = json.loads(Path(sys.argv[1]).read_text())
+    for words, port in zip(commands, os.environ["MASTER_PORTS"].split(), strict=True):
+        os.environ["MASTER_PORT"] = port  # in the store of another command are its processes' addresses
         main(words)
-        # Who is first with a command would find the meeting place of the one before, which another has yet to leave.
-        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
 
 
 if __name__ == "__main__":

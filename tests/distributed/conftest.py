@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,17 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 
 @pytest.fixture(scope="session")
 def together() -> Callable[..., list[str]]:
-    """Runs a script in several processes, as torchrun would start them; returns what each printed."""
+    """Runs a script in several processes, as torchrun would start them; returns what each printed.
 
-    def run(script: Path, *args: str, world: int = 2) -> list[str]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    groups: how often they form one; each time they meet in a store of its own (MASTER_PORTS).
+    """
+
+    def run(script: Path, *args: str, world: int = 2, groups: int = 1) -> list[str]:
+        # Held here, as torchrun's are by its agent: a port that is only known to be free may be another's by then.
+        stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(groups)]
+        ports = [str(store.port) for store in stores]
+        shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0], "OMP_NUM_THREADS": "1"}
+        shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORTS": " ".join(ports)}
         with contextlib.ExitStack() as files:
             told = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(world)]
             started = [
@@ -34,7 +38,7 @@ def together() -> Callable[..., list[str]]:
                 for rank in range(world)
             ]  # fmt: skip
             codes: list[int | None] = [None]
-            deadline = time.monotonic() + 900
+            deadline = time.monotonic() + 1800
             while None in codes and time.monotonic() < deadline:
                 time.sleep(0.05)
                 codes = [process.poll() for process in started]

@@ -32,8 +32,10 @@ def home(tiny_recipe: Path, together: Callable[..., list[str]], tmp_path_factory
     write_edm_zip(ImageSet.of(pixels, name="own"), folder / "own.zip")
     for words in of(folder, "one"):
         main(words)
-    (folder / "commands.json").write_text(json.dumps([*of(folder, "two"), auto(folder)]))
-    (folder / "said.json").write_text(json.dumps(together(WORKER, str(folder / "commands.json"))))
+    commands = [*of(folder, "two"), auto(folder)]
+    (folder / "commands.json").write_text(json.dumps(commands))
+    said = together(WORKER, str(folder / "commands.json"), groups=len(commands))
+    (folder / "said.json").write_text(json.dumps(said))
     return folder
 
 

@@ -23,7 +23,7 @@ def two_processes(*args: str, restarts: int = 0) -> None:
     """`torchrun --nproc-per-node 2 -m imagewright ...`, on a free port."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     launcher += ["--max-restarts", str(restarts)]
-    done = subprocess.run([*launcher, "-m", "imagewright", *args], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*launcher, "-m", "imagewright", *args], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
 
 

@@ -207,11 +207,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(home: Path) -> Path:
+    """The same folder, with the students in whole/."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        main(["train", "both.py", "--device", "cpu", "--out", "whole"])
+    return home
+
+
 def test_students_are_one_command_that_goes_on_where_it_was_stopped(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.chdir(home)
-    main(["train", "both.py", "--device", "cpu", "--out", "whole"])
+    monkeypatch.chdir(trained)
     calls: list[str] = []
     real = run_experiment
 
@@ -245,12 +253,11 @@ def test_students_are_one_command_that_goes_on_where_it_was_stopped(
     assert json.loads(Path("joined/model.json").read_text())["model"]["table"] == list(model.table)
 
 
-def test_what_does_not_go_together_is_refused(home: Path, refused: Any) -> None:
-    assert (home / "whole").exists()
-    first, second = str(home / "whole/1-dm1"), str(home / "whole/2-dm2")
-    assert "both make class 0" in refused("join", first, first, "--out", home / "x")
-    assert "needs at least two" in refused("join", first, "--out", home / "x")
-    assert "no one-step generator" in refused("join", first, home / "teacher", "--out", home / "x")
+def test_what_does_not_go_together_is_refused(trained: Path, refused: Any) -> None:
+    first, second = str(trained / "whole/1-dm1"), str(trained / "whole/2-dm2")
+    assert "both make class 0" in refused("join", first, first, "--out", trained / "x")
+    assert "needs at least two" in refused("join", first, "--out", trained / "x")
+    assert "no one-step generator" in refused("join", first, trained / "teacher", "--out", trained / "x")
     with pytest.raises(UserError, match="no one-step generator"):
         joined(["emoji64-32", second])
 

@@ -134,8 +134,10 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("chains"))
         make.cache_clear()
+        before = torch.get_num_threads()
         torch.set_num_threads(1)
         yield
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", CHAINED)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,16 +21,22 @@ SIZES = (
     "--training.log-images", "16", "--training.snapshot-images", "96", "--training.checkpoint-images", "32",
     "--device", "cpu",
 )  # fmt: skip
-SLOW = """
-import sys, time
+DYING = """
+import os, signal, sys
 import imagewright.training.trainer as trainer
 from imagewright.cli.main import main
-from imagewright.training.distributed import Processes
-from imagewright.training.locking import LOCK, sole_trainer
 
-step = trainer.Trainer.train_step
-trainer.Trainer.train_step = lambda self: (time.sleep(0.1), step(self))[1]  # so that the kill falls into the run
-main(sys.argv[1:])
+step, after = trainer.Trainer.train_step, int(sys.argv[1])
+
+
+def dying(self):
+    if self.step_index == after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self)
+
+
+trainer.Trainer.train_step = dying
+main(sys.argv[2:])
 """
 
 
@@ -50,17 +55,13 @@ def arguments(name: str, run: Path, recipe: Path) -> list[str]:
 
 
 def train_and_kill(args: list[str], run: Path, after: int) -> None:
-    """Start a process that trains, and SIGKILL it when its log holds `after` steps."""
+    """Start a process that trains and is killed (SIGKILL) after so many steps; its checkpoint may be half written."""
     # Sums on a CPU depend on the number of threads that share them: both processes use as many as this one.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([sys.executable, "-c", SLOW, *args], stderr=subprocess.PIPE, env=environment)
-    log, deadline = run / "log.jsonl", time.monotonic() + 120
-    while not log.exists() or len(log.read_text().splitlines()) < after:
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        assert time.monotonic() < deadline, "the run did not get far enough to be killed"
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    words = [sys.executable, "-c", DYING, str(after), *args]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(log_of(run)) == after
 
 
 @pytest.mark.parametrize(("name", "after"), [("edm", 5), ("cd", 4)])

@@ -193,7 +193,7 @@ def test_the_run_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypat
     passed, write = threading.Event(), checkpoint.save_file
 
     def slow(*args: Any, **options: Any) -> None:
-        assert passed.wait(60), "the run waits for the disk"
+        assert passed.wait(600), "the run waits for the disk"
         write(*args, **options)
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
