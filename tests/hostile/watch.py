@@ -86,8 +86,10 @@ def _collect(reading: int, child: int, seconds: float) -> tuple[str, bool]:
 
 
 def _child(action: Callable[[], Any], folder: Path, cases: int) -> None:
+    from imagewright.data.reading import use_threads
     from imagewright.types import UserError
 
+    use_threads(2)  # as many pictures are in memory at a time, whatever the machine has
     allowed = os.path.realpath(folder)
     noticed: set[str] = set()
 
