@@ -135,7 +135,23 @@ def test_frames_are_pictures_of_two_channels() -> None:
     np.testing.assert_allclose(shown[1] / 127.5 - 1, normalised(counts)[0].permute(1, 2, 0), atol=0.004)
 
 
+def test_a_picture_on_its_ground_moves_as_one_with_a_black_border() -> None:
+    """Within a frame that has room for it, and as another set than the same without."""
+    data = replace(DIGITS, scale=1, ground=4).open()
+    assert data.spec.resolution == 16 and data.frames().spec.resolution == 16
+    rows = np.array([3, 0])
+    events, pictures = data.read(rows)
+    assert pictures.shape[1:3] == (8, 8)
+    framed = np.zeros((2, 16, 16, 1), np.uint8)
+    framed[:, 4:12, 4:12] = pictures
+    for mine, theirs in zip(events, Simulator()(framed, [3, 0], 0), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert replace(DIGITS, scale=1, ground=4).open().identity != replace(DIGITS, scale=1).open().identity
+
+
 def test_settings_that_are_none() -> None:
+    with pytest.raises(UserError, match=r"data\.ground is -1"):
+        replace(DIGITS, ground=-1)
     with pytest.raises(UserError, match=r"data\.scale is 3"):
         replace(DIGITS, scale=3)
     with pytest.raises(UserError, match=r"data\.most is 0"):
