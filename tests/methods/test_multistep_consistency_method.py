@@ -302,7 +302,7 @@ def test_both_evaluations_see_the_same_dropout_mask() -> None:
     same = next(method.match(parts, x, x, at, UNCONDITIONAL, StepNoise(0)))
     assert isinstance(same, UpdateEvent) and float(same.loss.detach().max()) < 1e-2
     other = (parts.student.estimate(x, sigma) - parts.target.estimate(x, sigma)).square().sum((1, 2, 3)).sqrt()
-    assert float(other.detach().min()) > 0.05
+    assert float(other.detach().median()) > 0.3  # some masks differ where little depends on them
 
 
 def test_steps_are_repeatable() -> None:

@@ -18,6 +18,7 @@ from imagewright.data import Loader, open_images
 from imagewright.training import checkpoint
 from imagewright.training.checkpoint import checkpoints, load_checkpoint
 from imagewright.training.config import EmaConfig, OptimizerConfig, TrainingConfig
+from imagewright.training.distributed import Processes
 from imagewright.training.trainer import Interrupted, Progress, Trainer
 from imagewright.types import Batch, Clock, Event, Follow, Parts, Trained, Update, UserError
 
@@ -159,6 +160,20 @@ def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
         "state-000000000024.safetensors",
         "state-000000000032.safetensors",
     ]
+
+
+class Later(Processes):
+    """One of several processes whose first has found a checkpoint that is not the newest any more."""
+
+    def from_first(self, number: float) -> float:
+        assert number == 32
+        return 24
+
+
+def test_the_first_process_says_from_where_all_go_on(tmp_path: Path) -> None:
+    trainer(tmp_path).train()
+    late = trainer(tmp_path, processes=Later())
+    assert late.resume() and late.images == 24
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

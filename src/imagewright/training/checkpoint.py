@@ -185,6 +185,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("state-*.safetensors"))
 
 
+def newest(folder: Path) -> int | None:
+    """The images after which the newest whole checkpoint of a folder was written; None without one."""
+    found = checkpoints(folder)
+    return int(found[-1].stem.removeprefix("state-")) if found else None
+
+
 def prune(folder: Path, keep: int, world: int = 1) -> None:
     """Remove all but the newest `keep` checkpoints, and what an interrupted write left behind.
 

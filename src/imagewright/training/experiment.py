@@ -34,7 +34,7 @@ from imagewright.models.tokens import check_device
 from imagewright.networks import NETWORKS
 from imagewright.noise import derive_seed
 from imagewright.samplers.generator import ImageGenerator, sampler_to_json
-from imagewright.training.checkpoint import checkpoints
+from imagewright.training.checkpoint import newest
 from imagewright.training.config import TrainingConfig, in_images
 from imagewright.training.distributed import Processes
 from imagewright.training.given import (
@@ -283,8 +283,7 @@ def run_experiment(
 
 def _require_ahead(folder: Path, training: TrainingConfig) -> None:
     """Raise UserError where a run that goes on is past its end, and not by the rest of a batch."""
-    there = checkpoints(folder / "checkpoints")
-    seen = int(there[-1].stem.removeprefix("state-")) if there else 0
+    seen = newest(folder / "checkpoints") or 0
     if seen - training.batch >= training.total_images:
         raise UserError(
             f"{folder} has seen {seen:,} images already; training.total_images is {training.total_images:,}, which "

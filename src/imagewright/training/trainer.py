@@ -29,6 +29,7 @@ from imagewright.training.checkpoint import (
     checkpoints,
     copied,
     load_checkpoint,
+    newest,
     require_fit,
 )
 from imagewright.training.config import TrainingConfig
@@ -214,16 +215,21 @@ class Trainer:
         return path
 
     def resume(self) -> bool:
-        """Load the newest checkpoint of the folder; False if there is none. Raises UserError if it is damaged."""
-        found = checkpoints(self.folder)
-        if found:
-            state = load_checkpoint(found[-1], self.run, whole=False)
+        """Load the newest checkpoint of the folder; False if there is none. Raises UserError if it is damaged.
+
+        The newest is what the first process finds: another may look while that is still being written.
+        """
+        found = newest(self.folder)
+        images = int(self.processes.from_first(-1 if found is None else found))
+        if images >= 0:
+            path = checkpoint_path(self.folder, images)
+            state = load_checkpoint(path, self.run, whole=False)
             try:
                 self.load_state(state)
             except UserError as error:
-                raise UserError(f"{found[-1]}: {error}") from None
+                raise UserError(f"{path}: {error}") from None
         self.log.truncate(self.step_index)  # without a checkpoint too: the first attempt may have left lines
-        return bool(found)
+        return images >= 0
 
     def _leave(self, again: bool = False) -> None:
         """Write what is due at this moment besides the checkpoint; again: a snapshot only where there is none."""
