@@ -20,12 +20,12 @@ BATCH, STEPS, WARM_UP = 2048, 500_000, 5_000
 
 
 def standin_digits(shared: bool = False) -> Experiment:
-    """Clips made of handwritten digits: two minutes on a CPU thread."""
+    """Clips made of handwritten digits: four minutes on a CPU thread."""
     return Experiment(
         data=StandinTripletsConfig(source="digits"),
         method=VATTTraining(),
         network=_small(1, shared=shared),
-        training=_training(40_000),
+        training=_training(100_000),
     )
 
 
