@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imagewright.bench.claims import event_pretraining as claim
 from imagewright.cli.dry_run import StandIns
 from imagewright.cli.main import main
 from imagewright.data.event_augment import normalised, without_hot_pixels
@@ -446,3 +447,10 @@ def test_noise_of_a_whole_step_is_the_pairs_own() -> None:
     part = views.view(views.counts(given.events[2:], 16, BatchNoise(0, 0, range(2, 4), 4)),
                       BatchNoise(0, 1, range(2, 4), 4))  # fmt: skip
     assert torch.equal(whole[2:], part) and isinstance(BatchNoise(0, 0, range(4), 4), StepNoise)
+
+
+def test_the_claim_compares_the_published_losses_whatever_the_recipe_leaves_out() -> None:
+    """It takes its method from a recipe."""
+    assert replace(claim.METHOD, views=EventViews()) == EventPretraining(hidden=256, out=32)
+    recipe = RECIPES["events-digits"]().method
+    assert replace(recipe, structure=2.0) == replace(claim.RECIPE.method, hidden=256, out=64)
