@@ -7,9 +7,9 @@
 
 All rows have about as many parameters, see the same images in as many updates, and keep their recipes' rates, which
 rise over the first twentieth and fall to zero over the last half. A wrong class is the right one moved by 1, 3 and 5.
-The class is found by the data set's shipped classifier in pictures that are drawn, as many of each class. table.json
-and samples.png (a row a class) go to runs/likelihoods-DATA-IMAGES, beside the runs; the same call again goes on where
-it was interrupted.
+The class is found by the data set's shipped classifier in pictures that are drawn, as many of each class. table.json,
+and samples.png (a row a class) where any are drawn, go to runs/likelihoods-DATA-IMAGES, beside the runs; the same call
+again goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -112,26 +112,26 @@ def measured(row: str, run: Path, data: str, n: int | None, drawn: int) -> dict[
     return found
 
 
-def sheet(data: str, folder: Path, rows: list[str]) -> None:
+def sheet(folder: Path, rows: list[str]) -> None:
     """samples.png: of each class SHOWN held-out pictures and as many of each model, from the same noise in each row."""
     spec = find_model(str(folder / rows[0])).spec
     real = open_images(spec.name, resolution=spec.resolution, split="test")
     figure = Figure(figsize=(2 + 2.2 * (len(rows) + 1), 5), layout="constrained", dpi=110)
     for axes, row in zip(figure.subplots(1, len(rows) + 1), ["held-out", *rows], strict=True):
+        model = None if row == "held-out" else load(str(folder / row), Ancestral(STEPS) if row in MASKED else None)
         lines = []
         for label in range(spec.num_classes):
-            if row == "held-out":
+            if model is None:
                 some = real.images(np.flatnonzero(real.labels == label)[:SHOWN])
                 some = np.pad(some, ((0, SHOWN - len(some)), (0, 0), (0, 0), (0, 0)), constant_values=255)
             else:
-                model = load(str(folder / row), Ancestral(num_steps=STEPS) if row in MASKED else None)
                 some = model.generate(SHOWN, labels=label, seed=1)
             framed = np.pad(some, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
             lines.append(np.concatenate(list(framed), axis=1))
         axes.imshow(np.concatenate(lines).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(row, fontsize=9)
         axes.set_xticks([])
-        names = spec.class_names if row == "held-out" else ()
+        names = () if model else spec.class_names
         axes.set_yticks([(k + 0.5) * (spec.resolution + 2) for k in range(len(names))], names, fontsize=8)
     figure.savefig(folder / "samples.png")
 
@@ -149,7 +149,7 @@ def table(data: str, rows: tuple[str, ...], images: int, batch: int, n: int | No
         known[row] = {"parameters": parameters, "options": line, **measured(row, run, data, n, drawn)}
         write_json(folder / "table.json", known)
     if drawn:
-        sheet(data, folder, [row for row in rows if row in known])
+        sheet(folder, [row for row in rows if row in known])
     for row, found in known.items():
         print(row, {k: v for k, v in found.items() if k != "options"})
 

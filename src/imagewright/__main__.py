@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
-from imagewright.leaving import run_and_leave
+from imagewright.leaving import is_alone, run_and_leave
 
 
 def main() -> None:
@@ -15,7 +14,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("imagewright: interrupted\n")
         raise SystemExit(130) from None
-    if os.environ.get("WORLD_SIZE", "").strip() in ("", "1"):
+    if is_alone():
         run()
     else:
         run_and_leave(run)

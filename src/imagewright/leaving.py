@@ -1,4 +1,4 @@
-"""How one of several processes ends."""
+"""Whether this is one of several processes, and how one of them ends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
+
+
+def is_alone() -> bool:
+    """Whether torchrun has started no other process beside this one (WORLD_SIZE, which may be absent or empty)."""
+    return os.environ.get("WORLD_SIZE", "").strip() in ("", "1")
 
 
 def run_and_leave(run: Callable[[], object]) -> NoReturn:

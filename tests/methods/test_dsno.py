@@ -91,8 +91,10 @@ def transformed(x: Tensor, weight: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("times", [1, 2, 3, 4, 7, 8])
 @pytest.mark.parametrize("modes", [1, 2, 5])
-def test_the_spectral_map(times: int, modes: int) -> None:
-    x, y = (StepNoise(k).normal(torch.empty(2, times, 6, 3, dtype=F64)) for k in (1, 2))
+@pytest.mark.parametrize("places", [2, 6])
+def test_the_spectral_map(times: int, modes: int, places: int) -> None:
+    """With fewer places than channels it is computed in another way."""
+    x, y = (StepNoise(k).normal(torch.empty(2, times, places, 3, dtype=F64)) for k in (1, 2))
     weight = StepNoise(3).normal(torch.empty(3, 3, modes, 2, dtype=F64))
     got = spectral(x, weight)
     torch.testing.assert_close(got, transformed(x, weight), rtol=1e-10, atol=1e-10)
@@ -104,8 +106,9 @@ def test_the_spectral_map(times: int, modes: int) -> None:
     torch.testing.assert_close(spectral(x, identity), x)
 
 
-def test_gradients_are_finite_differences() -> None:
-    x = StepNoise(1).normal(torch.empty(1, 4, 2, 2, dtype=F64)).requires_grad_()
+@pytest.mark.parametrize("places", [1, 2])
+def test_gradients_are_finite_differences(places: int) -> None:
+    x = StepNoise(1).normal(torch.empty(1, 4, places, 2, dtype=F64)).requires_grad_()
     weight = StepNoise(3).normal(torch.empty(2, 2, 2, 2, dtype=F64)).requires_grad_()
     assert torch.autograd.gradcheck(spectral, (x, weight))
 

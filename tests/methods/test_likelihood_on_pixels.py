@@ -412,3 +412,12 @@ def test_resuming_changes_no_bit(name: str, resumed_run: Callable[[Experiment], 
     recompute = name == "routing"
     training = replace(base.training, checkpoint_images=16, optimizer=optimizer, recompute=recompute, **sizes)
     resumed_run(replace(base, network=replace(base.network, **small), training=training))
+
+
+@pytest.mark.parametrize("chunk", [1, 2000, 1 << 20])
+def test_the_causal_selection_is_the_same_in_pieces(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of places, and of images where few places would be looked at together."""
+    net, query = routing(4, 7).eval(), torch.randn(5, 2, 40, 6).double()
+    whole = torch.cat([net(each, each, each) for each in query.split(1)])
+    monkeypatch.setattr("imagewright.networks.routing_transformer.CHUNK", chunk)
+    torch.testing.assert_close(net(query, query, query), whole, rtol=0, atol=1e-12)

@@ -28,6 +28,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from imagewright.errors import ENDINGS, UserError
+from imagewright.leaving import is_alone
 
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -36,7 +37,7 @@ ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def first_alone() -> bool:
     """Whether this is the first of the processes that torchrun started, or the only one: others say nothing."""
-    return os.environ.get("RANK", "0").strip() in ("", "0") or os.environ.get("WORLD_SIZE", "1").strip() in ("", "1")
+    return os.environ.get("RANK", "0").strip() in ("", "0") or is_alone()
 
 
 def say(text: str) -> None:
